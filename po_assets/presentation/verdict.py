@@ -1,0 +1,56 @@
+"""The verdict of a check: passed or not, one sentence, the offending rows, the next step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import dagster as dg
+
+from po_assets.presentation.tables import SHOWN_ROWS, records_table
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found; made by plain functions, shown by `to_check_result`."""
+
+    passed: bool
+    summary: str
+    """One sentence with the numbers, what is against what should be."""
+    next_step: str = ""
+    """What to do about it; shown when the check did not pass."""
+    rows: Sequence[Mapping[str, object]] = ()
+    """The offending rows (file, line, reason …)."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Plotted over time by the UI."""
+    severity: Literal["ERROR", "WARN"] = "ERROR"
+    extra: Mapping[str, dg.MetadataValue] = field(default_factory=dict)
+    """Further evidence, pictures for example."""
+
+
+def check_description(verdict: Verdict) -> str:
+    """The text the UI shows first (markdown)."""
+    parts = [verdict.summary]
+    if verdict.rows and not verdict.passed:
+        more = len(verdict.rows) - SHOWN_ROWS
+        if more > 0:
+            parts.append(f"The table shows the first {SHOWN_ROWS} of {len(verdict.rows):,} rows.")
+    if verdict.next_step and not verdict.passed:
+        parts.append(f"**What to do:** {verdict.next_step}")
+    return "\n\n".join(parts)
+
+
+def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckResult:
+    """The verdict as Dagster's result: sentence inline, rows as a table, numbers as plots."""
+    metadata: dict[str, dg.MetadataValue | float | int] = {}
+    if verdict.rows:
+        metadata["rows"] = records_table(verdict.rows)
+    metadata |= {key: float(value) for key, value in verdict.numbers.items()}
+    metadata |= dict(verdict.extra)
+    return dg.AssetCheckResult(
+        passed=verdict.passed,
+        asset_key=asset,
+        check_name=name,
+        severity=dg.AssetCheckSeverity(verdict.severity),
+        description=check_description(verdict),
+        metadata=metadata,
+    )

@@ -1,0 +1,154 @@
+"""Reading the YAML documents of a Product Owner: requirements, vision, review.
+
+Language models write this YAML, so reading never raises: what cannot be read is an empty mapping and a reason. A
+document is bounded in size, nesting and expansion before anything walks through it, so that no text can make memory or
+time explode (an alias bomb of 300 bytes expands to gigabytes).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+STATUSES = ("aligned", "needs_adjustment", "conflicts")
+"""What a review may say about the requirements, from agreement to contradiction."""
+
+MAX_DOCUMENT_CHARACTERS = 200_000
+"""About a hundred times a real document of 1 to 3 kB."""
+MAX_NESTING = 40
+"""Real documents nest three deep; PyYAML's composer recurses once a level."""
+MAX_EXPANDED_NODES = 20_000
+"""Nodes after every alias has been followed; a real document has under 100."""
+
+REQUIREMENT_SECTIONS = ("functional_requirements", "non_functional_requirements", "constraints")
+
+# libyaml reads ten times faster than PyYAML's own scanner, with the same resolver and constructor.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FENCE = re.compile(r"```(?:yaml|yml)?", re.IGNORECASE)
+_REQUIREMENT_ID = re.compile(r"\b(?:NFR|FR|REQ|CON|C)[0-9]{2,}\b", re.IGNORECASE)
+# Nesting needs flow brackets, indicators on one line ("- - - x") or deep indentation; without them it cannot be deep.
+_MAY_NEST_DEEPLY = re.compile(r"(?:[-?:][ \t]+){8}|^[ \t]{40}", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class YamlReading:
+    """What a YAML text holds: a mapping, empty when it could not be read, and then the reason."""
+
+    value: dict[Any, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RequirementEntry:
+    """One entry of a requirements document; `id` and `description` are empty where they are missing."""
+
+    id: str
+    description: str
+    section: str
+
+
+def strip_fences(text: str) -> str:
+    """The text without code fences, leading `]` characters and surrounding white space."""
+    return _FENCE.sub("", text).strip().lstrip("]")
+
+
+def read_yaml(text: str | None) -> YamlReading:
+    """Read one YAML mapping as PyYAML's safe loader types it; never raises."""
+    bare = strip_fences(text or "")
+    if not bare.strip():
+        return YamlReading(error="it is empty")
+    if len(bare) > MAX_DOCUMENT_CHARACTERS:
+        return YamlReading(error=f"it has {len(bare):,} characters, at most {MAX_DOCUMENT_CHARACTERS:,} are read")
+    try:
+        if _too_deep(bare):
+            return YamlReading(error=f"it nests more than {MAX_NESTING} levels deep")
+        value = yaml.load(bare, Loader=_LOADER)  # noqa: S506 - a safe loader
+    except yaml.YAMLError as error:
+        return YamlReading(error=_reason(error))
+    except Exception as error:  # noqa: BLE001 - PyYAML's constructors raise many kinds for odd dates and integers
+        return YamlReading(error=f"it holds a value that YAML cannot read: {str(error)[:200]}")
+    if not isinstance(value, dict):
+        return YamlReading(error=f"it is no mapping of keys to values but {_kind(value)}")
+    if ("*" in bare or "<<" in bare) and _expanded_nodes(value) > MAX_EXPANDED_NODES:
+        return YamlReading(error=f"its aliases expand to more than {MAX_EXPANDED_NODES:,} values")
+    return YamlReading(value=value)
+
+
+def read_status(review_yaml: str | None) -> str | None:
+    """The review's status in lower case, or None where it has none that is text."""
+    status = read_yaml(review_yaml).value.get("status")
+    return status.strip().lower() if isinstance(status, str) else None
+
+
+def cited_ids(text: str) -> list[str]:
+    """Requirement ids that the text names (FR001, NFR02, REQ10, C01, CON01), upper-cased, in order, each once."""
+    return list(dict.fromkeys(match.group().upper() for match in _REQUIREMENT_ID.finditer(text)))
+
+
+def requirement_entries(requirements: str | dict[Any, Any]) -> list[RequirementEntry]:
+    """The mappings in the three requirement lists that have an id or a description, in document order."""
+    document = read_yaml(requirements).value if isinstance(requirements, str) else requirements
+    return [
+        RequirementEntry(id=to_text(item.get("id")), description=to_text(item.get("description")), section=section)
+        for section in REQUIREMENT_SECTIONS
+        for item in as_list(document.get(section))
+        if isinstance(item, dict) and (item.get("id") or item.get("description"))
+    ]
+
+
+def as_list(value: object) -> list[Any]:
+    """The value itself when it is a list, else an empty list."""
+    return value if isinstance(value, list) else []
+
+
+def to_text(value: object) -> str:
+    """`str(value)`, empty for None and for integers that Python refuses to print (over 4,300 digits)."""
+    if value is None:
+        return ""
+    try:
+        return str(value)
+    except ValueError:
+        return ""
+
+
+def _too_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") < MAX_NESTING and not _MAY_NEST_DEEPLY.search(text):
+        return False
+    return any(depth > MAX_NESTING for depth in _depths(text))
+
+
+def _depths(text: str) -> Iterator[int]:
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):  # events come from a state machine, not from recursion
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            yield depth
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _expanded_nodes(value: object, known: dict[int, int] | None = None) -> int:
+    known = {} if known is None else known
+    if id(value) in known:
+        return known[id(value)]
+    if not isinstance(value, dict | list):
+        return 1
+    known[id(value)] = MAX_EXPANDED_NODES + 1  # stands while its children are counted: an alias to itself is endless
+    children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    known[id(value)] = 1 + sum(_expanded_nodes(child, known) for child in children)
+    return known[id(value)]
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    context = getattr(error, "context", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{where}{problem}{f' ({context})' if context else ''}"
+
+
+def _kind(value: object) -> str:
+    names = {str: "plain text", list: "a list", type(None): "nothing"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,148 @@
+"""The names of all artifacts under one root, which is a path or an fsspec URL.
+
+The names are stable: people grep these files.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+from upath import UPath
+
+ROOT_VARIABLE = "PO_ARTIFACTS_ROOT"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every artifact's place under `root`."""
+
+    root: UPath
+
+    @property
+    def incoming(self) -> UPath:
+        """Folder in which teacher data lands as `*.jsonl`."""
+        return self.root / "incoming"
+
+    @property
+    def raw(self) -> UPath:
+        """Every landed line verbatim."""
+        return self.root / "distillation" / "po_teacher_dataset.jsonl"
+
+    @property
+    def normalized(self) -> UPath:
+        """The readable rows in one form."""
+        return self.root / "distillation" / "po_teacher_normalized.jsonl"
+
+    @property
+    def ledger(self) -> UPath:
+        """One row per landed line: its outcome and why."""
+        return self.root / "distillation" / "po_teacher_ledger.jsonl"
+
+    @property
+    def rejected(self) -> UPath:
+        """The rejected lines verbatim, with the reason, to be fixed and landed again."""
+        return self.root / "distillation" / "po_teacher_rejected.jsonl"
+
+    @property
+    def supervised(self) -> UPath:
+        """The training rows: `prompt` and `response`."""
+        return self.root / "distillation" / "po_teacher_supervised.jsonl"
+
+    @property
+    def supervised_gate(self) -> UPath:
+        """The verdict of the supervised dataset's checks, tied to its sha256."""
+        return self.root / "distillation" / "po_teacher_supervised.gate.json"
+
+    @property
+    def eval_cases(self) -> UPath:
+        """The evaluation cases (an input)."""
+        return self.root / "evaluation" / "po_eval_cases.jsonl"
+
+    @property
+    def baseline_answers(self) -> UPath:
+        """The base model's scored answers, one row per case."""
+        return self.root / "evaluation" / "po_baseline_answers.jsonl"
+
+    @property
+    def student_answers(self) -> UPath:
+        """The student's scored answers, one row per case."""
+        return self.root / "evaluation" / "po_student_answers.jsonl"
+
+    @property
+    def answer_cache(self) -> UPath:
+        """Folder of finished answers per model and decoding, from which an interrupted evaluation goes on."""
+        return self.root / "evaluation" / "cache"
+
+    @property
+    def baseline_report(self) -> UPath:
+        """Statistics of the baseline's answers."""
+        return self.root / "evaluation" / "po_baseline_report.json"
+
+    @property
+    def report_json(self) -> UPath:
+        """Student against baseline, with the gate."""
+        return self.root / "evaluation" / "po_eval_report.json"
+
+    @property
+    def report_html(self) -> UPath:
+        """The same for people."""
+        return self.root / "evaluation" / "po_eval_report.html"
+
+    @property
+    def adapter(self) -> UPath:
+        """The student's LoRA adapter (a PEFT folder)."""
+        return self.root / "models" / "po_student_v2"
+
+    @property
+    def current(self) -> UPath:
+        """The last adapter whose gate passed."""
+        return self.root / "models" / "current"
+
+    @property
+    def base_models(self) -> UPath:
+        """Folder of converted base models."""
+        return self.root / "models" / "base"
+
+    @property
+    def checkpoints(self) -> UPath:
+        """Folder of training checkpoints."""
+        return self.root / "models" / "checkpoints"
+
+    def table(self, asset: str) -> UPath:
+        """The JSONL file of a tabular asset.
+
+        Raises:
+            KeyError: no table of that name.
+        """
+        tables = {
+            "raw_teacher": self.raw,
+            "normalized_teacher": self.normalized,
+            "supervised_dataset": self.supervised,
+            "eval_cases": self.eval_cases,
+            "baseline_report": self.baseline_answers,
+            "eval_report": self.student_answers,
+        }
+        if asset not in tables:
+            raise KeyError(f"no table is kept for asset {asset!r}; known are {', '.join(tables)}")
+        return tables[asset]
+
+
+def default_root() -> str:
+    """`PO_ARTIFACTS_ROOT`, or `artifacts/` beside the package."""
+    return os.environ.get(ROOT_VARIABLE) or str(Path(__file__).resolve().parents[2] / "artifacts")
+
+
+class Artifacts(dg.ConfigurableResource["Artifacts"]):
+    """Where artifacts are kept."""
+
+    root: str = Field(
+        default_factory=default_root,
+        description="Folder or fsspec URL (s3://…) that holds every artifact; PO_ARTIFACTS_ROOT sets the default.",
+    )
+
+    @property
+    def layout(self) -> Layout:
+        """The artifacts' places under this root."""
+        return Layout(UPath(self.root))

@@ -1,0 +1,67 @@
+"""Publication in one step, on disk and in an object store (fsspec's in-memory one)."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from po_assets.storage import atomic_directory, atomic_file, directory_digest, file_digest
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
+    return UPath(tmp_path) if request.param == "local" else UPath(f"memory://{uuid.uuid4().hex}")
+
+
+def test_a_file_is_replaced_as_a_whole(folder: UPath) -> None:
+    """Nothing is left beside it."""
+    for text in (b"old", b"new"):
+        with atomic_file(folder / "a.txt") as file:
+            file.write(text)
+    assert (folder / "a.txt").read_bytes() == b"new"
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file(folder: UPath) -> None:
+    """The half that was written vanishes."""
+    with atomic_file(folder / "a.txt") as file:
+        file.write(b"old")
+    with pytest.raises(OSError, match="disk full"), atomic_file(folder / "a.txt") as file:
+        file.write(b"ha")
+        raise OSError("disk full")
+    assert (folder / "a.txt").read_bytes() == b"old"
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
+
+
+def test_a_directory_is_replaced_as_a_whole(folder: UPath) -> None:
+    """Files that the new folder does not have are gone."""
+    for name in ("one", "two"):
+        with atomic_directory(folder / "model") as staging:
+            (staging / "sub").mkdir()
+            (staging / "sub" / name).write_text(name)
+    assert sorted(path.name for path in (folder / "model" / "sub").iterdir()) == ["two"]
+    assert [path.name for path in folder.iterdir()] == ["model"]
+
+
+def test_a_failed_directory_leaves_the_old_one(folder: UPath) -> None:
+    """An exception while it is filled changes nothing."""
+    with atomic_directory(folder / "model") as staging:
+        (staging / "weights").write_text("old")
+    with pytest.raises(RuntimeError), atomic_directory(folder / "model") as staging:
+        (staging / "weights").write_text("half")
+        raise RuntimeError
+    assert (folder / "model" / "weights").read_text() == "old"
+    assert [path.name for path in folder.iterdir()] == ["model"]
+
+
+def test_digests_see_content_and_names_only(tmp_path: Path) -> None:
+    """The same files elsewhere have the same digest; another byte or name has another."""
+    for name, content in (("a", "x"), ("b", "x"), ("c", "y")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(content)
+    digests = [directory_digest(tmp_path / name) for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+    (tmp_path / "b" / "file").rename(tmp_path / "b" / "other")
+    assert directory_digest(tmp_path / "b") != digests[0]
+    assert file_digest(tmp_path / "a" / "file") == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
