@@ -45,12 +45,16 @@ def run() -> int:
     try:
         with _only_run_on(layout), dg.DagsterInstance.get() as instance:
             job = defs.resolve_job_def(main_job.name)
-            print(f"Materializing {main_job.name} into {layout.root} (instance {os.environ['DAGSTER_HOME']})", flush=True)
+            _say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ['DAGSTER_HOME']})")
             result = job.execute_in_process(instance=instance, raise_on_error=False)
             return _report(result, layout, time.monotonic() - started)
     except BlockingIOError:
-        print(f"Another run writes to {layout.root} right now. Wait until it ends, then start this one again.")
+        _say(f"Another run writes to {layout.root} right now. Wait until it ends, then start this one again.")
         return 1
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the command line speaks on standard output
 
 
 def _prepare_environment() -> None:
@@ -100,9 +104,8 @@ def _report(result: "dg.ExecuteInProcessResult", layout: "Layout", seconds: floa
             console.print(f"  {_reason(event)}", markup=False)
     _print_gate(console, layout, produced="eval_report" in _materialized(result))
     passed = result.success and not errors
-    console.print(
-        f"\n{'[green]The run passed[/green]' if passed else '[red]The run failed[/red]'} after {seconds / 60:.1f} minutes."
-    )
+    verdict = "[green]The run passed[/green]" if passed else "[red]The run failed[/red]"
+    console.print(f"\n{verdict} after {seconds / 60:.1f} minutes.")
     console.print(f"Report: {layout.report_html}\nUI, with every check and picture: make ui", markup=False)
     return 0 if passed else 1
 

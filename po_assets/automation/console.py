@@ -27,11 +27,12 @@ class _PeopleOnly(logging.Filter):
 
 
 @dg.logger(description="Short progress lines: time, step, message.")
-def console(context: dg.InitLoggerContext) -> logging.Logger:
+def console(_context: dg.InitLoggerContext) -> logging.Logger:
     """A logger for people who watch a run in a terminal."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_ShortFormatter())
     handler.addFilter(_PeopleOnly())
-    logger = logging.Logger("po_assets", level=logging.INFO)
+    # Not a registered one: each run adds its handler to a logger of its own.
+    logger = logging.Logger("po_assets", level=logging.INFO)  # noqa: LOG001
     logger.addHandler(handler)
     return logger

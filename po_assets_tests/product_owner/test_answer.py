@@ -38,7 +38,9 @@ def test_unlabelled_blocks_are_told_apart_by_their_keys() -> None:
 
 def test_a_cut_answer_says_what_is_missing() -> None:
     """A block that was never closed is not taken for a whole one."""
-    assert parse_answer("```yaml VISION\na: 1\n```\n```yaml REVIEW\nstatus: al").missing == ("the REVIEW block is not closed",)
+    assert parse_answer("```yaml VISION\na: 1\n```\n```yaml REVIEW\nstatus: al").missing == (
+        "the REVIEW block is not closed",
+    )
     assert parse_answer("no idea").missing == ("the VISION block is missing", "the REVIEW block is missing")
 
 
@@ -68,7 +70,11 @@ FAULTS = [
     (VISION, "- a", "the REVIEW does not parse as YAML: it is no mapping of keys to values but a list"),
     (_without(VISION, "product_name", "target_users"), REVIEW, "the VISION has no product_name and no product_summary"),
     (VISION, _without(REVIEW, "narrative"), "the REVIEW has no narrative"),
-    (VISION, _without(REVIEW, "  aligned", "recommended").replace("alignment:", "alignment: []"), "is no mapping but '[]'"),
+    (
+        VISION,
+        _without(REVIEW, "  aligned", "recommended").replace("alignment:", "alignment: []"),
+        "is no mapping but '[]'",
+    ),
     (VISION, _without(REVIEW, "  gaps", "  conflicts"), "requirements_alignment has no list gaps"),
     (VISION, REVIEW.replace("FR0", "R0").replace("C0", "K0").replace("NR0", "N0"), "names a requirement id"),
     (VISION, REVIEW.replace("- Keep FR001 and FR002 as they are.\n", ""), "recommended_actions holds 1, at least 2"),

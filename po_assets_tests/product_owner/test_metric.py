@@ -25,7 +25,11 @@ def test_nothing_at_all_scores_one_sixty_fourth() -> None:
 
 def _vision(*, date: str, summary: str | None = None) -> str:
     text = VISION.replace("'2026-05-14'", date)
-    return text if summary is None else text.replace(text[text.index("product_summary") : text.index("target_users")], summary)
+    return (
+        text
+        if summary is None
+        else text.replace(text[text.index("product_summary") : text.index("target_users")], summary)
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,7 +41,7 @@ def _vision(*, date: str, summary: str | None = None) -> str:
     ],
 )
 def test_a_review_that_does_not_parse_leaves_the_visions_points(vision: str, total: float) -> None:
-    """The landmarks 0.35 and 0.375 (the date unquoted), once read as a wrong status, and the same with a quoted date."""
+    """The landmarks 0.35 and 0.375 (the date unquoted), once read as a wrong status."""
     score = score_product_owner(REQUIREMENTS, vision, UNPARSABLE_REVIEW)
     assert score.total == pytest.approx(total, abs=1e-12)
     assert score.problems[0].startswith("the REVIEW did not parse as YAML: line 3, column 7: mapping values")
@@ -78,7 +82,9 @@ def test_problems_come_most_costly_first_and_sum_to_what_is_missing() -> None:
     assert sum(lost) == pytest.approx((1 - score.total) * 120, abs=0.06 * len(lost))
 
 
-@pytest.mark.parametrize("text", ["- a\n- b", "7", "2024-01-01", "null", "[[[", "]]]\nstatus: aligned", "\x00", "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["- a\n- b", "7", "2024-01-01", "null", "[[[", "]]]\nstatus: aligned", "\x00", "\ud800"]
+)
 def test_documents_of_another_kind_count_as_empty(text: str) -> None:
     """A list, a number, a date, nothing: never an exception."""
     assert 0 <= score_product_owner(text, text, text).total <= 1 / 16
@@ -99,8 +105,28 @@ def test_deep_nesting_ends_at_once() -> None:
 
 _YAML_LIKE = st.lists(
     st.sampled_from(
-        ["status: ", "aligned", "conflicts", "\n", "- ", "  ", "requirements_alignment:", "gaps: []", "summary:\n- x\n"]
-        + ["narrative: ", "FR001 ", "&a ", "*a ", "!!python/none ", "'", '"', "{", "}", "0x" + "f" * 5000, "1:" * 50]
+        [
+            "status: ",
+            "aligned",
+            "conflicts",
+            "\n",
+            "- ",
+            "  ",
+            "requirements_alignment:",
+            "gaps: []",
+            "summary:\n- x\n",
+            "narrative: ",
+            "FR001 ",
+            "&a ",
+            "*a ",
+            "!!python/none ",
+            "'",
+            '"',
+            "{",
+            "}",
+            "0x" + "f" * 5000,
+            "1:" * 50,
+        ]
     ),
     max_size=30,
 ).map("".join)

@@ -62,7 +62,7 @@ def test_chunks_together_are_the_whole_table(tmp_path: Path) -> None:
     stage_jsonl(target, [FRAME]).publish()
     chunks = list(read_jsonl_chunks(target, rows=2))
     assert [len(chunk) for chunk in chunks] == [2, 1]
-    pd.testing.assert_frame_equal(pd.concat(chunks), read_jsonl(target), check_dtype=False)
+    assert pd.concat(chunks).to_json() == read_jsonl(target).to_json()
 
 
 @pytest.mark.parametrize(("line", "reason"), [(b"{", "line 2 is no JSON"), (b"[1]", "line 2 is no JSON object")])
