@@ -1,0 +1,151 @@
+"""The assets eval_cases and supervised_dataset: read, call the plain functions, say what came out.
+
+How rows are chosen belongs to `selection` and `closing`.
+"""
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import dagster as dg
+
+from po_assets.base_model import BaseModel, BaseModelError
+from po_assets.dataset.closing import Closed, TablesDisagreeError, build_supervised
+from po_assets.dataset.eval_cases import COLUMNS as CASE_COLUMNS
+from po_assets.dataset.eval_cases import EvalCasesError, read_eval_cases
+from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.selection import Array, SelectionRules
+from po_assets.dataset.token_budget import TokenBudget, token_budget
+from po_assets.presentation import bar_chart, column_schema, histogram, records_table
+from po_assets.product_owner import PROMPT_VERSION
+from po_assets.storage import Artifacts, StagedTable, digest_of, file_digest, read_manifest
+from po_assets.teacher.assets import OWNERS, normalized_teacher
+from po_assets.teacher.ledger import Outcome
+from po_assets.teacher.parallel import WorkerLostError
+
+CASES_CODE_VERSION = "1"
+SUPERVISED_CODE_VERSION = f"1+prompt.{PROMPT_VERSION}"
+GROUP = "dataset"
+COLUMNS = {
+    "prompt": ("string", "The one prompt: concept and requirements. Training, baseline and student share it."),
+    "response": ("string", "The teacher's answer: the fenced YAML blocks VISION and REVIEW."),
+}
+_HISTOGRAM_VALUES = 20_000
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "jsonl"},
+    code_version=CASES_CODE_VERSION,
+    metadata={"dagster/column_schema": column_schema(CASE_COLUMNS)},
+    description=(
+        "One row per evaluation case: an input, a reference answer and the right status.\n\n"
+        "The file is written by people and committed; this asset validates it and never rewrites it. "
+        "Its inputs are held out of training."
+    ),
+)
+def eval_cases(artifacts: Artifacts) -> dg.MaterializeResult[Any]:
+    """Read and validate the evaluation cases."""
+    path = artifacts.layout.eval_cases
+    try:
+        cases = read_eval_cases(path)
+    except EvalCasesError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(file_digest(path)),
+        metadata={
+            "dagster/row_count": len(cases),
+            "statuses": bar_chart(dict(Counter(case.status for case in cases)), "Right status"),
+            "tiers": bar_chart(dict(Counter(case.tier for case in cases)), "Tiers"),
+            "preview": records_table(
+                [{"case_id": c.case_id, "tier": c.tier, "status": c.status, "concept": c.concept} for c in cases[:5]]
+            ),
+            "path": dg.MetadataValue.path(str(path)),
+        },
+    )
+
+
+@dg.asset(
+    deps=[normalized_teacher, eval_cases],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "pandas", "jsonl"},
+    code_version=SUPERVISED_CODE_VERSION,
+    io_manager_key="io_manager",
+    metadata={"dagster/column_schema": column_schema(COLUMNS)},
+    description=(
+        "One row per training example: `prompt` and `response`, nothing else.\n\n"
+        "Selected from the normalized rows by the resource `selection`: score, hold-out of evaluation inputs, "
+        "duplicates, length in tokens, number. Closes the **row ledger**: every row left out is named there with the "
+        "reason. Nothing is ever truncated."
+    ),
+)
+def supervised_dataset(
+    context: dg.AssetExecutionContext, artifacts: Artifacts, selection: SelectionPolicy, base_model: BaseModel
+) -> dg.MaterializeResult[Any]:
+    """Choose and write the training rows."""
+    layout, rules = artifacts.layout, selection.rules()
+    try:
+        cases = read_eval_cases(layout.eval_cases)
+        budget = token_budget(base_model, layout)
+        staged, closed = build_supervised(layout, rules, cases, budget)
+    except (EvalCasesError, BaseModelError, TablesDisagreeError, WorkerLostError) as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    normalized = read_manifest(layout.normalized)
+    staged = staged.with_manifest(
+        inputs={
+            "normalized_teacher": normalized.sha256 if normalized else "",
+            "eval_cases": file_digest(layout.eval_cases),
+        },
+        config=digest_of({"rules": asdict(rules), "model": budget.model, "max_length": budget.max_length}),
+        code_version=SUPERVISED_CODE_VERSION,
+        extra={
+            "base_model": budget.model,
+            "max_length": budget.max_length,
+            "outcomes": closed.outcomes.by_outcome(),
+            "statuses": dict(closed.statuses),
+            "vision_in_landed_prompt": closed.vision_in_prompt,
+        },
+    )
+    context.log.info(", ".join(f"{count:,} {name}" for name, count in closed.outcomes.by_outcome().items()))
+    return _result(staged, closed, rules, budget, str(layout.supervised))
+
+
+def _result(
+    staged: StagedTable, closed: Closed, rules: SelectionRules, budget: TokenBudget, path: str
+) -> dg.MaterializeResult[Any]:
+    decisions = closed.decisions
+    kept_tokens = decisions.tokens[decisions.where(Outcome.KEPT)]
+    metadata: dict[str, dg.MetadataValue | int | float] = {
+        "dagster/row_count": staged.rows,
+        "landed": closed.outcomes.total,
+        "outcomes": records_table(closed.outcomes.table()),
+        "preview": records_table(closed.preview),
+        "path": dg.MetadataValue.path(path),
+        "tokens": int(kept_tokens.sum()),
+    }
+    if len(decisions):
+        metadata["scores"] = histogram(
+            _thinned(decisions.score),
+            f"Scores ({rules.score_source}) of all readable rows",
+            "score",
+            {"min_score": rules.min_score},
+        )
+    if staged.rows:
+        metadata |= {
+            "statuses": bar_chart(dict(closed.statuses.most_common()), "Status of the training rows"),
+            "tiers": bar_chart(dict(closed.tiers.most_common()), "Tiers of the training rows"),
+            "lengths": histogram(
+                _thinned(kept_tokens),
+                f"Tokens per training row ({budget.model})",
+                "tokens",
+                {"max_length": budget.max_length},
+            ),
+        }
+    return dg.MaterializeResult(value=staged, data_version=dg.DataVersion(staged.sha256), metadata=metadata)
+
+
+def _thinned(values: Array) -> list[float]:
+    """At most `_HISTOGRAM_VALUES` of the values, evenly picked: a picture needs no more."""
+    return [float(value) for value in values[:: max(1, -(-len(values) // _HISTOGRAM_VALUES))]]

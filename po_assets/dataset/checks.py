@@ -1,0 +1,112 @@
+"""The checks of supervised_dataset, all in one step, and the gate record that makes their verdict last.
+
+What they look at, and what they say, belongs to `verdicts` and `leakage`.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from po_assets.base_model import BaseModel, BaseModelError
+from po_assets.dataset.assets import supervised_dataset
+from po_assets.dataset.closing import kept_places
+from po_assets.dataset.eval_cases import EvalCasesError, read_eval_cases
+from po_assets.dataset.gate import write_gate
+from po_assets.dataset.holdout import HoldOut
+from po_assets.dataset.leakage import AnswerNotInPromptRule, DuplicatePromptsRule, OverlapRule
+from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.token_budget import TokenBudget, token_budget
+from po_assets.dataset.training_row import Rule, TrainingRow
+from po_assets.dataset.verdicts import ConflictsRule, FitsContextRule, SchemaRule, ValidTargetsRule, retention
+from po_assets.presentation import Verdict, to_check_result
+from po_assets.storage import Artifacts, Layout, file_digest, read_manifest
+from po_assets.teacher.ledger import Outcome, count_outcomes, read_rows
+
+_ASSET = "supervised_dataset"
+_DESCRIPTIONS = {
+    "schema": "Every row is a prompt and a response of the one form, and there are as many as the ledger calls kept.",
+    "conflicts_share": "Enough rows teach the status conflicts, and every one that passed the score filter is there.",
+    "no_eval_overlap": "No row has the input of an evaluation case, or nearly.",
+    "fits_context": "No row loses a token: all fit into the length that the base model is trained with.",
+    "targets_pass_validator": "The responses pass the validator that students' answers must pass.",
+    "answer_not_in_prompt": "No prompt holds the vision that the answer must contain.",
+    "duplicate_prompts": "Every prompt has one answer.",
+    "retention": "The share of landed rows fit for training lies where it is expected.",
+}
+BLOCKING = ("schema", "conflicts_share", "no_eval_overlap", "fits_context")
+
+
+@dg.multi_asset_check(
+    name="supervised_dataset_checks",
+    specs=[
+        dg.AssetCheckSpec(name, asset=supervised_dataset, blocking=name in BLOCKING, description=description)
+        for name, description in _DESCRIPTIONS.items()
+    ],
+    can_subset=True,
+)
+def supervised_dataset_checks(
+    context: dg.AssetCheckExecutionContext, artifacts: Artifacts, selection: SelectionPolicy, base_model: BaseModel
+) -> Iterator[dg.AssetCheckResult]:
+    """Run the selected checks; when they are all, record their verdict as the dataset's gate."""
+    layout = artifacts.layout
+    wanted = {key.name for key in context.selected_asset_check_keys}
+    try:
+        verdicts = supervised_verdicts(layout, selection, token_budget(base_model, layout), wanted)
+    except (EvalCasesError, BaseModelError) as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    if wanted == set(_DESCRIPTIONS):
+        write_gate(layout.supervised_gate, file_digest(layout.supervised), verdicts)
+    for name, verdict in verdicts.items():
+        yield to_check_result(name, _ASSET, verdict)
+
+
+def supervised_verdicts(
+    layout: Layout, policy: SelectionPolicy, budget: TokenBudget, wanted: set[str]
+) -> dict[str, Verdict]:
+    """The verdicts of the wanted checks, from the files as they stand."""
+    outcomes = count_outcomes(read_rows(layout.ledger))
+    manifest = read_manifest(layout.supervised)
+    rules: dict[str, Rule] = {
+        "schema": SchemaRule(outcomes.of(Outcome.KEPT)),
+        "conflicts_share": _conflicts_rule(layout, policy),
+        "no_eval_overlap": OverlapRule(
+            HoldOut(read_eval_cases(layout.eval_cases), policy.near_duplicate_threshold),
+            policy.near_duplicate_threshold,
+        ),
+        "fits_context": FitsContextRule(budget),
+        "targets_pass_validator": ValidTargetsRule(),
+        "answer_not_in_prompt": AnswerNotInPromptRule(
+            int(manifest.extra.get("vision_in_landed_prompt", 0)) if manifest else 0
+        ),
+        "duplicate_prompts": DuplicatePromptsRule(),
+    }
+    chosen = {name: rule for name, rule in rules.items() if name in wanted}
+    for row in _training_rows(layout):
+        for rule in chosen.values():
+            rule.add(row)
+    verdicts = {name: rule.verdict() for name, rule in chosen.items()}
+    if "retention" in wanted:
+        verdicts["retention"] = retention(outcomes, policy.min_retention, policy.max_retention)
+    return verdicts
+
+
+def _training_rows(layout: Layout) -> Iterator[TrainingRow]:
+    """The training rows, each with the place under which it landed, as far as the ledger has one for it."""
+    places = kept_places(read_rows(layout.ledger))
+    for number, row in enumerate(read_rows(layout.supervised), start=1):
+        file, line = next(places, (layout.supervised.name, number))
+        yield TrainingRow(file, line, row)
+
+
+def _conflicts_rule(layout: Layout, policy: SelectionPolicy) -> ConflictsRule:
+    """The rule, told of every conflicts row that passed the score filter and was left out."""
+    rule = ConflictsRule(policy.min_conflicts_share)
+    score = "score" if policy.score_source == "declared" else "metric_score"
+    readable = (entry for entry in read_rows(layout.ledger) if entry["decided_by"] == _ASSET)
+    for entry, row in zip(readable, read_rows(layout.normalized), strict=False):
+        if row["status"] == "conflicts" and row[score] >= policy.min_score and entry["outcome"] != Outcome.KEPT:
+            rule.add_left_out(entry, row)
+    return rule
+
+
+dataset_checks = [supervised_dataset_checks]

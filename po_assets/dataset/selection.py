@@ -1,0 +1,220 @@
+"""Selection: which normalized rows are trained on, and why each of the others is not.
+
+The order of decisions is fixed: score, hold-out, duplicates, length, number. Every decision depends on the rows'
+content and the rules alone, never on the order in which files landed. Reading and writing tables belongs to `closing`.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from po_assets.dataset.eval_cases import EvalCase
+from po_assets.dataset.holdout import HoldOut
+from po_assets.product_owner import build_prompt
+from po_assets.teacher.identity import content_digest
+from po_assets.teacher.ledger import Outcome
+
+SCORE_SOURCES = ("declared", "metric")
+NEVER_SAMPLED_AWAY = "conflicts"
+"""Conflicts rows are the rare ones that the student needs most; one that passed the filter is always kept."""
+
+_CODES = {outcome: code for code, outcome in enumerate(Outcome)}
+_OUTCOMES = list(Outcome)
+
+Array = np.ndarray[Any, Any]
+Measure = Callable[[Sequence[int]], Iterable[int]]
+"""From row numbers in ascending order to those rows' lengths in tokens."""
+
+
+@dataclass(frozen=True)
+class SelectionRules:
+    """What decides about rows; the settings' meaning is described in `policy`."""
+
+    min_score: float = 0.82
+    score_source: str = "declared"
+    max_samples: int | None = 400
+    seed: int = 42
+    drop_duplicates: bool = False
+    near_duplicate_threshold: float = 0.8
+
+
+@dataclass
+class Decisions:
+    """One entry per normalized row, in compact arrays: 50 bytes a row, whatever the rows' size."""
+
+    file: Array
+    """Position of the landed file (int32), in the order of `files`."""
+    line: Array
+    score: Array
+    """The score that counts, by the rules."""
+    outcome: Array
+    """Code of the outcome (int8)."""
+    conflicts: Array
+    """Whether the row's status is conflicts."""
+    key: Array
+    """Keyed digest of the row's content (uint64): the order in which rows are chosen."""
+    prompt: Array
+    """Digest of the row's prompt (uint64)."""
+    case: Array
+    """Position of the evaluation case that the row overlaps with (int32), -1 for none."""
+    similarity: Array
+    tokens: Array
+    """Length in tokens (int32), 0 where it was not measured."""
+    winner: Array
+    """Number of the row that is kept instead of this duplicate (int64), -1 for none."""
+    files: list[str]
+    case_ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    def where(self, outcome: Outcome) -> Array:
+        """Numbers of the rows with this outcome, ascending."""
+        return np.flatnonzero(self.outcome == _CODES[outcome])
+
+    def outcome_of(self, row: int) -> Outcome:
+        """A row's outcome."""
+        return _OUTCOMES[int(self.outcome[row])]
+
+    def set(self, rows: Array, outcome: Outcome) -> None:
+        """Decide about rows."""
+        self.outcome[rows] = _CODES[outcome]
+
+    def place(self, row: int) -> tuple[str, int]:
+        """File and line under which a row landed."""
+        return self.files[int(self.file[row])], int(self.line[row])
+
+
+def make_judge(
+    rules: SelectionRules, cases: list[EvalCase], files: list[str]
+) -> Callable[[list[bytes]], dict[str, Array]]:
+    """A function that says of a block of normalized rows all that can be said of each row alone."""
+    hold_out = HoldOut(cases, rules.near_duplicate_threshold)
+    positions = {case.case_id: position for position, case in enumerate(cases)}
+    file_positions = {name: position for position, name in enumerate(files)}
+    key = hashlib.blake2b(str(rules.seed).encode(), digest_size=16).digest()
+    source = "score" if rules.score_source == "declared" else "metric_score"
+
+    def judge(lines: list[bytes]) -> dict[str, Array]:
+        judged = [_judge_row(orjson.loads(line)) for line in lines]
+        columns = zip(*judged, strict=True)
+        return {name: np.array(column, dtype) for (name, dtype), column in zip(_JUDGED.items(), columns, strict=True)}
+
+    def _judge_row(row: dict[str, Any]) -> tuple[Any, ...]:
+        outcome, case, similarity = Outcome.KEPT, -1, 0.0
+        concept, requirements = row["concept"], row["requirements_yaml"]
+        if row[source] < rules.min_score:
+            outcome = Outcome.BELOW_MIN_SCORE
+        elif overlap := hold_out.find(concept, requirements, row["input_digest"]):
+            outcome, similarity = Outcome.HELD_OUT, overlap.similarity
+            case = positions[overlap.case_id]
+            if overlap.same_input:
+                similarity = SAME_INPUT
+        digest = content_digest(concept, requirements, row["vision_yaml"], row["review_yaml"], key=key)
+        prompt = hashlib.blake2b(build_prompt(concept, requirements).encode(), digest_size=8).digest()
+        return (
+            file_positions[row["file"]],
+            row["line"],
+            row[source],
+            _CODES[outcome],
+            row["status"] == NEVER_SAMPLED_AWAY,
+            int.from_bytes(digest),
+            int.from_bytes(prompt),
+            case,
+            similarity,
+        )
+
+    return judge
+
+
+SAME_INPUT = 2.0
+"""Stands in `Decisions.similarity` for the very same input, which is more than any similarity."""
+
+_JUDGED: dict[str, Any] = {
+    "file": np.int32,
+    "line": np.int64,
+    "score": np.float64,
+    "outcome": np.int8,
+    "conflicts": np.bool_,
+    "key": np.uint64,
+    "prompt": np.uint64,
+    "case": np.int32,
+    "similarity": np.float32,
+}
+
+
+def gather(judged: Iterable[dict[str, Array]], files: list[str], case_ids: list[str]) -> Decisions:
+    """Put the blocks' judgements together, in order."""
+    blocks = list(judged)
+    columns = {
+        name: np.concatenate([block[name] for block in blocks]) if blocks else np.array([], dtype)
+        for name, dtype in _JUDGED.items()
+    }
+    rows = len(columns["line"])
+    return Decisions(
+        **columns,
+        tokens=np.zeros(rows, np.int32),
+        winner=np.full(rows, -1, np.int64),
+        files=files,
+        case_ids=case_ids,
+    )
+
+
+def select(decisions: Decisions, rules: SelectionRules, max_length: int, measure: Measure) -> None:
+    """Decide about every row that passed score and hold-out: duplicates, then length, then number.
+
+    Lengths are only measured as far as needed: rows are taken in the order of their keys until `max_samples` fit, so
+    that a million rows cost no more tokenizing than are kept.
+    """
+    if rules.drop_duplicates:
+        _drop_duplicates(decisions)
+    candidates = decisions.where(Outcome.KEPT)
+    always = candidates[decisions.conflicts[candidates]]
+    others = candidates[~decisions.conflicts[candidates]]
+    others = others[np.lexsort((others, decisions.key[others]))]
+    room = len(candidates) if rules.max_samples is None else rules.max_samples
+    taken = max(0, room - len(always))
+    batch, waiting = np.concatenate([always, others[:taken]]), others[taken:]
+    fitting = 0
+    while len(batch):
+        rows = np.sort(batch)
+        decisions.tokens[rows] = np.fromiter(measure(rows.tolist()), np.int32, len(rows))
+        too_long = rows[decisions.tokens[rows] > max_length]
+        decisions.set(too_long, Outcome.OVER_LENGTH)
+        fitting += len(rows) - len(too_long)
+        taken = max(0, room - fitting)
+        batch, waiting = waiting[:taken], waiting[taken:]
+    decisions.set(waiting, Outcome.OVER_MAX_SAMPLES)
+
+
+def _drop_duplicates(decisions: Decisions) -> None:
+    """Keep one answer to each prompt: conflicts rows first, then the best score, then the smallest key.
+
+    A conflicts row is only dropped for an exact copy of itself.
+    """
+    rows = decisions.where(Outcome.KEPT)
+    order = np.lexsort(
+        (
+            rows,
+            decisions.key[rows],
+            -decisions.score[rows],
+            ~decisions.conflicts[rows],
+            decisions.prompt[rows],
+        )
+    )
+    rows = rows[order]
+    kept: int | None = None
+    copies: dict[int, int] = {}
+    for row in rows.tolist():
+        if kept is None or decisions.prompt[row] != decisions.prompt[kept]:
+            kept, copies = row, {}
+        key = int(decisions.key[row])
+        copy_of = copies.setdefault(key, row)
+        winner = copy_of if decisions.conflicts[row] else kept
+        if winner != row:
+            decisions.winner[row] = winner
+            decisions.outcome[row] = _CODES[Outcome.DUPLICATE]

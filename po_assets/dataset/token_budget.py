@@ -1,0 +1,33 @@
+"""How many tokens a training row has, by the tokenizer and chat template that training uses, and how many it may have.
+
+Tokenizing itself belongs to `base_model`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from po_assets.base_model import BaseModel
+from po_assets.storage import Layout
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """The longest row that fits, and the function that counts a row's tokens."""
+
+    model: str
+    max_length: int
+    row_length: Callable[[str, str], int]
+    """From prompt and response to the tokens of the whole training row, chat template and end of sequence included."""
+
+
+def token_budget(base_model: BaseModel, layout: Layout) -> TokenBudget:
+    """The budget of the configured base model.
+
+    Raises:
+        BaseModelError: the base model's settings are wrong, or it cannot be had.
+    """
+    from po_assets.base_model import ChatFormat, ensure_tokenizer, load_tokenizer
+
+    spec = base_model.resolved()
+    chat = ChatFormat(load_tokenizer(ensure_tokenizer(spec, layout)))
+    return TokenBudget(spec.name, spec.max_length, chat.row_length)

@@ -1,0 +1,217 @@
+"""The assets of evaluation: `baseline_report` (once per base model) and `eval_report` (per adapter).
+
+Thin: they read, call the plain functions of this package, and show. Their checks are in `checks`.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pandas as pd
+from upath import UPath
+
+from po_assets.base_model import BaseModel
+from po_assets.evaluation.settings import ENGINE_VERSION, DecodingSettings
+from po_assets.presentation import column_schema, figure_picture, records_table
+from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
+from po_assets.storage import Artifacts, atomic_file, digest_of, file_digest, read_manifest, stage_jsonl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from po_assets.evaluation.scoring import ScoredAnswer
+    from po_assets.evaluation.student_evaluation import Evaluation
+
+CODE_VERSION = f"1+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
+
+GROUP = "evaluation"
+OWNERS = ["team:po-distillation"]
+KINDS = {"python", "pytorch", "huggingface"}
+POOL = "gpu"
+_COLUMNS = column_schema(
+    {
+        "case_id": ("string", "The evaluation case."),
+        "model": ("string", "baseline or student."),
+        "tier": ("string", "simple, medium or corporate."),
+        "text": ("string", "The answer as it came out."),
+        "finish_reason": ("string", "stop, length (cut at the token limit) or missing."),
+        "tokens": ("int", "Tokens of the answer."),
+        "seconds": ("float", "Computing time of the answer."),
+        "attempts": ("int", "How often it was asked for."),
+        "total": ("float", "Score, 0 to 1."),
+        "schema": ("float", "Points for the form, at most 30."),
+        "vision": ("float", "Points for the vision's completeness, at most 30."),
+        "alignment": ("float", "Points for the requirements covered, at most 30."),
+        "specificity": ("float", "Points for the review's specificity, at most 30."),
+        "problems": ("list[string]", "What cost points, most costly first."),
+        "valid": ("bool", "Whether the answer passes the validator."),
+        "invalid_reason": ("string", "The first reason why not."),
+        "status": ("string", "The status in the answer."),
+        "reference_status": ("string", "The right status."),
+        "unknown_ids": ("list[string]", "Cited requirement ids that the case does not have."),
+        "invented_conflicts": ("int", "Conflicts listed where the reference lists none."),
+        "decoding": ("string", "Digest of the decoding settings."),
+        "model_digest": ("string", "Digest of the weights that answered."),
+        "metric_version": ("string", "Version of the metric."),
+    }
+)
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds=KINDS,
+    pool=POOL,
+    code_version=CODE_VERSION,
+    metadata={"dagster/column_schema": _COLUMNS},
+    description="One row per evaluation case: the untrained base model's answer and its score. The student is compared "
+    "with it under the same prompt and decoding. Answers given before come from a cache.",
+)
+def baseline_report(
+    context: dg.AssetExecutionContext,
+    eval_cases: pd.DataFrame,
+    artifacts: Artifacts,
+    base_model: BaseModel,
+    decoding: DecodingSettings,
+) -> dg.MaterializeResult[Any]:
+    """Answer all cases with the base model."""
+    from po_assets.evaluation.cases import cases_from_frame
+    from po_assets.evaluation.report import answers_summary
+    from po_assets.evaluation.student_evaluation import answer_with_baseline
+
+    layout, settings, spec = artifacts.layout, decoding.decoding(), base_model.resolved()
+    scored = answer_with_baseline(cases_from_frame(eval_cases), layout, spec, settings, context.log.info)
+    summary = answers_summary(scored, spec.name, settings)
+    with atomic_file(layout.baseline_report) as file:
+        file.write(json.dumps(summary, indent=1).encode())
+    return _answers_result(
+        scored,
+        layout.baseline_answers,
+        inputs={"eval_cases": file_digest(layout.eval_cases), "base_model": scored[0].model_digest},
+        config=settings.digest,
+        metadata={
+            "model": spec.name,
+            "decoding": settings.described(),
+            "report": dg.MetadataValue.path(str(layout.baseline_report)),
+        },
+    )
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds=KINDS,
+    pool=POOL,
+    code_version=CODE_VERSION,
+    deps=["lora_adapter"],
+    metadata={"dagster/column_schema": _COLUMNS},
+    description="One row per evaluation case: the student's answer and its score, with the gate that decides whether "
+    "the adapter becomes models/current, and a report for people (HTML and JSON). The thresholds are its checks.",
+)
+def eval_report(
+    context: dg.AssetExecutionContext,
+    eval_cases: pd.DataFrame,
+    baseline_report: pd.DataFrame,
+    artifacts: Artifacts,
+    base_model: BaseModel,
+    decoding: DecodingSettings,
+) -> dg.MaterializeResult[Any]:
+    """Answer all cases with the student, compare it with the baseline, gate it, report it, promote it."""
+    from po_assets.evaluation.cases import cases_from_frame
+    from po_assets.evaluation.student_evaluation import evaluate_student
+
+    layout, settings = artifacts.layout, decoding.decoding()
+    evaluation = evaluate_student(
+        cases_from_frame(eval_cases),
+        baseline_report,
+        layout,
+        base_model.resolved(),
+        decoding,
+        log=context.log.info,
+    )
+    baseline_manifest = read_manifest(layout.baseline_answers)
+    return _answers_result(
+        evaluation.student,
+        layout.student_answers,
+        inputs={
+            "eval_cases": file_digest(layout.eval_cases),
+            "baseline_report": baseline_manifest.sha256 if baseline_manifest else "",
+            "lora_adapter": evaluation.record.adapter_sha256,
+        },
+        config=digest_of([settings.digest, decoding.free_decoding().digest, decoding.free_cases]),
+        metadata=_report_metadata(evaluation, layout.report_html, layout.report_json),
+    )
+
+
+def _answers_result(
+    scored: "Sequence[ScoredAnswer]",
+    path: UPath,
+    *,
+    inputs: dict[str, str],
+    config: str,
+    metadata: "Mapping[str, Any]",
+) -> dg.MaterializeResult[Any]:
+    from po_assets.evaluation.scoring import answers_frame
+    from po_assets.evaluation.statistics import summarize
+
+    staged = stage_jsonl(path, [answers_frame(scored)])
+    summary = summarize(scored)
+    lowest = sorted(scored, key=lambda answer: answer.total)
+    return dg.MaterializeResult(
+        value=staged.with_manifest(inputs=inputs, config=config, code_version=CODE_VERSION),
+        data_version=dg.DataVersion(staged.sha256),
+        metadata={
+            **metadata,
+            "dagster/row_count": staged.rows,
+            "mean score": summary.mean,
+            "standard deviation": summary.std,
+            "valid answers": summary.valid_share,
+            "status accuracy": summary.status_accuracy,
+            "macro-F1": summary.macro_f1,
+            "tokens per second": summary.tokens_per_second,
+            "lowest cases": records_table(
+                [
+                    {
+                        "case": a.case_id,
+                        "tier": a.tier,
+                        "score": a.total,
+                        "valid": a.valid,
+                        "status": a.status or "none",
+                        "right status": a.reference_status,
+                        "what cost points": "; ".join(a.problems[:2]) or "nothing",
+                    }
+                    for a in lowest
+                ]
+            ),
+        },
+    )
+
+
+def _report_metadata(evaluation: "Evaluation", html: UPath, report: UPath) -> dict[str, Any]:
+    free = evaluation.free
+    return {
+        "report": _link(html),
+        "report as JSON": dg.MetadataValue.path(str(report)),
+        "gate": "passed" if evaluation.record.passed else "failed",
+        "gate table": records_table(
+            [
+                {
+                    "threshold": row.name,
+                    "required": row.required,
+                    "value": row.value,
+                    "verdict": "pass" if row.passed else ("FAIL" if row.severity == "ERROR" else "warning"),
+                }
+                for row in evaluation.record.rows
+            ]
+        ),
+        "promotion": evaluation.promotion,
+        "decoding": evaluation.record.decoding,
+        "without grammar": free.described if free else "The student was not asked without grammar.",
+        **{name: figure_picture(figure, name) for name, figure in evaluation.figures().items()},
+    }
+
+
+def _link(html: UPath) -> dg.MetadataValue[Any]:
+    """A link that a browser on the same machine opens; an object store's URL is shown as it is."""
+    local = html.protocol in ("", "file", "local")
+    return dg.MetadataValue.url(html.absolute().as_uri() if local else str(html))

@@ -1,0 +1,143 @@
+"""What an answer is worth: the metric, the validator, and what the metric does not see. Every case counts.
+
+One `ScoredAnswer` is one line of the answers table, the unit of truth: statistics, gate and report derive from these
+lines and can be rebuilt from them without a model.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pandas as pd
+
+from po_assets.evaluation.answers import Answer
+from po_assets.evaluation.cases import EvaluationCase
+from po_assets.product_owner import (
+    METRIC_VERSION,
+    cited_ids,
+    parse_answer,
+    read_status,
+    read_yaml,
+    score_product_owner,
+    validate_answer,
+)
+
+# "None identified", "No conflicts found": what language models write into a list that they should leave empty.
+_PLACEHOLDER = re.compile(r"^\W*(?:none|no(?:thing| conflicts?)?|n/a)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """One model's answer to one case with everything that is said about it."""
+
+    case_id: str
+    model: str
+    """`baseline` or `student`."""
+    tier: str
+    text: str
+    finish_reason: str
+    tokens: int
+    seconds: float
+    attempts: int
+    total: float
+    schema: float
+    vision: float
+    alignment: float
+    specificity: float
+    problems: list[str]
+    valid: bool
+    invalid_reason: str
+    status: str | None
+    """What the answer says; None where it says nothing readable."""
+    reference_status: str
+    unknown_ids: list[str]
+    """Cited requirement ids that this case does not have."""
+    invented_conflicts: int
+    """Conflicts listed where the reference lists none; the metric pays for them."""
+    decoding: str
+    """Digest of the decoding settings."""
+    model_digest: str
+    metric_version: str = METRIC_VERSION
+
+    @property
+    def status_is_right(self) -> bool:
+        """Whether the answer's status is the reference's."""
+        return self.status == self.reference_status
+
+
+def score_answer(case: EvaluationCase, answer: Answer, *, model: str, model_digest: str, decoding: str) -> ScoredAnswer:
+    """Score one answer. No answer, a cut one, an invalid one: each gets what the metric gives it."""
+    parsed = parse_answer(answer.text)
+    vision, review = parsed.vision_yaml or "", parsed.review_yaml or ""
+    score = score_product_owner(case.requirements_yaml, vision, review)
+    verdict = validate_answer(parsed.vision_yaml, parsed.review_yaml)
+    known = {identifier.upper() for identifier in case.requirement_ids}
+    return ScoredAnswer(
+        case_id=case.case_id,
+        model=model,
+        tier=case.tier,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        tokens=answer.tokens,
+        seconds=answer.seconds,
+        attempts=answer.attempts,
+        total=score.total,
+        schema=score.schema,
+        vision=score.vision,
+        alignment=score.alignment,
+        specificity=score.specificity,
+        problems=[*parsed.missing, *score.problems],
+        valid=bool(verdict),
+        invalid_reason=verdict.reason,
+        status=read_status(review),
+        reference_status=case.status,
+        unknown_ids=[identifier for identifier in cited_ids(review) if identifier not in known],
+        invented_conflicts=0 if case.reference_conflicts else len(_conflicts(review)),
+        decoding=decoding,
+        model_digest=model_digest,
+    )
+
+
+def score_answers(
+    cases: Sequence[EvaluationCase], answers: Sequence[Answer], *, model: str, model_digest: str, decoding: str
+) -> list[ScoredAnswer]:
+    """One scored answer per case, in the order of the cases; a case without answer scores as an empty one."""
+    by_case = {answer.case_id: answer for answer in answers}
+    return [
+        score_answer(
+            case,
+            by_case.get(case.case_id) or Answer(case.case_id, "", "missing", 0, 0.0, 0),
+            model=model,
+            model_digest=model_digest,
+            decoding=decoding,
+        )
+        for case in cases
+    ]
+
+
+def answers_frame(scored: Sequence[ScoredAnswer]) -> pd.DataFrame:
+    """The answers table: one row per case."""
+    return pd.DataFrame([asdict(answer) for answer in scored], columns=[field.name for field in fields(ScoredAnswer)])
+
+
+def answers_from_records(records: Iterable[Mapping[Any, Any]], source: str) -> list[ScoredAnswer]:
+    """Read lines of the answers table back.
+
+    Raises:
+        ValueError: a line lacks a field, as one written by another version does; `source` is named.
+    """
+    names = {field.name for field in fields(ScoredAnswer)}
+    try:
+        return [ScoredAnswer(**{key: value for key, value in record.items() if key in names}) for record in records]
+    except TypeError as error:
+        raise ValueError(
+            f"{source} was written by another version of po_assets ({error}): materialize it again"
+        ) from error
+
+
+def _conflicts(review_yaml: str) -> list[str]:
+    alignment = read_yaml(review_yaml).value.get("requirements_alignment")
+    conflicts = alignment.get("conflicts") if isinstance(alignment, dict) else None
+    listed = [str(item) for item in conflicts] if isinstance(conflicts, list) else []
+    return [item for item in listed if not _PLACEHOLDER.match(item)]

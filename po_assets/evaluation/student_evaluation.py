@@ -1,0 +1,227 @@
+"""From models to verdicts: the baseline's answers, the student's answers, the gate, the report, the promotion.
+
+Reads top to bottom, free of Dagster's run time: what the two assets do. The parts are in the other modules.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import pandas as pd
+from upath import UPath
+
+from po_assets.base_model import BaseModelSpec, base_model_digest, ensure_base_model, require_hardware
+from po_assets.evaluation.answering import AnsweringModel, Log, answer_cases
+from po_assets.evaluation.answers import AnswerCache
+from po_assets.evaluation.cases import EvaluationCase
+from po_assets.evaluation.gate import (
+    THRESHOLDS,
+    GateRecord,
+    evaluate_gate,
+    gate_passed,
+    gate_path,
+    refuse_unpaired,
+    write_gate,
+)
+from po_assets.evaluation.pictures import case_scores, confusion_picture, data_uri, score_histogram
+from po_assets.evaluation.promotion import promote, promoted_adapter
+from po_assets.evaluation.report import FreeRun, build_report, free_run, now, read_report, write_report
+from po_assets.evaluation.scoring import ScoredAnswer, answers_from_records, score_answers
+from po_assets.evaluation.settings import Decoding, DecodingSettings
+from po_assets.evaluation.statistics import confusion_matrix
+from po_assets.storage import Layout, digest_of, file_digest, read_manifest
+from po_assets.storage.atomic import is_local
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation of a student."""
+
+    baseline: Sequence[ScoredAnswer]
+    student: Sequence[ScoredAnswer]
+    record: GateRecord
+    free: FreeRun | None
+    promotion: str
+    """What became of the adapter, in one sentence."""
+
+    def figures(self) -> "Mapping[str, Figure]":
+        """The pictures, by title."""
+        return evaluation_figures(self.baseline, self.student)
+
+
+def evaluation_figures(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer]) -> "Mapping[str, Figure]":
+    """The pictures of an evaluation, by title."""
+    return {
+        "Baseline against student": case_scores(baseline, student, THRESHOLDS.mean_score),
+        "Score histogram": score_histogram(baseline, student, THRESHOLDS.mean_score),
+        "Student's statuses": confusion_picture(confusion_matrix(student), "Student's statuses"),
+        "Baseline's statuses": confusion_picture(confusion_matrix(baseline), "Baseline's statuses"),
+    }
+
+
+def answer_with_baseline(
+    cases: Sequence[EvaluationCase], layout: Layout, spec: BaseModelSpec, decoding: Decoding, log: Log
+) -> list[ScoredAnswer]:
+    """The base model's scored answers."""
+    from po_assets.evaluation.models import load_baseline
+
+    require_hardware(spec)
+    folder = ensure_base_model(spec, layout)
+    digest = _model_digest(folder, spec)
+    cache = AnswerCache(layout.answer_cache, digest, decoding.digest)
+    answers = answer_cases(cases, decoding, cache, lambda: load_baseline(folder, spec), log=log, name="baseline")
+    return score_answers(cases, answers, model="baseline", model_digest=digest, decoding=decoding.digest)
+
+
+def evaluate_student(
+    cases: Sequence[EvaluationCase],
+    baseline_table: pd.DataFrame,
+    layout: Layout,
+    spec: BaseModelSpec,
+    settings: DecodingSettings,
+    *,
+    log: Log,
+) -> Evaluation:
+    """Answer with the student, gate it against the baseline, write report and gate record, promote if it passed.
+
+    Raises:
+        dagster.Failure: there is no adapter, or the baseline was made with other cases, decoding or base model.
+    """
+    decoding = settings.decoding()
+    require_hardware(spec)
+    folder = ensure_base_model(spec, layout)
+    base_digest = _model_digest(folder, spec)
+    adapter_sha256 = _adapter_digest(layout)
+    baseline = answers_from_records(baseline_table.to_dict(orient="records"), str(layout.baseline_answers))
+    refuse_other_baseline(baseline, cases, decoding, base_digest, layout)
+
+    with contextlib.ExitStack() as stack:
+        student_digest = digest_of([base_digest, adapter_sha256])
+        load = _loaded_once(stack, folder, spec, layout)
+        cache = AnswerCache(layout.answer_cache, student_digest, decoding.digest)
+        answers = answer_cases(cases, decoding, cache, load, log=log, name="student")
+        student = score_answers(cases, answers, model="student", model_digest=student_digest, decoding=decoding.digest)
+        free = None
+        if decoding.mode == "constrained" and settings.free_cases:
+            free_decoding, some = settings.free_decoding(), spread(cases, settings.free_cases)
+            free_cache = AnswerCache(layout.answer_cache, student_digest, free_decoding.digest)
+            free_answers = answer_cases(some, free_decoding, free_cache, load, log=log, name="student without grammar")
+            free = free_run(
+                score_answers(
+                    some, free_answers, model="student", model_digest=student_digest, decoding=free_decoding.digest
+                )
+            )
+            log(free.described if free else "")
+
+    rows = evaluate_gate(baseline, student)
+    record = GateRecord(
+        adapter_sha256=adapter_sha256,
+        baseline_digest=base_digest,
+        cases_sha256=file_digest(layout.eval_cases),
+        decoding=decoding.described(),
+        passed=gate_passed(rows),
+        time=now(),
+        rows=rows,
+    )
+    report = build_report(
+        cases,
+        baseline,
+        student,
+        record,
+        models={"baseline": spec.name, "student": f"{spec.name} with adapter {adapter_sha256[:12]}"},
+        free=free,
+        previous=read_report(layout.report_json),
+    )
+    pictures = {name: data_uri(figure) for name, figure in evaluation_figures(baseline, student).items()}
+    write_report(report, layout.report_json, layout.report_html, pictures)
+    write_gate(gate_path(layout), record)
+    evaluation = Evaluation(baseline, student, record, free, promotion=_promote(layout, record))
+    log(f"the gate {'passed' if record.passed else 'FAILED'}; {evaluation.promotion}")
+    return evaluation
+
+
+def refuse_other_baseline(
+    baseline: Sequence[ScoredAnswer],
+    cases: Sequence[EvaluationCase],
+    decoding: Decoding,
+    base_digest: str,
+    layout: Layout,
+) -> None:
+    """Raise `dagster.Failure`, naming every mismatch, unless the baseline answered these cases in this very way."""
+    faults = []
+    if {answer.case_id for answer in baseline} != {case.case_id for case in cases}:
+        faults.append(f"it answered {len(baseline)} cases, which are not the {len(cases)} of today")
+    manifest = read_manifest(layout.baseline_answers)
+    if manifest is not None and manifest.inputs.get("eval_cases") not in (None, file_digest(layout.eval_cases)):
+        faults.append("the evaluation cases have changed since")
+    if any(answer.decoding != decoding.digest for answer in baseline):
+        faults.append(f"it was decoded with other settings than the student's ({decoding.described()})")
+    if any(answer.model_digest != base_digest for answer in baseline):
+        faults.append("it is of another base model than the student's")
+    if faults:
+        raise dg.Failure(
+            description=f"The baseline does not fit this evaluation: {'; '.join(faults)}. Materialize baseline_report "
+            "with the same settings, then eval_report again.",
+            allow_retries=False,
+        )
+    refuse_unpaired(baseline, baseline)
+
+
+def spread(cases: Sequence[EvaluationCase], count: int) -> list[EvaluationCase]:
+    """`count` cases at even distances, so that every tier and status has its share; all when there are fewer."""
+    if count >= len(cases):
+        return list(cases)
+    return [cases[index * len(cases) // count] for index in range(count)]
+
+
+def _adapter_digest(layout: Layout) -> str:
+    manifest = read_manifest(layout.adapter)
+    if manifest is None:
+        raise dg.Failure(
+            description=f"There is no finished adapter in {layout.adapter} (no manifest.json). Materialize "
+            "lora_adapter first.",
+            allow_retries=False,
+        )
+    return manifest.sha256
+
+
+def _model_digest(folder: Path, spec: BaseModelSpec) -> str:
+    return digest_of([base_model_digest(folder), spec.quantization])
+
+
+def _loaded_once(
+    stack: contextlib.ExitStack, folder: Path, spec: BaseModelSpec, layout: Layout
+) -> Callable[[], AnsweringModel]:
+    from po_assets.evaluation.models import lazily, load_student
+
+    return lazily(lambda: load_student(folder, spec, stack.enter_context(_local_folder(layout.adapter))))
+
+
+@contextlib.contextmanager
+def _local_folder(folder: UPath) -> Iterator[Path]:
+    """The folder itself where it is on this machine, else a temporary copy."""
+    if is_local(folder):
+        yield Path(str(folder))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in folder.iterdir():
+            if file.is_file():
+                with file.open("rb") as source, Path(temporary, file.name).open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+        yield Path(temporary)
+
+
+def _promote(layout: Layout, record: GateRecord) -> str:
+    if record.passed:
+        return f"adapter {record.adapter_sha256[:12]} is now {promote(layout, record)}."
+    current = promoted_adapter(layout)
+    kept = f"adapter {current[:12]} stays current" if current else "no adapter is current yet"
+    return f"adapter {record.adapter_sha256[:12]} is not promoted; {kept}."

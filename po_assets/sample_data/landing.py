@@ -1,0 +1,156 @@
+"""The committed sample data: three landing files of teacher rows and the evaluation cases, byte for byte reproducible.
+
+The files tell how teacher data came in: a first generation with a tail of thin answers, a second teacher in another
+format, and a few conflicts examples, because neither teacher had produced any.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from po_assets.product_owner import format_answer, score_product_owner
+from po_assets.sample_data.domains import load_domains
+from po_assets.sample_data.draws import pick_some, shuffled
+from po_assets.sample_data.prose import EVALUATION_REGIONS, TRAINING_REGIONS
+from po_assets.sample_data.records import Answered, answer_case, as_record, draw_case, review_prompt, to_line
+from po_assets.sample_data.scenario import Scenario, Status, Tier
+
+SEED = 42
+FIRST_GENERATION = "incoming/2026-05-first_generation.jsonl"
+SECOND_TEACHER = "incoming/2026-08-second_teacher.jsonl"
+CONFLICTS = "incoming/2026-09-conflicts.jsonl"
+EVALUATION_CASES = "evaluation/po_eval_cases.jsonl"
+
+_FIRST_PLAN: tuple[tuple[Status, bool, int], ...] = (
+    ("aligned", False, 206),
+    ("aligned", True, 19),
+    ("needs_adjustment", False, 93),
+    ("needs_adjustment", True, 1),
+)
+"""Status, whether the score is low, and rows: 319 in all."""
+_LEAST_REFERENCE_SCORE = 0.85
+_SECOND_PLAN: tuple[tuple[Status, bool, int], ...] = (("aligned", False, 34), ("needs_adjustment", False, 16))
+_TEMPLATED_CONFLICTS = 7
+_ANSWERED_TWICE = 8
+"""Cases of the first generation that were sent to the teacher twice, and are answered differently."""
+_EVALUATION_STATUSES: dict[Status, int] = {"aligned": 22, "needs_adjustment": 12, "conflicts": 6}
+_EVALUATION_TIERS: dict[Tier, int] = {"simple": 25, "medium": 11, "corporate": 4}
+"""40 cases, statuses and tiers dealt out independently."""
+
+
+@dataclass
+class _Draw:
+    """Cases drawn so far, so that no concept comes twice unless it is meant to."""
+
+    rng: Random
+    purpose_is_training: bool = True
+    concepts: set[str] = field(default_factory=set)
+
+    def case(self, status: Status, tier: Tier | None = None) -> Scenario:
+        domains = load_domains("training" if self.purpose_is_training else "evaluation")
+        regions = TRAINING_REGIONS if self.purpose_is_training else EVALUATION_REGIONS
+        while True:
+            scenario = draw_case(self.rng, domains, regions, status=status, tier=tier)
+            if scenario.concept not in self.concepts:
+                self.concepts.add(scenario.concept)
+                return scenario
+
+
+def write_sample_data(root: Path, seed: int = SEED) -> dict[Path, int]:
+    """Write all four files under `root` (made where missing) and return the rows of each."""
+    written = {}
+    for name, rows in sample_files(seed).items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(to_line(row) for row in rows))
+        written[path] = len(rows)
+    return written
+
+
+def sample_files(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each file, by its path under the artifacts root."""
+    draw = _Draw(Random(seed))  # noqa: S311 - sample data, no secrets
+    evaluation = _Draw(Random(seed + 1), purpose_is_training=False)  # noqa: S311
+    return {
+        FIRST_GENERATION: _first_generation(draw),
+        SECOND_TEACHER: _second_teacher(draw),
+        CONFLICTS: [*_handmade_conflicts(), *_templated_conflicts(draw)],
+        EVALUATION_CASES: list(_evaluation_cases(evaluation)),
+    }
+
+
+def _first_generation(draw: _Draw) -> list[dict[str, Any]]:
+    rng = draw.rng
+    wanted = [(status, low) for status, low, rows in _FIRST_PLAN for _ in range(rows)]
+    wanted = shuffled(rng, wanted)
+    again = set(pick_some(rng, range(len(wanted) // 2, len(wanted)), _ANSWERED_TWICE))
+    earlier: dict[Status, list[Scenario]] = {"aligned": [], "needs_adjustment": []}
+    rows = []
+    for index, (status, low) in enumerate(wanted):
+        if index in again:
+            scenario = earlier[status].pop(rng.randrange(len(earlier[status])))
+        else:
+            scenario = draw.case(status)
+            earlier[status].append(scenario)
+        rows.append(as_record(answer_case(rng, scenario, low=low), "teacher", f"FIRST-{index + 1:04d}"))
+    return rows
+
+
+def _second_teacher(draw: _Draw) -> list[dict[str, Any]]:
+    wanted = [(status, low) for status, low, rows in _SECOND_PLAN for _ in range(rows)]
+    wanted = shuffled(draw.rng, wanted)
+    return [
+        as_record(answer_case(draw.rng, draw.case(status), low=low), "nested", f"SECOND-{index:04d}")
+        for index, (status, low) in enumerate(wanted, start=1)
+    ]
+
+
+def _templated_conflicts(draw: _Draw) -> Iterator[dict[str, Any]]:
+    for index in range(1, _TEMPLATED_CONFLICTS + 1):
+        answered = answer_case(draw.rng, draw.case("conflicts"))
+        yield as_record(answered, "prompt_output", f"CONFLICT-TEMPLATE-{index:02d}")
+
+
+def _handmade_conflicts() -> Iterator[dict[str, Any]]:
+    text = files("po_assets.sample_data").joinpath("handmade_conflicts.yaml").read_text("utf-8")
+    for raw in yaml.safe_load(text):
+        yield {
+            "concept_id": raw["concept_id"],
+            "tier": raw["tier"],
+            "prompt": review_prompt(raw["concept"], raw["requirements_yaml"]),
+            "output": format_answer(raw["vision_yaml"], raw["review_yaml"]),
+            "score": _handmade_score(raw),
+        }
+
+
+def _handmade_score(raw: Mapping[str, str]) -> float:
+    return score_product_owner(raw["requirements_yaml"], raw["vision_yaml"], raw["review_yaml"]).total
+
+
+def _evaluation_cases(draw: _Draw) -> Iterator[dict[str, Any]]:
+    statuses = shuffled(draw.rng, [status for status, rows in _EVALUATION_STATUSES.items() for _ in range(rows)])
+    tiers = shuffled(draw.rng, [tier for tier, rows in _EVALUATION_TIERS.items() for _ in range(rows)])
+    for index, (status, tier) in enumerate(zip(statuses, tiers, strict=True), start=1):
+        answered = _reference(draw, status, tier)
+        yield {
+            "case_id": f"EVAL-{index:02d}",
+            "tier": tier,
+            "concept": answered.scenario.concept,
+            "requirements_yaml": answered.scenario.requirements_yaml,
+            "reference_vision_yaml": answered.vision_yaml,
+            "reference_review_yaml": answered.review_yaml,
+            "status": status,
+        }
+
+
+def _reference(draw: _Draw, status: Status, tier: Tier) -> Answered:
+    scenario = draw.case(status, tier)
+    while True:
+        answered = answer_case(draw.rng, scenario)
+        if answered.score >= _LEAST_REFERENCE_SCORE:
+            return answered

@@ -1,0 +1,193 @@
+"""Sample rows in the three formats that teacher data lands in, each with the metric's own score.
+
+`generate_rows` streams any number of them; `landing` picks the ones that are committed as files.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+from po_assets.product_owner import format_answer
+from po_assets.sample_data.domains import Domain, load_domains
+from po_assets.sample_data.draws import pick_weighted
+from po_assets.sample_data.prose import TRAINING_REGIONS
+from po_assets.sample_data.review import write_review
+from po_assets.sample_data.scenario import Scenario, Status, Tier, draw_scenario
+from po_assets.sample_data.scoring import score_answer
+from po_assets.sample_data.shape import Shape, draw_brief_shape, draw_shape, draw_thin_shape
+from po_assets.sample_data.vision import write_vision
+
+RecordFormat = Literal["teacher", "nested", "prompt_output"]
+
+GENERATOR = "po-sample-generator"
+MIN_SCORE = 0.82
+LOW_BAND = (0.80, MIN_SCORE)
+ORDINARY_BAND = (0.84, 1.0)
+CONFLICTS_BAND = (0.85, 0.90)
+
+_STATUSES: tuple[Status, ...] = ("aligned", "needs_adjustment", "conflicts")
+_STATUS_WEIGHTS = (66, 30, 4)
+_TIERS: tuple[Tier, ...] = ("simple", "medium", "corporate")
+_TIER_WEIGHTS = (70, 24, 6)
+_FORMATS: tuple[RecordFormat, ...] = ("teacher", "nested", "prompt_output")
+_FORMAT_WEIGHTS = (84, 13, 3)
+_LOW_SHARE = 0.05
+_MOST_ATTEMPTS = 2_000
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A case with one answer to it and the answer's score."""
+
+    scenario: Scenario
+    vision_yaml: str
+    review_yaml: str
+    score: float
+
+
+def draw_case(
+    rng: Random,
+    domains: Sequence[Domain],
+    regions: Sequence[str] = TRAINING_REGIONS,
+    *,
+    status: Status | None = None,
+    tier: Tier | None = None,
+) -> Scenario:
+    """A case of the given status and tier, or of ones drawn in the sample data's proportions."""
+    drawn: Status = pick_weighted(rng, _STATUSES, _STATUS_WEIGHTS) if status is None else status
+    drawn_tier: Tier = pick_weighted(rng, _TIERS, _TIER_WEIGHTS) if tier is None else tier
+    return draw_scenario(rng, domains, regions, status=drawn, tier=drawn_tier)
+
+
+def answer_case(rng: Random, scenario: Scenario, *, low: bool = False) -> Answered:
+    """Answer a case so that the score lies in the band of its kind; answers outside it are written anew.
+
+    Raises:
+        RuntimeError: when none of many answers lies in the band, which the authored material should not allow.
+    """
+    draw, (least, below) = _shape_and_band(scenario.status, low=low)
+    for _ in range(_MOST_ATTEMPTS):
+        shape = draw(rng)
+        vision, review = write_vision(rng, scenario, shape), write_review(rng, scenario, shape)
+        quirk = rng.random()
+        vision_yaml, review_yaml = vision_text(vision), review_text(review, id_as_key=quirk < 0.03)
+        texts = (vision_yaml, review_yaml)
+        score = score_answer(scenario.ids, scenario.requirements_yaml, vision, review, texts)
+        if least <= score < below:
+            return Answered(scenario, vision_yaml, review_yaml, score)
+    raise RuntimeError(
+        f"None of {_MOST_ATTEMPTS} answers about {scenario.product} ({scenario.status}, {scenario.tier}) scores "
+        f"between {least} and {below}: widen the shapes in po_assets/sample_data/shape.py."
+    )
+
+
+def _shape_and_band(status: Status, *, low: bool) -> tuple[Callable[[Random], Shape], tuple[float, float]]:
+    if low:
+        return draw_thin_shape, LOW_BAND
+    if status == "aligned":
+        return draw_shape, ORDINARY_BAND
+    return draw_brief_shape, CONFLICTS_BAND if status == "conflicts" else ORDINARY_BAND
+
+
+def generate_rows(count: int, seed: int = 42, start: int = 0) -> Iterator[dict[str, Any]]:
+    """`count` landing rows (mappings that are valid JSON objects), in all three formats, all statuses and tiers.
+
+    Row i depends on `seed` and i alone, so that processes can share the work by `start`, and a longer run begins with
+    the rows of a shorter one. Memory does not grow with `count`.
+    """
+    domains = load_domains("training")
+    for index in range(start, start + count):
+        rng = Random(seed * 1_000_000_007 + index)  # noqa: S311 - sample data, no secrets
+        scenario = draw_case(rng, domains)
+        low = scenario.status != "conflicts" and rng.random() < _LOW_SHARE
+        answered = answer_case(rng, scenario, low=low)
+        yield as_record(answered, pick_weighted(rng, _FORMATS, _FORMAT_WEIGHTS), f"SAMPLE-{index:07d}")
+
+
+def as_record(answered: Answered, record_format: RecordFormat, concept_id: str) -> dict[str, Any]:
+    """The row as it lands in one of the three formats."""
+    scenario = answered.scenario
+    if record_format == "teacher":
+        return {
+            "concept": scenario.concept,
+            "requirements_yaml": scenario.requirements_yaml,
+            "teacher_product_vision": answered.vision_yaml,
+            "teacher_product_owner_review": answered.review_yaml,
+            "score": answered.score,
+            "metadata": {
+                "model": GENERATOR,
+                "provider": "po_assets",
+                "generation": "first",
+                "concept_id": concept_id,
+                "tier": scenario.tier,
+            },
+        }
+    if record_format == "nested":
+        return {
+            "input": {
+                "concept_id": concept_id,
+                "concept": scenario.concept,
+                "requirements_yaml": scenario.requirements_yaml,
+                "tier": scenario.tier,
+                "metadata": {"origin": "synthetic", "domain": scenario.domain.name},
+            },
+            "output": {"product_vision": answered.vision_yaml, "product_owner_review": answered.review_yaml},
+            "metadata": {"model": GENERATOR, "provider": "po_assets", "generation": "second"},
+            "score": answered.score,
+        }
+    return {
+        "concept_id": concept_id,
+        "tier": scenario.tier,
+        "prompt": review_prompt(scenario.concept, scenario.requirements_yaml),
+        "output": format_answer(answered.vision_yaml, answered.review_yaml),
+        "score": answered.score,
+    }
+
+
+def review_prompt(concept: str, requirements_yaml: str) -> str:
+    """The prompt of prompt/output rows: another wording than the project's own, as older data have it; no vision."""
+    return (
+        "You are a Product Owner. Review the requirements against the product concept.\n\n"
+        f"CONCEPT:\n{concept}\n\nREQUIREMENTS:\n{requirements_yaml}\n\n"
+        "Respond with two fenced YAML blocks: VISION and REVIEW."
+    )
+
+
+def vision_text(vision: dict[str, object]) -> str:
+    """The vision as YAML, dates quoted so that they stay text."""
+    lines: list[str] = []
+    for key, value in vision.items():
+        if isinstance(value, list):
+            lines += [f"{key}:", *(f"- {item}" for item in value)]
+        else:
+            lines.append(f"{key}: '{value}'" if key == "last_updated" else f"{key}: {value}")
+    return "\n".join(lines)
+
+
+def review_text(review: dict[str, Any], *, id_as_key: bool = False) -> str:
+    """The review as YAML.
+
+    With `id_as_key` the aligned items read `- FR001: lets …`, which parses to a mapping: a habit of teacher models that
+    readers of this data must cope with.
+    """
+    lines = [f"status: {review['status']}", "summary:", *(f"- {item}" for item in review["summary"])]
+    lines.append("requirements_alignment:")
+    for key, items in review["requirements_alignment"].items():
+        if not items:
+            lines.append(f"  {key}: []")
+            continue
+        lines.append(f"  {key}:")
+        for item in items:
+            first, rest = item.split(" ", 1)
+            as_key = id_as_key and key == "aligned" and not rest.startswith("and ")
+            lines.append(f"  - {first}: {rest}" if as_key else f"  - {item}")
+    lines += ["recommended_actions:", *(f"- {item}" for item in review["recommended_actions"])]
+    lines.append(f"narrative: {review['narrative']}")
+    return "\n".join(lines)
+
+
+def to_line(row: dict[str, Any]) -> bytes:
+    """One JSON line, keys in their order, newline included."""
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"

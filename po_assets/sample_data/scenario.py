@@ -1,0 +1,281 @@
+"""Drawing one case: a concept, a requirements document, and the truth about how they agree.
+
+The status follows from content alone. All statuses share one plan (number of needs, entries per section, order,
+sentence forms), so that nothing in the form of a prompt tells them apart: a missing need gives its place to further
+requirements on the other needs, a breach takes the place of a requirement. What a review says about the case belongs to
+`review`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from po_assets.sample_data.domains import Domain, Exclusion, Need
+from po_assets.sample_data.draws import pick, pick_some, shuffled
+from po_assets.sample_data.prose import CONCEPTS, REQUIREMENT_FORMS, TITLES, article, fill_numbers, first_upper, join
+
+Status = Literal["aligned", "needs_adjustment", "conflicts"]
+Tier = Literal["simple", "medium", "corporate"]
+Pattern = Literal["none", "violated_non_goal", "scope_mismatch"]
+
+
+@dataclass(frozen=True)
+class TierPlan:
+    """How many needs a concept of the tier states, and how many entries each section of its requirements holds."""
+
+    needs: tuple[int, ...]
+    functional: int
+    quality: int
+    constraint: int
+
+
+TIERS: dict[Tier, TierPlan] = {
+    "simple": TierPlan(needs=(3,), functional=3, quality=1, constraint=1),
+    "medium": TierPlan(needs=(3, 3, 4), functional=4, quality=1, constraint=1),
+    "corporate": TierPlan(needs=(3, 4), functional=4, quality=2, constraint=2),
+}
+_PRIORITIES = ("High", "Medium", "Low")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One entry of the document, and what it really is: it serves a need, limits the product, or offends."""
+
+    id: str
+    text: str
+    who: str = ""
+    action: str = ""
+    need: Need | None = None
+    topic: str = ""
+    breaks: Exclusion | None = None
+    foreign: bool = False
+
+    @property
+    def offends(self) -> bool:
+        """Whether it does what the concept excludes, or belongs to another product."""
+        return self.foreign or self.breaks is not None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A case before anyone has answered it."""
+
+    domain: Domain
+    tier: Tier
+    status: Status
+    pattern: Pattern
+    product: str
+    subject: str
+    """The product that the requirements were written for: another one when the scope is wrong."""
+    organisation: str
+    users: tuple[str, str]
+    needs: tuple[Need, ...]
+    missing: tuple[Need, ...]
+    exclusion: Exclusion
+    functional: tuple[Requirement, ...]
+    limits: tuple[Requirement, ...]
+    concept: str
+    requirements_yaml: str
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all requirements."""
+        return [entry.id for entry in (*self.functional, *self.limits)]
+
+    def doer(self, need: Need) -> str:
+        """Whoever of the concept's users acts on a need, else the product itself."""
+        return next((user for user in actors(need) if user in self.users), self.product)
+
+
+def draw_scenario(
+    rng: Random, domains: Sequence[Domain], regions: Sequence[str], *, status: Status, tier: Tier
+) -> Scenario:
+    """Draw a case of the wanted status and tier; everything else is left to `rng`."""
+    domain = pick(rng, domains)
+    plan = TIERS[tier]
+    product, organisation = pick(rng, domain.products), pick(rng, domain.organisations)
+    needs = tuple(pick_some(rng, domain.needs, pick(rng, plan.needs)))
+    users = _users(rng, domain, needs)
+    exclusion = pick(rng, domain.exclusions)
+    pattern: Pattern = "none"
+    if status == "conflicts":
+        pattern = pick(rng, ("violated_non_goal", "scope_mismatch"))
+
+    source, subject = domain, product
+    if pattern == "scope_mismatch":
+        source = pick(rng, [other for other in domains if other is not domain])
+        subject = pick(rng, source.products)
+        lines = _serve(rng, pick_some(rng, source.needs, len(needs)), plan.functional, breaches=(), foreign=True)
+        missing: tuple[Need, ...] = needs
+    else:
+        missing = _missing(rng, needs, plan.functional) if status == "needs_adjustment" else ()
+        breaches: tuple[str, ...] = ()
+        if status == "conflicts":
+            # A third of the violations are double, as far as the exclusion has two.
+            breaches = tuple(pick_some(rng, exclusion.breaches, 2 if rng.random() < 0.33 else 1))
+        served = [need for need in needs if need not in missing]
+        lines = _serve(rng, served, plan.functional, breaches=breaches, breaks=exclusion)
+        covered = {line.need for line in lines}
+        missing = tuple(need for need in needs if need not in covered)
+
+    functional = _number_functional(rng, lines)
+    limits = _limits(rng, source, plan, foreign=pattern == "scope_mismatch")
+    title = pick(rng, TITLES).format(product=subject, category=source.category)
+    return Scenario(
+        domain=domain,
+        tier=tier,
+        status=status,
+        pattern=pattern,
+        product=product,
+        subject=subject,
+        organisation=organisation,
+        users=users,
+        needs=needs,
+        missing=missing,
+        exclusion=exclusion,
+        functional=functional,
+        limits=limits,
+        concept=_concept(
+            rng,
+            domain=domain,
+            product=product,
+            organisation=organisation,
+            region=pick(rng, regions),
+            users=users,
+            needs=needs,
+            exclusion=exclusion,
+        ),
+        requirements_yaml=_requirements_yaml(rng, title, functional, limits),
+    )
+
+
+def actors(need: Need) -> list[str]:
+    """Who acts in the requirements that serve a need."""
+    return [line.split(" can ", 1)[0] for line in need.served_by]
+
+
+def _users(rng: Random, domain: Domain, needs: Sequence[Need]) -> tuple[str, str]:
+    """Two of the domain's users, those first who act on the needs that the concept names."""
+    acting = [user for need in needs for user in actors(need) if user in domain.users]
+    first, second = list(dict.fromkeys([*acting, *shuffled(rng, domain.users)]))[:2]
+    return first, second
+
+
+@dataclass(frozen=True)
+class _Line:
+    text: str
+    need: Need | None = None
+    breaks: Exclusion | None = None
+    foreign: bool = False
+
+
+def _serve(
+    rng: Random,
+    needs: Sequence[Need],
+    count: int,
+    *,
+    breaches: tuple[str, ...],
+    breaks: Exclusion | None = None,
+    foreign: bool = False,
+) -> list[_Line]:
+    """`count` requirement lines: the breaches, one line a need as far as they fit, then second lines; shuffled."""
+    first = [_Line(pick(rng, need.served_by), need, foreign=foreign) for need in needs]
+    second = [
+        _Line(text, line.need, foreign=foreign)
+        for line in first
+        if line.need
+        for text in line.need.served_by
+        if text != line.text
+    ]
+    second = shuffled(rng, second)
+    lines = [_Line(text, breaks=breaks) for text in breaches] + first + second
+    return shuffled(rng, lines[:count])
+
+
+def _missing(rng: Random, needs: tuple[Need, ...], functional: int) -> tuple[Need, ...]:
+    """One or two needs that no requirement will serve; the others must still be able to fill the document."""
+    most = len(needs) - -(-functional // 2)  # every need has at least two requirements
+    return tuple(pick_some(rng, needs, 2 if most >= 2 and rng.random() < 0.4 else 1))
+
+
+def _number_functional(rng: Random, lines: Sequence[_Line]) -> tuple[Requirement, ...]:
+    form, stop = pick(rng, REQUIREMENT_FORMS), "." if rng.random() < 0.15 else ""
+    numbered = []
+    for number, line in enumerate(lines, start=1):
+        if rng.random() < 0.15:  # documents that several people wrote are not of one form
+            form = pick(rng, REQUIREMENT_FORMS)
+        who, action = line.text.split(" can ", 1)
+        text = form.format(who=who, Who=first_upper(who), action=action)
+        numbered.append(
+            Requirement(
+                id=f"FR{number:03d}",
+                text=text + stop,
+                who=who,
+                action=action,
+                need=line.need,
+                breaks=line.breaks,
+                foreign=line.foreign,
+            )
+        )
+    return tuple(numbered)
+
+
+def _limits(rng: Random, source: Domain, plan: TierPlan, *, foreign: bool) -> tuple[Requirement, ...]:
+    drawn = [
+        ("NFR", pick_some(rng, source.qualities, plan.quality)),
+        ("C", pick_some(rng, source.constraints, plan.constraint)),
+    ]
+    return tuple(
+        Requirement(id=f"{prefix}{number:03d}", text=fill_numbers(rng, limit.text), topic=limit.topic, foreign=foreign)
+        for prefix, limits in drawn
+        for number, limit in enumerate(limits, start=1)
+    )
+
+
+def _concept(
+    rng: Random,
+    *,
+    domain: Domain,
+    product: str,
+    organisation: str,
+    region: str,
+    users: Sequence[str],
+    needs: Sequence[Need],
+    exclusion: Exclusion,
+) -> str:
+    problem = pick(rng, domain.problems)
+    return pick(rng, CONCEPTS).format(
+        product=product,
+        category=domain.category,
+        a_category=article(domain.category),
+        A_category=first_upper(article(domain.category)),
+        organisation=organisation,
+        Organisation=first_upper(organisation),
+        region=region,
+        users=join(users),
+        Users=first_upper(join(users)),
+        needs=join([need.text for need in needs]),
+        problem=problem,
+        Problem=first_upper(problem),
+        never=exclusion.text,
+    )
+
+
+def _requirements_yaml(
+    rng: Random, title: str, functional: Sequence[Requirement], limits: Sequence[Requirement]
+) -> str:
+    with_priority = rng.random() < 0.08
+    sections = {
+        "functional_requirements": functional,
+        "non_functional_requirements": [entry for entry in limits if entry.id.startswith("NFR")],
+        "constraints": [entry for entry in limits if entry.id.startswith("C")],
+    }
+    lines = [f"title: {title}"]
+    for section, entries in sections.items():
+        lines.append(f"{section}:")
+        for entry in entries:
+            lines += [f"- id: {entry.id}", f"  description: {entry.text}"]
+            if with_priority:
+                lines.append(f"  priority: {pick(rng, _PRIORITIES)}")
+    return "\n".join(lines)

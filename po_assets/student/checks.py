@@ -1,0 +1,47 @@
+"""The checks of `lora_adapter`: loads, changes_the_model, training_is_sane. One step, one process, one loaded model.
+
+Thin: the verdicts are in `verdicts`.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from po_assets.presentation import to_check_result
+from po_assets.storage import Artifacts
+from po_assets.student.assets import lora_adapter
+from po_assets.student.recipe import RecipeError, StudentRecipe
+
+_SPECS = {
+    "loads": "The adapter folder is whole and loads onto the base model with PEFT; every number in it is finite.",
+    "changes_the_model": "With the adapter the model predicts differently than without: it was trained and is in effect.",
+    "training_is_sane": "Every loss is finite and the loss fell; exactly the answers and their end-of-sequence tokens "
+    "were trained.",
+}
+
+
+@dg.multi_asset_check(
+    name="lora_adapter_checks",
+    specs=[
+        dg.AssetCheckSpec(name, asset=lora_adapter, blocking=True, description=text) for name, text in _SPECS.items()
+    ],
+    can_subset=True,
+    pool="gpu",
+)
+def lora_adapter_checks(
+    context: dg.AssetCheckExecutionContext, artifacts: Artifacts, recipe: StudentRecipe
+) -> Iterator[dg.AssetCheckResult]:
+    """Check the published adapter and the rows it was trained on."""
+    from po_assets.student.verdicts import StudentUnderTest
+
+    try:
+        student = StudentUnderTest(artifacts.layout, recipe.resolved())
+    except RecipeError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    selected = {key.name for key in context.selected_asset_check_keys}
+    for name in _SPECS:
+        if name in selected:
+            yield to_check_result(name, "lora_adapter", getattr(student, name)())
+
+
+student_checks: list[dg.AssetChecksDefinition] = [lora_adapter_checks]

@@ -1,0 +1,220 @@
+"""From the training rows and a recipe to the published adapter folder; free of Dagster.
+
+Decides whether anything has to be done, refuses data that did not pass its gate, trains, and publishes in one step:
+until the new adapter is whole, the previous one stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from po_assets.base_model import (
+    ChatFormat,
+    Precision,
+    base_model_digest,
+    choose_precision,
+    ensure_base_model,
+    load_base_model,
+    load_tokenizer,
+    require_hardware,
+)
+from po_assets.dataset.gate import refusal
+from po_assets.storage import (
+    Layout,
+    Manifest,
+    atomic_directory,
+    digest_of,
+    file_digest,
+    read_manifest,
+    write_manifest,
+)
+from po_assets.student.adapter import CONFIG, WEIGHTS, add_adapter, trainable, write_adapter
+from po_assets.student.checkpoints import CheckpointStore
+from po_assets.student.model_card import CARD, CardFacts, render_card
+from po_assets.student.progress import Progress, StepRecord
+from po_assets.student.recipe import Recipe
+from po_assets.student.rows import tokenize_rows
+from po_assets.student.training import Trained, TrainingError, train
+
+#: Version of everything that the trained weights depend on besides data and recipe; in their digest.
+CODE_VERSION = "1"
+LOG = "training_log.jsonl"
+
+
+class StudentRefusedError(RuntimeError):
+    """There must be no training now: the data did not pass its gate, or another run is training."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """The published adapter."""
+
+    folder: str
+    manifest: Manifest
+    log: list[StepRecord]
+    unchanged: bool
+    """Whether nothing had to be trained."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a training is made from."""
+
+    recipe: Recipe
+    precision: Precision
+    base_folder: Path
+    inputs: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that the weights depend on."""
+        settings = {**self.recipe.numerics(), "precision": self.precision.dtype}
+        return digest_of({"inputs": self.inputs, "recipe": settings, "code": CODE_VERSION})
+
+
+def make_student(layout: Layout, pairs: Sequence[tuple[str, str]], recipe: Recipe, progress: Progress) -> Student:
+    """Train on (prompt, response) `pairs`, the content of `layout.supervised`, unless the adapter is made of them already.
+
+    Raises `BaseModelError`, `RecipeError`, `RowError`, `TrainingError` or `StudentRefusedError`; each message names the
+    reason and the way out, and the adapter published before is untouched.
+    """
+    require_hardware(recipe.model)
+    data_sha256 = file_digest(layout.supervised)
+    if reason := refusal(layout.supervised_gate, data_sha256):
+        raise StudentRefusedError(reason)
+    base_folder = ensure_base_model(recipe.model, layout)
+    plan = _Plan(
+        recipe,
+        choose_precision(recipe.precision),
+        base_folder,
+        {"supervised_dataset": data_sha256, "base_model": base_model_digest(base_folder)},
+    )
+    with _training_lock(layout):
+        if student := _published(layout, plan):
+            progress.say("Unchanged: the adapter was made from the same data, recipe and base model; nothing to train.")
+            CheckpointStore(layout.checkpoints, plan.digest, progress.say).clear()
+            return student
+        return _train_and_publish(layout, pairs, plan, progress)
+
+
+def adapter_problem(layout: Layout) -> str | None:
+    """Why the adapter folder is not what its manifest says, or None."""
+    manifest = read_manifest(layout.adapter)
+    if manifest is None:
+        return f"there is no finished adapter in {str(layout.adapter)!r} (no manifest.json)"
+    for name, digest in manifest.extra.get("files", {}).items():
+        path = layout.adapter / name
+        if not path.exists():
+            return f"the file {name} is missing from {str(layout.adapter)!r}"
+        if file_digest(path) != digest:
+            return f"the file {name} in {str(layout.adapter)!r} was changed or damaged since it was published"
+    return None
+
+
+def read_log(layout: Layout) -> list[StepRecord]:
+    """The training log of the published adapter."""
+    lines = (layout.adapter / LOG).read_text().splitlines()
+    return [StepRecord(**json.loads(line)) for line in lines]
+
+
+def _published(layout: Layout, plan: _Plan) -> Student | None:
+    manifest = read_manifest(layout.adapter)
+    if manifest is None or manifest.config != plan.digest or adapter_problem(layout):
+        return None
+    return Student(str(layout.adapter), manifest, read_log(layout), unchanged=True)
+
+
+def _train_and_publish(layout: Layout, pairs: Sequence[tuple[str, str]], plan: _Plan, progress: Progress) -> Student:
+    recipe = plan.recipe
+    chat = ChatFormat(load_tokenizer(plan.base_folder))
+    rows = tokenize_rows(pairs, chat, recipe.model.max_length)
+    checkpoints = CheckpointStore(layout.checkpoints, plan.digest, progress.say)
+    checkpoints.drop_leftovers()
+    progress.say(f"Base model {recipe.model.name} in {plan.precision.dtype}: {plan.precision.reason}.")
+    base = load_base_model(plan.base_folder, plan.precision, quantization=recipe.model.quantization)
+    model = add_adapter(base, recipe, plan.base_folder)
+    trained = train(model, rows, recipe, progress, checkpoints, pad_id=chat.eos_id)
+    parameters = sum(parameter.numel() for parameter in trainable(model).values())
+    try:
+        with atomic_directory(layout.adapter) as staging:
+            write_adapter(model, staging)
+            manifest = _complete(staging, layout, plan, trained, parameters=parameters, rows=len(rows))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"The disk is full: the adapter could not be written to {str(layout.adapter)!r}. Free some space and "
+            "materialize lora_adapter again; it goes on from the last checkpoint. The previous adapter is still in place."
+        ) from error
+    checkpoints.clear()
+    return Student(str(layout.adapter), manifest, trained.log, unchanged=False)
+
+
+def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, parameters: int, rows: int) -> Manifest:
+    """Add log, card and manifest to the adapter's files."""
+    log = trained.log
+    files = {name: file_digest(staging / name) for name in (WEIGHTS, CONFIG)}
+    supervised = read_manifest(layout.supervised)
+    (staging / LOG).write_text("".join(json.dumps(asdict(record)) + "\n" for record in log))
+    tail = log[-max(1, len(log) // 10) :]
+    facts = CardFacts(
+        base_folder=plan.base_folder,
+        data_sha256=plan.inputs["supervised_dataset"],
+        rows=rows,
+        ledger=supervised.extra.get("outcomes", {}) if supervised else {},
+        precision=f"{plan.precision.dtype} ({plan.precision.reason})",
+        engine=trained.engine,
+        steps=len(log),
+        tokens=sum(record.tokens for record in log),
+        seconds=sum(record.seconds for record in log),
+        first_loss=log[0].loss,
+        last_loss=sum(record.loss for record in tail) / len(tail),
+        weights_sha256=files[WEIGHTS],
+    )
+    (staging / CARD).write_text(render_card(plan.recipe, facts), encoding="utf-8")
+    extra: dict[str, Any] = {
+        "files": files,
+        "trainable_parameters": parameters,
+        "resumed_at": trained.resumed_at,
+        **{key: getattr(facts, key) for key in ("precision", "engine", "steps", "tokens", "seconds")},
+        **{key: getattr(facts, key) for key in ("first_loss", "last_loss")},
+        "base_model": plan.recipe.model.name,
+        "base_folder": str(plan.base_folder),
+    }
+    # The base model's path in the configuration differs from machine to machine and says nothing about the student.
+    settings = json.loads((staging / CONFIG).read_text()) | {"base_model_name_or_path": None}
+    sha256 = digest_of({"weights": files[WEIGHTS], "settings": settings})
+    manifest = Manifest(sha256, rows, plan.inputs, plan.digest, CODE_VERSION, extra)
+    write_manifest(staging, manifest)
+    return manifest
+
+
+@contextmanager
+def _training_lock(layout: Layout) -> Iterator[None]:
+    """One training per artifact root at a time; the operating system frees the lock of a killed process.
+
+    An object store has no locks; there the pool `gpu` of the Dagster instance keeps trainings apart.
+    """
+    from filelock import FileLock, Timeout
+
+    from po_assets.storage.atomic import is_local
+
+    if not is_local(layout.adapter):
+        yield
+        return
+    path = Path(str(layout.adapter.parent)) / ".lora_adapter.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise StudentRefusedError(
+            f"Another run is training into {str(layout.adapter)!r} right now. Wait for it to end, then materialize "
+            "lora_adapter again."
+        ) from error

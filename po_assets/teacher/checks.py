@@ -1,0 +1,98 @@
+"""The checks of raw_teacher and normalized_teacher, those of one asset in one step.
+
+What they look at, and what they say, belongs to `verdicts`.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from po_assets.presentation import Verdict, to_check_result
+from po_assets.storage import Artifacts, Layout, read_manifest
+from po_assets.teacher.assets import normalized_teacher, raw_teacher
+from po_assets.teacher.landing import Source, sources_of
+from po_assets.teacher.ledger import Balance, balance, read_rows
+from po_assets.teacher.policy import IntakePolicy
+from po_assets.teacher.verdicts import (
+    DeclaredScoresRule,
+    SchemaRule,
+    has_records,
+    ledger_balances,
+    rejected_share,
+)
+
+_RAW_SPECS = [
+    dg.AssetCheckSpec(
+        "has_records",
+        asset=raw_teacher,
+        blocking=True,
+        description="The snapshot is whole and holds at least one line that is not blank.",
+    )
+]
+_NORMALIZED_SPECS = [
+    dg.AssetCheckSpec(
+        "schema",
+        asset=normalized_teacher,
+        blocking=True,
+        description="Every row has exactly the columns, with sound values, in landing order.",
+    ),
+    dg.AssetCheckSpec(
+        "ledger_balances",
+        asset=normalized_teacher,
+        blocking=True,
+        description="Every landed line has exactly one outcome, by counting the lines of the files themselves.",
+    ),
+    dg.AssetCheckSpec(
+        "rejected_share",
+        asset=normalized_teacher,
+        blocking=True,
+        description="Few enough landed rows were rejected (max_rejected_share); a warning when any was.",
+    ),
+    dg.AssetCheckSpec(
+        "declared_scores_match_metric",
+        asset=normalized_teacher,
+        description="The scores that rows declare are those that this project's metric gives them.",
+    ),
+]
+
+
+@dg.multi_asset_check(name="raw_teacher_checks", specs=_RAW_SPECS)
+def raw_teacher_checks(artifacts: Artifacts) -> Iterator[dg.AssetCheckResult]:
+    """Run the check of raw_teacher."""
+    layout = artifacts.layout
+    yield to_check_result("has_records", "raw_teacher", has_records(layout.raw, _sources(layout)))
+
+
+@dg.multi_asset_check(name="normalized_teacher_checks", specs=_NORMALIZED_SPECS, can_subset=True)
+def normalized_teacher_checks(
+    context: dg.AssetCheckExecutionContext, artifacts: Artifacts, selection: dg.ResourceParam[IntakePolicy]
+) -> Iterator[dg.AssetCheckResult]:
+    """Run the selected checks of normalized_teacher: one pass over the table, one over the ledger."""
+    wanted = {key.name for key in context.selected_asset_check_keys}
+    verdicts = normalized_verdicts(artifacts.layout, selection)
+    for name, verdict in verdicts.items():
+        if name in wanted:
+            yield to_check_result(name, "normalized_teacher", verdict)
+
+
+def normalized_verdicts(layout: Layout, policy: IntakePolicy) -> dict[str, Verdict]:
+    """The verdict of every check of normalized_teacher."""
+    sources = _sources(layout)
+    schema, scores = SchemaRule(sources), DeclaredScoresRule(policy.score_tolerance)
+    for row in read_rows(layout.normalized):
+        if schema.add(row):
+            scores.add(row)
+    counted: Balance = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
+    return {
+        "schema": schema.verdict(),
+        "ledger_balances": ledger_balances(counted),
+        "rejected_share": rejected_share(counted.outcomes, policy.max_rejected_share),
+        "declared_scores_match_metric": scores.verdict(),
+    }
+
+
+def _sources(layout: Layout) -> list[Source]:
+    return sources_of(read_manifest(layout.raw), layout.raw)
+
+
+teacher_checks = [raw_teacher_checks, normalized_teacher_checks]

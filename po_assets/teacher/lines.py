@@ -1,0 +1,139 @@
+"""One landed line: from its bytes to a JSON object, bounded in size and nesting, or the reason why not.
+
+The line is read strictly: what a lenient reader would silently repair (duplicate keys, NaN, half a character) is a
+rejection that a person can act on. What the object means belongs to `formats`.
+"""
+
+import json
+import re
+from typing import Any
+
+import orjson
+
+from po_assets.teacher.rejection import Reason, Rejected
+
+MAX_ROW_BYTES = 1 << 20
+"""A landed row may have 1 MiB: two hundred times a real row of 5 kB."""
+
+MAX_JSON_NESTING = 64
+"""Levels of objects and arrays; real rows nest three deep."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_KEY = re.compile(rb'"\s*:')
+_SNIPPET = 40
+
+
+def read_object(line: bytes, length: int | None = None) -> dict[str, Any]:
+    """The JSON object that one landed line holds.
+
+    Args:
+        line: the line's bytes; its line ending may still be there.
+        length: the line's full length in bytes where `line` is only its beginning.
+
+    Raises:
+        Rejected: the line is blank, too long, no UTF-8, no JSON, no object, nests too deep or names a key twice.
+    """
+    length = len(line) if length is None else length
+    if length > MAX_ROW_BYTES:
+        raise Rejected(
+            Reason.LINE_TOO_LONG,
+            f"the line has {length:,} bytes, a row may have {MAX_ROW_BYTES:,}; split or shorten it",
+        )
+    text = line.removeprefix(_BYTE_ORDER_MARK).strip()
+    if not text:
+        raise Rejected(Reason.BLANK_LINE, "the line holds nothing but white space; delete it")
+    try:
+        row = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _unreadable(text, error) from None
+    if not isinstance(row, dict):
+        raise Rejected(Reason.NOT_AN_OBJECT, f"the line holds {_kind(row)}, a row is a JSON object: {_quoted(text)}")
+    if text.count(b"{") + text.count(b"[") > MAX_JSON_NESTING and _nesting(row) > MAX_JSON_NESTING:
+        raise Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
+    # Every key of the text is followed by a colon, so as many colons as keys proves that no key was overwritten.
+    if len(_KEY.findall(text)) != _count_keys(row):
+        _refuse_duplicate_keys(text)
+    return row
+
+
+def _unreadable(text: bytes, error: orjson.JSONDecodeError) -> Rejected:
+    """The most telling reason for a line that is no JSON."""
+    if b"\x00" in text:
+        where = text.index(b"\x00") + 1
+        return Rejected(
+            Reason.NOT_JSON, f"the line holds a NUL byte (byte {where}); is the file UTF-16? Save it as UTF-8"
+        )
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError as fault:
+        bad = text[fault.start : fault.start + 1].hex()
+        return Rejected(
+            Reason.NOT_UTF8, f"byte {fault.start + 1} (0x{bad}) is no UTF-8 ({fault.reason}); save the file as UTF-8"
+        )
+    if "depth limit" in error.msg:  # orjson's own limit lies far above ours
+        return Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
+    constant = re.search(r":\s*(-?(?:NaN|Infinity))\b", decoded)
+    if constant and _only_constants_are_wrong(decoded):
+        key = re.search(r'"([^"]*)"\s*$', decoded[: constant.start()])
+        name = f"{key[1]} is" if key else "it holds"
+        return Rejected(
+            Reason.BAD_SCORE if key and key[1] == "score" else Reason.NOT_JSON,
+            f"{name} {constant[1]}, which is no JSON number; leave the value out or make it a number",
+        )
+    message = error.msg.split(":")[0]
+    return Rejected(Reason.NOT_JSON, f"{message} at character {error.pos + 1}: {_around(decoded, error.pos)}")
+
+
+def _only_constants_are_wrong(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse_duplicate_keys(text: bytes) -> None:
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                repeated.append(key)
+            seen.add(key)
+
+    json.loads(text, object_pairs_hook=note)
+    if repeated:
+        names = ", ".join(f'"{key[:_SNIPPET]}"' for key in dict.fromkeys(repeated[:5]))
+        raise Rejected(Reason.DUPLICATE_KEY, f"{names} stands more than once in one object; leave one of them")
+
+
+def _count_keys(value: object) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(_count_keys(item) for item in value.values() if isinstance(item, dict | list))
+    if isinstance(value, list):
+        return sum(_count_keys(item) for item in value if isinstance(item, dict | list))
+    return 0
+
+
+def _nesting(value: object) -> int:
+    """Levels of objects and arrays, counted level by level so that depth costs no recursion."""
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _kind(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _around(text: str, position: int) -> str:
+    start = max(0, position - _SNIPPET // 2)
+    return repr(text[start : start + _SNIPPET])
+
+
+def _quoted(text: bytes) -> str:
+    return repr(text[:_SNIPPET].decode(errors="replace"))

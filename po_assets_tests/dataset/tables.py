@@ -1,0 +1,104 @@
+"""Many different rows and evaluation cases, and the tables made from them, for tests of the dataset."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from po_assets.dataset.closing import Closed, build_supervised
+from po_assets.dataset.eval_cases import EvalCase, read_eval_cases
+from po_assets.dataset.selection import SelectionRules
+from po_assets.dataset.token_budget import TokenBudget
+from po_assets.storage import Layout
+from po_assets.teacher.ledger import read_rows
+from po_assets.teacher.landing import landed_files, snapshot, sources_record
+from po_assets.teacher.pipeline import normalize_snapshot
+from po_assets_tests.product_owner.documents_text import REVIEW, VISION
+from po_assets_tests.teacher.landed_rows import land, teacher_row
+
+WORDS = (
+    "harbour lantern copper orchard signal meadow violin ledger compass quarry tunnel archive beacon cedar drizzle ember"
+    " fable glacier hammock island juniper kettle lagoon marble nectar olive pepper quilt ribbon saddle thistle umbrella"
+    " velvet walnut yarrow zephyr anchor basil canyon dune elm fern grove heron iris jasper kelp lotus maple nutmeg"
+).split()
+
+WORD_COUNT = TokenBudget("word-counter", 600, lambda prompt, response: len(f"{prompt} {response}".split()))
+"""A stand-in for the tokenizer: one token per word."""
+
+
+def words(number: int, count: int) -> str:
+    """So many words that depend on the number alone."""
+    return " ".join(Random(number).choices(WORDS, k=count))
+
+
+def texts(number: int, status: str = "aligned") -> dict[str, str]:
+    """The texts of a row; rows of different numbers share next to nothing."""
+    said = [words(number * 10 + part, 8) for part in range(4)]
+    return {
+        "concept": f"A {said[0]} service, number {number}",
+        "requirements": (
+            f"title: Product {number}\nfunctional_requirements:\n- id: FR001\n  description: {said[1]}.\n"
+            f"- id: FR002\n  description: {said[2]}.\nconstraints:\n- id: C001\n  description: {said[3]}.\n"
+        ),
+        "vision": VISION.replace("Route Planner", f"Product {number}").replace(
+            "prove every delivery", words(number, 4)
+        ),
+        "review": REVIEW.replace("needs_adjustment", status).replace("NFR001", "FR002"),
+    }
+
+
+def row(number: int, status: str = "aligned", score: float | None = 0.9, **more: Any) -> dict[str, Any]:
+    """A landed row in the teacher format."""
+    return teacher_row(texts(number, status), score=score, **more)
+
+
+def case(number: int, status: str = "aligned") -> dict[str, str]:
+    """An evaluation case; the row of the same number has its input."""
+    given = texts(number, status)
+    return {
+        "case_id": f"case-{number}",
+        "tier": "simple",
+        "concept": given["concept"],
+        "requirements_yaml": given["requirements"],
+        "reference_vision_yaml": given["vision"],
+        "reference_review_yaml": given["review"],
+        "status": status,
+    }
+
+
+def write_cases(layout: Layout, cases: Iterable[Mapping[str, Any]] = (case(900), case(901))) -> list[EvalCase]:
+    """Put evaluation cases where they are read from."""
+    layout.eval_cases.parent.mkdir(parents=True, exist_ok=True)
+    layout.eval_cases.write_text("".join(json.dumps(one) + "\n" for one in cases))
+    return read_eval_cases(layout.eval_cases)
+
+
+def normalized_tables(root: Path, cases: Iterable[Mapping[str, Any]] = (case(900), case(901)), **files: Any) -> Layout:
+    """Land files, write cases, snapshot and normalize."""
+    layout = land(root, **files)
+    write_cases(layout, cases)
+    staged, sources = snapshot(landed_files(layout.incoming), layout.raw)
+    staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
+    table, _ = normalize_snapshot(layout, sources, staged.sha256, workers=1)
+    table.publish()
+    return layout
+
+
+def close(layout: Layout, budget: TokenBudget = WORD_COUNT, workers: int = 1, **rules: Any) -> Closed:
+    """Select with these rules and publish."""
+    cases = read_eval_cases(layout.eval_cases)
+    staged, closed = build_supervised(layout, SelectionRules(**rules), cases, budget, workers)
+    staged.publish()
+    return closed
+
+
+def outcomes(layout: Layout) -> list[str]:
+    """The outcomes in the ledger, in landing order."""
+    return [entry["outcome"] for entry in read_rows(layout.ledger)]
+
+
+def kept_numbers(layout: Layout) -> list[int]:
+    """The numbers of the rows that are trained on."""
+    found = (entry["prompt"].split("service, number ")[1].split("\n")[0] for entry in read_rows(layout.supervised))
+    return [int(number) for number in found]

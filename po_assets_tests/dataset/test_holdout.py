@@ -1,0 +1,77 @@
+"""Which inputs count as an evaluation case's own, or nearly."""
+
+from random import Random
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from po_assets.dataset.eval_cases import EvalCase
+from po_assets.dataset.holdout import HoldOut, jaccard, word_sequences
+from po_assets_tests.dataset.tables import case, texts
+
+CASES = [EvalCase(**case(number)) for number in range(900, 940)]
+HOLD_OUT = HoldOut(CASES, 0.8)
+
+
+def test_the_very_input_is_found() -> None:
+    """With the case it belongs to."""
+    overlap = HOLD_OUT.find(CASES[7].concept, CASES[7].requirements_yaml)
+    assert overlap is not None
+    assert (overlap.case_id, overlap.same_input, overlap.similarity) == ("case-907", True, 1.0)
+
+
+@pytest.mark.parametrize("sort_keys", [True, False])
+@pytest.mark.parametrize("flow", [True, False])
+@pytest.mark.parametrize("width", [20, 200])
+def test_another_yaml_style_hides_no_match(sort_keys: bool, flow: bool, width: int) -> None:
+    """Serialized anew, the document says the same."""
+    document = yaml.safe_load(CASES[3].requirements_yaml)
+    again = yaml.safe_dump(document, sort_keys=sort_keys, default_flow_style=flow, width=width)
+    overlap = HOLD_OUT.find(f"  {CASES[3].concept.upper()} ", again)
+    assert overlap is not None
+    assert (overlap.case_id, overlap.same_input) == ("case-903", True)
+
+
+def test_a_few_changed_words_hide_no_match() -> None:
+    """The case and the similarity are reported."""
+    overlap = HOLD_OUT.find(CASES[3].concept, CASES[3].requirements_yaml.replace(".", " today.", 1))
+    assert overlap is not None
+    assert (overlap.case_id, overlap.same_input) == ("case-903", False)
+    assert 0.8 <= overlap.similarity < 1
+
+
+def test_other_products_do_not_overlap() -> None:
+    """Though they share the skeleton of a requirements document."""
+    assert all(HOLD_OUT.find(texts(n)["concept"], texts(n)["requirements"]) is None for n in range(50))
+
+
+def test_the_threshold_decides() -> None:
+    """A higher one lets more alike inputs pass."""
+    changed = CASES[0].requirements_yaml.replace(".", " today.", 1)
+    similarity = HOLD_OUT.find(CASES[0].concept, changed)
+    assert similarity is not None
+    assert HoldOut(CASES, similarity.similarity).find(CASES[0].concept, changed) is not None
+    assert HoldOut(CASES, similarity.similarity + 0.001).find(CASES[0].concept, changed) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 39), st.integers(0, 12), st.integers(0, 2**32))
+def test_bound_and_minhash_lose_nothing_against_comparing_everything(number: int, changes: int, seed: int) -> None:
+    """The fast way finds exactly what the plain comparison with every case finds."""
+    random = Random(seed)
+    words = CASES[number].requirements_yaml.split(" ")
+    for _ in range(changes):
+        words[random.randrange(len(words))] = random.choice(["x", "new", "other"])
+    requirements = " ".join(words)
+    mine = word_sequences(CASES[number].concept, requirements)
+    plain = max(jaccard(mine, word_sequences(one.concept, one.requirements_yaml)) for one in CASES)
+    found = HOLD_OUT.find(CASES[number].concept, requirements)
+    assert (found.similarity if found else None) == (plain if plain >= 0.8 or changes == 0 else None)
+
+
+@given(st.text(max_size=50), st.text(max_size=50))
+def test_any_text_may_be_asked_about(concept: str, requirements: str) -> None:
+    """Also what is empty or no YAML."""
+    HOLD_OUT.find(concept, requirements)

@@ -1,0 +1,313 @@
+"""Which rows are trained on, in which order they are decided about, and what the ledger says of the others."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from po_assets.dataset import closing
+from po_assets.dataset.closing import TablesDisagreeError
+from po_assets.dataset.token_budget import TokenBudget
+from po_assets.product_owner import build_prompt, format_answer
+from po_assets.storage import Layout
+from po_assets.teacher import parallel
+from po_assets.teacher.ledger import read_rows
+from po_assets_tests.dataset.tables import (
+    WORD_COUNT,
+    case,
+    close,
+    kept_numbers,
+    normalized_tables,
+    outcomes,
+    row,
+    texts,
+)
+from po_assets_tests.teacher.landed_rows import pair_row
+
+
+def entries(layout: Layout) -> list[dict[str, Any]]:
+    """The ledger's rows."""
+    return list(read_rows(layout.ledger))
+
+
+def test_training_rows_are_prompt_and_response_in_landing_order(tmp_path: Path) -> None:
+    """The one prompt, the one form of answer, and no other key."""
+    layout = normalized_tables(tmp_path, b=[row(2)], a=[row(1), row(3)])
+    close(layout)
+    rows = list(read_rows(layout.supervised))
+    assert kept_numbers(layout) == [1, 3, 2]
+    given = texts(1)
+    assert rows[0] == {
+        "prompt": build_prompt(given["concept"], given["requirements"]),
+        "response": format_answer(given["vision"], given["review"]),
+    }
+
+
+def test_rows_under_the_minimum_are_left_out_with_their_score(tmp_path: Path) -> None:
+    """A score of exactly the minimum passes."""
+    layout = normalized_tables(tmp_path, a=[row(1, score=0.8199), row(2, score=0.82), row(3, score=0.9)])
+    close(layout)
+    assert outcomes(layout) == ["below_min_score", "kept", "kept"]
+    assert entries(layout)[0]["reason"] == "declared score under 0.82"
+    assert entries(layout)[0]["detail"] == "its score is 0.8199"
+    assert entries(layout)[0]["decided_by"] == "supervised_dataset"
+
+
+def test_the_score_may_be_the_metrics_own(tmp_path: Path) -> None:
+    """`score_source` says which one counts."""
+    layout = normalized_tables(tmp_path, a=[row(1, score=0.1), row(2, score=0.99)])
+    metric = [entry["metric_score"] for entry in read_rows(layout.normalized)]
+    close(layout, score_source="metric", min_score=min(metric))
+    assert outcomes(layout) == ["kept", "kept"]
+    close(layout, score_source="metric", min_score=max(metric) + 0.001)
+    assert outcomes(layout) == ["below_min_score", "below_min_score"]
+    assert entries(layout)[0]["reason"].startswith("metric score under")
+
+
+def test_a_missing_score_is_not_a_perfect_one(tmp_path: Path) -> None:
+    """Fault 2 of the manual process: it counted as 1.0."""
+    bare = texts(1) | {"vision": "product_name: x\nproduct_summary: y"}
+    layout = normalized_tables(tmp_path, a=[pair_row(bare)])
+    close(layout)
+    (entry,) = entries(layout)
+    assert entry["outcome"] == "below_min_score"
+    assert entry["note"].startswith("no score was declared; the metric gives 0.")
+
+
+def test_evaluation_inputs_are_held_out_with_the_case(tmp_path: Path) -> None:
+    """The same input however it is written, and nearly the same."""
+    given = texts(5)
+    shouted = given | {"concept": given["concept"].upper(), "requirements": given["requirements"].replace(": ", ":  ")}
+    near = given | {"concept": given["concept"] + " now"}
+    layout = normalized_tables(
+        tmp_path, [case(5)], a=[row(5), pair_row(shouted, score=0.9), pair_row(near, score=0.9), row(6)]
+    )
+    close(layout)
+    assert outcomes(layout) == ["held_out", "held_out", "held_out", "kept"]
+    details = [(entry["reason"], entry["detail"]) for entry in entries(layout)[:3]]
+    assert details[:2] == [("same input as an evaluation case", "case case-5")] * 2
+    assert details[2][0] == "nearly the input of an evaluation case"
+    assert details[2][1].startswith("case case-5, similarity 0.9")
+
+
+def test_no_row_is_truncated_but_left_out_with_its_length(tmp_path: Path) -> None:
+    """Fault 8 of the manual process: rows were cut at 768 tokens."""
+    long = texts(2) | {"concept": texts(2)["concept"] + " and" * 600}
+    layout = normalized_tables(tmp_path, a=[row(1), pair_row(long, score=0.9)])
+    closed = close(layout)
+    assert outcomes(layout) == ["kept", "over_length"]
+    assert entries(layout)[1]["reason"] == "longer than 600 tokens"
+    assert entries(layout)[1]["detail"] == f"it has {int(closed.decisions.tokens[1])} tokens"
+    assert closed.decisions.tokens[1] > 600
+
+
+def test_a_row_of_exactly_the_limit_fits(tmp_path: Path) -> None:
+    """The limit is how long a row may be."""
+    layout = normalized_tables(tmp_path, a=[row(1)])
+    length = int(close(layout).decisions.tokens[0])
+    close(layout, TokenBudget("exact", length, WORD_COUNT.row_length))
+    assert outcomes(layout) == ["kept"]
+    close(layout, TokenBudget("one less", length - 1, WORD_COUNT.row_length))
+    assert outcomes(layout) == ["over_length"]
+
+
+def test_max_samples_is_a_limit_and_the_rest_say_so(tmp_path: Path) -> None:
+    """Neither more nor fewer than asked for, where there are enough."""
+    layout = normalized_tables(tmp_path, a=[row(number) for number in range(30)])
+    close(layout, max_samples=12)
+    assert outcomes(layout).count("kept") == 12
+    assert outcomes(layout).count("over_max_samples") == 18
+    left = next(entry for entry in entries(layout) if entry["outcome"] == "over_max_samples")
+    assert left["reason"] == "12 rows are enough (max_samples)"
+    close(layout, max_samples=None)
+    assert outcomes(layout) == ["kept"] * 30
+
+
+def test_the_same_rows_are_chosen_whatever_the_order_of_landing(tmp_path: Path) -> None:
+    """The choice depends on content and seed, not on file names, order or record format."""
+    rows = [row(number) for number in range(40)]
+    one = normalized_tables(tmp_path / "one", a=rows[:20], b=rows[20:])
+    close(one, max_samples=10)
+    shuffled = Random(1).sample(rows, 40)
+    other = normalized_tables(tmp_path / "other", x=shuffled[:7], y=shuffled[7:30], z=shuffled[30:])
+    close(other, max_samples=10)
+    assert sorted(kept_numbers(one)) == sorted(kept_numbers(other))
+    close(other, max_samples=10, seed=43)
+    assert sorted(kept_numbers(one)) != sorted(kept_numbers(other))
+
+
+def test_more_samples_add_rows_and_take_none_away(tmp_path: Path) -> None:
+    """A smaller sample is part of a larger one."""
+    layout = normalized_tables(tmp_path, a=[row(number) for number in range(30)])
+    close(layout, max_samples=10)
+    ten = set(kept_numbers(layout))
+    close(layout, max_samples=15)
+    assert ten < set(kept_numbers(layout))
+
+
+def test_conflicts_rows_are_never_sampled_away(tmp_path: Path) -> None:
+    """Not even where they alone are more than asked for."""
+    rows = [row(number, "conflicts") for number in range(5)] + [row(number) for number in range(5, 30)]
+    layout = normalized_tables(tmp_path, a=rows)
+    close(layout, max_samples=8)
+    assert kept_numbers(layout)[:5] == [0, 1, 2, 3, 4]
+    assert len(kept_numbers(layout)) == 8
+    close(layout, max_samples=3)
+    assert kept_numbers(layout) == [0, 1, 2, 3, 4]
+
+
+def test_rows_over_length_do_not_use_up_the_number(tmp_path: Path) -> None:
+    """The next rows in line take their places; lengths are measured only as far as needed."""
+    rows = [row(number) for number in range(30)]
+    layout = normalized_tables(tmp_path, a=rows)
+    measured: list[str] = []
+
+    def odd_rows_are_long(prompt: str, _: str) -> int:
+        measured.append(prompt)
+        return 1000 if int(prompt.split("service, number ")[1].split("\n")[0]) % 2 else 10
+
+    close(layout, TokenBudget("odd", 600, odd_rows_are_long), max_samples=10)
+    assert outcomes(layout).count("kept") == 10
+    assert all(number % 2 == 0 for number in kept_numbers(layout))
+    assert outcomes(layout).count("over_length") == len(measured) - 10
+    assert outcomes(layout).count("over_max_samples") == 30 - len(measured)
+
+
+def test_duplicates_are_kept_by_default(tmp_path: Path) -> None:
+    """Several answers to one prompt may be wanted; the check duplicate_prompts reports them."""
+    layout = normalized_tables(tmp_path, a=[row(1), row(1), row(1, score=0.95)])
+    close(layout)
+    assert outcomes(layout) == ["kept"] * 3
+
+
+def test_drop_duplicates_keeps_the_best_answer_to_a_prompt(tmp_path: Path) -> None:
+    """And names the row that is kept instead."""
+    other = texts(1) | {"review": texts(1)["review"].replace("serve", "suit")}
+    layout = normalized_tables(tmp_path, a=[row(1), pair_row(other, score=0.95), row(1), row(2)])
+    close(layout, drop_duplicates=True)
+    assert outcomes(layout) == ["duplicate", "kept", "duplicate", "kept"]
+    assert entries(layout)[0]["reason"] == "another answer to the same prompt is kept"
+    assert entries(layout)[0]["detail"] == "kept is a.jsonl, line 2"
+
+
+def test_drop_duplicates_drops_conflicts_rows_only_as_exact_copies(tmp_path: Path) -> None:
+    """Another answer that also says conflicts is kept; the copy and the contradicting answer go."""
+    one, other = texts(1, "conflicts"), texts(1, "conflicts")
+    other["review"] = other["review"].replace("serve", "suit")
+    rows = [pair_row(one, score=0.9), pair_row(other, score=0.95), pair_row(one, score=0.9), row(1, "aligned", 0.99)]
+    layout = normalized_tables(tmp_path, a=rows)
+    close(layout, drop_duplicates=True)
+    assert outcomes(layout) == ["kept", "kept", "duplicate", "duplicate"]
+    assert entries(layout)[2]["reason"] == "exact copy of another row"
+    assert entries(layout)[2]["detail"] == "kept is a.jsonl, line 1"
+
+
+def test_rejected_rows_keep_their_entry_when_the_ledger_is_closed(tmp_path: Path) -> None:
+    """What normalized_teacher decided stands, and says who decided it."""
+    layout = normalized_tables(tmp_path, a=[row(1), {"a": 1}, row(2)])
+    opened = entries(layout)[1]
+    close(layout)
+    assert entries(layout)[1] == opened
+    assert outcomes(layout) == ["kept", "rejected", "kept"]
+
+
+def test_closing_twice_decides_anew(tmp_path: Path) -> None:
+    """Another policy needs no other run of normalized_teacher, and leaves no trace of the first."""
+    layout = normalized_tables(tmp_path, a=[row(1, score=0.83), row(2)])
+    close(layout)
+    first = layout.ledger.read_bytes()
+    close(layout, min_score=0.85)
+    assert outcomes(layout) == ["below_min_score", "kept"]
+    close(layout)
+    assert layout.ledger.read_bytes() == first
+
+
+def test_a_ledger_of_other_rows_is_refused(tmp_path: Path) -> None:
+    """A crash between two publications must not go unnoticed."""
+    layout = normalized_tables(tmp_path, a=[row(1)])
+    ledger = layout.ledger.read_bytes(), (layout.ledger.parent / f"{layout.ledger.name}.manifest.json").read_bytes()
+    normalized_tables(tmp_path, a=[row(2)])
+    layout.ledger.write_bytes(ledger[0])
+    (layout.ledger.parent / f"{layout.ledger.name}.manifest.json").write_bytes(ledger[1])
+    with pytest.raises(
+        TablesDisagreeError, match="opened for another normalized table. Materialize normalized_teacher"
+    ):
+        close(layout)
+
+
+def test_missing_tables_are_named(tmp_path: Path) -> None:
+    """With the way out."""
+    layout = normalized_tables(tmp_path, a=[row(1)])
+    layout.ledger.unlink()
+    with pytest.raises(TablesDisagreeError, match=r"po_teacher_ledger.jsonl is missing.*Materialize raw_teacher and"):
+        close(layout)
+
+
+def test_a_ledger_with_a_row_missing_is_refused_and_nothing_is_published(tmp_path: Path) -> None:
+    """Order is what ties the two tables together; it is verified row by row."""
+    layout = normalized_tables(tmp_path, a=[row(1), row(2)])
+    lines = layout.ledger.read_bytes().splitlines(keepends=True)
+    layout.ledger.write_bytes(lines[1] + lines[0])
+    with pytest.raises(TablesDisagreeError, match="a.jsonl, line 2 has no normalized row"):
+        close(layout)
+    assert not layout.supervised.exists()
+    assert layout.ledger.read_bytes() == lines[1] + lines[0]
+
+
+def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judging rows in two processes gives the files that one gives."""
+    monkeypatch.setattr(parallel, "BLOCK_ROWS", 3)
+    layout = normalized_tables(tmp_path, a=[row(number, score=0.8 + number / 400) for number in range(40)])
+    written = []
+    for workers in (1, 2):
+        close(layout, workers=workers, max_samples=20)
+        written.append((layout.supervised.read_bytes(), layout.ledger.read_bytes()))
+    assert written[0] == written[1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["aligned", "conflicts"]), st.floats(0.7, 1)), max_size=14),
+    st.integers(1, 8),
+    st.booleans(),
+    st.integers(250, 320),
+)
+def test_every_row_has_one_outcome_and_the_sum_is_what_landed(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: list[tuple[int, str, float]],
+    max_samples: int,
+    drop: bool,
+    max_length: int,
+) -> None:
+    """For any rows and rules: kept rows are in the file, conflicts that passed and fit are kept, the number is kept to."""
+    rows = [row(number, status, score) for number, status, score in drawn] + [{"a": 1}]
+    layout = normalized_tables(tmp_path_factory.mktemp("any"), [case(6)], a=rows)
+    budget = TokenBudget("words", max_length, WORD_COUNT.row_length)
+    closed = close(layout, budget, max_samples=max_samples, drop_duplicates=drop)
+    found = entries(layout)
+    assert len(found) == len(rows) == closed.outcomes.total
+    kept = [entry for entry in found if entry["outcome"] == "kept"]
+    assert len(list(read_rows(layout.supervised))) == len(kept)
+    conflicts = {
+        entry["line"] for entry, one in zip(found, [*drawn, (0, "", 0.0)], strict=True) if one[1] == "conflicts"
+    }
+    kept_others = [entry for entry in kept if entry["line"] not in conflicts]
+    assert len(kept_others) <= max(0, max_samples - (len(kept) - len(kept_others)))
+    for entry in found:
+        if entry["line"] in conflicts:
+            assert entry["outcome"] in {"kept", "below_min_score", "held_out", "over_length", "duplicate"}
+            assert entry["outcome"] != "duplicate" or entry["reason"] == "exact copy of another row"
+
+
+def test_previews_and_counts_describe_the_kept_rows(tmp_path: Path) -> None:
+    """What the asset shows."""
+    layout = normalized_tables(tmp_path, a=[row(1), row(2, "conflicts"), row(3, score=0.1)])
+    closed = close(layout)
+    assert closed.statuses == {"aligned": 1, "conflicts": 1}
+    assert closed.outcomes.by_outcome() == {"kept": 2, "below_min_score": 1}
+    assert [preview["line"] for preview in closed.preview] == [1, 2]
+    assert orjson.loads(next(closing._lines(layout.supervised)))["prompt"] == closed.preview[0]["prompt"]

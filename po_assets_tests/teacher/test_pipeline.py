@@ -1,0 +1,203 @@
+"""All landed lines through normalization: every one accounted for, none lost, whatever it holds."""
+
+import base64
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from po_assets.storage import Layout
+from po_assets.teacher import parallel, pipeline
+from po_assets.teacher.landing import Source, landed_files, snapshot
+from po_assets.teacher.ledger import Outcome, balance, read_rows
+from po_assets.teacher.pipeline import Summary, normalize_snapshot
+from po_assets_tests.product_owner.documents_text import REVIEW
+from po_assets_tests.teacher.landed_rows import BUILDERS, encode, land, teacher_row
+
+ALIAS_BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [" + ", ".join([f"*{old}"] * 9) + "]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def normalized(layout: Layout, workers: int | None = 1) -> tuple[list[Source], Summary]:
+    """Snapshot, normalize and publish."""
+    staged, sources = snapshot(landed_files(layout.incoming), layout.raw)
+    staged.publish()
+    table, summary = normalize_snapshot(layout, sources, staged.sha256, workers)
+    table.publish()
+    return sources, summary
+
+
+def ledger(layout: Layout) -> list[dict[str, Any]]:
+    """The ledger's rows."""
+    return list(read_rows(layout.ledger))
+
+
+def test_formats_may_be_mixed_in_one_file(tmp_path: Path) -> None:
+    """The format is that of the row, never of the file."""
+    layout = land(tmp_path, a=[build() for build in BUILDERS.values()])
+    normalized(layout)
+    assert [row["format"] for row in read_rows(layout.normalized)] == list(BUILDERS)
+    assert [row["outcome"] for row in ledger(layout)] == ["kept"] * 5
+
+
+BAD_LINES: dict[str, tuple[bytes, str]] = {
+    "blank": (b"", "blank line"),
+    "no JSON": (b"{", "not JSON"),
+    "UTF-16": ('{"concept": "x"}'.encode("utf-16"), "not JSON"),
+    "Latin-1": ('{"concept": "café"}'.encode("latin-1"), "not UTF-8"),
+    "NUL": (b'{"concept": "\x00"}', "not JSON"),
+    "array": (b"[]", "not a JSON object"),
+    "NaN score": (encode(teacher_row(score=float("nan"))), "unusable score"),
+    "score above 1": (encode(teacher_row(score=89)), "unusable score"),
+    "duplicate key": (encode(teacher_row())[:-1] + b', "score": 0.1}', "duplicate JSON key"),
+    "deep JSON": (b'{"metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deep"),
+    "unknown format": (b'{"a": 1}', "unknown format"),
+    "missing part": (b'{"prompt": "x", "response": "y"}', "missing part"),
+    "10 MB line": (encode(teacher_row({"concept": "x" * 10_000_000})), "line too long"),
+    "huge scalar": (encode(teacher_row({"vision": "a: " + "x" * 500_000})), "YAML does not parse"),
+    "alias bomb": (encode(teacher_row({"vision": ALIAS_BOMB})), "YAML does not parse"),
+    "endless alias": (encode(teacher_row({"vision": "a: &a [*a]"})), "YAML does not parse"),
+    "deep YAML": (encode(teacher_row({"vision": "a: " + "[" * 50_000})), "YAML does not parse"),
+    "deep YAML blocks": (encode(teacher_row({"vision": "- " * 50_000})), "YAML does not parse"),
+    "huge number": (encode(teacher_row({"requirements": "a: " + "9" * 5_000})), "YAML does not parse"),
+    "bad status": (encode(teacher_row({"review": REVIEW.replace("needs_adjustment", "fine")})), "schema"),
+}
+
+
+def test_every_bad_line_gets_a_reason_and_stops_no_other(tmp_path: Path) -> None:
+    """Good rows before, between and after are kept; memory and time do not explode."""
+    good = encode(teacher_row()) + b"\n"
+    layout = land(tmp_path, a=good + b"".join(line + b"\n" + good for line, _ in BAD_LINES.values()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    sources, summary = normalized(layout)
+    assert time.monotonic() - start < 15
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 300_000  # KiB
+    rows = ledger(layout)
+    assert [row["reason"] for row in rows if row["outcome"] == "rejected"] == [
+        reason for _, reason in BAD_LINES.values()
+    ]
+    assert all(row["detail"] for row in rows if row["outcome"] == "rejected")
+    assert sum(row["outcome"] == "kept" for row in rows) == len(BAD_LINES) + 1
+    assert summary.outcomes.total == len(rows) == 2 * len(BAD_LINES) + 1
+    assert not balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected).disagreements
+
+
+def test_rejected_lines_stand_verbatim_in_the_quarantine(tmp_path: Path) -> None:
+    """From there they can be corrected and landed again; bytes that are no text are kept as base64."""
+    layout = land(tmp_path, a=b'{"a": "\xc3\xa9"}\r\n\xff\xfe\n')
+    normalized(layout)
+    first, second = read_rows(layout.rejected)
+    assert (first["file"], first["line"], first["reason"]) == ("a.jsonl", 1, "unknown format")
+    assert first["text"] == '{"a": "é"}\r'
+    assert base64.b64decode(second["base64"]) == b"\xff\xfe"
+    assert "text" not in second
+
+
+def test_a_corrected_quarantined_line_lands(tmp_path: Path) -> None:
+    """The way out that rejected_share names works."""
+    layout = land(tmp_path, a=[teacher_row(score=2)])
+    normalized(layout)
+    (rejected,) = read_rows(layout.rejected)
+    repaired = json.loads(rejected["text"]) | {"score": 0.9}
+    land(tmp_path, a=[repaired])
+    _, summary = normalized(layout)
+    assert summary.outcomes.by_outcome() == {"kept": 1}
+    assert not layout.rejected.read_bytes()
+
+
+def test_a_fault_of_ours_costs_one_row_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception nobody thought of must not stop the other rows."""
+    real = pipeline.normalize
+    monkeypatch.setattr(
+        pipeline,
+        "normalize",
+        lambda line: (_ for _ in ()).throw(ZeroDivisionError("x")) if line.number == 2 else real(line),
+    )
+    layout = land(tmp_path, a=[teacher_row(), teacher_row(), teacher_row()])
+    normalized(layout)
+    assert [row["outcome"] for row in ledger(layout)] == ["kept", "rejected", "kept"]
+    assert ledger(layout)[1]["reason"] == "unexpected error"
+    assert "ZeroDivisionError while reading the row: x; please report this" in ledger(layout)[1]["detail"]
+
+
+def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes write the same files as one, in the same order."""
+    monkeypatch.setattr(parallel, "BLOCK_ROWS", 3)
+    rows = [teacher_row(score=number / 100) for number in range(60)]
+    written = []
+    for name, workers in (("one", 1), ("two", 2)):
+        layout = land(tmp_path / name, a=rows, b=b"{\n" * 7)
+        _, summary = normalized(layout, workers)
+        paths = (layout.normalized, layout.ledger, layout.rejected)
+        written.append(([path.read_bytes() for path in paths], summary.outcomes.table()))
+    assert written[0] == written[1]
+
+
+def test_a_lost_worker_is_one_clear_error_and_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory, most likely: the older tables stay."""
+    monkeypatch.setattr(parallel, "BLOCK_ROWS", 1)
+    layout = land(tmp_path, a=[teacher_row()])
+    normalized(layout)
+    before = layout.normalized.read_bytes()
+    land(tmp_path, a=[teacher_row()] * 20)
+    monkeypatch.setattr(pipeline, "_make_work", _die)
+    with pytest.raises(parallel.WorkerLostError, match="most likely because memory ran out. Nothing was published"):
+        normalized(layout, workers=2)
+    assert layout.normalized.read_bytes() == before
+    assert len(ledger(layout)) == 1
+    assert not [path.name for path in layout.normalized.parent.iterdir() if path.name.startswith(".staging")]
+
+
+def _die() -> Any:
+    import os
+
+    os._exit(1)
+
+
+def test_an_interrupted_pass_leaves_the_older_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ledger, quarantine and table are published at the end or not at all."""
+    layout = land(tmp_path, a=[teacher_row()])
+    normalized(layout)
+    before = {path.name: path.read_bytes() for path in layout.normalized.parent.iterdir() if path != layout.raw}
+    land(tmp_path, a=[teacher_row()] * 3)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Summary, "merge", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        normalized(layout)
+    after = {path.name: path.read_bytes() for path in layout.normalized.parent.iterdir() if path != layout.raw}
+    raw = {layout.raw.name, f"{layout.raw.name}.manifest.json"}
+    assert {name: data for name, data in after.items() if name not in raw} == {
+        name: data for name, data in before.items() if name not in raw
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.binary(max_size=40)
+        | st.sampled_from([encode(build()) for build in BUILDERS.values()])
+        | st.sampled_from([line for line, _ in BAD_LINES.values() if len(line) < 5_000]),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_landed_is_always_the_sum_of_outcomes(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+    """Whatever lands, in any mixture, the files balance."""
+    layout = land(tmp_path_factory.mktemp("any"), a=b"\n".join(lines) + b"\n")
+    sources, summary = normalized(layout)
+    found = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
+    assert not found.disagreements
+    assert found.landed == summary.outcomes.total == sum(found.outcomes.by_outcome().values())
+    assert found.outcomes.of(Outcome.KEPT) == summary.rows
