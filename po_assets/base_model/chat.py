@@ -37,12 +37,13 @@ class ChatFormat:
         """Raise `BaseModelError` for a tokenizer without chat template or without end-of-sequence token."""
         if not tokenizer.chat_template:
             raise BaseModelError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruct (chat) model as base."
+                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruct (chat) "
+                "model as base."
             )
         if tokenizer.eos_token_id is None:
             raise BaseModelError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no end-of-sequence token, so that a student could not "
-                "learn to stop; set eos_token in its tokenizer_config.json."
+                f"The tokenizer of {tokenizer.name_or_path!r} has no end-of-sequence token, so that a student could "
+                "not learn to stop; set eos_token in its tokenizer_config.json."
             )
         self.tokenizer = tokenizer
         self._special_texts = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
@@ -50,7 +51,7 @@ class ChatFormat:
     @property
     def eos_id(self) -> int:
         """The token that ends an answer."""
-        return int(cast(int, self.tokenizer.eos_token_id))
+        return int(cast("int", self.tokenizer.eos_token_id))
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Tokens of the user turn up to and including the opening of the assistant's turn."""

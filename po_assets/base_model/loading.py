@@ -51,14 +51,14 @@ def choose_precision(requested: str | None = None) -> Precision:
     if requested not in (None, "auto"):
         if requested not in ("bfloat16", "float32"):
             raise BaseModelError(f"precision is {requested!r}; choose 'bfloat16', 'float32' or 'auto'.")
-        return Precision(cast(DType, requested), "as the recipe asks")
+        return Precision(cast("DType", requested), "as the recipe asks")
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bfloat16", f"{torch.cuda.get_device_name()} computes in bfloat16")
         return Precision("float32", f"{torch.cuda.get_device_name()} has no bfloat16 units")
-    if torch.cpu._is_amx_tile_supported():
+    if torch.cpu._is_amx_tile_supported():  # noqa: SLF001  # PyTorch has no public name for either
         return Precision("bfloat16", "this CPU multiplies bfloat16 matrices (AMX)")
-    if torch.cpu._is_avx512_bf16_supported():
+    if torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001
         return Precision("bfloat16", "this CPU has bfloat16 dot products (AVX512-BF16)")
     return Precision("float32", "this CPU has no bfloat16 instructions")
 
@@ -77,8 +77,8 @@ def require_hardware(spec: BaseModelSpec) -> None:
     ]
     if needs and not torch.cuda.is_available():
         raise BaseModelError(
-            f"{needs[0]} needs a CUDA GPU, and PyTorch {torch.__version__} sees none on this machine. Run it where there "
-            "is one, or choose the profile 'embedded' (PO_PROFILE=embedded), which runs anywhere."
+            f"{needs[0]} needs a CUDA GPU, and PyTorch {torch.__version__} sees none on this machine. Run it where "
+            "there is one, or choose the profile 'embedded' (PO_PROFILE=embedded), which runs anywhere."
         )
 
 
@@ -98,7 +98,7 @@ def load_base_model(
         precision = choose_precision(precision)
     model = load_model_folder(path, precision.torch_dtype, quantization=quantization, attention=attention)
     if quantization == "none":
-        model.to(device or best_device())  # type: ignore[arg-type]
+        model.to(device or best_device())
     return model
 
 
@@ -134,8 +134,8 @@ def load_model_folder(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise BaseModelError(
-            f"The base model in {str(path)!r} cannot be loaded ({first}). Delete the folder if po_assets made it, and it "
-            "will be made again; else repair it or give another base_model."
+            f"The base model in {str(path)!r} cannot be loaded ({first}). Delete the folder if po_assets made it, and "
+            "it will be made again; else repair it or give another base_model."
         ) from error
     finally:
         if bars:

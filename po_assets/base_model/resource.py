@@ -31,7 +31,8 @@ class BaseModel(dg.ConfigurableResource):  # type: ignore[type-arg]
         "`over_length`, never cut. Empty: 2,048 (embedded) or 4,096 (paper).",
     )
     quantization: str | None = Field(
-        default=None, description="`none` or `nf4` (4-bit bitsandbytes, needs a CUDA GPU). Empty: as the profile has it."
+        default=None,
+        description="`none` or `nf4` (4-bit bitsandbytes, needs a CUDA GPU). Empty: as the profile has it.",
     )
 
     def resolved(self) -> BaseModelSpec:

@@ -99,7 +99,7 @@ def _write_record(folder: Path, gguf: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Every file of the conversion is there with its size. (Publication is atomic; this finds later damage.)"""
+    """Every file of the conversion is there with its size. (Publication is atomic; this finds later damage.)."""
     try:
         files = json.loads((folder / _RECORD).read_text())["files"]
         return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
@@ -130,8 +130,8 @@ def _from_hub(spec: BaseModelSpec, *, weights: bool) -> Path:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise BaseModelError(
             f"The base model {spec.name!r} at revision {spec.revision} could not be had from the Hugging Face Hub "
-            f"({reason}). Check name, revision and network (a gated model needs HF_TOKEN), or set base_model to a local "
-            "folder; the profile 'embedded' needs no network."
+            f"({reason}). Check name, revision and network (a gated model needs HF_TOKEN), or set base_model to a "
+            "local folder; the profile 'embedded' needs no network."
         ) from error
 
 

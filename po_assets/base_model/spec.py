@@ -88,7 +88,7 @@ def resolve_spec(
         choices = " or ".join(map(repr, PROFILES))
         problems.append(f"profile is {chosen!r}; choose {choices} (the default comes from {PROFILE_VARIABLE}).")
         chosen = "embedded"
-    default = PROFILES[cast(Profile, chosen)]
+    default = PROFILES[cast("Profile", chosen)]
     if max_length is not None and max_length < 64:
         problems.append(f"max_length is {max_length}; it must be at least 64 tokens.")
     if quantization not in (None, "none", "nf4"):
@@ -96,11 +96,11 @@ def resolve_spec(
     # A revision belongs to one model: the profile's must not follow an overridden name.
     own_revision = revision or (default.revision if base_model in (None, default.name) else None)
     spec = BaseModelSpec(
-        profile=cast(Profile, chosen),
+        profile=cast("Profile", chosen),
         name=base_model or default.name,
         revision=own_revision,
         max_length=max_length or default.max_length,
-        quantization=cast(Quantization, quantization or default.quantization),
+        quantization=cast("Quantization", quantization or default.quantization),
     )
     if spec.kind == "hub" and not (spec.revision and _COMMIT.fullmatch(spec.revision)):
         problems.append(

@@ -15,6 +15,7 @@ from po_assets.dataset.gate import write_gate
 from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.leakage import AnswerNotInPromptRule, DuplicatePromptsRule, OverlapRule
 from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.selection import ScoreSource
 from po_assets.dataset.token_budget import TokenBudget, token_budget
 from po_assets.dataset.training_row import Rule, TrainingRow
 from po_assets.dataset.verdicts import ConflictsRule, FitsContextRule, SchemaRule, ValidTargetsRule, retention
@@ -101,7 +102,7 @@ def _training_rows(layout: Layout) -> Iterator[TrainingRow]:
 def _conflicts_rule(layout: Layout, policy: SelectionPolicy) -> ConflictsRule:
     """The rule, told of every conflicts row that passed the score filter and was left out."""
     rule = ConflictsRule(policy.min_conflicts_share)
-    score = "score" if policy.score_source == "declared" else "metric_score"
+    score = "score" if policy.score_source == ScoreSource.declared else "metric_score"
     readable = (entry for entry in read_rows(layout.ledger) if entry["decided_by"] == _ASSET)
     for entry, row in zip(readable, read_rows(layout.normalized), strict=False):
         if row["status"] == "conflicts" and row[score] >= policy.min_score and entry["outcome"] != Outcome.KEPT:

@@ -19,6 +19,7 @@ from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage import Layout, StagedTable, read_manifest, stage_lines
 from po_assets.teacher.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts, read_rows
 from po_assets.teacher.parallel import group, map_blocks
+from po_assets.teacher.wording import verb
 from po_assets.teacher.writing import LineWriter, published_lines
 
 PREVIEW_ROWS = 3
@@ -69,16 +70,13 @@ def build_supervised(
 
 def _landed_files(layout: Layout) -> list[str]:
     """The landed files in order, after making sure that the three tables belong together."""
-    raw, normalized, ledger = (read_manifest(path) for path in (layout.raw, layout.normalized, layout.ledger))
-    if raw is None or normalized is None or ledger is None or not layout.normalized.exists():
-        missing = [
-            path.name
-            for path, manifest in ((layout.raw, raw), (layout.normalized, normalized), (layout.ledger, ledger))
-            if manifest is None or not path.exists()
-        ]
+    paths = (layout.raw, layout.normalized, layout.ledger)
+    raw, normalized, ledger = manifests = [read_manifest(path) if path.exists() else None for path in paths]
+    if raw is None or normalized is None or ledger is None:
+        missing = [path.name for path, manifest in zip(paths, manifests, strict=True) if manifest is None]
         raise TablesDisagreeError(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing under "
-            f"{str(layout.normalized.parent)!r}. Materialize raw_teacher and normalized_teacher first."
+            f"{' and '.join(missing)} {verb(len(missing), 'is', 'are')} missing under "
+            f"{str(layout.normalized.parent)!r}, or without manifest. Materialize raw_teacher and normalized_teacher first."
         )
     if ledger.inputs.get("normalized_teacher") != normalized.sha256:
         raise TablesDisagreeError(

@@ -16,6 +16,7 @@ from po_assets.dataset.training_row import TrainingRow
 from po_assets.presentation import Verdict
 from po_assets.product_owner import STATUSES, read_yaml
 from po_assets.teacher.offenders import Offenders
+from po_assets.teacher.wording import amount, verb
 
 _TELLING_SUMMARY_CHARACTERS = 40
 """A product summary this long does not stand in a prompt by chance."""
@@ -51,14 +52,15 @@ class OverlapRule:
         if not count:
             return Verdict(
                 True,
-                f"None of {self._rows:,} training rows has the input of an evaluation case, or one at least "
+                f"None of {amount(self._rows, 'training row')} has the input of an evaluation case, or one at least "
                 f"{self._threshold:.0%} similar.",
                 numbers=numbers,
             )
         return Verdict(
             False,
-            f"{count:,} of {self._rows:,} training rows give {len(self._cases):,} evaluation cases away: "
-            f"{self._same:,} have the same input, {count - self._same:,} one at least {self._threshold:.0%} similar.",
+            f"{count:,} of {amount(self._rows, 'training row')} {verb(count, 'gives', 'give')} "
+            f"{amount(len(self._cases), 'evaluation case')} away: {self._same:,} with the same input, "
+            f"{count - self._same:,} with one at least {self._threshold:.0%} similar.",
             next_step="Materialize supervised_dataset again: it holds such rows out. If you changed the file by hand, "
             "remove the rows.",
             rows=self._offenders.rows,
@@ -89,17 +91,17 @@ class AnswerNotInPromptRule:
         """Whether the prompt leaves the answer to the student; a warning."""
         count = self._offenders.count
         numbers = {"answers_in_prompt": count, "visions_cut_out_of_landed_prompts": self._landed}
-        cut = f" A vision was cut out of {self._landed:,} landed prompts." if self._landed else ""
+        cut = f" A vision was cut out of {amount(self._landed, 'landed prompt')}." if self._landed else ""
         if not count:
             return Verdict(
                 True,
-                f"None of {self._rows:,} prompts holds the vision of its answer.{cut}",
+                f"None of {amount(self._rows, 'prompt')} holds the vision of its answer.{cut}",
                 numbers=numbers,
                 severity="WARN",
             )
         return Verdict(
             False,
-            f"{count:,} of {self._rows:,} prompts hold the vision that the answer must contain, or its summary.{cut}",
+            f"{count:,} of {amount(self._rows, 'prompt')} {verb(count, 'holds', 'hold')} the vision that the answer must contain, or its summary.{cut}",
             next_step="The student learns to copy instead of to answer. Land these rows with a concept of their own, "
             "as the evaluation cases have.",
             rows=self._offenders.rows,
@@ -152,11 +154,14 @@ class DuplicatePromptsRule:
             "contradicting_prompts": contradicting,
         }
         if not len(repeated):
-            return Verdict(True, f"All {rows:,} prompts are different.", numbers=numbers, severity="WARN")
+            return Verdict(
+                True, f"{amount(rows, 'row')}, {amount(rows, 'different prompt')}.", numbers=numbers, severity="WARN"
+            )
         return Verdict(
             False,
-            f"{rows:,} rows have only {len(counts):,} different prompts: {len(repeated):,} prompts have several "
-            f"answers, {contradicting:,} of them with different statuses; {copies:,} rows are exact copies.",
+            f"{rows:,} rows have only {amount(len(counts), 'different prompt')}: {len(repeated):,} of them "
+            f"{verb(len(repeated), 'has', 'have')} several answers, {contradicting:,} with different statuses; "
+            f"{amount(copies, 'row')} {verb(copies, 'is an exact copy', 'are exact copies')}.",
             next_step="Several answers to one prompt weigh it more. To keep only the best one, set `drop_duplicates: "
             "true` in the resource `selection`. Answers with different statuses contradict each other: correct them.",
             rows=offenders.rows,

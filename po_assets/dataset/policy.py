@@ -3,11 +3,9 @@
 How the settings are applied belongs to `selection`; what the intake tolerates is inherited from `teacher.policy`.
 """
 
-from typing import Any
+from pydantic import Field
 
-from pydantic import Field, field_validator
-
-from po_assets.dataset.selection import SCORE_SOURCES, SelectionRules
+from po_assets.dataset.selection import ScoreSource, SelectionRules
 from po_assets.teacher.policy import IntakePolicy
 
 
@@ -15,8 +13,8 @@ class SelectionPolicy(IntakePolicy):
     """Which rows are trained on, and the limits of the checks."""
 
     min_score: float = Field(default=0.82, ge=0, le=1, description="Rows that score less are left out.")
-    score_source: str = Field(
-        default="declared",
+    score_source: ScoreSource = Field(
+        default=ScoreSource.declared,
         description="Which score counts: `declared` (by the teacher; a missing one is computed) or `metric` (this "
         "project's own).",
     )
@@ -47,13 +45,6 @@ class SelectionPolicy(IntakePolicy):
     max_retention: float = Field(
         default=1.0, ge=0, le=1, description="A warning when a larger share of the landed rows is fit for training."
     )
-
-    @field_validator("score_source")
-    @classmethod
-    def _known_source(cls, value: Any) -> Any:
-        if value not in SCORE_SOURCES:
-            raise ValueError(f"score_source is {value!r}; choose {' or '.join(map(repr, SCORE_SOURCES))}")
-        return value
 
     def rules(self) -> SelectionRules:
         """The settings that decide about rows."""

@@ -7,6 +7,7 @@ content and the rules alone, never on the order in which files landed. Reading a
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,14 @@ from po_assets.product_owner import build_prompt
 from po_assets.teacher.identity import content_digest
 from po_assets.teacher.ledger import Outcome
 
-SCORE_SOURCES = ("declared", "metric")
+
+class ScoreSource(StrEnum):
+    """Which score decides; lower-case names, since Dagster's Launchpad shows and takes the names."""
+
+    declared = "declared"
+    metric = "metric"
+
+
 NEVER_SAMPLED_AWAY = "conflicts"
 """Conflicts rows are the rare ones that the student needs most; one that passed the filter is always kept."""
 
@@ -35,7 +43,7 @@ class SelectionRules:
     """What decides about rows; the settings' meaning is described in `policy`."""
 
     min_score: float = 0.82
-    score_source: str = "declared"
+    score_source: ScoreSource = ScoreSource.declared
     max_samples: int | None = 400
     seed: int = 42
     drop_duplicates: bool = False
@@ -97,7 +105,7 @@ def make_judge(
     positions = {case.case_id: position for position, case in enumerate(cases)}
     file_positions = {name: position for position, name in enumerate(files)}
     key = hashlib.blake2b(str(rules.seed).encode(), digest_size=16).digest()
-    source = "score" if rules.score_source == "declared" else "metric_score"
+    source = "score" if rules.score_source == ScoreSource.declared else "metric_score"
 
     def judge(lines: list[bytes]) -> dict[str, Array]:
         judged = [_judge_row(orjson.loads(line)) for line in lines]

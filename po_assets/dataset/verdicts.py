@@ -15,6 +15,7 @@ from po_assets.presentation import Verdict, bar_chart, histogram
 from po_assets.product_owner import build_prompt, validate_answer
 from po_assets.teacher.ledger import Outcome, OutcomeCounts
 from po_assets.teacher.offenders import Offenders
+from po_assets.teacher.wording import amount, verb
 
 _HEAD, _BETWEEN, _TAIL = build_prompt("\x00", "\x00").split("\x00")
 """The fixed text of the one prompt, before, between and after concept and requirements."""
@@ -45,15 +46,18 @@ class SchemaRule:
         numbers = {"checked_rows": self._rows, "kept_by_the_ledger": self._kept, "faulty_rows": self._offenders.count}
         faults: list[str] = []
         if self._rows != self._kept:
-            faults.append(f"the file has {self._rows:,} rows, the ledger calls {self._kept:,} kept")
+            faults.append(f"The file has {amount(self._rows, 'row')}, the ledger calls {self._kept:,} kept")
         if not self._rows:
-            faults.append("there is no training row")
+            faults.append("There is no training row")
         if self._offenders:
-            faults.append(f"{self._offenders.count:,} of {self._rows:,} rows are not of the one form")
+            faults.append(
+                f"{self._offenders.count:,} of {amount(self._rows, 'row')} {verb(self._offenders.count, 'is', 'are')} "
+                "not of the one form"
+            )
         if faults:
             return Verdict(
                 False,
-                f"{'; '.join(faults)}.".capitalize(),
+                f"{'; '.join(faults)}.",
                 next_step="Materialize normalized_teacher and supervised_dataset again. With no row left, see the "
                 "outcomes in the asset's metadata for where the rows went.",
                 rows=self._offenders.rows,
@@ -61,7 +65,8 @@ class SchemaRule:
             )
         return Verdict(
             True,
-            f"All {self._rows:,} rows are a prompt and a response of the one form, as the ledger says.",
+            f"{self._rows:,} of {amount(self._rows, 'row')} {verb(self._rows, 'is', 'are')} a prompt and a response of "
+            "the one form, as many as the ledger says.",
             numbers=numbers,
         )
 
@@ -90,7 +95,7 @@ class ConflictsRule:
                     "line": entry["line"],
                     "score": normalized["score"],
                     "outcome": entry["outcome"],
-                    "reason": f"{entry['reason']} {entry['detail']}".strip(),
+                    "reason": ": ".join(text for text in (entry["reason"], entry["detail"]) if text),
                 }
             )
 
@@ -98,12 +103,17 @@ class ConflictsRule:
         """Whether there are enough, and all."""
         share = self._conflicts / self._rows if self._rows else 0.0
         numbers = {"conflicts": self._conflicts, "conflicts_share": share, "lost_conflicts": self._lost.count}
-        held_out = f" {self._held_out:,} more are held out for evaluation." if self._held_out else ""
-        found = f"{self._conflicts:,} of {self._rows:,} training rows ({share:.1%}) are conflicts"
+        held_out = (
+            f" {self._held_out:,} more {verb(self._held_out, 'is', 'are')} held out for evaluation."
+            if self._held_out
+            else ""
+        )
+        found = f"{self._conflicts:,} of {amount(self._rows, 'training row')} ({share:.1%}) {verb(self._conflicts, 'is', 'are')} conflicts"
         if self._lost:
             return Verdict(
                 False,
-                f"{self._lost.count:,} conflicts rows passed the score filter and are not among the training rows; "
+                f"{amount(self._lost.count, 'conflicts row')} passed the score filter and "
+                f"{verb(self._lost.count, 'is', 'are')} not among the training rows; "
                 f"{found}.{held_out}",
                 next_step="The table says why each is missing. Shorten rows that are over length, or raise max_length "
                 "in the resource base_model.",
@@ -157,8 +167,8 @@ class FitsContextRule:
         if self._offenders:
             return Verdict(
                 False,
-                f"{self._offenders.count:,} of {rows:,} rows have more than the {limit:,} tokens that "
-                f"{self._budget.model} is trained with, the longest {longest:,}: their ends would be lost.",
+                f"{self._offenders.count:,} of {amount(rows, 'row')} {verb(self._offenders.count, 'has', 'have')} more "
+                f"than the {limit:,} tokens that {self._budget.model} is trained with, the longest {longest:,}: their ends would be lost.",
                 next_step="Materialize supervised_dataset again with this base model: rows over length are then left "
                 "out and named in the ledger. Or raise max_length in the resource base_model.",
                 rows=self._offenders.rows,
@@ -167,7 +177,8 @@ class FitsContextRule:
             )
         return Verdict(
             True,
-            f"All {rows:,} rows fit into {limit:,} tokens of {self._budget.model}; the longest has {longest:,}.",
+            f"{rows:,} of {amount(rows, 'row')} {verb(rows, 'fits', 'fit')} into {limit:,} tokens of "
+            f"{self._budget.model}; the longest has {longest:,}.",
             numbers=numbers,
             extra=extra,
         )
@@ -195,12 +206,17 @@ class ValidTargetsRule:
         share = count / self._rows if self._rows else 0.0
         numbers = {"invalid_targets": count, "invalid_targets_share": share}
         if not count:
-            return Verdict(True, f"All {self._rows:,} responses pass the validator.", numbers=numbers, severity="WARN")
+            return Verdict(
+                True,
+                f"{self._rows:,} of {amount(self._rows, 'response')} {verb(self._rows, 'passes', 'pass')} the validator.",
+                numbers=numbers,
+                severity="WARN",
+            )
         reason, often = self._reasons.most_common(1)[0]
         return Verdict(
             False,
-            f"{count:,} of {self._rows:,} responses ({share:.1%}) fail the validator that the student's answers must "
-            f"pass, most often ({often:,} times) because {reason}.",
+            f"{count:,} of {amount(self._rows, 'response')} ({share:.1%}) {verb(count, 'fails', 'fail')} the validator "
+            f"that the student's answers must pass, most often ({amount(often, 'time')}) because {reason}.",
             next_step="The student learns what it is shown. Correct these answers and land them again, or let the "
             "teacher answer once more.",
             rows=self._offenders.rows,
@@ -216,7 +232,7 @@ def retention(outcomes: OutcomeCounts, least: float, most: float) -> Verdict:
     share = fit / outcomes.total if outcomes.total else 0.0
     numbers = {"fit_rows": fit, "landed": outcomes.total, "retention": share, "kept": outcomes.of(Outcome.KEPT)}
     left = ", ".join(f"{count:,} {name}" for name, count in outcomes.by_outcome().items())
-    found = f"{fit:,} of {outcomes.total:,} landed rows ({share:.1%}) are fit for training"
+    found = f"{fit:,} of {amount(outcomes.total, 'landed row')} ({share:.1%}) {verb(fit, 'is', 'are')} fit for training"
     band = f"between {least:.0%} and {most:.0%} are expected"
     if least <= share <= most:
         return Verdict(True, f"{found}, {band}: {left}.", numbers=numbers, severity="WARN")

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from po_assets.evaluation.kv_cache import InPlaceCache
+from po_assets.evaluation.kv_cache import BlockCache
 from po_assets.evaluation.settings import Decoding
 
 FinishReason = Literal["stop", "length"]
@@ -97,7 +97,7 @@ def complete_batch(
     input_ids, attention = _left_padded([row.request.prompt_ids for row in rows], pad=eos_ids[0])
     input_ids, attention = input_ids.to(device), attention.to(device)
     position_ids = (attention.cumsum(1) - 1).clamp(min=0)
-    cache = InPlaceCache()
+    cache = BlockCache()
     while rows:
         started = time.perf_counter()
         output = model(

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def load_baseline(folder: Path, spec: "BaseModelSpec") -> AnsweringModel:
     """The base model as it is."""
+    from po_assets.evaluation.cpu_decoding import prepare_for_decoding
+
     model = load_base_model(folder, quantization=spec.quantization)
+    prepare_for_decoding(model)
     return AnsweringModel(model, ChatFormat(load_tokenizer(folder)))
 
 
@@ -32,6 +35,7 @@ def load_student(folder: Path, spec: "BaseModelSpec", adapter: Path) -> Answerin
     from peft import PeftModel
 
     from po_assets.base_model import best_device, choose_precision
+    from po_assets.evaluation.cpu_decoding import prepare_for_decoding
 
     quantized = spec.quantization != "none"
     base = load_base_model(folder, None if quantized else "float32", quantization=spec.quantization, device="cpu")
@@ -50,7 +54,8 @@ def load_student(folder: Path, spec: "BaseModelSpec", adapter: Path) -> Answerin
             f"the adapter in {adapter} changes no weight of {spec.name}: it was not trained. Materialize lora_adapter"
         )
     merged = student.merge_and_unload().to(device=best_device(), dtype=choose_precision().torch_dtype)
-    return AnsweringModel(merged.eval(), ChatFormat(load_tokenizer(folder)))
+    prepare_for_decoding(merged.eval())
+    return AnsweringModel(merged, ChatFormat(load_tokenizer(folder)))
 
 
 def changes_weights(student: object) -> bool:

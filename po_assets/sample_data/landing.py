@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from po_assets.product_owner import format_answer, score_product_owner
-from po_assets.sample_data.domains import load_domains
+from po_assets.sample_data.domains import Domain, load_domains
 from po_assets.sample_data.draws import pick_some, shuffled
 from po_assets.sample_data.prose import EVALUATION_REGIONS, TRAINING_REGIONS
 from po_assets.sample_data.records import Answered, answer_case, as_record, draw_case, review_prompt, to_line
@@ -40,7 +40,7 @@ _ANSWERED_TWICE = 8
 """Cases of the first generation that were sent to the teacher twice, and are answered differently."""
 _EVALUATION_STATUSES: dict[Status, int] = {"aligned": 22, "needs_adjustment": 12, "conflicts": 6}
 _EVALUATION_TIERS: dict[Tier, int] = {"simple": 25, "medium": 11, "corporate": 4}
-"""40 cases, statuses and tiers dealt out independently."""
+"""40 cases, as many as there are evaluation products."""
 
 
 @dataclass
@@ -48,14 +48,11 @@ class _Draw:
     """Cases drawn so far, so that no concept comes twice unless it is meant to."""
 
     rng: Random
-    purpose_is_training: bool = True
     concepts: set[str] = field(default_factory=set)
 
-    def case(self, status: Status, tier: Tier | None = None) -> Scenario:
-        domains = load_domains("training" if self.purpose_is_training else "evaluation")
-        regions = TRAINING_REGIONS if self.purpose_is_training else EVALUATION_REGIONS
+    def case(self, status: Status) -> Scenario:
         while True:
-            scenario = draw_case(self.rng, domains, regions, status=status, tier=tier)
+            scenario = draw_case(self.rng, load_domains("training"), TRAINING_REGIONS, status=status)
             if scenario.concept not in self.concepts:
                 self.concepts.add(scenario.concept)
                 return scenario
@@ -75,12 +72,11 @@ def write_sample_data(root: Path, seed: int = SEED) -> dict[Path, int]:
 def sample_files(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
     """The rows of each file, by its path under the artifacts root."""
     draw = _Draw(Random(seed))  # noqa: S311 - sample data, no secrets
-    evaluation = _Draw(Random(seed + 1), purpose_is_training=False)  # noqa: S311
     return {
         FIRST_GENERATION: _first_generation(draw),
         SECOND_TEACHER: _second_teacher(draw),
         CONFLICTS: [*_handmade_conflicts(), *_templated_conflicts(draw)],
-        EVALUATION_CASES: list(_evaluation_cases(evaluation)),
+        EVALUATION_CASES: list(_evaluation_cases(Random(seed + 1))),  # noqa: S311
     }
 
 
@@ -132,11 +128,14 @@ def _handmade_score(raw: Mapping[str, str]) -> float:
     return score_product_owner(raw["requirements_yaml"], raw["vision_yaml"], raw["review_yaml"]).total
 
 
-def _evaluation_cases(draw: _Draw) -> Iterator[dict[str, Any]]:
-    statuses = shuffled(draw.rng, [status for status, rows in _EVALUATION_STATUSES.items() for _ in range(rows)])
-    tiers = shuffled(draw.rng, [tier for tier, rows in _EVALUATION_TIERS.items() for _ in range(rows)])
-    for index, (status, tier) in enumerate(zip(statuses, tiers, strict=True), start=1):
-        answered = _reference(draw, status, tier)
+def _evaluation_cases(rng: Random) -> Iterator[dict[str, Any]]:
+    """Every evaluation product once, so that domains have equal weight; statuses and tiers dealt out over them."""
+    products = [(domain, product) for domain in load_domains("evaluation") for product in domain.products]
+    statuses = shuffled(rng, [status for status, rows in _EVALUATION_STATUSES.items() for _ in range(rows)])
+    tiers = shuffled(rng, [tier for tier, rows in _EVALUATION_TIERS.items() for _ in range(rows)])
+    dealt = zip(shuffled(rng, products), statuses, tiers, strict=True)
+    for index, ((domain, product), status, tier) in enumerate(dealt, start=1):
+        answered = _reference(rng, domain, product, status, tier)
         yield {
             "case_id": f"EVAL-{index:02d}",
             "tier": tier,
@@ -148,9 +147,12 @@ def _evaluation_cases(draw: _Draw) -> Iterator[dict[str, Any]]:
         }
 
 
-def _reference(draw: _Draw, status: Status, tier: Tier) -> Answered:
-    scenario = draw.case(status, tier)
+def _reference(rng: Random, domain: Domain, product: str, status: Status, tier: Tier) -> Answered:
+    domains = load_domains("evaluation")
+    scenario = None
+    while scenario is None or scenario.product != product:
+        scenario = draw_case(rng, domains, EVALUATION_REGIONS, status=status, tier=tier, domain=domain)
     while True:
-        answered = answer_case(draw.rng, scenario)
+        answered = answer_case(rng, scenario)
         if answered.score >= _LEAST_REFERENCE_SCORE:
             return answered

@@ -14,7 +14,7 @@ TRAINING_REGIONS = (
     "Colombia", "Flanders", "Kerala", "Portugal", "Nova Scotia", "Moravia", "Saxony", "Costa Rica",
 )  # fmt: skip
 EVALUATION_REGIONS = (
-    "Norway", "Tasmania", "Corsica", "Hokkaido", "the Algarve", "Patagonia", "Iceland", "Savoy", "Crete", "Uruguay",
+    "Norway", "Tasmania", "Corsica", "Hokkaido", "Sardinia", "Patagonia", "Iceland", "Savoy", "Crete", "Uruguay",
 )  # fmt: skip
 
 CONCEPTS = (
@@ -41,6 +41,14 @@ CONCEPTS = (
     (
         "{Problem}, say {users} at {organisation} in {region}. {A_category} named {product} shall {needs}. "
         "It shall not {never}."
+    ),
+    (
+        "{Users} at {organisation} in {region} ask for {a_category}, as {problem}. {product} must {needs}. "
+        "It does not {never}."
+    ),
+    (
+        "{product} is planned for {organisation} in {region}. {Users} complain that {problem}. "
+        "This {category} is to {needs}. It will not {never}."
     ),
 )
 

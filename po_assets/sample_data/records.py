@@ -54,11 +54,12 @@ def draw_case(
     *,
     status: Status | None = None,
     tier: Tier | None = None,
+    domain: Domain | None = None,
 ) -> Scenario:
-    """A case of the given status and tier, or of ones drawn in the sample data's proportions."""
+    """A case of the given status, tier and domain, or of ones drawn in the sample data's proportions."""
     drawn: Status = pick_weighted(rng, _STATUSES, _STATUS_WEIGHTS) if status is None else status
     drawn_tier: Tier = pick_weighted(rng, _TIERS, _TIER_WEIGHTS) if tier is None else tier
-    return draw_scenario(rng, domains, regions, status=drawn, tier=drawn_tier)
+    return draw_scenario(rng, domains, regions, status=drawn, tier=drawn_tier, domain=domain)
 
 
 def answer_case(rng: Random, scenario: Scenario, *, low: bool = False) -> Answered:

@@ -89,10 +89,16 @@ class Scenario:
 
 
 def draw_scenario(
-    rng: Random, domains: Sequence[Domain], regions: Sequence[str], *, status: Status, tier: Tier
+    rng: Random,
+    domains: Sequence[Domain],
+    regions: Sequence[str],
+    *,
+    status: Status,
+    tier: Tier,
+    domain: Domain | None = None,
 ) -> Scenario:
-    """Draw a case of the wanted status and tier; everything else is left to `rng`."""
-    domain = pick(rng, domains)
+    """Draw a case of the wanted status, tier and domain (any of them if None); all else is left to `rng`."""
+    domain = domain or pick(rng, domains)
     plan = TIERS[tier]
     product, organisation = pick(rng, domain.products), pick(rng, domain.organisations)
     needs = tuple(pick_some(rng, domain.needs, pick(rng, plan.needs)))

@@ -48,15 +48,15 @@ def lora_adapter(
     try:
         student = make_student(
             artifacts.layout,
-            [] if supervised_dataset.empty else list(supervised_dataset[["prompt", "response"]].itertuples(index=False, name=None)),
+            []
+            if supervised_dataset.empty
+            else list(supervised_dataset[["prompt", "response"]].itertuples(index=False, name=None)),
             recipe.resolved(),
             Progress(context.log.info, observe),
         )
     except (BaseModelError, RecipeError, RowError, TrainingError, StudentRefusedError) as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(student.manifest.sha256), metadata=_metadata(student)
-    )
+    return dg.MaterializeResult(data_version=dg.DataVersion(student.manifest.sha256), metadata=_metadata(student))
 
 
 def _metadata(student: "Student") -> dict[str, Any]:

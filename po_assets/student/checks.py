@@ -14,7 +14,8 @@ from po_assets.student.recipe import RecipeError, StudentRecipe
 
 _SPECS = {
     "loads": "The adapter folder is whole and loads onto the base model with PEFT; every number in it is finite.",
-    "changes_the_model": "With the adapter the model predicts differently than without: it was trained and is in effect.",
+    "changes_the_model": "With the adapter the model predicts differently than without it: it was trained and is in "
+    "effect.",
     "training_is_sane": "Every loss is finite and the loss fell; exactly the answers and their end-of-sequence tokens "
     "were trained.",
 }

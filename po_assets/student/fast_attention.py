@@ -9,6 +9,7 @@ those products want.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor
 BLOCK = 128
 
 
-def rotary_causal_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scaling: float) -> Tensor:
+def rotary_causal_attention(  # noqa: PLR0917
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scaling: float
+) -> Tensor:
     """Attention output (tokens, heads, size) of one row.
 
     `q` is (tokens, heads, size); `k` and `v` are (tokens, key heads, size); `cos` and `sin` are (tokens, size), with
@@ -29,9 +32,11 @@ def rotary_causal_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: T
     return result
 
 
-class _RotaryCausalAttention(torch.autograd.Function):
+class _RotaryCausalAttention(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scaling: float) -> Tensor:
+    def forward(  # noqa: PLR0917
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scaling: float
+    ) -> Tensor:
         tokens, heads, size = q.shape
         groups = heads // k.shape[1]  # query heads per key head
         # The scaling goes into the queries' rotation, where it costs nothing.
@@ -62,7 +67,7 @@ class _RotaryCausalAttention(torch.autograd.Function):
             grad_rows = grad_output[:, rows]
             grad_v[:, :end].baddbmm_(weights.transpose(1, 2), grad_rows)
             grad_weights = grad_rows @ values[:, :end].transpose(1, 2)
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)  # noqa: SLF001
             torch.bmm(grad_scores, keys[:, :end], out=grad_q[:, rows])
             grad_k[:, :end].baddbmm_(grad_scores.transpose(1, 2), queries[:, rows])
         # A rotation's gradient is the rotation back.
@@ -75,7 +80,7 @@ def _blocks(tokens: int) -> list[tuple[int, int]]:
     """Start and end of each block of queries: as even as can be, none longer than `BLOCK`."""
     count = -(-tokens // BLOCK)
     edges = [tokens * i // count for i in range(count + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 def _mask_future(scores: Tensor, start: int, end: int, groups: int) -> None:

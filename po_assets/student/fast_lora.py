@@ -52,7 +52,7 @@ class LoraGroup:
         group.refresh()
         return group
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def refresh(self) -> None:
         """Copy the float32 matrices anew; to be called after every optimizer step."""
         dtype = self.weights[0].dtype
@@ -66,7 +66,7 @@ class LoraGroup:
         return outputs
 
 
-class _LoraLinears(torch.autograd.Function):
+class _LoraLinears(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor | None, group: LoraGroup, *_parameters: Tensor) -> tuple[Tensor, ...]:
         dropped = x if mask is None else x * mask
@@ -103,4 +103,4 @@ class _LoraLinears(torch.autograd.Function):
 
 
 def _parts(low: Tensor, group: LoraGroup) -> tuple[Tensor, ...]:
-    return low.split(group.a[0].shape[0], dim=1)
+    return tuple(low.split(group.a[0].shape[0], dim=1))

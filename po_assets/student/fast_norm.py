@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019); mean taken in float32."""
+    """X / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019); mean taken in float32."""
     result: Tensor = _RmsNorm.apply(x, weight, eps)
     return result
 
 
-class _RmsNorm(torch.autograd.Function):
+class _RmsNorm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)

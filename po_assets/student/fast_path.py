@@ -106,8 +106,7 @@ class FastPath:
         `ids` (tokens,) is prompt and answer; the first `prompt_length` tokens are not trained. `seed` draws the dropout
         masks; None switches dropout off.
         """
-        ids = ids[:-1], ids[prompt_length:]  # type: ignore[assignment]
-        inputs, targets = ids
+        inputs, targets = ids[:-1], ids[prompt_length:]
         x = self._model.embed_tokens(inputs)
         cos, sin = self._model.rotary_emb(x.unsqueeze(0), torch.arange(inputs.shape[0]).unsqueeze(0))
         pool = None

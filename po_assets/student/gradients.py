@@ -7,6 +7,7 @@ number of rows, batches or workers.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class GradientEngine(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def compute(self, rows: Sequence[StepRow]) -> float:
         """Set the gradients and return the mean loss per trained token."""
@@ -47,7 +50,13 @@ class GradientEngine(Protocol):
 
 
 def make_engine(
-    model: PeftModel, parameters: Sequence[torch.nn.Parameter], *, fast: bool, workers: int, batch_size: int, pad_id: int
+    model: PeftModel,
+    parameters: Sequence[torch.nn.Parameter],
+    *,
+    fast: bool,
+    workers: int,
+    batch_size: int,
+    pad_id: int,
 ) -> GradientEngine:
     """The fast engine where it applies and is wanted, else the plain one; its `description` says which and why."""
     from po_assets.student.fast_path import why_not
@@ -101,16 +110,12 @@ class FastEngine:
         tokens = sum(item.row.trained for item in rows)
         # Longest first, so that the workers finish together; ties keep their order.
         order = sorted(rows, key=lambda item: -len(item.row.ids))
-        total: list[torch.Tensor] | None = None
-        loss = 0.0
-        for future in [self._pool.submit(self._row, item) for item in order]:
-            row_loss, gradients = future.result()
+        futures = deque(self._pool.submit(self._row, item) for item in order)
+        loss, total = futures.popleft().result()
+        while futures:  # each is dropped when it was added: a gradient is as large as the adapter
+            row_loss, gradients = futures.popleft().result()
             loss += row_loss
-            if total is None:
-                total = list(gradients)
-            else:
-                torch._foreach_add_(total, gradients)
-        assert total is not None
+            torch._foreach_add_(total, gradients)
         torch._foreach_div_(total, tokens)
         for parameter, gradient in zip(self._parameters, total, strict=True):
             parameter.grad = gradient
@@ -120,11 +125,11 @@ class FastEngine:
         """Round the new matrices to the compute type."""
         self._path.refresh()
 
-    def _row(self, item: StepRow) -> tuple[float, tuple[torch.Tensor, ...]]:
+    def _row(self, item: StepRow) -> tuple[float, list[torch.Tensor]]:
         import torch
 
         loss = self._path.answer_loss(torch.tensor(item.row.ids), item.row.prompt_length, item.seed)
-        return loss.item(), torch.autograd.grad(loss, self._parameters)
+        return loss.item(), list(torch.autograd.grad(loss, self._parameters))
 
 
 class PlainEngine:

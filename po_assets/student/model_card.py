@@ -134,7 +134,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         return "(none recorded)"
     names = list(rows[0])
     lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
 
 
 def _hardware() -> str:

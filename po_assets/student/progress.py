@@ -70,7 +70,9 @@ class Progress:
         )
         if self._observe:
             numbers = {key: float(value) for key, value in asdict(record).items() if key not in ("steps", "seconds")}
-            self._observe({f"train/{key}": value for key, value in numbers.items()} | {"train/tokens_per_second": speed})
+            self._observe(
+                {f"train/{key}": value for key, value in numbers.items()} | {"train/tokens_per_second": speed}
+            )
 
 
 def duration(seconds: float) -> str:

@@ -79,7 +79,7 @@ class _Plan:
 
 
 def make_student(layout: Layout, pairs: Sequence[tuple[str, str]], recipe: Recipe, progress: Progress) -> Student:
-    """Train on (prompt, response) `pairs`, the content of `layout.supervised`, unless the adapter is made of them already.
+    """Train on (prompt, response) `pairs`, the content of `layout.supervised`, unless that was done already.
 
     Raises `BaseModelError`, `RecipeError`, `RowError`, `TrainingError` or `StudentRefusedError`; each message names the
     reason and the way out, and the adapter published before is untouched.
@@ -139,7 +139,7 @@ def _train_and_publish(layout: Layout, pairs: Sequence[tuple[str, str]], plan: _
     progress.say(f"Base model {recipe.model.name} in {plan.precision.dtype}: {plan.precision.reason}.")
     base = load_base_model(plan.base_folder, plan.precision, quantization=recipe.model.quantization)
     model = add_adapter(base, recipe, plan.base_folder)
-    trained = train(model, rows, recipe, progress, checkpoints, pad_id=chat.eos_id)
+    trained = train(model, rows, recipe, progress, checkpoints=checkpoints, pad_id=chat.eos_id)
     parameters = sum(parameter.numel() for parameter in trainable(model).values())
     try:
         with atomic_directory(layout.adapter) as staging:
@@ -150,7 +150,8 @@ def _train_and_publish(layout: Layout, pairs: Sequence[tuple[str, str]], plan: _
             raise
         raise TrainingError(
             f"The disk is full: the adapter could not be written to {str(layout.adapter)!r}. Free some space and "
-            "materialize lora_adapter again; it goes on from the last checkpoint. The previous adapter is still in place."
+            "materialize lora_adapter again; it goes on from the last checkpoint. The previous adapter is still "
+            "in place."
         ) from error
     checkpoints.clear()
     return Student(str(layout.adapter), manifest, trained.log, unchanged=False)

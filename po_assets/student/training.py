@@ -1,8 +1,9 @@
 """The training, top to bottom: rows in, trained LoRA matrices and a log out.
 
 Loss is the cross-entropy of the answer and its end-of-sequence token, averaged over the tokens of an optimizer step.
-AdamW on float32 matrices, gradient clipping, a schedule that is known in advance. The same rows, recipe and machine give
-the same matrices to the last bit, also when the training is interrupted and resumed, and with any number of workers.
+AdamW on float32 matrices, gradient clipping, a schedule that is known in advance. The same rows, recipe and machine
+give the same matrices to the last bit, also when the training is interrupted and resumed, and with any number of
+workers.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def train(
     rows: Sequence[TrainingRow],
     recipe: Recipe,
     progress: Progress,
+    *,
     checkpoints: CheckpointStore | None = None,
     pad_id: int = 0,
 ) -> Trained:
@@ -85,7 +87,9 @@ def train(
             try:
                 loss = engine.compute([StepRow(rows[i], dropout_seed(recipe.seed, step.number, i)) for i in step.rows])
             except (MemoryError, RuntimeError) as error:
-                raise _out_of_memory(error, step, rows) or error from error
+                if not _is_out_of_memory(error):
+                    raise
+                raise TrainingError(_out_of_memory(step, rows)) from error
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm).item()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
@@ -96,7 +100,7 @@ def train(
                 group["lr"] = step.learning_rate
             optimizer.step()
             engine.parameters_changed()
-            log.append(_record(step, steps, rows, recipe, loss, norm, time.monotonic() - began))
+            log.append(_record(step, steps, rows, recipe, loss=loss, norm=norm, seconds=time.monotonic() - began))
             progress.step(log[-1], sum(len(rows[i].ids) for later in steps[step.number + 1 :] for i in later.rows))
             last = step.number + 1 == len(steps)
             if checkpoints and (last or time.monotonic() - saved >= recipe.checkpoint_seconds):
@@ -110,6 +114,7 @@ def _record(
     steps: Sequence[Step],
     rows: Sequence[TrainingRow],
     recipe: Recipe,
+    *,
     loss: float,
     norm: float,
     seconds: float,
@@ -129,9 +134,7 @@ def _record(
     )
 
 
-def _state(
-    parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
+def _state(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Everything a step depends on besides the plan: the matrices and the optimizer's two moments and step counts."""
     state = {f"parameter.{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
@@ -153,20 +156,25 @@ def _restore(
             }
 
 
-def _out_of_memory(error: BaseException, step: Step, rows: Sequence[TrainingRow]) -> TrainingError | None:
-    """A `TrainingError` when `error` means that memory ran out: PyTorch has no type of its own for it on the CPU."""
+def _is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has no type of its own for it on the CPU."""
     import torch
 
-    cuda = isinstance(error, torch.OutOfMemoryError)
-    if not (cuda or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
-        return None
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(step: Step, rows: Sequence[TrainingRow]) -> str:
+    import torch
+
     longest = max(len(rows[i].ids) for i in step.rows)
     way_out = (
         "Switch gradient_checkpointing on, lower batch_size, or lower max_length"
-        if cuda
+        if torch.cuda.is_available()
         else "Set workers to 1, or lower max_length"
     )
-    return TrainingError(
-        f"Memory ran out in step {step.number + 1}, whose longest row has {longest:,} tokens. {way_out}; the next run "
-        "resumes from the last checkpoint if the recipe's other settings stay. The previous adapter is still in place."
+    return (
+        f"Memory ran out in step {step.number + 1}, whose longest row has {longest:,} tokens. {way_out}, and materialize"
+        " lora_adapter again: it resumes from the last checkpoint where only workers changed. The previous adapter is "
+        "still in place."
     )

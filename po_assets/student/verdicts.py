@@ -38,7 +38,7 @@ class StudentUnderTest:
         self._layout, self._recipe = layout, recipe
 
     def loads(self) -> Verdict:
-        """The folder is whole, PEFT loads it onto the base model without a missing or left-over matrix, all is finite."""
+        """The folder is whole, PEFT loads it onto the base model, no matrix is missing or left over, all is finite."""
         if problem := adapter_problem(self._layout):
             return Verdict(passed=False, summary=f"The adapter does not load: {problem}.", next_step=f"{_AGAIN}.")
         loaded = self._loaded
@@ -148,7 +148,7 @@ class StudentUnderTest:
         if manifest is None or manifest.inputs.get("supervised_dataset") != sha256:
             return Verdict(
                 passed=False,
-                summary="The supervised dataset changed since the adapter was trained, so that its rows cannot be judged.",
+                summary="The supervised dataset changed since the adapter was trained; the rows trained on are gone.",
                 next_step=f"{_AGAIN}.",
             )
         return rows

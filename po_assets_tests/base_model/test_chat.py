@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from po_assets.base_model import BaseModelError, ChatFormat, load_tokenizer
@@ -6,7 +8,7 @@ from po_assets_tests.base_model.tiny_model import edit_json
 PROMPT = "You are a Product Owner.\n\nCONCEPT:\n  a lamp, 12 €\n"
 
 
-def test_prompt_is_the_chat_template_of_one_user_turn(tiny_folder):
+def test_prompt_is_the_chat_template_of_one_user_turn(tiny_folder: Path) -> None:
     """The tokens are those that any Hugging Face tool makes of the same conversation."""
     tokenizer = load_tokenizer(tiny_folder)
     expected = tokenizer.apply_chat_template(
@@ -15,7 +17,7 @@ def test_prompt_is_the_chat_template_of_one_user_turn(tiny_folder):
     assert ChatFormat(tokenizer).prompt_ids(PROMPT) == expected
 
 
-def test_answer_ends_in_exactly_one_end_of_sequence_token(tiny_folder):
+def test_answer_ends_in_exactly_one_end_of_sequence_token(tiny_folder: Path) -> None:
     """Without it a student never learns to stop."""
     chat = ChatFormat(load_tokenizer(tiny_folder))
     ids = chat.answer_ids("```yaml VISION\n```")
@@ -24,7 +26,7 @@ def test_answer_ends_in_exactly_one_end_of_sequence_token(tiny_folder):
     assert chat.answer_text(ids) == "```yaml VISION\n```"
 
 
-def test_special_tokens_in_the_data_are_plain_text(tiny_folder):
+def test_special_tokens_in_the_data_are_plain_text(tiny_folder: Path) -> None:
     """A concept that spells a control token neither ends a turn nor an answer, and decodes to what was written."""
     chat = ChatFormat(load_tokenizer(tiny_folder))
     text = "before <|im_end|>\n<|im_start|>assistant after"
@@ -37,13 +39,13 @@ def test_special_tokens_in_the_data_are_plain_text(tiny_folder):
     assert chat.tokenizer.decode(answer[:-1]) == text
 
 
-def test_row_length_counts_prompt_and_answer(tiny_folder):
+def test_row_length_counts_prompt_and_answer(tiny_folder: Path) -> None:
     """The token budget counts what training will feed."""
     chat = ChatFormat(load_tokenizer(tiny_folder))
     assert chat.row_length("a", "b") == len(chat.prompt_ids("a")) + len(chat.answer_ids("b"))
 
 
-def test_a_tokenizer_without_chat_template_is_refused(tiny_folder):
+def test_a_tokenizer_without_chat_template_is_refused(tiny_folder: Path) -> None:
     """A base model that was never taught to chat has no format to share between training and evaluation."""
     (tiny_folder / "chat_template.jinja").unlink(missing_ok=True)
     edit_json(tiny_folder / "tokenizer_config.json", chat_template=None)
@@ -51,14 +53,14 @@ def test_a_tokenizer_without_chat_template_is_refused(tiny_folder):
         ChatFormat(load_tokenizer(tiny_folder))
 
 
-def test_a_tokenizer_without_end_of_sequence_is_refused(tiny_folder):
+def test_a_tokenizer_without_end_of_sequence_is_refused(tiny_folder: Path) -> None:
     """The message says what to set."""
     edit_json(tiny_folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(BaseModelError, match="set eos_token"):
         ChatFormat(load_tokenizer(tiny_folder))
 
 
-def test_a_folder_without_tokenizer_is_refused(tmp_path):
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     """The message names folder and files."""
     with pytest.raises(BaseModelError, match=r"no tokenizer.*tokenizer\.json"):
         load_tokenizer(tmp_path)

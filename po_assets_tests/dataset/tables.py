@@ -8,7 +8,7 @@ from typing import Any
 
 from po_assets.dataset.closing import Closed, build_supervised
 from po_assets.dataset.eval_cases import EvalCase, read_eval_cases
-from po_assets.dataset.selection import SelectionRules
+from po_assets.dataset.selection import ScoreSource, SelectionRules
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.storage import Layout
 from po_assets.teacher.ledger import read_rows
@@ -88,6 +88,8 @@ def normalized_tables(root: Path, cases: Iterable[Mapping[str, Any]] = (case(900
 def close(layout: Layout, budget: TokenBudget = WORD_COUNT, workers: int = 1, **rules: Any) -> Closed:
     """Select with these rules and publish."""
     cases = read_eval_cases(layout.eval_cases)
+    if "score_source" in rules:
+        rules["score_source"] = ScoreSource(rules["score_source"])
     staged, closed = build_supervised(layout, SelectionRules(**rules), cases, budget, workers)
     staged.publish()
     return closed

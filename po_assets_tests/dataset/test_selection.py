@@ -91,7 +91,7 @@ def test_evaluation_inputs_are_held_out_with_the_case(tmp_path: Path) -> None:
     details = [(entry["reason"], entry["detail"]) for entry in entries(layout)[:3]]
     assert details[:2] == [("same input as an evaluation case", "case case-5")] * 2
     assert details[2][0] == "nearly the input of an evaluation case"
-    assert details[2][1].startswith("case case-5, similarity 0.9")
+    assert details[2][1].startswith("case case-5, similarity 0.8")
 
 
 def test_no_row_is_truncated_but_left_out_with_its_length(tmp_path: Path) -> None:

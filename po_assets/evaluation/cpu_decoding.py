@@ -1,0 +1,100 @@
+"""Making a loaded model decode faster on a CPU, with the same results: packed weights, attention by matrix products.
+
+One token of a batch is a matrix of few rows, for which two of PyTorch's defaults are slow (`benchmarks/generation.py`
+measures both): a bfloat16 `nn.Linear` puts its weights into the blocked layout of oneDNN anew in every call, and the
+flash attention of the CPU reads keys and values at half the speed of a plain batched product.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION = "po_assets_decode"
+_FAMILIES = ("llama", "qwen2", "mistral")
+"""Models whose attention is plain: scaled dot product, grouped heads, no cap and no bias."""
+
+
+def prepare_for_decoding(model: "PreTrainedModel") -> list[str]:
+    """Change a model for decoding on this CPU, in place; says in words what was done.
+
+    The model cannot be trained or saved afterwards. On a GPU, and for models of other families, nothing is done.
+    """
+    done: list[str] = []
+    if model.device.type != "cpu":
+        return done
+    if model.config.model_type in _FAMILIES and not getattr(model.config, "sliding_window", None):
+        _register_attention()
+        model.set_attn_implementation(ATTENTION)
+        done.append("attention by matrix products")
+    if model.dtype == torch.bfloat16 and (packed := pack_linears(model)):
+        done.append(f"{packed} weight matrices packed")
+    return done
+
+
+class PackedLinear(nn.Module):
+    """A linear layer without gradient whose weight stays in oneDNN's blocked layout."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self._bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """As `nn.Linear`: (..., in) to (..., out)."""
+        return torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, "none", [], "")
+
+
+def pack_linears(model: nn.Module) -> int:
+    """Replace the model's plain linear layers by packed ones where this PyTorch can; returns how many."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return 0
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and child.weight.device.type == "cpu"
+    ]
+    with torch.inference_mode():
+        for parent, name, linear in places:
+            setattr(parent, name, PackedLinear(linear))
+    return len(places)
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one new position per row as two batched products; longer queries (the prompt) go to PyTorch's own.
+
+    Shapes as transformers has them: query (rows, heads, 1, size), key and value (rows, key heads, positions, size),
+    mask (rows, 1, 1, positions), true where it may look; returns (rows, 1, heads, size).
+    """
+    rows, heads, length, size = query.shape
+    if length > 1:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    groups = query.view(rows, key.shape[1], heads // key.shape[1], size)
+    scores = torch.matmul(groups, key.transpose(-1, -2)) * (scaling or size**-0.5)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).view(rows, 1, heads, size), None
+
+
+def _register_attention() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, grouped_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,446 @@
+"""The assets and checks of the dataset in Dagster: passing on good data, and what they say on bad data."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+import pytest
+
+from po_assets.base_model import BaseModel, BaseModelError
+from po_assets.dataset import assets, checks
+from po_assets.dataset.assets import eval_cases, supervised_dataset
+from po_assets.dataset.checks import dataset_checks
+from po_assets.dataset.gate import read_gate, refusal
+from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.token_budget import TokenBudget
+from po_assets.product_owner import build_prompt
+from po_assets.storage import Artifacts, JsonlIOManager, Layout, file_digest, read_manifest
+from po_assets.teacher.assets import normalized_teacher, raw_teacher
+from po_assets.teacher.checks import teacher_checks
+from po_assets.teacher.ledger import read_rows
+from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
+from po_assets_tests.teacher.landed_rows import land, pair_row, vision_prompt_row
+from po_assets_tests.teacher.test_checks import evaluations, failure_message, table
+
+EVERYTHING = [raw_teacher, normalized_teacher, eval_cases, supervised_dataset, *teacher_checks, *dataset_checks]
+GOOD = [row(number) for number in range(9)] + [row(9, "conflicts")]
+
+
+@pytest.fixture(autouse=True)
+def words_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count words instead of a model's tokens."""
+    budget_of(monkeypatch, WORD_COUNT)
+
+
+def budget_of(monkeypatch: pytest.MonkeyPatch, budget: TokenBudget) -> None:
+    """Use this token budget in the asset and in its checks."""
+    for module in (assets, checks):
+        monkeypatch.setattr(module, "token_budget", lambda base_model, layout: budget)
+
+
+def run(
+    layout: Layout,
+    selection: Any = None,
+    cases: Iterable[Mapping[str, Any]] | None = (case(900), case(901)),
+    **policy: Any,
+) -> dg.ExecuteInProcessResult:
+    """Materialize the graph up to the dataset with all checks, or only what is selected."""
+    if cases is not None:
+        write_cases(layout, cases)
+    artifacts = Artifacts(root=str(layout.root))
+    return dg.materialize(
+        EVERYTHING,
+        selection=selection,
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "selection": SelectionPolicy(**policy),
+            "base_model": BaseModel(),
+        },
+        raise_on_error=False,
+    )
+
+
+def recheck(layout: Layout, **policy: Any) -> dict[str, dg.AssetCheckEvaluation]:
+    """Run the checks of the dataset alone, on the files as they stand."""
+    selection = dg.AssetSelection.checks_for_assets(supervised_dataset)
+    return evaluations(run(layout, selection, cases=None, **policy))
+
+
+def rewrite(layout: Layout, rows: list[Mapping[str, Any]]) -> None:
+    """Change the training rows by hand."""
+    layout.supervised.write_bytes(b"".join(orjson.dumps(one) + b"\n" for one in rows))
+
+
+def test_good_rows_pass_every_check_and_open_the_gate(tmp_path: Path) -> None:
+    """And the sentences give the numbers."""
+    layout = land(tmp_path, a=GOOD)
+    result = run(layout)
+    assert result.success
+    found = {name: one for name, one in evaluations(result).items() if one.asset_key == supervised_dataset.key}
+    longest = found["fits_context"].metadata["longest_row_tokens"].value
+    assert {name: (one.passed, one.description) for name, one in found.items()} == {
+        "schema": (True, "10 of 10 rows are a prompt and a response of the one form, as many as the ledger says."),
+        "conflicts_share": (
+            True,
+            "1 of 10 training rows (10.0%) is conflicts, at least 2.5% are needed; every one that passed the score "
+            "filter is here.",
+        ),
+        "no_eval_overlap": (
+            True,
+            "None of 10 training rows has the input of an evaluation case, or one at least 80% similar.",
+        ),
+        "fits_context": (True, f"10 of 10 rows fit into 600 tokens of word-counter; the longest has {longest:.0f}."),
+        "targets_pass_validator": (True, "10 of 10 responses pass the validator."),
+        "answer_not_in_prompt": (True, "None of 10 prompts holds the vision of its answer."),
+        "duplicate_prompts": (True, "10 rows, 10 different prompts."),
+        "retention": (
+            True,
+            "10 of 10 landed rows (100.0%) are fit for training, between 80% and 100% are expected: 10 kept.",
+        ),
+    }
+    assert refusal(layout.supervised_gate, file_digest(layout.supervised)) is None
+
+
+def test_the_asset_says_what_came_out(tmp_path: Path) -> None:
+    """Row count, outcomes, preview, pictures with the thresholds, and a manifest that names the inputs."""
+    layout = land(tmp_path, a=[*GOOD, row(10, score=0.1)])
+    (made,) = run(layout).asset_materializations_for_node("supervised_dataset")
+    assert made.metadata["dagster/row_count"].value == 10
+    rows = [record.data for record in made.metadata["outcomes"].records]  # type: ignore[union-attr]
+    assert [(one["outcome"], one["rows"]) for one in rows] == [("kept", 10), ("below_min_score", 1)]
+    for picture in ("statuses", "tiers", "scores", "lengths"):
+        assert "data:image/png;base64," in str(made.metadata[picture].value)
+    manifest, normalized = read_manifest(layout.supervised), read_manifest(layout.normalized)
+    assert manifest and normalized
+    assert manifest.inputs == {"normalized_teacher": normalized.sha256, "eval_cases": file_digest(layout.eval_cases)}
+    assert manifest.sha256 == file_digest(layout.supervised)
+    assert manifest.extra["outcomes"] == {"kept": 10, "below_min_score": 1}
+    assert made.tags is not None
+    assert made.tags["dagster/data_version"] == manifest.sha256
+
+
+def test_the_config_digest_follows_the_rules(tmp_path: Path) -> None:
+    """Dagster does not count settings; the manifest does."""
+    layout = land(tmp_path, a=GOOD)
+    digests = []
+    run(layout)
+    alone = dg.AssetSelection.assets(supervised_dataset).without_checks()
+    for policy in ({}, {}, {"min_score": 0.8}, {"seed": 7}, {"max_samples": None}):
+        run(layout, alone, **policy)
+        manifest = read_manifest(layout.supervised)
+        assert manifest
+        digests.append(manifest.config)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+
+
+def test_the_ledger_balances_after_it_is_closed(tmp_path: Path) -> None:
+    """The check of normalized_teacher counts final outcomes too."""
+    layout = land(tmp_path, a=[*GOOD, row(10, score=0.1)], b=b"{\n")
+    run(layout, max_rejected_share=0.5)
+    found = evaluations(run(layout, dg.AssetSelection.checks_for_assets(normalized_teacher), cases=None))
+    assert found["ledger_balances"].passed
+    assert found["ledger_balances"].description == "12 landed lines = 10 kept + 1 rejected + 1 below_min_score."
+
+
+def test_eval_cases_are_read_and_never_rewritten(tmp_path: Path) -> None:
+    """Its data version is the file's digest."""
+    layout = land(tmp_path, a=GOOD)
+    write_cases(layout)
+    before = layout.eval_cases.read_bytes(), layout.eval_cases.stat().st_mtime_ns
+    result = run(layout, [eval_cases], cases=None)
+    (made,) = result.asset_materializations_for_node("eval_cases")
+    assert made.tags is not None
+    assert made.tags["dagster/data_version"] == file_digest(layout.eval_cases)
+    assert made.metadata["dagster/row_count"].value == 2
+    assert (layout.eval_cases.read_bytes(), layout.eval_cases.stat().st_mtime_ns) == before
+    assert [path.name for path in layout.eval_cases.parent.iterdir()] == [layout.eval_cases.name]
+
+
+def test_faulty_eval_cases_stop_the_graph_with_one_message(tmp_path: Path) -> None:
+    """Every fault of the file in it."""
+    result = run(land(tmp_path, a=GOOD), cases=None)
+    assert "do not exist" in failure_message(result, "eval_cases")
+    layout = land(tmp_path / "other", a=GOOD)
+    layout.eval_cases.parent.mkdir()
+    layout.eval_cases.write_text("{}\n[]\n")
+    message = failure_message(run(layout, cases=None), "eval_cases")
+    assert "line 1: case_id is missing" in message
+    assert "line 2: it is no JSON object" in message
+
+
+def test_a_base_model_that_is_not_there_leaves_the_dataset_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One clear message; the older dataset and its closed ledger stay."""
+    layout = land(tmp_path, a=GOOD)
+    run(layout)
+    made = {path.name: path.read_bytes() for path in (layout.supervised, layout.ledger, layout.supervised_gate)}
+
+    def no_model(*_: object) -> TokenBudget:
+        raise BaseModelError("The base model 'x' is neither a folder nor a Hub id")
+
+    monkeypatch.setattr(assets, "token_budget", no_model)
+    result = run(layout, [supervised_dataset], cases=None)
+    assert "The base model 'x' is neither a folder nor a Hub id" in failure_message(result, "supervised_dataset")
+    assert {path.name: path.read_bytes() for path in (layout.supervised, layout.ledger, layout.supervised_gate)} == made
+
+
+def test_conflicts_share_fails_with_too_few(tmp_path: Path) -> None:
+    """And stops the graph; the gate is shut."""
+    layout = land(tmp_path, a=GOOD[:9])
+    result = run(layout)
+    found = evaluations(result)["conflicts_share"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "0 of 9 training rows (0.0%) are conflicts, at least 2.5% are needed." in found.description
+    assert "Land more conflicts examples" in found.description
+    assert not result.success
+    message = refusal(layout.supervised_gate, file_digest(layout.supervised))
+    assert message is not None
+    assert "did not pass its gate. conflicts_share: 0 of 9 training rows" in message
+
+
+def test_conflicts_share_fails_when_one_that_passed_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names the row and why it is missing; rows under the score filter are not missed."""
+    long = texts(20, "conflicts") | {"concept": "and " * 700}
+    rows = [*GOOD, pair_row(long, score=0.9), row(21, "conflicts", score=0.1)]
+    found = evaluations(run(land(tmp_path, a=rows)))["conflicts_share"]
+    assert not found.passed
+    assert "1 conflicts row passed the score filter and is not among the training rows" in found.description
+    (lost,) = table(found)
+    assert (lost["line"], lost["outcome"]) == (11, "over_length")
+    assert str(lost["reason"]).startswith("longer than 600 tokens: it has ")
+
+
+def test_a_held_out_conflicts_row_is_said_and_not_missed(tmp_path: Path) -> None:
+    """It belongs to the evaluation."""
+    found = evaluations(run(land(tmp_path, a=[*GOOD, row(900, "conflicts")])))["conflicts_share"]
+    assert found.passed
+    assert found.description.endswith("1 more is held out for evaluation.")
+
+
+def test_no_eval_overlap_fails_and_names_row_and_case(tmp_path: Path) -> None:
+    """Here somebody put the row back by hand; the ledger no longer agrees either."""
+    layout = land(tmp_path, a=[*GOOD, row(900)])
+    run(layout)
+    assert outcomes(layout)[-1] == "held_out"
+    given = texts(900)
+    leaked = pair_row(given | {"concept": given["concept"].upper()})
+    rewrite(layout, [leaked, *list(read_rows(layout.supervised))[1:]])
+    found = recheck(layout)["no_eval_overlap"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "1 of 10 training rows gives 1 evaluation case away: 1 with the same input" in found.description
+    (offender,) = table(found)
+    assert (offender["file"], offender["line"], offender["case"]) == ("a.jsonl", 1, "case-900")
+
+
+def test_fits_context_fails_when_rows_are_longer_than_the_model_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example because the base model was changed after the dataset was made."""
+    layout = land(tmp_path, a=GOOD)
+    run(layout)
+    budget_of(monkeypatch, TokenBudget("small-model", 200, WORD_COUNT.row_length))
+    found = recheck(layout)["fits_context"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "10 of 10 rows have more than the 200 tokens that small-model is trained with" in found.description
+    assert "their ends would be lost" in found.description
+    assert table(found)[0]["over"] == table(found)[0]["tokens"] - 200
+    assert "data:image/png" in str(found.metadata["lengths"].value)
+
+
+def test_targets_that_fail_the_validator_are_named_with_the_reason(tmp_path: Path) -> None:
+    """A warning: they are kept, and known."""
+    bad = texts(30) | {"review": texts(30)["review"].replace("- Keep FR001 and FR002 as they are.\n", "")}
+    result = run(land(tmp_path, a=[*GOOD, pair_row(bad, score=0.9)]))
+    found = evaluations(result)["targets_pass_validator"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "1 of 11 responses (9.1%) fails the validator" in found.description
+    assert "recommended_actions holds 1, at least 2 are needed" in found.description
+    assert [(one["line"], one["status"]) for one in table(found)] == [(11, "aligned")]
+    assert result.success
+
+
+def test_an_answer_in_the_prompt_is_named(tmp_path: Path) -> None:
+    """The template rows show the vision; what is left of it in the prompt is its summary."""
+    result = run(land(tmp_path, a=[*GOOD, vision_prompt_row(texts(31, "conflicts"))]))
+    found = evaluations(result)["answer_not_in_prompt"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "1 of 11 prompts holds the vision that the answer must contain" in found.description
+    assert "A vision was cut out of 1 landed prompt." in found.description
+    (offender,) = table(found)
+    assert (offender["line"], offender["status"]) == (11, "conflicts")
+    assert str(offender["given_away"]).startswith("product_summary: A planner that helps")
+
+
+def test_a_whole_vision_in_a_training_prompt_is_named(tmp_path: Path) -> None:
+    """Here in a file changed by hand."""
+    layout = land(tmp_path, a=GOOD)
+    run(layout)
+    rows = list(read_rows(layout.supervised))
+    rows[3]["prompt"] = rows[3]["prompt"].replace("REQUIREMENTS:", "VISION:\nproduct_name: x\n\nREQUIREMENTS:")
+    rewrite(layout, rows)
+    (offender,) = table(recheck(layout)["answer_not_in_prompt"])
+    assert (offender["line"], offender["given_away"]) == (4, "a VISION stands in the prompt")
+
+
+def test_duplicate_prompts_are_counted_and_contradictions_come_first(tmp_path: Path) -> None:
+    """Several answers, exact copies, and one prompt that is answered with two statuses."""
+    rows = [*GOOD, row(1), row(1), row(2), row(3, "conflicts")]
+    found = evaluations(run(land(tmp_path, a=rows)))["duplicate_prompts"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (
+        "14 rows have only 10 different prompts: 3 of them have several answers, 1 with different statuses; "
+        "3 rows are exact copies." in found.description
+    )
+    assert "drop_duplicates: true" in found.description
+    assert [(one["line"], one["answers"], one["statuses"]) for one in table(found)] == [
+        (4, 2, "1 aligned, 1 conflicts"),
+        (2, 3, "3 aligned"),
+        (3, 2, "2 aligned"),
+    ]
+
+
+def test_retention_warns_outside_the_expected_band(tmp_path: Path) -> None:
+    """It says where the rows went."""
+    layout = land(tmp_path, a=[*GOOD, *(row(number, score=0.1) for number in range(20, 30))])
+    found = evaluations(run(layout))["retention"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (
+        "10 of 20 landed rows (50.0%) are fit for training, between 80% and 100% are expected: 10 kept, "
+        "10 below_min_score." in found.description
+    )
+    assert table(found)[0]["reason"] == "declared score under 0.82"
+    assert evaluations(run(layout, min_retention=0.4))["retention"].passed
+    assert not evaluations(run(layout, min_retention=0.1, max_retention=0.4))["retention"].passed
+
+
+def test_schema_fails_when_rows_are_missing_from_the_file(tmp_path: Path) -> None:
+    """Fault 2 of the manual process: "Wrote N samples" was printed before rows were skipped."""
+    layout = land(tmp_path, a=GOOD)
+    run(layout)
+    rewrite(layout, list(read_rows(layout.supervised))[:8])
+    found = recheck(layout)["schema"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "The file has 8 rows, the ledger calls 10 kept." in found.description
+
+
+def test_schema_fails_on_other_keys_prompts_and_answers(tmp_path: Path) -> None:
+    """What a trainer would trip over, and fault 9: a training prompt that is not the evaluation's."""
+    layout = land(tmp_path, a=GOOD)
+    run(layout)
+    rows = list(read_rows(layout.supervised))
+    rows[0] |= {"score": 1}
+    rows[1]["prompt"] = rows[1]["prompt"].replace("You are a Product Owner.", "You are an analyst.")
+    rows[2]["response"] = rows[2]["response"][:-4]
+    rows[3] = {"prompt": None, "response": 5}
+    rewrite(layout, rows)
+    found = recheck(layout)["schema"]
+    assert "4 of 10 rows are not of the one form" in found.description
+    assert [(one["line"], one["fault"]) for one in table(found)] == [
+        (1, "its keys are prompt, response, score, expected are prompt, response"),
+        (2, "its prompt is not the one that evaluation uses"),
+        (3, "the REVIEW block is not closed"),
+        (
+            4,
+            "its prompt is not the one that evaluation uses; the VISION block is missing; the REVIEW block is missing",
+        ),
+    ]
+
+
+def test_schema_fails_when_no_row_is_left(tmp_path: Path) -> None:
+    """An empty dataset is never trained on."""
+    layout = land(tmp_path, a=GOOD)
+    result = run(layout, min_score=1)
+    found = evaluations(result)["schema"]
+    assert not found.passed
+    assert "There is no training row." in found.description
+    assert not result.success
+    assert refusal(layout.supervised_gate, file_digest(layout.supervised)) is not None
+
+
+def test_the_gate_record_is_tied_to_the_data(tmp_path: Path) -> None:
+    """Data that changed after its checks ran, or whose checks never all ran, is refused with the reason."""
+    layout = land(tmp_path, a=GOOD)
+    run(layout, dg.AssetSelection.all(include_sources=False).without_checks())
+    digest = file_digest(layout.supervised)
+    assert "has no gate record" in str(refusal(layout.supervised_gate, digest))
+    key = dg.AssetCheckKey(supervised_dataset.key, "schema")
+    run(layout, dg.AssetSelection.checks(key), cases=None)
+    assert "has no gate record" in str(refusal(layout.supervised_gate, digest))
+    recheck(layout)
+    assert refusal(layout.supervised_gate, digest) is None
+    gate = read_gate(layout.supervised_gate)
+    assert gate is not None
+    assert gate.checks["schema"]["passed"] is True
+    rewrite(layout, list(read_rows(layout.supervised))[:9])
+    assert "changed after its checks ran" in str(refusal(layout.supervised_gate, file_digest(layout.supervised)))
+
+
+def test_every_conflicts_row_survives_sampling(tmp_path: Path) -> None:
+    """With the check that proves it."""
+    layout = land(tmp_path, a=[*GOOD, row(31, "conflicts"), row(32, "conflicts")])
+    result = run(layout, max_samples=5, min_retention=0.1)
+    assert {9, 31, 32} < set(kept_numbers(layout))
+    assert len(kept_numbers(layout)) == 5
+    assert evaluations(result)["conflicts_share"].passed
+    assert evaluations(result)["retention"].passed
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"min_score": 1.2},
+        {"min_score": "high"},
+        {"max_samples": 0},
+        {"score_source": "teacher"},
+        {"seed": -1},
+        {"near_duplicate_threshold": 0},
+        {"min_conflicts_share": 3},
+        {"max_rejected_share": -0.1},
+        {"min_scores": 0.8},
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_name(setting: dict[str, Any]) -> None:
+    """Before anything runs; a misspelt name is wrong too."""
+    with pytest.raises(Exception, match=next(iter(setting))):
+        SelectionPolicy(**setting)
+
+
+def test_settings_can_be_given_in_the_launchpad(tmp_path: Path) -> None:
+    """The resource takes run config, and refuses wrong values before any step runs."""
+    layout = land(tmp_path, a=GOOD)
+    write_cases(layout)
+    artifacts = Artifacts(root=str(layout.root))
+    definitions = dg.Definitions(
+        assets=[raw_teacher, normalized_teacher, eval_cases, supervised_dataset],
+        asset_checks=[*teacher_checks, *dataset_checks],
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "selection": SelectionPolicy.configure_at_launch(),
+            "base_model": BaseModel(),
+        },
+    )
+    job = definitions.resolve_implicit_global_asset_job_def()
+
+    def launch(**config: Any) -> dg.ExecuteInProcessResult:
+        return job.execute_in_process(run_config={"resources": {"selection": {"config": config}}})
+
+    assert launch(max_samples=4, score_source="declared", min_retention=0.1).success
+    assert len(kept_numbers(layout)) == 4
+    with pytest.raises(dg.DagsterInvalidConfigError, match="min_scores"):
+        launch(min_scores=0.9)
+    with pytest.raises(dg.DagsterInvalidConfigError, match="score_source not in enum type ScoreSource got nobody"):
+        launch(score_source="nobody")
+
+
+def test_the_prompt_is_the_one_prompt(tmp_path: Path) -> None:
+    """Byte for byte what evaluation asks with."""
+    layout = land(tmp_path, a=GOOD)
+    run(layout)
+    given = texts(0)
+    assert next(iter(read_rows(layout.supervised)))["prompt"] == build_prompt(given["concept"], given["requirements"])

@@ -1,0 +1,51 @@
+"""Reading the committed sample data in one form, for tests."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from po_assets.product_owner import build_prompt, parse_answer, read_status, split_prompt
+from po_assets.sample_data.landing import FIRST_GENERATION, SECOND_TEACHER
+
+ARTIFACTS = Path(__file__).parents[2] / "artifacts"
+
+
+class Row(NamedTuple):
+    """A landed row in one form, whatever its format."""
+
+    name: str
+    concept: str
+    requirements_yaml: str
+    vision_yaml: str
+    review_yaml: str
+    score: float
+
+    @property
+    def status(self) -> str | None:
+        """The review's status."""
+        return read_status(self.review_yaml)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that training builds from the row."""
+        return build_prompt(self.concept, self.requirements_yaml)
+
+
+def raw_rows(name: str) -> list[dict[str, Any]]:
+    """The JSON objects of one committed file."""
+    return [json.loads(line) for line in (ARTIFACTS / name).read_bytes().splitlines()]
+
+
+def to_row(name: str, raw: dict[str, Any]) -> Row:
+    """One JSON object of the named file as a row."""
+    if name == FIRST_GENERATION:
+        documents = (raw["concept"], raw["requirements_yaml"])
+        answer = (raw["teacher_product_vision"], raw["teacher_product_owner_review"])
+    elif name == SECOND_TEACHER:
+        documents = (raw["input"]["concept"], raw["input"]["requirements_yaml"])
+        answer = (raw["output"]["product_vision"], raw["output"]["product_owner_review"])
+    else:
+        parts, parsed = split_prompt(raw["prompt"]), parse_answer(raw["output"])
+        documents = (parts.concept or "", parts.requirements_yaml or "")
+        answer = (parsed.vision_yaml or "", parsed.review_yaml or "")
+    return Row(name, *documents, *answer, raw["score"])
