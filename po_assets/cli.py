@@ -37,16 +37,24 @@ def run() -> int:
     import dagster as dg
 
     from po_assets.automation.jobs import main_job
+    from po_assets.base_model import BaseModel, BaseModelError, require_hardware
     from po_assets.definitions import defs
     from po_assets.storage import Artifacts
 
     layout = Artifacts().layout
     started = time.monotonic()
     try:
+        require_hardware(BaseModel().resolved())
+    except BaseModelError as error:
+        _say(str(error))
+        return 1
+    try:
         with _only_run_on(layout), dg.DagsterInstance.get() as instance:
             job = defs.resolve_job_def(main_job.name)
             _say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ['DAGSTER_HOME']})")
-            result = job.execute_in_process(instance=instance, raise_on_error=False)
+            # Named here, because Dagster falls back to a logger of its own that prints every event.
+            run_config = {"loggers": {"console": {}}}
+            result = job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False)
             return _report(result, layout, time.monotonic() - started)
     except BlockingIOError:
         _say(f"Another run writes to {layout.root} right now. Wait until it ends, then start this one again.")

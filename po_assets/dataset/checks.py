@@ -101,7 +101,7 @@ def _training_rows(layout: Layout) -> Iterator[TrainingRow]:
 
 def _conflicts_rule(layout: Layout, policy: SelectionPolicy) -> ConflictsRule:
     """The rule, told of every conflicts row that passed the score filter and was left out."""
-    rule = ConflictsRule(policy.min_conflicts_share)
+    rule = ConflictsRule(policy.min_conflicts_share, policy.max_conflicts_share)
     score = "score" if policy.score_source == ScoreSource.declared else "metric_score"
     readable = (entry for entry in read_rows(layout.ledger) if entry["decided_by"] == _ASSET)
     for entry, row in zip(readable, read_rows(layout.normalized), strict=False):

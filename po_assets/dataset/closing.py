@@ -76,7 +76,8 @@ def _landed_files(layout: Layout) -> list[str]:
         missing = [path.name for path, manifest in zip(paths, manifests, strict=True) if manifest is None]
         raise TablesDisagreeError(
             f"{' and '.join(missing)} {verb(len(missing), 'is', 'are')} missing under "
-            f"{str(layout.normalized.parent)!r}, or without manifest. Materialize raw_teacher and normalized_teacher first."
+            f"{str(layout.normalized.parent)!r}, or without manifest. "
+            "Materialize raw_teacher and normalized_teacher first."
         )
     if ledger.inputs.get("normalized_teacher") != normalized.sha256:
         raise TablesDisagreeError(

@@ -9,6 +9,7 @@ with any one case is at most the share of the row's sequences that occur in any 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from po_assets.dataset.eval_cases import EvalCase
@@ -17,7 +18,8 @@ from po_assets.teacher.identity import input_digest
 WORDS_IN_SEQUENCE = 3
 _PERMUTATIONS = 128
 _CANDIDATE_SHARE = 0.5
-"""MinHash looks for cases of half the wanted similarity: at 0.8 it then misses fewer than one in a billion."""
+"""MinHash looks for cases of half the wanted similarity (0.4 at 0.8: 32 bands of 4 rows), so that it misses one that
+counts with a probability of (1 - 0.8^4)^32 = 5e-8."""
 
 _WORD = re.compile(r"\w+")
 # The skeleton that every requirements document shares says nothing about what it asks for.
@@ -45,15 +47,10 @@ class HoldOut:
     """Finds the evaluation case that an input equals or resembles."""
 
     def __init__(self, cases: Sequence[EvalCase], threshold: float) -> None:
-        from datasketch import MinHashLSH  # takes a second to import; only this needs it
-
         self._threshold = threshold
         self._by_digest = {input_digest(case.concept, case.requirements_yaml): case.case_id for case in cases}
         self._sequences = {case.case_id: word_sequences(case.concept, case.requirements_yaml) for case in cases}
         self._all: Sequences = set().union(*self._sequences.values())
-        self._index = MinHashLSH(threshold=threshold * _CANDIDATE_SHARE, num_perm=_PERMUTATIONS)
-        for case_id, sequences in self._sequences.items():
-            self._index.insert(case_id, _minhash(sequences))
 
     def find(self, concept: str, requirements_yaml: str, digest: str | None = None) -> Overlap | None:
         """The case that the input equals, else the most similar one at or above the threshold, else None.
@@ -70,6 +67,16 @@ class HoldOut:
         ]
         similarity, case_id = max(candidates, default=(0.0, ""))
         return Overlap(case_id, similarity, same_input=False) if similarity >= self._threshold else None
+
+    @cached_property
+    def _index(self) -> Any:
+        """Cases by MinHash; made when first needed, since most tables hold no row that comes near a case."""
+        from datasketch import MinHashLSH  # takes a second to import
+
+        index = MinHashLSH(threshold=self._threshold * _CANDIDATE_SHARE, num_perm=_PERMUTATIONS)
+        for case_id, sequences in self._sequences.items():
+            index.insert(case_id, _minhash(sequences))
+        return index
 
 
 def word_sequences(concept: str, requirements_yaml: str) -> Sequences:

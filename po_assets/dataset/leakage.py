@@ -101,7 +101,8 @@ class AnswerNotInPromptRule:
             )
         return Verdict(
             False,
-            f"{count:,} of {amount(self._rows, 'prompt')} {verb(count, 'holds', 'hold')} the vision that the answer must contain, or its summary.{cut}",
+            f"{count:,} of {amount(self._rows, 'prompt')} {verb(count, 'holds', 'hold')} the vision that the answer "
+            f"must contain, or its summary.{cut}",
             next_step="The student learns to copy instead of to answer. Land these rows with a concept of their own, "
             "as the evaluation cases have.",
             rows=self._offenders.rows,

@@ -39,6 +39,9 @@ class SelectionPolicy(IntakePolicy):
     min_conflicts_share: float = Field(
         default=0.025, ge=0, le=1, description="Least share of conflicts rows among the training rows."
     )
+    max_conflicts_share: float = Field(
+        default=0.5, ge=0, le=1, description="A warning when more of the training rows are conflicts rows."
+    )
     min_retention: float = Field(
         default=0.8, ge=0, le=1, description="A warning when a smaller share of the landed rows is fit for training."
     )

@@ -5,8 +5,10 @@ Tokenizing itself belongs to `base_model`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
-from po_assets.base_model import BaseModel
+from po_assets.base_model import BaseModel, ChatFormat, ensure_tokenizer, load_tokenizer
 from po_assets.storage import Layout
 
 
@@ -26,8 +28,11 @@ def token_budget(base_model: BaseModel, layout: Layout) -> TokenBudget:
     Raises:
         BaseModelError: the base model's settings are wrong, or it cannot be had.
     """
-    from po_assets.base_model import ChatFormat, ensure_tokenizer, load_tokenizer
-
     spec = base_model.resolved()
-    chat = ChatFormat(load_tokenizer(ensure_tokenizer(spec, layout)))
-    return TokenBudget(spec.name, spec.max_length, chat.row_length)
+    return TokenBudget(spec.name, spec.max_length, _chat_format(ensure_tokenizer(spec, layout)).row_length)
+
+
+@lru_cache(maxsize=2)
+def _chat_format(folder: Path) -> ChatFormat:
+    """The asset and its checks share a process and would each load the same tokenizer, which takes seconds."""
+    return ChatFormat(load_tokenizer(folder))

@@ -74,8 +74,8 @@ class SchemaRule:
 class ConflictsRule:
     """Enough conflicts rows, and none that passed the score filter is missing."""
 
-    def __init__(self, min_share: float) -> None:
-        self._min_share = min_share
+    def __init__(self, min_share: float, max_share: float = 1.0) -> None:
+        self._min_share, self._max_share = min_share, max_share
         self._rows = self._conflicts = self._held_out = 0
         self._lost = Offenders()
 
@@ -108,7 +108,10 @@ class ConflictsRule:
             if self._held_out
             else ""
         )
-        found = f"{self._conflicts:,} of {amount(self._rows, 'training row')} ({share:.1%}) {verb(self._conflicts, 'is', 'are')} conflicts"
+        found = (
+            f"{self._conflicts:,} of {amount(self._rows, 'training row')} ({share:.1%}) "
+            f"{verb(self._conflicts, 'is', 'are')} conflicts"
+        )
         if self._lost:
             return Verdict(
                 False,
@@ -126,6 +129,15 @@ class ConflictsRule:
                 f"{found}, at least {self._min_share:.1%} are needed.{held_out}",
                 next_step="Land more conflicts examples: with fewer the student never learns to say conflicts.",
                 numbers=numbers,
+            )
+        if share > self._max_share:
+            return Verdict(
+                False,
+                f"{found}, at most {self._max_share:.1%} are expected.{held_out}",
+                next_step="Conflicts rows are never sampled away, so that they crowd out the others where max_samples "
+                "is small: raise it, or land fewer conflicts rows.",
+                numbers=numbers,
+                severity="WARN",
             )
         return Verdict(
             True,
@@ -168,7 +180,8 @@ class FitsContextRule:
             return Verdict(
                 False,
                 f"{self._offenders.count:,} of {amount(rows, 'row')} {verb(self._offenders.count, 'has', 'have')} more "
-                f"than the {limit:,} tokens that {self._budget.model} is trained with, the longest {longest:,}: their ends would be lost.",
+                f"than the {limit:,} tokens that {self._budget.model} is trained with, the longest {longest:,}: "
+                "their ends would be lost.",
                 next_step="Materialize supervised_dataset again with this base model: rows over length are then left "
                 "out and named in the ledger. Or raise max_length in the resource base_model.",
                 rows=self._offenders.rows,
@@ -208,7 +221,8 @@ class ValidTargetsRule:
         if not count:
             return Verdict(
                 True,
-                f"{self._rows:,} of {amount(self._rows, 'response')} {verb(self._rows, 'passes', 'pass')} the validator.",
+                f"{self._rows:,} of {amount(self._rows, 'response')} {verb(self._rows, 'passes', 'pass')} the "
+                "validator.",
                 numbers=numbers,
                 severity="WARN",
             )

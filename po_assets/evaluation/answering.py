@@ -98,6 +98,7 @@ def _answered_batches(
         again: list[_Question] = []
         for batch in batches_by_length(requests, decoding.batch_size):
             finished: list[tuple[_Question, Answer]] = []
+            progress.longest = 0
             for completion in complete_batch(answering.model, batch, decoding, answering.eos_ids, progress.step):
                 question = by_case[completion.key]
                 answer = _answer(answering, question, completion)
@@ -188,15 +189,18 @@ class _Progress:
     logged: float = field(default_factory=time.monotonic)
     tokens: int = 0
     finished: list[int] = field(default_factory=list)
+    longest: int = 0
+    """Tokens of the longest answer that is being written."""
 
     def step(self, rows: int) -> None:
         """Count one forward pass that gave this many rows a token."""
         self.tokens += rows
+        self.longest += 1
         if time.monotonic() - self.logged >= _LOG_SECONDS:
             self.logged = time.monotonic()
             speed = self.tokens / (self.logged - self.started)
-            expected = sum(self.finished) / len(self.finished) if self.finished else _EXPECTED_TOKENS
-            left = max(self.answers * expected - self.tokens, 0) / speed
+            mean = sum(self.finished) / len(self.finished) if self.finished else _EXPECTED_TOKENS
+            left = max(self.answers * max(mean, self.longest) - self.tokens, 0) / speed
             self.log(
                 f"{self.name}: {len(self.finished)} of {self.answers} answers, {speed:.0f} tokens/s, "
                 f"about {left:.0f} s left"

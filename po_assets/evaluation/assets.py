@@ -3,7 +3,9 @@
 Thin: they read, call the plain functions of this package, and show. Their checks are in `checks`.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -17,8 +19,6 @@ from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
 from po_assets.storage import Artifacts, atomic_file, digest_of, file_digest, read_manifest, stage_jsonl
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from po_assets.evaluation.scoring import ScoredAnswer
     from po_assets.evaluation.student_evaluation import Evaluation
 
@@ -79,8 +79,10 @@ def baseline_report(
     from po_assets.evaluation.report import answers_summary
     from po_assets.evaluation.student_evaluation import answer_with_baseline
 
-    layout, settings, spec = artifacts.layout, decoding.decoding(), base_model.resolved()
-    scored = answer_with_baseline(cases_from_frame(eval_cases), layout, spec, settings, context.log.info)
+    layout = artifacts.layout
+    with _refusing():
+        settings, spec = decoding.decoding(), base_model.resolved()
+        scored = answer_with_baseline(cases_from_frame(eval_cases), layout, spec, settings, context.log.info)
     summary = answers_summary(scored, spec.name, settings)
     with atomic_file(layout.baseline_report) as file:
         file.write(json.dumps(summary, indent=1).encode())
@@ -108,7 +110,7 @@ def baseline_report(
     description="One row per evaluation case: the student's answer and its score, with the gate that decides whether "
     "the adapter becomes models/current, and a report for people (HTML and JSON). The thresholds are its checks.",
 )
-def eval_report(
+def eval_report(  # noqa: PLR0917 - Dagster passes by name
     context: dg.AssetExecutionContext,
     eval_cases: pd.DataFrame,
     baseline_report: pd.DataFrame,
@@ -120,15 +122,17 @@ def eval_report(
     from po_assets.evaluation.cases import cases_from_frame
     from po_assets.evaluation.student_evaluation import evaluate_student
 
-    layout, settings = artifacts.layout, decoding.decoding()
-    evaluation = evaluate_student(
-        cases_from_frame(eval_cases),
-        baseline_report,
-        layout,
-        base_model.resolved(),
-        decoding,
-        log=context.log.info,
-    )
+    layout = artifacts.layout
+    with _refusing():
+        settings = decoding.decoding()
+        evaluation = evaluate_student(
+            cases_from_frame(eval_cases),
+            baseline_report,
+            layout,
+            base_model.resolved(),
+            decoding,
+            log=context.log.info,
+        )
     baseline_manifest = read_manifest(layout.baseline_answers)
     return _answers_result(
         evaluation.student,
@@ -143,13 +147,22 @@ def eval_report(
     )
 
 
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """What cannot work however often it is tried (wrong settings, no such model) fails once, with its sentence."""
+    try:
+        yield
+    except ValueError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
 def _answers_result(
-    scored: "Sequence[ScoredAnswer]",
+    scored: Sequence["ScoredAnswer"],
     path: UPath,
     *,
     inputs: dict[str, str],
     config: str,
-    metadata: "Mapping[str, Any]",
+    metadata: Mapping[str, Any],
 ) -> dg.MaterializeResult[Any]:
     from po_assets.evaluation.scoring import answers_frame
     from po_assets.evaluation.statistics import summarize
@@ -163,13 +176,13 @@ def _answers_result(
         metadata={
             **metadata,
             "dagster/row_count": staged.rows,
-            "mean score": summary.mean,
-            "standard deviation": summary.std,
-            "valid answers": summary.valid_share,
-            "status accuracy": summary.status_accuracy,
-            "macro-F1": summary.macro_f1,
-            "tokens per second": summary.tokens_per_second,
-            "lowest cases": records_table(
+            "mean_score": summary.mean,
+            "score_std": summary.std,
+            "valid_share": summary.valid_share,
+            "status_accuracy": summary.status_accuracy,
+            "macro_f1": summary.macro_f1,
+            "tokens_per_second": summary.tokens_per_second,
+            "lowest_cases": records_table(
                 [
                     {
                         "case": a.case_id,
@@ -191,9 +204,9 @@ def _report_metadata(evaluation: "Evaluation", html: UPath, report: UPath) -> di
     free = evaluation.free
     return {
         "report": _link(html),
-        "report as JSON": dg.MetadataValue.path(str(report)),
+        "report_json": dg.MetadataValue.path(str(report)),
         "gate": "passed" if evaluation.record.passed else "failed",
-        "gate table": records_table(
+        "gate_table": records_table(
             [
                 {
                     "threshold": row.name,
@@ -206,9 +219,13 @@ def _report_metadata(evaluation: "Evaluation", html: UPath, report: UPath) -> di
         ),
         "promotion": evaluation.promotion,
         "decoding": evaluation.record.decoding,
-        "without grammar": free.described if free else "The student was not asked without grammar.",
-        **{name: figure_picture(figure, name) for name, figure in evaluation.figures().items()},
+        "without_grammar": free.described if free else "The student was not asked without grammar.",
+        **{_key(name): figure_picture(figure, name) for name, figure in evaluation.figures().items()},
     }
+
+
+def _key(title: str) -> str:
+    return title.lower().replace("'s", "").replace(" ", "_")
 
 
 def _link(html: UPath) -> dg.MetadataValue[Any]:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import dagster as dg
 
 from po_assets.evaluation.assets import baseline_report, eval_report
-from po_assets.evaluation.gate import THRESHOLDS, GateRow, evaluate_gate
+from po_assets.evaluation.gate import evaluate_gate
+from po_assets.evaluation.gate_rows import THRESHOLDS, GateRow
 from po_assets.evaluation.scoring import answers_from_records
 from po_assets.presentation import Verdict, to_check_result
 from po_assets.storage import Artifacts, read_jsonl
@@ -15,7 +16,7 @@ _DESCRIPTIONS = {
     "case_count": f"All {THRESHOLDS.case_count} evaluation cases were answered.",
     "mean_score": f"The student's mean score over every case is at least {THRESHOLDS.mean_score:.2f}.",
     "score_std": f"The scores' sample standard deviation is at most {THRESHOLDS.score_std:.2f}.",
-    "delta_vs_baseline": f"The student is at most {-THRESHOLDS.delta_vs_baseline:.2f} below the baseline; above is fine.",
+    "delta_vs_baseline": f"The student's mean is at most {-THRESHOLDS.delta_vs_baseline:.2f} below the baseline's.",
     "valid_answers": f"At least {THRESHOLDS.valid_answers:.0%} of the answers pass the validator.",
     "non_inferiority": "The 95 % interval of the paired difference stays above the margin.",
     "status_accuracy": "The status is right more often than by always giving the most frequent one.",

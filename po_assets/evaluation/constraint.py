@@ -34,7 +34,9 @@ class GrammarConstraint:
         """Whether the token may come next."""
         if self._forced:
             return token == self._forced[0]
-        return bool(self._matcher.validate_tokens([token]) == 1)
+        permitted = bool(self._matcher.validate_tokens([token]) == 1)
+        self._raise_on_error()
+        return permitted
 
     def permitted(self) -> torch.Tensor:
         """Bool tensor, shape (vocabulary,): every token that may come next."""
@@ -42,7 +44,9 @@ class GrammarConstraint:
             only = torch.zeros(self._vocabulary, dtype=torch.bool)
             only[self._forced[0]] = True
             return only
-        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        mask = self._matcher.compute_bitmask()
+        self._raise_on_error()
+        bits = torch.frombuffer(bytearray(mask), dtype=torch.uint8)
         return _bit_table()[bits.long()].flatten()[: self._vocabulary]
 
     def advance(self, token: int) -> None:
@@ -71,7 +75,7 @@ class GrammarConstraint:
 
     def _raise_on_error(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"the answer grammar is wrong: {self._matcher.get_error()}")
+            raise ValueError(f"the answer grammar does not work: {self._matcher.get_error()[:500]}")
 
 
 def grammar_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> "LLTokenizer":

@@ -35,17 +35,19 @@ def prepare_for_decoding(model: "PreTrainedModel") -> list[str]:
     return done
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module):  # type: ignore[misc]
     """A linear layer without gradient whose weight stays in oneDNN's blocked layout."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        # Not public, but what `torch.compile` itself puts in the place of a linear layer on a CPU.
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)  # noqa: SLF001
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """As `nn.Linear`: (..., in) to (..., out)."""
-        return torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, "none", [], "")
+        operator = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+        return operator(states, self._weight, self._bias, "none", [], "")
 
 
 def pack_linears(model: nn.Module) -> int:
@@ -83,7 +85,9 @@ def grouped_attention(
     if length > 1:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
     groups = query.view(rows, key.shape[1], heads // key.shape[1], size)
     scores = torch.matmul(groups, key.transpose(-1, -2)) * (scaling or size**-0.5)
     if attention_mask is not None:

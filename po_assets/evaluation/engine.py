@@ -84,8 +84,9 @@ def complete_batch(
 ) -> Iterator[Completion]:
     """Answer the requests, yielding each as soon as it is finished.
 
-    `on_step` is told after each forward pass how many rows got a token. Greedy decoding takes the most likely permitted token, the lowest id on a tie. Results depend on which prompts share
-    a batch only through rounding of the model's number format.
+    Greedy decoding takes the most likely permitted token, the lowest id on a tie. Results depend on which prompts share
+    a batch only through rounding of the model's number format. `on_step` is told after each forward pass how many rows
+    got a token.
 
     Raises:
         ValueError: a prompt has no token.
@@ -94,7 +95,7 @@ def complete_batch(
         raise ValueError(f"no prompt tokens for {', '.join(empty)}: nothing can be generated from an empty prompt")
     rows = [_new_row(request, decoding) for request in requests]
     device = model.device
-    input_ids, attention = _left_padded([row.request.prompt_ids for row in rows], pad=eos_ids[0])
+    input_ids, attention = _left_padded([row.request.prompt_ids for row in rows])
     input_ids, attention = input_ids.to(device), attention.to(device)
     position_ids = (attention.cumsum(1) - 1).clamp(min=0)
     cache = BlockCache()
@@ -139,10 +140,13 @@ def _new_row(request: Request, decoding: Decoding) -> _Row:
     return _Row(request, generator=generator)
 
 
-def _left_padded(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both (rows, longest prompt): real tokens end at the right edge."""
+def _left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (rows, longest prompt): real tokens end at the right edge.
+
+    The padding is token 0, whatever that is: the mask hides it.
+    """
     longest = max(map(len, prompts))
-    input_ids = torch.full((len(prompts), longest), pad)
+    input_ids = torch.zeros((len(prompts), longest), dtype=torch.long)
     attention = torch.zeros((len(prompts), longest), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
@@ -186,7 +190,7 @@ def _masked(logits: torch.Tensor, row: _Row, decoding: Decoding) -> torch.Tensor
 def _sample(logits: torch.Tensor, row: _Row, decoding: Decoding) -> int:
     probabilities = torch.softmax(_masked(logits, row, decoding) / decoding.temperature, dim=-1)
     sorted_probabilities, order = probabilities.sort(descending=True)
-    # A token stays when the more likely ones together have not yet reached top_p (Holtzman et al. 2020, nucleus sampling).
+    # A token stays when the more likely ones together have not reached top_p (nucleus sampling, Holtzman et al. 2020).
     outside = sorted_probabilities.cumsum(0) - sorted_probabilities >= decoding.top_p
     nucleus = sorted_probabilities.masked_fill(outside, 0.0).cpu()
     return int(order[torch.multinomial(nucleus, 1, generator=row.generator)])

@@ -19,6 +19,9 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+        self.is_initialized = False
         self._length = 0
 
     def update(
@@ -47,7 +50,8 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that the next `update` returns, from which transformers builds the mask."""
         end = self._length + query_length
-        return (max(self.keys.shape[2], _allocated(end)) if query_length == 1 else end), 0
+        held = 0 if self.keys is None else self.keys.shape[2]
+        return (max(held, _allocated(end)) if query_length == 1 else end), 0
 
     def keep(self, rows: torch.Tensor, first_position: int) -> None:
         """Keep only these rows, and only positions from `first_position` on."""

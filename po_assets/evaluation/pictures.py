@@ -5,13 +5,25 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from po_assets.evaluation.gate_rows import THRESHOLDS
 from po_assets.evaluation.scoring import ScoredAnswer
+from po_assets.evaluation.statistics import confusion_matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BASELINE, _STUDENT, _LINE = "#94a3b8", "#4f46e5", "#dc2626"
+
+
+def evaluation_figures(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer]) -> "dict[str, Figure]":
+    """All pictures of an evaluation, by title."""
+    return {
+        "Baseline against student": case_scores(baseline, student, THRESHOLDS.mean_score),
+        "Score histogram": score_histogram(baseline, student, THRESHOLDS.mean_score),
+        "Student's statuses": confusion_picture(confusion_matrix(student), "Student's statuses"),
+        "Baseline's statuses": confusion_picture(confusion_matrix(baseline), "Baseline's statuses"),
+    }
 
 
 def case_scores(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer], threshold: float) -> "Figure":

@@ -13,7 +13,8 @@ from typing import Any
 from upath import UPath
 
 from po_assets.evaluation.cases import EvaluationCase
-from po_assets.evaluation.gate import THRESHOLDS, GateRecord
+from po_assets.evaluation.gate import GateRecord
+from po_assets.evaluation.gate_rows import THRESHOLDS
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import breakdown, confusion_matrix, paired_difference, summarize

@@ -26,7 +26,7 @@ class Decoding:
     temperature: float = 0.0
     top_p: float = 1.0
     retries: int = 0
-    no_repeat_ngram: int = 0
+    no_repeat_ngram: int = 20
     batch_size: int = 20
     seed: int = 42
 
@@ -64,7 +64,9 @@ class DecodingSettings(dg.ConfigurableResource["DecodingSettings"]):
     top_p: float = Field(default=1.0, description="Nucleus sampling; only with a temperature above 0.")
     retries: int = Field(default=0, description="How often an invalid answer is asked for again, with a reminder.")
     no_repeat_ngram: int = Field(
-        default=0, description="No sequence of this many tokens is written twice in one answer; 0 switches it off."
+        default=20,
+        description="No sequence of this many tokens is written twice in one answer, which breaks endless repetition; "
+        "none of the teacher's 379 sample answers repeats 20. 0 switches it off.",
     )
     batch_size: int = Field(default=20, description="Answers decoded side by side.")
     seed: int = Field(default=42, description="Seed of the sampling.")

@@ -20,7 +20,6 @@ from po_assets.evaluation.answering import AnsweringModel, Log, answer_cases
 from po_assets.evaluation.answers import AnswerCache
 from po_assets.evaluation.cases import EvaluationCase
 from po_assets.evaluation.gate import (
-    THRESHOLDS,
     GateRecord,
     evaluate_gate,
     gate_passed,
@@ -28,12 +27,11 @@ from po_assets.evaluation.gate import (
     refuse_unpaired,
     write_gate,
 )
-from po_assets.evaluation.pictures import case_scores, confusion_picture, data_uri, score_histogram
+from po_assets.evaluation.pictures import data_uri, evaluation_figures
 from po_assets.evaluation.promotion import promote, promoted_adapter
 from po_assets.evaluation.report import FreeRun, build_report, free_run, now, read_report, write_report
 from po_assets.evaluation.scoring import ScoredAnswer, answers_from_records, score_answers
 from po_assets.evaluation.settings import Decoding, DecodingSettings
-from po_assets.evaluation.statistics import confusion_matrix
 from po_assets.storage import Layout, digest_of, file_digest, read_manifest
 from po_assets.storage.atomic import is_local
 
@@ -55,16 +53,6 @@ class Evaluation:
     def figures(self) -> "Mapping[str, Figure]":
         """The pictures, by title."""
         return evaluation_figures(self.baseline, self.student)
-
-
-def evaluation_figures(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer]) -> "Mapping[str, Figure]":
-    """The pictures of an evaluation, by title."""
-    return {
-        "Baseline against student": case_scores(baseline, student, THRESHOLDS.mean_score),
-        "Score histogram": score_histogram(baseline, student, THRESHOLDS.mean_score),
-        "Student's statuses": confusion_picture(confusion_matrix(student), "Student's statuses"),
-        "Baseline's statuses": confusion_picture(confusion_matrix(baseline), "Baseline's statuses"),
-    }
 
 
 def answer_with_baseline(

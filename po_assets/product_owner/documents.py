@@ -8,9 +8,12 @@ time explode (an alias bomb of 300 bytes expands to gigabytes).
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import yaml
+
+from po_assets.product_owner.fast_yaml import UNSURE, is_disputed, read_plain
 
 STATUSES = ("aligned", "needs_adjustment", "conflicts")
 """What a review may say about the requirements, from agreement to contradiction."""
@@ -24,10 +27,11 @@ MAX_EXPANDED_NODES = 20_000
 
 REQUIREMENT_SECTIONS = ("functional_requirements", "non_functional_requirements", "constraints")
 
-# libyaml reads ten times faster than PyYAML's own scanner, with the same resolver and constructor.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# libyaml reads ten times faster than PyYAML's own parser, with the same resolver and constructor.
+_C_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FENCE = re.compile(r"```(?:yaml|yml)?", re.IGNORECASE)
 _REQUIREMENT_ID = re.compile(r"\b(?:NFR|FR|REQ|CON|C)[0-9]{2,}\b", re.IGNORECASE)
+_ENDLESS_BASE_60 = re.compile(r"[0-9](?::[0-5]?[0-9]){20}")
 # Nesting needs flow brackets, indicators on one line ("- - - x") or deep indentation; without them it cannot be deep.
 _MAY_NEST_DEEPLY = re.compile(r"(?:[-?:][ \t]+){8}|^[ \t]{40}", re.MULTILINE)
 
@@ -51,28 +55,39 @@ class RequirementEntry:
 
 def strip_fences(text: str) -> str:
     """The text without code fences, leading `]` characters and surrounding white space."""
-    return _FENCE.sub("", text).strip().lstrip("]")
+    return (_FENCE.sub("", text) if "```" in text else text).strip().lstrip("]")
 
 
 def read_yaml(text: str | None) -> YamlReading:
-    """Read one YAML mapping as PyYAML's safe loader types it; never raises."""
-    bare = strip_fences(text or "")
+    """Read one YAML mapping as PyYAML's safe loader types it; never raises.
+
+    The last few documents are remembered, since metric, validator and selection ask about the same ones in turn: do not
+    change what `value` holds.
+    """
+    return _read(text or "")
+
+
+@lru_cache(maxsize=16)
+def _read(text: str) -> YamlReading:
+    bare = strip_fences(text)
     if not bare.strip():
         return YamlReading(error="it is empty")
     if len(bare) > MAX_DOCUMENT_CHARACTERS:
         return YamlReading(error=f"it has {len(bare):,} characters, at most {MAX_DOCUMENT_CHARACTERS:,} are read")
+    value = read_plain(bare, MAX_NESTING)
+    if value is not UNSURE:
+        return YamlReading(value=value)
     try:
-        if _too_deep(bare):
-            return YamlReading(error=f"it nests more than {MAX_NESTING} levels deep")
-        value = yaml.load(bare, Loader=_LOADER)  # noqa: S506 - a safe loader
+        loader = yaml.SafeLoader if is_disputed(bare) else _C_LOADER
+        if problem := _too_large(bare, loader):
+            return YamlReading(error=problem)
+        value = yaml.load(bare, Loader=loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         return YamlReading(error=_reason(error))
     except Exception as error:  # noqa: BLE001 - PyYAML's constructors raise many kinds for odd dates and integers
         return YamlReading(error=f"it holds a value that YAML cannot read: {str(error)[:200]}")
     if not isinstance(value, dict):
         return YamlReading(error=f"it is no mapping of keys to values but {_kind(value)}")
-    if ("*" in bare or "<<" in bare) and _expanded_nodes(value) > MAX_EXPANDED_NODES:
-        return YamlReading(error=f"its aliases expand to more than {MAX_EXPANDED_NODES:,} values")
     return YamlReading(value=value)
 
 
@@ -113,15 +128,26 @@ def to_text(value: object) -> str:
         return ""
 
 
-def _too_deep(text: str) -> bool:
-    if text.count("[") + text.count("{") < MAX_NESTING and not _MAY_NEST_DEEPLY.search(text):
-        return False
-    return any(depth > MAX_NESTING for depth in _depths(text))
+def _too_large(text: str, loader: Any) -> str | None:
+    """Why a document must not be built, before it is: what libyaml reads in little time may grow without bound.
+
+    Aliases and merge keys repeat what they name, merge keys already while the document is built; base-60 integers
+    (`1:59:59…`) take quadratic time.
+    """
+    if (text.count("[") + text.count("{") >= MAX_NESTING or _MAY_NEST_DEEPLY.search(text)) and any(
+        depth > MAX_NESTING for depth in _depths(text, loader)
+    ):
+        return f"it nests more than {MAX_NESTING} levels deep"
+    if "*" in text and _expanded_nodes(yaml.compose(text, Loader=loader)) > MAX_EXPANDED_NODES:
+        return f"its aliases expand to more than {MAX_EXPANDED_NODES:,} values"
+    if _ENDLESS_BASE_60.search(text):
+        return "it holds a base-60 integer of more than 20 digits; put it into quotation marks"
+    return None
 
 
-def _depths(text: str) -> Iterator[int]:
+def _depths(text: str, loader: Any) -> Iterator[int]:
     depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):  # events come from a state machine, not from recursion
+    for event in yaml.parse(text, Loader=loader):  # events come from a state machine, not from recursion
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             yield depth
@@ -129,16 +155,17 @@ def _depths(text: str) -> Iterator[int]:
             depth -= 1
 
 
-def _expanded_nodes(value: object, known: dict[int, int] | None = None) -> int:
+def _expanded_nodes(node: yaml.Node | None, known: dict[int, int] | None = None) -> int:
+    """Nodes of a composed document after every alias has been followed."""
     known = {} if known is None else known
-    if id(value) in known:
-        return known[id(value)]
-    if not isinstance(value, dict | list):
+    if not isinstance(node, yaml.CollectionNode):
         return 1
-    known[id(value)] = MAX_EXPANDED_NODES + 1  # stands while its children are counted: an alias to itself is endless
-    children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-    known[id(value)] = 1 + sum(_expanded_nodes(child, known) for child in children)
-    return known[id(value)]
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = MAX_EXPANDED_NODES + 1  # stands while its children are counted: an alias to itself is endless
+    children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    known[id(node)] = 1 + sum(_expanded_nodes(child, known) for child in children)
+    return known[id(node)]
 
 
 def _reason(error: yaml.YAMLError) -> str:

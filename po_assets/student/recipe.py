@@ -3,8 +3,6 @@
 How a setting acts is told where it acts (`training`, `adapter`, `schedule`).
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Mapping
@@ -67,7 +65,7 @@ class Recipe:
 
 # paper: the settings of the manual process (design.md). embedded: chosen by measurement on the sample data.
 _PROFILE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "embedded": {"epochs": 1.0, "learning_rate": 1e-3, "batch_size": 1, "gradient_accumulation": 8},
+    "embedded": {"epochs": 0.75, "learning_rate": 2e-3, "batch_size": 1, "gradient_accumulation": 4},
     "paper": {
         "epochs": 4.0,
         "learning_rate": 8e-5,
@@ -87,7 +85,7 @@ def make_recipe(settings: Mapping[str, Any], model: BaseModelSpec | None = None)
     `model` is given. Raises `RecipeError` with every unknown key and every wrong value.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    names = {field.name: str(field.type) for field in fields(Recipe) if field.name != "model"}
+    names = {field.name: getattr(field.type, "__name__", "") for field in fields(Recipe) if field.name != "model"}
     model_settings = {} if model else {key: given.pop(key) for key in _MODEL_SETTINGS if key in given}
     problems = [_unknown(key, [*names, *_MODEL_SETTINGS]) for key in given if key not in names]
     if model is None:

@@ -174,7 +174,7 @@ def _out_of_memory(step: Step, rows: Sequence[TrainingRow]) -> str:
         else "Set workers to 1, or lower max_length"
     )
     return (
-        f"Memory ran out in step {step.number + 1}, whose longest row has {longest:,} tokens. {way_out}, and materialize"
-        " lora_adapter again: it resumes from the last checkpoint where only workers changed. The previous adapter is "
+        f"Memory ran out in step {step.number + 1}, whose longest row has {longest:,} tokens. {way_out} and run "
+        "lora_adapter again: it resumes from the last checkpoint where only workers changed. The previous adapter is "
         "still in place."
     )

@@ -11,11 +11,12 @@ from upath import UPath
 from po_assets.presentation import bar_chart, column_schema, histogram, records_table
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.storage import Artifacts, StagedTable, digest_of, read_manifest
+from po_assets.teacher.block import Summary
 from po_assets.teacher.landing import LandingError, landed_files, snapshot, sources_of, sources_record
 from po_assets.teacher.ledger import Outcome
 from po_assets.teacher.normalization import COLUMNS
 from po_assets.teacher.parallel import WorkerLostError
-from po_assets.teacher.pipeline import Summary, normalize_snapshot
+from po_assets.teacher.pipeline import normalize_snapshot
 
 RAW_CODE_VERSION = "1"
 NORMALIZED_CODE_VERSION = f"1+metric.{METRIC_VERSION}"

@@ -14,11 +14,9 @@ from upath import UPath
 
 from po_assets.storage import Manifest, StagedTable
 from po_assets.storage.atomic import is_local, staging_path
+from po_assets.teacher.lines import MAX_LINE_BYTES, Line
 
 _BLOCK = 1 << 20
-
-MAX_LINE_BYTES = 16 << 20
-"""A longer line is never held in memory as a whole: of it, only this many bytes are read."""
 
 
 class LandingError(Exception):
@@ -32,21 +30,6 @@ class Source:
     file: str
     sha256: str
     rows: int
-
-
-@dataclass(frozen=True)
-class Line:
-    """One landed line: its bytes (the first `MAX_LINE_BYTES` of them) and its full length, without its newline."""
-
-    file: str
-    number: int
-    data: bytes
-    length: int
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether `data` is the whole line."""
-        return len(self.data) == self.length
 
 
 def landed_files(incoming: UPath) -> list[UPath]:

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from upath import UPath
 
-from po_assets.teacher.landing import Source
+if TYPE_CHECKING:  # workers count outcomes and never look at the landing folder
+    from po_assets.teacher.landing import Source
 
 OPENED_BY = "normalized_teacher"
 CLOSED_BY = "supervised_dataset"
@@ -143,7 +144,7 @@ class Balance:
     disagreements: list[dict[str, object]]
 
 
-def balance(raw: UPath, sources: list[Source], ledger: UPath, normalized: UPath, rejected: UPath) -> Balance:
+def balance(raw: UPath, sources: "list[Source]", ledger: UPath, normalized: UPath, rejected: UPath) -> Balance:
     """Count landed lines, ledger rows, normalized rows and quarantined rows, each in its own file, and compare.
 
     The ledger must name every landed line once, in landing order; the order makes one pass in constant memory enough.

@@ -6,6 +6,7 @@ rejection that a person can act on. What the object means belongs to `formats`.
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -18,9 +19,27 @@ MAX_ROW_BYTES = 1 << 20
 MAX_JSON_NESTING = 64
 """Levels of objects and arrays; real rows nest three deep."""
 
+MAX_LINE_BYTES = 16 << 20
+"""A longer line is never held in memory as a whole: of it, only this many bytes are read."""
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KEY = re.compile(rb'"\s*:')
 _SNIPPET = 40
+
+
+@dataclass(frozen=True)
+class Line:
+    """One landed line: its bytes (the first `MAX_LINE_BYTES` of them) and its full length, without its newline."""
+
+    file: str
+    number: int
+    data: bytes
+    length: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `data` is the whole line."""
+        return len(self.data) == self.length
 
 
 def read_object(line: bytes, length: int | None = None) -> dict[str, Any]:

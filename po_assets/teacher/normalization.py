@@ -16,8 +16,7 @@ from po_assets.product_owner import (
 )
 from po_assets.teacher.formats import MISSING, TeacherRecord, detect_format
 from po_assets.teacher.identity import input_digest, line_id
-from po_assets.teacher.landing import Line
-from po_assets.teacher.lines import read_object
+from po_assets.teacher.lines import Line, read_object
 from po_assets.teacher.rejection import Reason, Rejected
 
 COLUMNS: dict[str, tuple[str, str]] = {

@@ -1,17 +1,21 @@
 """Work on blocks of rows in worker processes, in order and in bounded memory.
 
-What is done to a block belongs to the caller. Few blocks are worked on in this process: starting workers takes a
-second or two, which only pays for tables of thousands of rows.
+What is done to a block belongs to the caller, what a worker process does to `worker`. Few blocks are worked on in this
+process: starting workers takes half a second, which only pays for tables of thousands of rows.
 """
 
-import multiprocessing
+import contextlib
 import os
+import pickle
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from subprocess import PIPE
+from typing import Any, TypeVar, cast
 
 Item = TypeVar("Item")
 Block = TypeVar("Block")
@@ -81,35 +85,70 @@ def _map_in_pool(
     blocks: Iterator[Block],
     workers: int,
 ) -> Iterator[Result]:
-    # Dagster's process has threads, which a plain fork would leave in an undefined state.
-    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     waiting: deque[Future[Result]] = deque()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(make_work, arguments))
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    started: list[_Worker] = []
+
+    def hand_over(block: Block) -> Result:
+        worker = idle.get()
+        try:
+            return cast("Result", worker.work_on(block))
+        finally:
+            idle.put(worker)
+
+    threads = ThreadPoolExecutor(workers)
     try:
+        for _ in range(workers):
+            started.append(_Worker(make_work, arguments))
+            idle.put(started[-1])
         for block in blocks:
-            waiting.append(pool.submit(_run, block))
+            waiting.append(threads.submit(hand_over, block))
             if len(waiting) >= workers * _WAITING_PER_WORKER:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise WorkerLostError(
-            "A worker process died while working on the rows, most likely because memory ran out. Nothing was "
-            "published; free memory and materialize again."
-        ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in started:
+            worker.stop()
+        threads.shutdown(wait=True, cancel_futures=True)
 
 
-_work: Callable[[Any], Any] | None = None  # one process, one function: set by the pool before the first block
+class _Worker:
+    """A worker process and the pipes to it."""
 
+    def __init__(self, make_work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        # The worker finds modules where this process does, whatever put them on its path.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "po_assets.teacher.worker"], stdin=PIPE, stdout=PIPE, env=environment
+        )
+        self._first: list[Any] = [(make_work, arguments)]
 
-def _prepare(make_work: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
-    global _work  # noqa: PLW0603  the pool offers no other way to keep something in a worker
-    _work = make_work(*arguments)
+    def work_on(self, block: Any) -> Any:
+        """Send a block, wait for its result."""
+        to_worker, from_worker = self._process.stdin, self._process.stdout
+        assert to_worker is not None  # noqa: S101 - both are pipes
+        assert from_worker is not None  # noqa: S101
+        try:
+            for message in [*self._first, block]:
+                pickle.dump(message, to_worker, protocol=pickle.HIGHEST_PROTOCOL)
+            self._first = []
+            to_worker.flush()
+            succeeded, result = pickle.load(from_worker)  # noqa: S301 - from our own worker
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
+            raise WorkerLostError(
+                "A worker process died while working on the rows, most likely because memory ran out. Nothing was "
+                "published; free memory and materialize again."
+            ) from error
+        if not succeeded:
+            raise RuntimeError(f"A worker process failed with {result}")
+        return result
 
-
-def _run(block: Any) -> Any:
-    if _work is None:
-        raise RuntimeError("the worker was not prepared")
-    return _work(block)
+    def stop(self) -> None:
+        """End the process; a block that it still works on is lost."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()

@@ -1,88 +1,15 @@
-"""All landed lines through `normalize`: normalized table, ledger and quarantine in one pass and in constant memory.
+"""All landed lines through normalization: table, ledger and quarantine in one pass and in constant memory.
 
-How one line is read belongs to `normalization`; what Dagster shows of the pass belongs to `assets`.
+What becomes of a block of lines belongs to `block`; what Dagster shows of the pass belongs to `assets`.
 """
 
-import base64
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
-
-import orjson
+from collections.abc import Iterable, Iterator
 
 from po_assets.storage import Layout, StagedTable, stage_lines
-from po_assets.teacher.identity import line_id
-from po_assets.teacher.landing import Line, Source, snapshot_lines
-from po_assets.teacher.ledger import Outcome, OutcomeCounts, ledger_row
-from po_assets.teacher.normalization import normalize
+from po_assets.teacher.block import Summary, WrittenBlock, make_work
+from po_assets.teacher.landing import Source, snapshot_lines
 from po_assets.teacher.parallel import group, map_blocks
-from po_assets.teacher.rejection import Reason, Rejected
 from po_assets.teacher.writing import LineWriter, published_lines
-
-PREVIEW_ROWS = 5
-_SCORE_STEPS = 1000
-
-
-@dataclass
-class Summary:
-    """What the pass found, for people."""
-
-    outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
-    formats: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[str] = field(default_factory=Counter)
-    tiers: Counter[str] = field(default_factory=Counter)
-    score_sources: Counter[str] = field(default_factory=Counter)
-    score_steps: Counter[int] = field(default_factory=Counter)
-    """Rows by score in thousandths, so that the distribution costs constant memory."""
-    invalid: int = 0
-    preview: list[dict[str, object]] = field(default_factory=list)
-
-    def add_row(self, row: dict[str, Any]) -> None:
-        """Count one normalized row."""
-        self.formats[row["format"]] += 1
-        self.statuses[row["status"]] += 1
-        self.tiers[row["tier"] or "not said"] += 1
-        self.score_sources[row["score_source"]] += 1
-        self.score_steps[round(row["score"] * _SCORE_STEPS)] += 1
-        self.invalid += not row["valid"]
-        if len(self.preview) < PREVIEW_ROWS:
-            self.preview.append({key: row[key] for key in ("file", "line", "format", "status", "score", "concept")})
-
-    def merge(self, other: "Summary") -> None:
-        """Add what another block of rows held."""
-        self.outcomes.merge(other.outcomes)
-        for mine, theirs in (
-            (self.formats, other.formats),
-            (self.statuses, other.statuses),
-            (self.tiers, other.tiers),
-            (self.score_sources, other.score_sources),
-        ):
-            mine.update(theirs)
-        self.score_steps.update(other.score_steps)
-        self.invalid += other.invalid
-        self.preview += other.preview[: PREVIEW_ROWS - len(self.preview)]
-
-    @property
-    def rows(self) -> int:
-        """Normalized rows."""
-        return self.formats.total()
-
-    def scores(self, limit: int = 20_000) -> list[float]:
-        """The scores to a thousandth, thinned out evenly where there are more than `limit`, for a histogram."""
-        every = max(1, -(-self.score_steps.total() // limit))
-        steps = (step for step, count in sorted(self.score_steps.items()) for _ in range(count))
-        return [step / _SCORE_STEPS for number, step in enumerate(steps) if number % every == 0]
-
-
-@dataclass
-class _Written:
-    """What a block of lines became: JSON lines for three files, and their summary."""
-
-    normalized: list[bytes] = field(default_factory=list)
-    ledger: list[bytes] = field(default_factory=list)
-    rejected: list[bytes] = field(default_factory=list)
-    summary: Summary = field(default_factory=Summary)
 
 
 def normalize_snapshot(
@@ -100,9 +27,8 @@ def normalize_snapshot(
     """
     summary = Summary()
     with published_lines(layout.ledger) as ledger, published_lines(layout.rejected) as rejected:
-        written = map_blocks(
-            _make_work, (), group(snapshot_lines(layout.raw, sources), size=lambda line: len(line.data)), workers
-        )
+        blocks = group(snapshot_lines(layout.raw, sources), size=lambda line: len(line.data))
+        written = map_blocks(make_work, (), blocks, workers)
         staged = stage_lines(layout.normalized, _distribute(written, ledger, rejected, summary))
         ledger.inputs = {"raw_teacher": raw_sha256, "normalized_teacher": staged.sha256}
         rejected.inputs = {"raw_teacher": raw_sha256}
@@ -110,7 +36,7 @@ def normalize_snapshot(
 
 
 def _distribute(
-    written: Iterable[_Written], ledger: LineWriter, rejected: LineWriter, summary: Summary
+    written: Iterable[WrittenBlock], ledger: LineWriter, rejected: LineWriter, summary: Summary
 ) -> Iterator[bytes]:
     """Write ledger and quarantine lines, merge the summaries and pass the normalized lines on."""
     for block in written:
@@ -118,57 +44,3 @@ def _distribute(
         rejected.write(block.rejected)
         summary.merge(block.summary)
         yield from block.normalized
-
-
-def _make_work() -> Callable[[list[Line]], _Written]:
-    return _work_on
-
-
-def _work_on(lines: list[Line]) -> _Written:
-    written = _Written()
-    for line in lines:
-        try:
-            normalized = normalize(line)
-            # Raises for what JSON cannot carry, so that every row that is written can be read again.
-            encoded = orjson.dumps(normalized.row)
-        except Rejected as rejected:
-            _reject(written, line, rejected)
-            continue
-        except Exception as error:  # noqa: BLE001  a row that trips over a fault of ours must not stop the others
-            detail = f"{type(error).__name__} while reading the row: {str(error)[:300]}; please report this"
-            _reject(written, line, Rejected(Reason.UNEXPECTED, detail))
-            continue
-        written.normalized.append(encoded)
-        written.summary.add_row(normalized.row)
-        _enter(written, line, normalized.row["format"], Outcome.KEPT, note=normalized.notes)
-    return written
-
-
-def _reject(written: _Written, line: Line, rejected: Rejected) -> None:
-    _enter(written, line, rejected.format_name, Outcome.REJECTED, reason=rejected.reason.value, detail=rejected.detail)
-    record: dict[str, object] = {
-        "file": line.file,
-        "line": line.number,
-        "reason": rejected.reason.value,
-        "detail": rejected.detail,
-    }
-    if not line.is_whole:
-        record["only_the_first_bytes"] = len(line.data)
-    try:
-        record["text"] = line.data.decode()
-    except UnicodeDecodeError:
-        record["base64"] = base64.b64encode(line.data).decode()
-    written.rejected.append(orjson.dumps(record))
-
-
-def _enter(written: _Written, line: Line, format_name: str | None, outcome: Outcome, **texts: str) -> None:
-    row = ledger_row(
-        file=line.file,
-        line=line.number,
-        record_id=line_id(line.data),
-        format_name=format_name,
-        outcome=outcome,
-        **texts,
-    )
-    written.ledger.append(orjson.dumps(row))
-    written.summary.outcomes.add(row)

@@ -11,17 +11,64 @@ from po_assets.dataset.eval_cases import EvalCase, read_eval_cases
 from po_assets.dataset.selection import ScoreSource, SelectionRules
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.storage import Layout
-from po_assets.teacher.ledger import read_rows
 from po_assets.teacher.landing import landed_files, snapshot, sources_record
+from po_assets.teacher.ledger import read_rows
 from po_assets.teacher.pipeline import normalize_snapshot
 from po_assets_tests.product_owner.documents_text import REVIEW, VISION
 from po_assets_tests.teacher.landed_rows import land, teacher_row
 
-WORDS = (
-    "harbour lantern copper orchard signal meadow violin ledger compass quarry tunnel archive beacon cedar drizzle ember"
-    " fable glacier hammock island juniper kettle lagoon marble nectar olive pepper quilt ribbon saddle thistle umbrella"
-    " velvet walnut yarrow zephyr anchor basil canyon dune elm fern grove heron iris jasper kelp lotus maple nutmeg"
-).split()
+WORDS = [
+    "harbour",
+    "lantern",
+    "copper",
+    "orchard",
+    "signal",
+    "meadow",
+    "violin",
+    "ledger",
+    "compass",
+    "quarry",
+    "tunnel",
+    "archive",
+    "beacon",
+    "cedar",
+    "drizzle",
+    "ember",
+    "fable",
+    "glacier",
+    "hammock",
+    "island",
+    "juniper",
+    "kettle",
+    "lagoon",
+    "marble",
+    "nectar",
+    "olive",
+    "pepper",
+    "quilt",
+    "ribbon",
+    "saddle",
+    "thistle",
+    "umbrella",
+    "velvet",
+    "walnut",
+    "yarrow",
+    "zephyr",
+    "anchor",
+    "basil",
+    "canyon",
+    "dune",
+    "elm",
+    "fern",
+    "grove",
+    "heron",
+    "iris",
+    "jasper",
+    "kelp",
+    "lotus",
+    "maple",
+    "nutmeg",
+]
 
 WORD_COUNT = TokenBudget("word-counter", 600, lambda prompt, response: len(f"{prompt} {response}".split()))
 """A stand-in for the tokenizer: one token per word."""
@@ -102,5 +149,9 @@ def outcomes(layout: Layout) -> list[str]:
 
 def kept_numbers(layout: Layout) -> list[int]:
     """The numbers of the rows that are trained on."""
-    found = (entry["prompt"].split("service, number ")[1].split("\n")[0] for entry in read_rows(layout.supervised))
-    return [int(number) for number in found]
+    return [number_of(entry["prompt"]) for entry in read_rows(layout.supervised)]
+
+
+def number_of(prompt: str) -> int:
+    """The number of the row that a prompt was made from."""
+    return int(prompt.partition("service, number ")[2].partition("\n")[0])

@@ -85,8 +85,10 @@ def test_good_rows_pass_every_check_and_open_the_gate(tmp_path: Path) -> None:
         "schema": (True, "10 of 10 rows are a prompt and a response of the one form, as many as the ledger says."),
         "conflicts_share": (
             True,
-            "1 of 10 training rows (10.0%) is conflicts, at least 2.5% are needed; every one that passed the score "
-            "filter is here.",
+            (
+                "1 of 10 training rows (10.0%) is conflicts, at least 2.5% are needed; every one that passed the score "
+                "filter is here."
+            ),
         ),
         "no_eval_overlap": (
             True,
@@ -114,7 +116,8 @@ def test_the_asset_says_what_came_out(tmp_path: Path) -> None:
     for picture in ("statuses", "tiers", "scores", "lengths"):
         assert "data:image/png;base64," in str(made.metadata[picture].value)
     manifest, normalized = read_manifest(layout.supervised), read_manifest(layout.normalized)
-    assert manifest and normalized
+    assert manifest
+    assert normalized
     assert manifest.inputs == {"normalized_teacher": normalized.sha256, "eval_cases": file_digest(layout.eval_cases)}
     assert manifest.sha256 == file_digest(layout.supervised)
     assert manifest.extra["outcomes"] == {"kept": 10, "below_min_score": 1}
@@ -213,6 +216,17 @@ def test_conflicts_share_fails_when_one_that_passed_is_missing(tmp_path: Path, m
     (lost,) = table(found)
     assert (lost["line"], lost["outcome"]) == (11, "over_length")
     assert str(lost["reason"]).startswith("longer than 600 tokens: it has ")
+
+
+def test_conflicts_share_warns_when_conflicts_crowd_out_the_rest(tmp_path: Path) -> None:
+    """They are never sampled away, so a small sample may hold nothing else."""
+    layout = land(tmp_path, a=[*GOOD, *(row(number, "conflicts") for number in range(20, 26))])
+    result = run(layout, max_samples=5)
+    found = evaluations(result)["conflicts_share"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "7 of 7 training rows (100.0%) are conflicts, at most 50.0% are expected." in found.description
+    assert "raise it" in found.description
+    assert result.success
 
 
 def test_a_held_out_conflicts_row_is_said_and_not_missed(tmp_path: Path) -> None:
@@ -383,7 +397,7 @@ def test_the_gate_record_is_tied_to_the_data(tmp_path: Path) -> None:
 def test_every_conflicts_row_survives_sampling(tmp_path: Path) -> None:
     """With the check that proves it."""
     layout = land(tmp_path, a=[*GOOD, row(31, "conflicts"), row(32, "conflicts")])
-    result = run(layout, max_samples=5, min_retention=0.1)
+    result = run(layout, max_samples=5, min_retention=0.1, max_conflicts_share=0.6)
     assert {9, 31, 32} < set(kept_numbers(layout))
     assert len(kept_numbers(layout)) == 5
     assert evaluations(result)["conflicts_share"].passed

@@ -72,5 +72,5 @@ def test_an_empty_file_is_a_fault(tmp_path: Path) -> None:
 def test_a_missing_file_names_the_way_out(tmp_path: Path) -> None:
     """Where it should be and how to bring it back."""
     path = UPath(tmp_path / "none.jsonl")
-    with pytest.raises(EvalCasesError, match="do not exist. Put the file there"):
+    with pytest.raises(EvalCasesError, match=r"do not exist\. Put the file there"):
         read_eval_cases(path)

@@ -61,7 +61,9 @@ def test_the_launchpad_rejects_wrong_keys_all_at_once():
 
     base_model = BaseModel.configure_at_launch()
 
-    @dg.job(resource_defs={"base_model": base_model, "recipe": StudentRecipe.configure_at_launch(base_model=base_model)})
+    @dg.job(
+        resource_defs={"base_model": base_model, "recipe": StudentRecipe.configure_at_launch(base_model=base_model)}
+    )
     def train() -> None:
         use()
 

@@ -6,7 +6,9 @@ from po_assets.student.recipe import make_recipe
 from po_assets.student.schedule import dropout_seed, plan_steps
 
 
-@pytest.mark.parametrize(("rows", "epochs", "size"), [(10, 1.0, 4), (10, 2.5, 4), (7, 0.5, 3), (3, 4.0, 8), (1, 1.0, 1)])
+@pytest.mark.parametrize(
+    ("rows", "epochs", "size"), [(10, 1.0, 4), (10, 2.5, 4), (7, 0.5, 3), (3, 4.0, 8), (1, 1.0, 1)]
+)
 def test_every_row_is_trained_as_often_as_the_epochs_say(rows: int, epochs: float, size: int):
     """No row is dropped at the border of a step or an epoch."""
     steps = plan_steps(rows, make_recipe({"epochs": epochs, "gradient_accumulation": size}))

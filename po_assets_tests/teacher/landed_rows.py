@@ -9,7 +9,7 @@ from upath import UPath
 
 from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage import Layout
-from po_assets.teacher.landing import Line
+from po_assets.teacher.lines import Line
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
 CONCEPT = "A route planner for small delivery companies"

@@ -108,7 +108,9 @@ def test_manifests_tie_the_tables_together(tmp_path: Path) -> None:
     layout = land(tmp_path, a=[GOOD])
     run(layout)
     raw, normalized, ledger = (read_manifest(path) for path in (layout.raw, layout.normalized, layout.ledger))
-    assert raw and normalized and ledger
+    assert raw
+    assert normalized
+    assert ledger
     assert normalized.inputs == {"raw_teacher": raw.sha256}
     assert ledger.inputs == {"raw_teacher": raw.sha256, "normalized_teacher": normalized.sha256}
     assert raw.extra["sources"][0]["rows"] == 1

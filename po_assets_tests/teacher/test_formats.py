@@ -86,8 +86,10 @@ def test_an_unknown_row_names_its_keys_and_the_known_formats() -> None:
         (
             {"input": {}, "output": {"product_vision": {"a": 1}}},
             Reason.MISSING_PART,
-            "input.concept is missing; input.requirements_yaml is missing; output.product_owner_review is missing; "
-            "output.product_vision is no text but {'a': 1}",
+            (
+                "input.concept is missing; input.requirements_yaml is missing; output.product_owner_review is missing; "
+                "output.product_vision is no text but {'a': 1}"
+            ),
         ),
         (prompt_output_row(prompt="Hello"), Reason.MISSING_PART, "the prompt has no CONCEPT section"),
         (prompt_output_row(prompt="Hello"), Reason.MISSING_PART, "the prompt has no REQUIREMENTS"),

@@ -99,4 +99,4 @@ def test_any_bytes_give_an_object_or_a_reason(line: bytes) -> None:
     try:
         assert isinstance(read_object(line), dict)
     except Rejected as rejected:
-        assert rejected.detail
+        assert rejected.detail  # noqa: PT017

@@ -129,10 +129,8 @@ def test_the_record_id_depends_on_the_line_alone() -> None:
         REQUIREMENTS.upper().replace("FUNCTIONAL_REQUIREMENTS", "functional_requirements"),
         REQUIREMENTS.replace("description: ", "description:    "),
         REQUIREMENTS.replace("Route Planner", '"Route Planner"'),
-        "\n".join(
-            ["constraints: [{description: The service runs in the existing cluster., id: C001}]"]
-            + REQUIREMENTS.split("constraints:")[0].splitlines()
-        ),
+        "constraints: [{description: The service runs in the existing cluster., id: C001}]\n"
+        + REQUIREMENTS.partition("constraints:")[0],
     ],
 )
 def test_the_input_digest_is_blind_to_style(other: str) -> None:
@@ -174,7 +172,7 @@ def test_any_row_gives_a_row_that_json_can_carry_or_a_reason(row: dict[str, obje
     try:
         assert orjson.loads(orjson.dumps(normalize(line_of(data)).row))
     except Rejected as rejected:
-        assert rejected.detail
+        assert rejected.detail  # noqa: PT017
 
 
 @settings(max_examples=200, deadline=None)
@@ -187,7 +185,7 @@ def test_any_texts_give_a_row_or_a_reason(concept: str, requirements: str, visio
         normalized = normalize(line_of(orjson.dumps(row) if _is_encodable(row) else b"{}"))
         assert 0 <= normalized.row["metric_score"] <= 1
     except Rejected as rejected:
-        assert rejected.detail
+        assert rejected.detail  # noqa: PT017
 
 
 def _is_encodable(row: object) -> bool:

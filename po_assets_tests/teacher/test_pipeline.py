@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from po_assets.storage import Layout
-from po_assets.teacher import parallel, pipeline
+from po_assets.teacher import block, parallel, pipeline
+from po_assets.teacher.block import Summary
 from po_assets.teacher.landing import Source, landed_files, snapshot
 from po_assets.teacher.ledger import Outcome, balance, read_rows
-from po_assets.teacher.pipeline import Summary, normalize_snapshot
+from po_assets.teacher.pipeline import normalize_snapshot
 from po_assets_tests.product_owner.documents_text import REVIEW
 from po_assets_tests.teacher.landed_rows import BUILDERS, encode, land, teacher_row
 
@@ -114,9 +115,9 @@ def test_a_corrected_quarantined_line_lands(tmp_path: Path) -> None:
 
 def test_a_fault_of_ours_costs_one_row_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception nobody thought of must not stop the other rows."""
-    real = pipeline.normalize
+    real = block.normalize
     monkeypatch.setattr(
-        pipeline,
+        block,
         "normalize",
         lambda line: (_ for _ in ()).throw(ZeroDivisionError("x")) if line.number == 2 else real(line),
     )
@@ -149,8 +150,8 @@ def test_a_lost_worker_is_one_clear_error_and_publishes_nothing(
     normalized(layout)
     before = layout.normalized.read_bytes()
     land(tmp_path, a=[teacher_row()] * 20)
-    monkeypatch.setattr(pipeline, "_make_work", _die)
-    with pytest.raises(parallel.WorkerLostError, match="most likely because memory ran out. Nothing was published"):
+    monkeypatch.setattr(pipeline, "make_work", _die)
+    with pytest.raises(parallel.WorkerLostError, match=r"most likely because memory ran out\. Nothing was published"):
         normalized(layout, workers=2)
     assert layout.normalized.read_bytes() == before
     assert len(ledger(layout)) == 1

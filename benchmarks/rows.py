@@ -1,0 +1,323 @@
+"""Rows per second and memory from landing to training rows, at growing sizes, beside two other ways to do it.
+
+    python -m benchmarks.rows                             10,000 and 100,000 rows, all ways
+    python -m benchmarks.rows --rows 1000000 --ways ours   a million rows (2.2 GB landed), some ten minutes
+    python -m benchmarks.rows --rows 1000000 --ways ours --keep-all   the same without the limit of 400 samples
+
+Each way runs in a process of its own, on the rows of the project's own generator:
+
+* `ours`: raw_teacher, normalized_teacher and supervised_dataset with all their checks, materialized by Dagster.
+* `plain`: the same work the obvious way: json.loads, PyYAML's SafeLoader, one process, one DataFrame. It writes the
+  same normalized rows, ledger and training rows and runs no check. It is given the benefit of reading each document
+  once.
+* `datasets`: Hugging Face `datasets`, with this project's own functions in `map` and `filter`, as many processes as
+  there are processors. It writes normalized rows and training rows, keeps no ledger and runs no check.
+
+All three count the tokens of the rows they keep with the same tokenizer. Memory is the largest resident set of any one
+process, sampled five times a second; processor time is that of all processes together, which a busy machine distorts
+less than the clock.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SIZES = (10_000, 100_000)
+ROW_LIMIT = {"plain": 20_000}
+"""The obvious way takes hours for a million rows; above this it is only run when it is asked for by name alone."""
+
+
+def main() -> None:
+    """Measure and print a table; `--one` measures a single way in this process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--keep-all", action="store_true", help="no limit on the number of training rows")
+    parser.add_argument("--work", type=Path, default=None, help="folder for the tables (default: a temporary one)")
+    parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(WAYS[arguments.one](arguments.work, keep_all=arguments.keep_all)))
+        return
+    print(f"{'way':<9} {'rows':>9} {'seconds':>8} {'ms/row':>7} {'rows/s':>7} {'cpu s':>8} {'peak MiB':>8}  stages (s)")
+    for rows in arguments.rows:
+        with _folder(arguments.work) as folder:
+            land(folder / "incoming", rows)
+            for way in arguments.ways:
+                if rows > ROW_LIMIT.get(way, rows) and len(arguments.ways) > 1:
+                    print(f"{way:<9} {rows:>9,} left out; ask for it alone with --ways {way}")
+                    continue
+                _report(way, rows, _measure(way, folder, keep_all=arguments.keep_all))
+
+
+def land(incoming: Path, rows: int) -> None:
+    """Write so many rows of the project's generator, one process per processor, in files of 50,000."""
+    incoming.mkdir(parents=True, exist_ok=True)
+    per_file = 50_000
+    waiting = list(range(0, rows, per_file))
+    running: list[subprocess.Popen[bytes]] = []
+    code = (
+        "import sys; from po_assets.sample_data.records import generate_rows, to_line\n"
+        "with open(sys.argv[1], 'wb') as f:\n"
+        "    for row in generate_rows(int(sys.argv[2]), start=int(sys.argv[3])):\n"
+        "        f.write(to_line(row).rstrip(b'\\n') + b'\\n')"
+    )
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            start = waiting.pop(0)
+            target = incoming / f"rows-{start:08d}.jsonl"
+            command = [sys.executable, "-c", code, str(target), str(min(per_file, rows - start)), str(start)]
+            running.append(subprocess.Popen(command))
+        if running.pop(0).wait():
+            sys.exit("writing the rows failed")
+
+
+def materialize(root: Path, *, keep_all: bool) -> dict[str, float]:
+    """Our way: the assets and their checks, by Dagster; seconds per step."""
+    import dagster as dg
+
+    from po_assets.base_model import BaseModel
+    from po_assets.dataset.assets import eval_cases, supervised_dataset
+    from po_assets.dataset.checks import dataset_checks
+    from po_assets.dataset.policy import SelectionPolicy
+    from po_assets.storage import Artifacts, JsonlIOManager
+    from po_assets.teacher.assets import normalized_teacher, raw_teacher
+    from po_assets.teacher.checks import teacher_checks
+
+    artifacts = Artifacts(root=str(root))
+    policy = SelectionPolicy(max_samples=None) if keep_all else SelectionPolicy()
+    result = dg.materialize(
+        [raw_teacher, normalized_teacher, eval_cases, supervised_dataset, *teacher_checks, *dataset_checks],
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "selection": policy,
+            "base_model": BaseModel(),
+        },
+    )
+    if not result.success:
+        sys.exit("the graph failed")
+    steps = (event for event in result.all_events if event.event_type_value == "STEP_SUCCESS")
+    return {str(event.step_key): event.step_success_data.duration_ms / 1000 for event in steps}
+
+
+def plain(root: Path, *, keep_all: bool) -> dict[str, float]:
+    """The obvious way: everything in one process and one DataFrame."""
+    import pandas as pd
+    import yaml
+    from upath import UPath
+
+    from po_assets.dataset.closing import training_row
+    from po_assets.dataset.eval_cases import read_eval_cases
+    from po_assets.dataset.holdout import HoldOut
+    from po_assets.product_owner import documents, fast_yaml
+    from po_assets.storage import Layout
+    from po_assets.teacher import normalization
+    from po_assets.teacher.landing import Line
+    from po_assets.teacher.rejection import Rejected
+
+    fast_yaml._parse = None  # noqa: SLF001
+    documents._C_LOADER = yaml.SafeLoader  # noqa: SLF001
+    normalization.read_object = lambda line, _: json.loads(line)  # type: ignore[assignment]
+
+    layout, out = Layout(UPath(root)), root / "plain"
+    out.mkdir(exist_ok=True)
+    start = time.monotonic()
+    entries: list[dict[str, Any]] = []
+    for path in sorted((root / "incoming").glob("*.jsonl")):
+        for number, data in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                row = normalization.normalize(Line(path.name, number, data, len(data))).row
+                entries.append({**row, "outcome": "kept", "reason": ""})
+            except Rejected as rejected:
+                entries.append(
+                    {"file": path.name, "line": number, "outcome": "rejected", "reason": rejected.reason.value}
+                )
+    frame = pd.DataFrame(entries)
+    normalized = time.monotonic()
+    frame.loc[(frame.outcome == "kept") & (frame.score < 0.82), "outcome"] = "below_min_score"
+    hold_out = HoldOut(read_eval_cases(layout.eval_cases), 0.8)
+    kept = frame[frame.outcome == "kept"]
+    overlaps = [
+        hold_out.find(*row) is not None
+        for row in zip(kept.concept, kept.requirements_yaml, kept.input_digest, strict=True)
+    ]
+    frame.loc[kept.index[overlaps], "outcome"] = "held_out"
+    chosen = frame[frame.outcome == "kept"]
+    if not keep_all and len(chosen) > 400:
+        sampled = chosen.sample(400, random_state=42)
+        frame.loc[chosen.index.difference(sampled.index), "outcome"] = "over_max_samples"
+    chosen = frame[frame.outcome == "kept"]
+    pairs = [training_row(row) for row in chosen.to_dict("records")]
+    row_length = _row_length(root)
+    assert all(row_length(pair["prompt"], pair["response"]) <= 2048 for pair in pairs)
+    frame.to_json(out / "normalized.jsonl", orient="records", lines=True)
+    frame[["file", "line", "record_id", "format", "outcome", "reason"]].to_json(
+        out / "ledger.jsonl", orient="records", lines=True
+    )
+    pd.DataFrame(pairs).to_json(out / "supervised.jsonl", orient="records", lines=True)
+    return {"normalize": normalized - start, "select": time.monotonic() - normalized}
+
+
+def hugging_face(root: Path, *, keep_all: bool) -> dict[str, float]:
+    """What one would otherwise pick: datasets' map and filter with the same functions."""
+    import datasets
+    from upath import UPath
+
+    from po_assets.dataset.eval_cases import read_eval_cases
+    from po_assets.storage import Layout
+
+    datasets.disable_progress_bars()
+    processes = os.cpu_count() or 1
+    cases = read_eval_cases(Layout(UPath(root)).eval_cases)
+    start = time.monotonic()
+    files = [str(path) for path in sorted((root / "incoming").glob("*.jsonl"))]
+    cache = str(root / "hf-cache")
+    lines = datasets.load_dataset("text", data_files=files, cache_dir=cache, split="train")
+    rows = lines.map(_normalize_text, remove_columns=["text"], num_proc=processes)
+    normalized = time.monotonic()
+    kept = rows.filter(_is_wanted, num_proc=processes, fn_kwargs={"cases": cases})
+    if not keep_all and len(kept) > 400:
+        kept = kept.shuffle(seed=42).select(range(400))
+    pairs = kept.map(_as_pair, remove_columns=kept.column_names)
+    row_length = _row_length(root)
+    assert len(pairs.filter(lambda pair: row_length(pair["prompt"], pair["response"]) <= 2048)) == len(pairs)
+    out = root / "datasets"
+    out.mkdir(exist_ok=True)
+    rows.to_json(out / "normalized.jsonl")
+    pairs.to_json(out / "supervised.jsonl")
+    return {"normalize": normalized - start, "select": time.monotonic() - normalized}
+
+
+def _row_length(root: Path) -> Callable[[str, str], int]:
+    from upath import UPath
+
+    from po_assets.base_model import BaseModel
+    from po_assets.dataset.token_budget import token_budget
+    from po_assets.storage import Layout
+
+    return token_budget(BaseModel(), Layout(UPath(root))).row_length
+
+
+def _normalize_text(record: dict[str, str]) -> dict[str, Any]:
+    from po_assets.teacher.landing import Line
+    from po_assets.teacher.normalization import COLUMNS, normalize
+    from po_assets.teacher.rejection import Rejected
+
+    data = record["text"].encode()
+    try:
+        row = normalize(Line("rows", 1, data, len(data))).row
+    except Rejected as rejected:
+        return dict.fromkeys(COLUMNS) | {"rejected": rejected.detail}
+    return row | {"metadata": json.dumps(row["metadata"]), "rejected": ""}
+
+
+_hold_outs: dict[str, Any] = {}
+
+
+def _is_wanted(row: dict[str, Any], cases: list[Any]) -> bool:
+    from po_assets.dataset.holdout import HoldOut
+
+    if row["rejected"] or row["score"] < 0.82:
+        return False
+    hold_out = _hold_outs.setdefault("one", None) or HoldOut(cases, 0.8)
+    _hold_outs["one"] = hold_out
+    return hold_out.find(row["concept"], row["requirements_yaml"], row["input_digest"]) is None
+
+
+def _as_pair(row: dict[str, Any]) -> dict[str, str]:
+    from po_assets.dataset.closing import training_row
+
+    return training_row(row)
+
+
+WAYS: dict[str, Callable[..., dict[str, float]]] = {
+    "ours": materialize,
+    "plain": plain,
+    "datasets": hugging_face,
+}
+
+
+def _measure(way: str, folder: Path, *, keep_all: bool) -> tuple[float, float, float, dict[str, float]]:
+    """Seconds, processor seconds, the largest resident set of any process in MiB, and seconds per stage."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rows", "--one", way, "--work", str(folder)]
+    if keep_all:
+        command.append("--keep-all")
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
+    peak = _PeakMemory(process.pid)
+    output, _ = process.communicate()
+    seconds = time.monotonic() - start
+    if process.returncode:
+        sys.exit(f"{way} failed; run it alone to see why: {' '.join(command)}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, processor, peak.stop(), json.loads(output.splitlines()[-1])
+
+
+class _PeakMemory:
+    """Samples the resident sets of a process and its descendants until it is stopped."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._peak = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._stopped.wait(0.2):
+            with contextlib.suppress(psutil.Error):
+                for process in (self._root, *self._root.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        self._peak = max(self._peak, process.memory_info().rss)
+
+    def stop(self) -> float:
+        """Stop sampling; the peak in MiB."""
+        self._stopped.set()
+        self._thread.join()
+        return self._peak / 2**20
+
+
+def _report(way: str, rows: int, measured: tuple[float, float, float, dict[str, float]]) -> None:
+    seconds, processor, peak, stages = measured
+    named = ", ".join(f"{name} {value:.1f}" for name, value in stages.items())
+    print(
+        f"{way:<9} {rows:>9,} {seconds:>8.1f} {1000 * seconds / rows:>7.3f} {rows / seconds:>7,.0f} "
+        f"{processor:>8.1f} {peak:>8,.0f}  {named}",
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    """A fresh artifact root with the committed evaluation cases and the base model, removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="po-rows-", dir=work))
+    try:
+        (folder / "evaluation").mkdir()
+        shutil.copy(REPOSITORY / "artifacts" / "evaluation" / "po_eval_cases.jsonl", folder / "evaluation")
+        models = REPOSITORY / "artifacts" / "models" / "base"
+        if models.exists():  # converting the base model is no part of what is measured here
+            (folder / "models").mkdir()
+            (folder / "models" / "base").symlink_to(models)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

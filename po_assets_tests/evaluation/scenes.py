@@ -1,0 +1,109 @@
+"""Small evaluation cases, answers good and bad, and scored answers of wished-for quality, for the tests of evaluation."""
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from po_assets.evaluation.answers import Answer
+from po_assets.evaluation.cases import EvaluationCase, cases_from_frame
+from po_assets.evaluation.scoring import ScoredAnswer, score_answer
+from po_assets.product_owner import format_answer
+
+CONCEPT = "TideTable is a booking tool for harbour staff in Norway. It must list free berths. It does not sell fuel."
+REQUIREMENTS = """\
+title: TideTable requirements
+functional_requirements:
+- id: FR001
+  description: Harbour staff can list the free berths of a day
+- id: FR002
+  description: Skippers can book a berth
+non_functional_requirements:
+- id: NFR001
+  description: A page opens within two seconds
+constraints:
+- id: C001
+  description: The tool runs on the harbour's server"""
+VISION = """\
+product_name: TideTable
+product_summary: TideTable is a booking tool that helps harbour staff list free berths and skippers book them in time.
+target_users:
+- Harbour staff
+- Skippers
+value_proposition:
+- One place to list free berths
+- Less waiting at the quay
+key_capabilities:
+- List free berths
+- Book a berth
+non_goals:
+- Sell fuel
+success_metrics:
+- 30 percent less waiting at the quay
+- 80 percent of skippers book ahead
+last_updated: '2026-05-29'"""
+REVIEW = """\
+status: aligned
+summary:
+- Every need in the concept has a requirement
+- Nothing reaches into what the concept excludes
+requirements_alignment:
+  aligned:
+  - FR001 lets harbour staff list the free berths
+  - FR002 lets skippers book a berth
+  - NFR001 and C001 fit the concept on speed and hosting
+  gaps: []
+  conflicts: []
+recommended_actions:
+- Show FR001 to harbour staff in an early draft
+- Test NFR001 with real data before the pilot
+narrative: The requirements cover what TideTable must do and stay clear of what it excludes. Work on FR002 can begin."""
+GOOD = format_answer(VISION, REVIEW)
+
+
+def case(number: int = 1, **changes: Any) -> EvaluationCase:
+    """One case; the reference answer is the good one."""
+    fields = {
+        "case_id": f"EVAL-{number:02d}",
+        "tier": ("simple", "medium", "corporate")[number % 3],
+        "concept": CONCEPT.replace("TideTable", f"TideTable{number}"),
+        "requirements_yaml": REQUIREMENTS,
+        "reference_vision_yaml": VISION,
+        "reference_review_yaml": REVIEW,
+        "status": "aligned",
+    }
+    return EvaluationCase(**{**fields, **changes})
+
+
+def cases(count: int) -> list[EvaluationCase]:
+    """Cases with different prompts; every fifth one wants needs_adjustment."""
+    return [case(number, status="aligned" if number % 5 else "needs_adjustment") for number in range(1, count + 1)]
+
+
+def cases_table(wanted: list[EvaluationCase]) -> pd.DataFrame:
+    """The cases as the table that the asset gets."""
+    columns = list(EvaluationCase.__dataclass_fields__)
+    frame = pd.DataFrame([{column: getattr(item, column) for column in columns} for item in wanted])
+    assert cases_from_frame(frame) == wanted
+    return frame
+
+
+def scored(of: EvaluationCase, text: str = GOOD, *, model: str = "student", **changes: Any) -> ScoredAnswer:
+    """A really scored answer; `changes` overwrite what came out."""
+    answer = Answer(of.case_id, text, "stop", tokens=300, seconds=2.0)
+    return replace(score_answer(of, answer, model=model, model_digest="m" * 64, decoding="d" * 64), **changes)
+
+
+def both_sides(
+    totals: list[float], baseline: list[float] | None = None
+) -> tuple[list[ScoredAnswer], list[ScoredAnswer]]:
+    """Baseline and student with these scores, statuses right, everything valid."""
+    wanted = cases(len(totals))
+    before = baseline or [total - 0.2 for total in totals]
+    return (
+        [
+            scored(item, model="baseline", total=total, status=item.status)
+            for item, total in zip(wanted, before, strict=True)
+        ],
+        [scored(item, total=total, status=item.status) for item, total in zip(wanted, totals, strict=True)],
+    )

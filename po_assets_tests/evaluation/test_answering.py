@@ -1,0 +1,170 @@
+"""Answering all cases: nothing is asked twice, an interruption costs one batch, retries are asked for after the others."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from po_assets.base_model import ChatFormat, load_base_model, load_tokenizer
+from po_assets.evaluation import engine
+from po_assets.evaluation.answering import AnsweringModel, answer_cases
+from po_assets.evaluation.answers import Answer, AnswerCache
+from po_assets.evaluation.settings import Decoding
+from po_assets.product_owner import parse_answer
+from po_assets_tests.base_model.tiny_model import make_tiny_model
+from po_assets_tests.evaluation.scenes import GOOD, case, cases
+
+FREE = Decoding(mode="free", max_new_tokens=12, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory: pytest.TempPathFactory) -> AnsweringModel:
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return AnsweringModel(load_base_model(folder, "float32", device="cpu"), ChatFormat(load_tokenizer(folder)))
+
+
+def cache_in(folder: Path, decoding: Decoding = FREE) -> AnswerCache:
+    return AnswerCache(UPath(folder), "model-digest", decoding.digest)
+
+
+def never() -> AnsweringModel:
+    raise AssertionError("the model was loaded although every answer is cached")
+
+
+def test_answered_cases_are_never_asked_again(tmp_path: Path, answering: AnsweringModel) -> None:
+    """Not even the model is loaded."""
+    first = answer_cases(cases(5), FREE, cache_in(tmp_path), lambda: answering)
+    messages: list[str] = []
+    again = answer_cases(cases(5), FREE, cache_in(tmp_path), never, log=messages.append, name="student")
+    assert again == first
+    assert messages == ["student: all 5 answers are cached, nothing is generated"]
+
+
+def test_only_what_changed_is_asked(tmp_path: Path, answering: AnsweringModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One case has another concept."""
+    answer_cases(cases(5), FREE, cache_in(tmp_path), lambda: answering)
+    asked: list[str] = []
+    real = engine.complete_batch
+
+    def spy(model: Any, batch: Any, *others: Any) -> Any:
+        asked.extend(request.key for request in batch)
+        return real(model, batch, *others)
+
+    monkeypatch.setattr(engine, "complete_batch", spy)
+    changed = [*cases(4), case(5, concept="Quite another product.")]
+    answer_cases(changed, FREE, cache_in(tmp_path), lambda: answering)
+    assert asked == ["EVAL-05"]
+
+
+def test_other_decoding_or_another_model_asks_anew(tmp_path: Path, answering: AnsweringModel) -> None:
+    """Each has its own file."""
+    answer_cases(cases(2), FREE, cache_in(tmp_path), lambda: answering)
+    longer = replace(FREE, max_new_tokens=20)
+    for cache in (cache_in(tmp_path, longer), AnswerCache(UPath(tmp_path), "other-model", FREE.digest)):
+        with pytest.raises(AssertionError, match="the model was loaded"):
+            answer_cases(cases(2), FREE, cache, never)
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
+    tmp_path: Path, answering: AnsweringModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the third batch of three: the first two are on disk, and what comes out is what would have come out."""
+    whole = answer_cases(cases(6), FREE, cache_in(tmp_path / "whole"), lambda: answering)
+    real, batches = engine.complete_batch, 0
+
+    def stops(*arguments: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(engine, "complete_batch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        answer_cases(cases(6), FREE, cache_in(tmp_path / "cut"), lambda: answering)
+    (file,) = (tmp_path / "cut").iterdir()
+    assert len(file.read_text().splitlines()) == 4
+    messages: list[str] = []
+    resumed = answer_cases(cases(6), FREE, cache_in(tmp_path / "cut"), lambda: answering, log=messages.append)
+    assert "4 of 6 answers are cached, 2 are to be generated" in messages[0]
+    assert [replace(answer, seconds=0) for answer in resumed] == [replace(answer, seconds=0) for answer in whole]
+
+
+def test_a_line_that_a_crash_cut_is_ignored_and_shut_off(tmp_path: Path) -> None:
+    """The next line does not glue itself to it."""
+    cache = cache_in(tmp_path)
+    cache.add([("one", Answer("EVAL-01", "text", "stop", 3, 0.1))])
+    path = Path(str(cache.path))
+    path.write_bytes(path.read_bytes() + b'{"asked": "two", "case_id": "EV')
+    cache_in(tmp_path).add([("three", Answer("EVAL-03", "text", "stop", 3, 0.1))])
+    reread = cache_in(tmp_path)
+    assert reread.get("one") is not None
+    assert reread.get("two") is None
+    assert reread.get("three") == Answer("EVAL-03", "text", "stop", 3, 0.1)
+
+
+def test_the_cache_works_where_nothing_can_be_appended() -> None:
+    """An object store (fsspec's memory file system stands for one)."""
+    folder = UPath("memory://answers")
+    for number in (1, 2):
+        cache = AnswerCache(folder, "m", "d")
+        cache.add([(f"asked-{number}", Answer(f"EVAL-{number}", "text", "stop", 3, 0.1))])
+    assert {AnswerCache(folder, "m", "d").get(f"asked-{number}") for number in (1, 2)} == {
+        Answer("EVAL-1", "text", "stop", 3, 0.1),
+        Answer("EVAL-2", "text", "stop", 3, 0.1),
+    }
+
+
+def test_with_the_grammar_even_a_model_without_sense_answers_in_form(tmp_path: Path, answering: AnsweringModel) -> None:
+    """Random weights, one token per byte."""
+    decoding = Decoding(mode="constrained", max_new_tokens=4_000, batch_size=4)
+    for answer in answer_cases(cases(2), decoding, cache_in(tmp_path, decoding), lambda: answering):
+        assert parse_answer(answer.text).missing == ()
+        assert answer.finish_reason == "stop"
+        assert answer.tokens < 4_000
+
+
+def test_a_limit_that_could_cut_an_answer_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """With the number that is needed and the case that needs it."""
+    decoding = Decoding(mode="constrained", max_new_tokens=300)
+    with pytest.raises(ValueError, match=r"max_new_tokens is 300, but the grammar allows answers of up to \d+ tokens"):
+        answer_cases(cases(2), decoding, cache_in(tmp_path, decoding), never)
+
+
+def test_an_invalid_answer_is_asked_for_again_with_the_reason(
+    tmp_path: Path, answering: AnsweringModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most `retries` times, after all others; the last answer counts, and how often it was asked is kept."""
+    prompts: dict[str, list[str]] = {}
+    tokenizer = answering.chat.tokenizer
+
+    def answers(model: Any, batch: Any, decoding: Any, eos: Any, on_step: Any) -> Any:
+        for request in batch:
+            asked = prompts.setdefault(request.key, [])
+            asked.append(tokenizer.decode(request.prompt_ids))
+            good = request.key == "EVAL-01" or (request.key == "EVAL-02" and len(asked) == 2)
+            text = GOOD if good else "I cannot do that."
+            yield engine.Completion(request.key, tokenizer(text)["input_ids"], "stop", 1.0)
+
+    monkeypatch.setattr(engine, "complete_batch", answers)
+    decoding = replace(FREE, temperature=0.2, top_p=0.9, retries=2, batch_size=8)
+    found = answer_cases(cases(3), decoding, cache_in(tmp_path, decoding), lambda: answering)
+    assert [(answer.attempts, answer.seconds) for answer in found] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert [answer.text == GOOD for answer in found] == [True, True, False]
+    assert (
+        "Reminder: your last answer could not be used, because the VISION and the REVIEW block are missing"
+        in (prompts["EVAL-02"][1])
+    )
+    assert "Reminder" not in prompts["EVAL-02"][0]
+
+
+def test_the_cache_is_one_json_line_per_answer(tmp_path: Path, answering: AnsweringModel) -> None:
+    """People look into it."""
+    cache = cache_in(tmp_path)
+    answer_cases(cases(2), FREE, cache, lambda: answering)
+    lines = [json.loads(line) for line in Path(str(cache.path)).read_text().splitlines()]
+    assert {line["case_id"] for line in lines} == {"EVAL-01", "EVAL-02"}
+    assert all(line["finish_reason"] == "length" and line["tokens"] == 12 for line in lines)

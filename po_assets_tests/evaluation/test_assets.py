@@ -1,0 +1,218 @@
+"""The two assets with their checks, run by Dagster over a tiny random model and adapter."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+from upath import UPath
+
+from po_assets.base_model import BaseModel
+from po_assets.evaluation import models
+from po_assets.evaluation.assets import baseline_report, eval_report
+from po_assets.evaluation.checks import evaluation_checks
+from po_assets.evaluation.gate import load_gate
+from po_assets.evaluation.promotion import promoted_adapter
+from po_assets.evaluation.settings import DecodingSettings
+from po_assets.evaluation.student_evaluation import spread
+from po_assets.storage import Artifacts, JsonlIOManager, Layout, Manifest, read_jsonl, write_manifest
+from po_assets_tests.base_model.tiny_model import make_tiny_model
+from po_assets_tests.evaluation.scenes import GOOD, cases, cases_table
+
+COUNT = 3
+DECODING = DecodingSettings(mode="free", max_new_tokens=10, batch_size=2, free_cases=0)
+
+
+@dg.asset(name="eval_cases")
+def cases_asset() -> pd.DataFrame:
+    """Stands for the real one."""
+    return cases_table(cases(COUNT))
+
+
+@dg.asset(name="lora_adapter")
+def adapter_asset() -> None:
+    """Stands for the real one; the fixture made the adapter."""
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+def make_adapter(base: Path, folder: Path, *, trained: bool = True, digest: str = "a" * 64) -> None:
+    """A LoRA adapter with random weights on both sides, or as it is before training (one side zero)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=not trained)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    write_manifest(folder, Manifest(sha256=digest))
+
+
+@pytest.fixture
+def layout(tmp_path: Path, base_folder: Path) -> Layout:
+    layout = Layout(UPath(tmp_path))
+    make_adapter(base_folder, Path(str(layout.adapter)))
+    return layout
+
+
+def run(layout: Layout, base: Path, *selection: str, decoding: DecodingSettings = DECODING) -> Any:
+    artifacts = Artifacts(root=str(layout.root))
+    return dg.materialize(
+        [cases_asset, adapter_asset, baseline_report, eval_report, *evaluation_checks],
+        selection=dg.AssetSelection.assets(*selection) if selection else None,
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "base_model": BaseModel(profile="embedded", base_model=str(base)),
+            "decoding": decoding,
+        },
+        raise_on_error=False,
+    )
+
+
+def failure(result: Any, step: str) -> str:
+    """What a failed step says."""
+    (event,) = [event for event in result.get_step_failure_events() if event.step_key == step]
+    data = event.step_failure_data
+    return str(data.user_failure_data.description if data.user_failure_data else data.error)
+
+
+@pytest.fixture
+def evaluated(layout: Layout, base_folder: Path) -> tuple[Layout, Any]:
+    return layout, run(layout, base_folder)
+
+
+def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(evaluated: tuple[Layout, Any]) -> None:
+    """Random weights: tables, report, record and failed checks with their numbers; no promotion."""
+    layout, result = evaluated
+    assert not result.success
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert set(checks) == {
+        "case_count", "mean_score", "score_std", "delta_vs_baseline", "valid_answers", "non_inferiority",
+        "status_accuracy", "worst_case",
+    }  # fmt: skip
+    assert not checks["case_count"].passed
+    assert "3 cases were evaluated, 40 are wanted." in checks["case_count"].description
+    assert not checks["valid_answers"].passed
+    assert checks["valid_answers"].metadata["rows"].value.records[0].data["case"] == "EVAL-01"
+    answers = read_jsonl(layout.student_answers)
+    assert answers["case_id"].tolist() == ["EVAL-01", "EVAL-02", "EVAL-03"]
+    assert set(answers["finish_reason"]) <= {"stop", "length"}
+    record = load_gate(layout)
+    assert record is not None
+    assert (record.adapter_sha256, record.passed) == ("a" * 64, False)
+    assert promoted_adapter(layout) is None
+    assert "The gate failed" in layout.report_html.read_text()
+    assert json.loads(layout.report_json.read_text())["gate"]["passed"] is False
+
+
+def test_the_metadata_shows_the_gate_the_pictures_and_the_report(evaluated: tuple[Layout, Any]) -> None:
+    """What the asset's page in Dagster has."""
+    layout, result = evaluated
+    (event,) = result.asset_materializations_for_node("eval_report")
+    metadata = event.metadata
+    assert metadata["report"].value == layout.report_html.absolute().as_uri()
+    assert metadata["gate"].value == "failed"
+    assert [row.data["threshold"] for row in metadata["gate_table"].value.records][:2] == ["case_count", "mean_score"]
+    assert metadata["promotion"].value == f"adapter {'a' * 12} is not promoted; no adapter is current yet."
+    for picture in ("baseline_against_student", "score_histogram", "student_statuses", "baseline_statuses"):
+        assert "data:image/png;base64," in metadata[picture].value
+    assert metadata["dagster/row_count"].value == COUNT
+    assert metadata["lowest_cases"].value.records[0].data["what cost points"]
+
+
+def test_the_student_is_the_adapter_and_not_the_base(evaluated: tuple[Layout, Any]) -> None:
+    """Elsewhere an evaluation measured the base model twice."""
+    layout, _ = evaluated
+    student, baseline = read_jsonl(layout.student_answers), read_jsonl(layout.baseline_answers)
+    assert (student["text"] != baseline["text"]).all()
+    assert set(student["model_digest"]).isdisjoint(baseline["model_digest"])
+
+
+def test_unchanged_nothing_is_generated_again(
+    evaluated: tuple[Layout, Any], base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same data versions come out."""
+    layout, first = evaluated
+
+    def never(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(models, "load_base_model", never)
+    second = run(layout, base_folder)
+    for node in ("baseline_report", "eval_report"):
+        versions = [
+            run_.asset_materializations_for_node(node)[0].tags["dagster/data_version"] for run_ in (first, second)
+        ]
+        assert versions[0] == versions[1]
+
+
+def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 cases, good answers (a faked decode loop): every ERROR check passes and the adapter becomes current."""
+    from po_assets.evaluation import engine
+
+    monkeypatch.setattr(f"{__name__}.COUNT", 40)
+    tokens = None
+
+    def good(_model: Any, batch: Any, *_others: Any) -> Any:
+        for request in batch:
+            yield engine.Completion(request.key, tokens, "stop", 1.0)
+
+    from po_assets.base_model import load_tokenizer
+
+    tokens = load_tokenizer(base_folder)(GOOD)["input_ids"]
+    monkeypatch.setattr(engine, "complete_batch", good)
+    result = run(layout, base_folder)
+    failed = {check.check_name for check in result.get_asset_check_evaluations() if not check.passed}
+    assert result.success
+    assert failed == {"status_accuracy"}  # every answer says aligned
+    assert promoted_adapter(layout) == "a" * 64
+    (event,) = result.asset_materializations_for_node("eval_report")
+    assert event.metadata["promotion"].value == f"adapter {'a' * 12} is now {layout.current}."
+
+
+def test_a_baseline_of_other_settings_is_refused(evaluated: tuple[Layout, Any], base_folder: Path) -> None:
+    """Every mismatch and what to do."""
+    layout, _ = evaluated
+    other = DecodingSettings(mode="free", max_new_tokens=11, batch_size=2, free_cases=0)
+    text = failure(run(layout, base_folder, "eval_report", decoding=other), "eval_report")
+    assert "it was decoded with other settings than the student's (free, greedy, at most 11 new tokens" in text
+    assert "Materialize baseline_report with the same settings, then eval_report again." in text
+
+
+def test_without_adapter_or_with_an_untrained_one_nothing_is_evaluated(layout: Layout, base_folder: Path) -> None:
+    """An adapter that changes nothing would measure the base model."""
+    make_adapter(base_folder, Path(str(layout.adapter)), trained=False)
+    assert "changes no weight of" in failure(run(layout, base_folder), "eval_report")
+    (layout.adapter / "manifest.json").unlink()
+    assert "There is no finished adapter in" in failure(run(layout, base_folder), "eval_report")
+
+
+def test_wrong_settings_fail_once_with_their_sentence(layout: Layout, base_folder: Path) -> None:
+    """Retrying cannot help."""
+    text = failure(run(layout, base_folder, decoding=DecodingSettings(mode="loose")), "baseline_report")
+    assert text == "the decoding settings are wrong: mode is 'loose', use constrained or free"
+
+
+def test_the_student_is_also_asked_without_grammar(layout: Layout, base_folder: Path) -> None:
+    """Said in the metadata and the report, with the number of cases."""
+    decoding = DecodingSettings(max_new_tokens=6000, batch_size=4, free_cases=2, free_max_new_tokens=8)
+    result = run(layout, base_folder, decoding=decoding)
+    (event,) = result.asset_materializations_for_node("eval_report")
+    expected = (
+        "Without grammar 0 of 2 answers are valid (mean score 0.016, 2 cut at the token limit), measured on 2 cases."
+    )
+    assert event.metadata["without_grammar"].value == expected
+    assert expected in layout.report_html.read_text()
+    assert read_jsonl(layout.student_answers)["valid"].dtype == bool
+
+
+def test_free_cases_are_spread_over_all() -> None:
+    """And no more than there are."""
+    assert [case.case_id for case in spread(cases(40), 4)] == ["EVAL-01", "EVAL-11", "EVAL-21", "EVAL-31"]
+    assert spread(cases(3), 8) == cases(3)

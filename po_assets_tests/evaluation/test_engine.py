@@ -1,0 +1,174 @@
+"""The decode loop: equal to transformers' own generation, whatever shares the batch, and stopping where it should."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from po_assets.base_model import load_base_model
+from po_assets.evaluation.cpu_decoding import ATTENTION, pack_linears, prepare_for_decoding
+from po_assets.evaluation.engine import Completion, Request, batches_by_length, complete_batch
+from po_assets.evaluation.settings import Decoding
+from po_assets_tests.base_model.tiny_model import make_tiny_model
+
+EOS = 1
+PROMPTS = [[5, 9, 200, 31], [17, 4, 4, 80, 99, 120, 7], [40], [61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 72]]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+    def load() -> Any:
+        model = load_base_model(folder, "float32", device="cpu")
+        with torch.no_grad():
+            for layer in model.model.layers:  # as initialized, attention hardly matters and one token repeats for ever
+                for parameter in layer.parameters():
+                    parameter.mul_(12)
+        return model
+
+    return load
+
+
+def requests(prompts: list[list[int]] = PROMPTS) -> list[Request]:
+    return [Request(f"case-{index}", prompt, seed=index) for index, prompt in enumerate(prompts)]
+
+
+def answers(model: Any, asked: list[Request], **settings: Any) -> dict[str, Completion]:
+    decoding = Decoding(**{"mode": "free", "max_new_tokens": 40, "no_repeat_ngram": 0, **settings})
+    return {done.key: done for done in complete_batch(model, asked, decoding, [EOS])}
+
+
+def generated(model: Any, prompt: list[int], tokens: int = 40) -> list[int]:
+    """What transformers' own `generate` answers to this prompt alone."""
+    output = model.generate(
+        torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, pad_token_id=EOS, eos_token_id=EOS
+    )
+    answer: list[int] = output[0, len(prompt) :].tolist()
+    return answer[: answer.index(EOS)] if EOS in answer else answer
+
+
+@pytest.mark.parametrize("prepare", [lambda _model: None, prepare_for_decoding], ids=["as loaded", "prepared"])
+def test_a_padded_batch_answers_as_generate_does_one_by_one(tiny: Any, prepare: Callable[[Any], Any]) -> None:
+    """Padding, the block cache and the CPU's attention change no token."""
+    expected = [generated(tiny(), prompt, 150) for prompt in PROMPTS]
+    assert min(len(set(tokens)) for tokens in expected) > 8  # varied enough to show a difference
+    model = tiny()
+    prepare(model)
+    found = answers(model, requests(), max_new_tokens=150)
+    assert [found[f"case-{index}"].token_ids for index in range(len(PROMPTS))] == expected
+
+
+def test_rows_that_finish_leave_the_others_undisturbed(tiny: Any) -> None:
+    """Some rows stop early (a token of their own answer is made to end it), the rest go on as if nothing happened."""
+    model = tiny()
+    prepare_for_decoding(model)
+    full = {key: done.token_ids for key, done in answers(model, requests()).items()}
+    stops = [full["case-1"][3], full["case-3"][20]]
+    decoding = Decoding(mode="free", max_new_tokens=40, no_repeat_ngram=0)
+    cut = {done.key: done for done in complete_batch(model, requests(), decoding, stops)}
+    for key, tokens in full.items():
+        ends = [index for index, token in enumerate(tokens) if token in stops]
+        assert cut[key].token_ids == (tokens[: ends[0]] if ends else tokens)
+        assert cut[key].finish_reason == ("stop" if ends else "length")
+
+
+def test_the_prepared_model_uses_packed_weights_and_its_own_attention(tiny: Any) -> None:
+    """Otherwise the test above would compare the slow way with itself."""
+    model = tiny().to(torch.bfloat16)
+    reference = model(torch.tensor([PROMPTS[3]])).logits
+    done = prepare_for_decoding(model)
+    assert model.config._attn_implementation == ATTENTION
+    assert any("packed" in text for text in done)
+    assert torch.equal(model(torch.tensor([PROMPTS[3]])).logits, reference)
+
+
+def test_packing_leaves_other_modules_alone() -> None:
+    """A subclass of Linear (PEFT's, bitsandbytes') computes something else and must stay."""
+
+    class Special(torch.nn.Linear):
+        pass
+
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32, dtype=torch.bfloat16), Special(32, 8, dtype=torch.bfloat16))
+    states = torch.randn(3, 16, dtype=torch.bfloat16)
+    before = model(states)
+    assert pack_linears(model) == 1
+    assert isinstance(model[1], Special)
+    assert torch.equal(model(states), before)
+
+
+def test_batches_are_by_length_and_the_same_whatever_the_order() -> None:
+    """So that an interrupted evaluation forms the same remaining batches."""
+    asked = requests()
+    batches = [[request.key for request in batch] for batch in batches_by_length(asked, 3)]
+    assert batches == [["case-3", "case-1", "case-0"], ["case-2"]]
+    assert [[r.key for r in batch] for batch in batches_by_length(asked[::-1], 3)] == batches
+
+
+def fake_model(rules: Callable[[list[int]], dict[int, float]], vocabulary: int = 12) -> Any:
+    """A model whose logits are a function of each row's tokens so far (padding left out)."""
+    held: dict[str, list[list[int]]] = {}
+
+    def call(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_others: Any) -> Any:
+        if input_ids.shape[1] > 1 or "rows" not in held:
+            held["rows"] = [
+                [token for token, real in zip(row, mask, strict=True) if real]
+                for row, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
+            ]
+        else:
+            for row, (token,) in zip(held["rows"], input_ids.tolist(), strict=True):
+                row.append(token)
+        logits = torch.zeros(len(held["rows"]), 1, vocabulary)
+        for index, row in enumerate(held["rows"]):
+            for token, value in rules(row).items():
+                logits[index, 0, token] = value
+        return SimpleNamespace(logits=logits)
+
+    return type("Fake", (), {"device": torch.device("cpu"), "__call__": staticmethod(call)})()
+
+
+def test_an_answer_is_cut_at_the_limit_and_says_so() -> None:
+    """The end-of-sequence token never becomes part of an answer."""
+    model = fake_model(lambda row: {5: 1.0} if len(row) < 4 else {EOS: 1.0})
+    assert answers(model, [Request("a", [3, 3])])["a"].token_ids == [5, 5]
+    cut = answers(model, [Request("a", [3, 3])], max_new_tokens=1)["a"]
+    assert (cut.token_ids, cut.finish_reason) == ([5], "length")
+
+
+def test_no_sequence_is_repeated_when_that_is_asked_for() -> None:
+    """A model that goes in circles takes the next best token instead."""
+    circle = {3: 4, 4: 5, 5: 6, 6: 3}
+    model = fake_model(lambda row: {circle.get(row[-1], 3): 2.0, 9: 1.0})
+    tokens = answers(model, [Request("a", [6])], no_repeat_ngram=4, max_new_tokens=12)["a"].token_ids
+    sequences = [tuple(tokens[start : start + 4]) for start in range(len(tokens) - 3)]
+    assert 9 in tokens
+    assert len(set(sequences)) == len(sequences)
+
+
+def test_sampling_depends_on_the_requests_seed_alone(tiny: Any) -> None:
+    """Not on the neighbours in the batch; top-p of almost nothing is greedy."""
+    sampled = answers(tiny(), requests(), temperature=1.0)
+    alone = answers(tiny(), [requests()[1]], temperature=1.0)
+    assert alone["case-1"].token_ids == sampled["case-1"].token_ids
+    other = answers(tiny(), [Request("case-1", PROMPTS[1], seed=99)], temperature=1.0)
+    assert other["case-1"].token_ids != sampled["case-1"].token_ids
+    narrow = answers(tiny(), requests(), temperature=1.0, top_p=1e-6)
+    assert narrow["case-0"].token_ids == answers(tiny(), requests())["case-0"].token_ids
+
+
+def test_an_empty_prompt_is_refused_by_name(tiny: Any) -> None:
+    """Left padding alone would generate from nothing."""
+    with pytest.raises(ValueError, match="no prompt tokens for case-0"):
+        answers(tiny(), [Request("case-0", [])])
+
+
+def test_the_computing_time_is_divided_among_the_answers(tiny: Any) -> None:
+    """Seconds add up to what the batch took, so tokens a second can be derived from the answers."""
+    done = answers(tiny(), requests()).values()
+    assert all(answer.seconds > 0 for answer in done)
+    steps: list[int] = []
+    decoding = Decoding(mode="free", max_new_tokens=5)
+    tokens = sum(len(answer.token_ids) for answer in complete_batch(tiny(), requests(), decoding, [2], steps.append))
+    assert sum(steps) == tokens == 5 * len(PROMPTS)

@@ -1,0 +1,169 @@
+"""The gate: each threshold exactly where it is written, and messages that say cases, numbers and next step."""
+
+from dataclasses import replace
+
+import pytest
+
+from po_assets.evaluation.checks import verdict_of
+from po_assets.evaluation.gate import evaluate_gate, gate_passed
+from po_assets.evaluation.gate_rows import GateRow
+from po_assets.evaluation.scoring import ScoredAnswer
+from po_assets.presentation import check_description
+from po_assets_tests.evaluation.scenes import both_sides, case, scored
+
+GOOD_TOTALS = [0.88 + 0.002 * (number % 10) for number in range(40)]
+
+
+def rows(baseline: list[ScoredAnswer], student: list[ScoredAnswer]) -> dict[str, GateRow]:
+    return {row.name: row for row in evaluate_gate(baseline, student)}
+
+
+def message(row: GateRow) -> str:
+    """What the check's page says."""
+    return check_description(verdict_of(row))
+
+
+def test_a_good_student_passes_every_row() -> None:
+    """In the order of the design."""
+    found = evaluate_gate(*both_sides(GOOD_TOTALS))
+    assert [row.name for row in found if not row.passed] == []
+    assert [row.name for row in found if row.severity == "WARN"] == ["non_inferiority", "status_accuracy", "worst_case"]
+    assert gate_passed(found)
+    assert [row.name for row in found] == [
+        "case_count",
+        "mean_score",
+        "score_std",
+        "delta_vs_baseline",
+        "valid_answers",
+        "non_inferiority",
+        "status_accuracy",
+        "worst_case",
+    ]
+
+
+def test_39_cases_are_too_few() -> None:
+    """The gate of the manual process ran on 34."""
+    row = rows(*both_sides(GOOD_TOTALS[:39]))["case_count"]
+    assert not row.passed
+    assert row.severity == "ERROR"
+    assert message(row).startswith("39 cases were evaluated, 40 are wanted.")
+    assert "materialize eval_cases" in message(row)
+
+
+@pytest.mark.parametrize(("total", "passed"), [(0.82, True), (0.8199, False)])
+def test_the_mean_must_reach_082(total: float, passed: bool) -> None:
+    """The limit itself is enough."""
+    row = rows(*both_sides([total] * 40))["mean_score"]
+    assert row.passed is passed
+    assert row.required == ">= 0.82"
+
+
+def test_a_low_mean_names_the_lowest_cases_and_why() -> None:
+    """With what cost them points."""
+    baseline, student = both_sides([0.5] * 40)
+    student[7] = scored(case(8), "no answer at all")
+    row = rows(baseline, student)["mean_score"]
+    assert "at least 0.82 is asked for" in message(row)
+    assert "open them in the HTML report" in message(row)
+    assert row.cases[0]["case"] == "EVAL-08"
+    assert "the VISION block is missing" in row.cases[0]["what cost points"]
+
+
+def test_scores_that_spread_too_far_fail() -> None:
+    """Sample standard deviation over 0.10; the farthest cases are named."""
+    totals = [0.95] * 36 + [0.4] * 4
+    row = rows(*both_sides(totals))["score_std"]
+    assert not row.passed
+    assert "at most 0.10 is allowed" in message(row)
+    assert {item["case"] for item in row.cases[:4]} == {"EVAL-37", "EVAL-38", "EVAL-39", "EVAL-40"}
+
+
+@pytest.mark.parametrize(("delta", "passed"), [(0.1, True), (-0.029, True), (-0.031, False)])
+def test_the_student_may_be_better_but_not_much_worse(delta: float, passed: bool) -> None:
+    """One-sided: no upper limit."""
+    row = rows(*both_sides([0.85] * 40, baseline=[0.85 - delta] * 40))["delta_vs_baseline"]
+    assert row.passed is passed
+    assert row.value == f"{delta:+.3f}"
+
+
+def test_a_worse_student_is_shown_what_it_lost_where() -> None:
+    """The case that lost most comes first, with both scores."""
+    before = [0.95] * 40
+    after = [0.95] * 20 + [0.85] * 19 + [0.6]
+    row = rows(*both_sides(after, baseline=before))["delta_vs_baseline"]
+    assert not row.passed
+    assert row.cases[0] | {"what cost points": ""} == {
+        "case": "EVAL-40",
+        "baseline": 0.95,
+        "student": 0.6,
+        "difference": -0.35,
+        "what cost points": "",
+    }
+    assert "Training made the model worse than its base" in message(row)
+
+
+@pytest.mark.parametrize(("invalid", "passed"), [(4, True), (5, False)])
+def test_nine_of_ten_answers_must_be_valid(invalid: int, passed: bool) -> None:
+    """36 of 40 are enough."""
+    baseline, student = both_sides(GOOD_TOTALS)
+    student[:invalid] = [
+        replace(answer, valid=False, invalid_reason="the VISION has no product_name") for answer in student[:invalid]
+    ]
+    row = rows(baseline, student)["valid_answers"]
+    assert row.passed is passed
+    assert [item["case"] for item in row.cases] == [f"EVAL-{number:02d}" for number in range(1, invalid + 1)]
+    assert row.cases[0]["reason"] == "the VISION has no product_name"
+    if not passed:
+        assert message(row).startswith("5 of 40 answers are not valid, so 87.5% are; at least 90% is asked for.")
+
+
+def test_a_difference_that_could_be_chance_is_a_warning_with_the_interval() -> None:
+    """Mean difference of zero, but so much scatter that -0.03 lies inside the interval."""
+    scatter = [0.2, -0.2] * 20
+    row = rows(*both_sides([0.85 + s / 4 for s in scatter], baseline=[0.85 - s / 4 for s in scatter]))[
+        "non_inferiority"
+    ]
+    assert not row.passed
+    assert row.severity == "WARN"
+    assert "This many cases resolve a difference of 0.045." in message(row)
+    assert row.numbers["interval low"] < -0.03 < row.numbers["interval high"]
+    assert gate_passed([row])
+
+
+def test_always_saying_aligned_is_a_warning() -> None:
+    """Which the metric rewards."""
+    baseline, student = both_sides(GOOD_TOTALS)
+    student = [replace(answer, status="aligned") for answer in student]
+    row = rows(baseline, student)["status_accuracy"]
+    assert not row.passed
+    assert row.severity == "WARN"
+    assert "32 of 40 answers give the right status" in message(row)
+    assert "0 of 8 needs_adjustment" in message(row)
+    assert {item["reference"] for item in row.cases} == {"needs_adjustment"}
+
+
+def test_a_single_bad_case_is_a_warning() -> None:
+    """Though mean and spread are fine."""
+    row = rows(*both_sides([*GOOD_TOTALS[:39], 0.65]))["worst_case"]
+    assert not row.passed
+    assert row.severity == "WARN"
+    assert message(row).startswith("1 of 40 cases score under 0.70; the worst is EVAL-40 with 0.650.")
+
+
+def test_sides_that_answered_other_cases_or_in_another_way_are_refused() -> None:
+    """Every mismatch at once, with the way out."""
+    baseline, student = both_sides(GOOD_TOTALS)
+    student[0] = scored(case(99))
+    student = [replace(answer, decoding="other") for answer in student]
+    with pytest.raises(ValueError, match="cannot be compared") as error:
+        evaluate_gate(baseline, student)
+    assert "2 cases were answered by one side only (EVAL-01, EVAL-99)" in str(error.value)
+    assert "decoding settings differ (dddddddddddd and other)" in str(error.value)
+    assert "Materialize baseline_report and eval_report together" in str(error.value)
+
+
+def test_a_gate_fails_with_any_error_row_and_never_with_a_warning() -> None:
+    """Whatever the order."""
+    found = evaluate_gate(*both_sides([*GOOD_TOTALS[:39], 0.65]))
+    assert gate_passed(found)
+    assert not gate_passed(evaluate_gate(*both_sides([0.81] * 40)))

@@ -1,0 +1,98 @@
+"""Promotion: only what passed, in one switch, and the old one stays when something goes wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from po_assets.evaluation.gate import GateRecord, evaluate_gate, gate_path, gate_table, load_gate, write_gate
+from po_assets.evaluation.promotion import promote, promoted_adapter
+from po_assets.storage import Layout
+from po_assets_tests.evaluation.scenes import both_sides
+
+
+def record(adapter: str, *, passed: bool = True) -> GateRecord:
+    return GateRecord(adapter * 64, "b" * 64, "c" * 64, "constrained", passed, "2026-11-22T10:00", [])
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(UPath(tmp_path))
+
+
+def train(layout: Layout, weights: str) -> None:
+    """An adapter folder in its place, as training leaves it."""
+    layout.adapter.mkdir(parents=True, exist_ok=True)
+    (layout.adapter / "adapter_model.safetensors").write_text(weights)
+
+
+def test_a_passed_adapter_becomes_current_and_stays_when_the_next_is_trained(layout: Layout) -> None:
+    """Training replaces the adapter's folder, never the promoted one."""
+    train(layout, "first")
+    assert promoted_adapter(layout) is None
+    promote(layout, record("1"))
+    train(layout, "second")
+    assert (layout.current / "adapter_model.safetensors").read_text() == "first"
+    assert promoted_adapter(layout) == "1" * 64
+    assert Path(str(layout.current)).is_symlink()
+
+
+def test_a_failed_gate_is_never_promoted(layout: Layout) -> None:
+    """The old one stays."""
+    train(layout, "first")
+    promote(layout, record("1"))
+    train(layout, "second")
+    with pytest.raises(ValueError, match="did not pass"):
+        promote(layout, record("2", passed=False))
+    assert promoted_adapter(layout) == "1" * 64
+
+
+def test_a_crash_while_copying_leaves_the_old_one(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link is switched after everything is there."""
+    train(layout, "first")
+    promote(layout, record("1"))
+    train(layout, "second")
+
+    def full(*_arguments: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("po_assets.evaluation.promotion.write_gate", full)
+    with pytest.raises(OSError, match="No space left"):
+        promote(layout, record("2"))
+    assert (layout.current / "adapter_model.safetensors").read_text() == "first"
+    assert promoted_adapter(layout) == "1" * 64
+
+
+def test_a_few_old_versions_are_kept_and_a_folder_made_by_hand_is_not_lost(layout: Layout) -> None:
+    """Three versions at most; the same adapter again is no new one."""
+    layout.current.mkdir(parents=True)
+    (layout.current / "by_hand").write_text("x")
+    for adapter in "12344":
+        train(layout, adapter)
+        promote(layout, record(adapter))
+    versions = sorted(path.name for path in (layout.root / "models" / "promoted").iterdir())
+    assert len(versions) == 3
+    assert "4" * 16 in versions
+    assert (layout.current / "adapter_model.safetensors").read_text() == "4"
+
+
+def test_an_object_store_gets_a_folder_with_the_record(tmp_path: Path) -> None:
+    """There are no links there."""
+    layout = Layout(UPath("memory://promotion"))
+    train(layout, "first")
+    promote(layout, record("1"))
+    assert (layout.current / "adapter_model.safetensors").read_text() == "first"
+    assert promoted_adapter(layout) == "1" * 64
+
+
+def test_the_gates_record_is_read_back_for_the_table(layout: Layout) -> None:
+    """And there is none before the first evaluation, or where the file is damaged."""
+    assert gate_table(layout) == []
+    rows = evaluate_gate(*both_sides([0.9] * 40))
+    written = GateRecord("a" * 64, "b" * 64, "c" * 64, "constrained", True, "2026-11-22T10:00", rows)
+    write_gate(gate_path(layout), written)
+    assert load_gate(layout) == written
+    assert [row.name for row in gate_table(layout)][:2] == ["case_count", "mean_score"]
+    gate_path(layout).write_text(json.dumps({"adapter_sha256": "a"}))
+    assert load_gate(layout) is None

@@ -1,0 +1,124 @@
+"""The report: one page that shows everything, is safe against what models write, and compares with the last one."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+from upath import UPath
+
+from po_assets.evaluation.gate import GateRecord, evaluate_gate, gate_passed
+from po_assets.evaluation.pictures import data_uri, evaluation_figures
+from po_assets.evaluation.report import build_report, free_run, read_report, render_html, write_report
+from po_assets.evaluation.scoring import ScoredAnswer
+from po_assets_tests.evaluation.scenes import both_sides, case, cases, scored
+
+ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)> {{ 7*7 }} </pre></details>'
+
+
+def report_of(
+    baseline: list[ScoredAnswer], student: list[ScoredAnswer], *, adapter: str = "a" * 64, **others: Any
+) -> dict[str, Any]:
+    rows = evaluate_gate(baseline, student)
+    record = GateRecord(adapter, "b" * 64, "c" * 64, "constrained, greedy", gate_passed(rows), "2026-11-22T10:00", rows)
+    models = {"baseline": "SmolLM2", "student": "SmolLM2 with adapter"}
+    return build_report(cases(len(student)), baseline, student, record, models=models, **others)
+
+
+class _Outline(HTMLParser):
+    """Counts tags and notes every address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+
+def outline(page: str) -> _Outline:
+    parser = _Outline()
+    parser.feed(page)
+    return parser
+
+
+def test_the_page_shows_gate_scores_and_every_case() -> None:
+    """Prompt, both answers, reference, points lost and why."""
+    baseline, student = both_sides([0.9] * 40)
+    free = free_run([scored(case(1)), scored(case(2), "nothing", finish_reason="length")])
+    page = render_html(report_of(baseline, student, free=free), {})
+    assert "The gate passed" in page
+    assert page.count("<details") == 40
+    assert "Without grammar 1 of 2 answers are valid" in page
+    assert "measured on 2 cases" in page
+    for text in ("CONCEPT:", "Reference (aligned)", "What cost points", "TideTable7", "non_inferiority"):
+        assert text in page, text
+
+
+def test_a_failed_gate_says_so_with_the_next_step() -> None:
+    """In words, not by colour alone."""
+    page = render_html(report_of(*both_sides([0.5] * 40)), {})
+    assert "The gate failed" in page
+    assert "at least 0.82 is asked for" in page
+    assert "open them in the HTML report" in page
+
+
+def test_what_a_model_writes_stays_text() -> None:
+    """Markup, handlers, template syntax, closing tags: in the answer and in what derives from it."""
+    baseline, student = both_sides([0.9] * 3)
+    student[0] = replace(student[0], text=ATTACK, status=ATTACK, invalid_reason=ATTACK, valid=False, problems=[ATTACK])
+    found = outline(render_html(report_of(baseline, student), {}))
+    assert "script" not in found.tags
+    assert found.handlers == []
+    assert found.tags.count("details") == 3
+    assert "{{ 7*7 }}" in render_html(report_of(baseline, student), {})
+
+
+def test_the_page_needs_no_other_file() -> None:
+    """Pictures are inside; there is no outside address."""
+    baseline, student = both_sides([0.9] * 4)
+    pictures = {name: data_uri(figure) for name, figure in evaluation_figures(baseline, student).items()}
+    page = render_html(report_of(baseline, student), pictures)
+    addresses = outline(page).addresses
+    assert len(addresses) == 4
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert not re.search(r"@import|url\(", page)
+
+
+def test_the_report_says_what_got_better_and_worse(tmp_path: Any) -> None:
+    """Against the last other adapter; a repeat for the same adapter keeps that comparison."""
+    first = report_of(*both_sides([0.80, 0.90, 0.90]), adapter="1" * 64)
+    second = report_of(*both_sides([0.95, 0.85, 0.90]), adapter="2" * 64, previous=first)
+    assert second["previous"]["better"] == [{"case": "EVAL-01", "before": 0.80, "now": 0.95}]
+    assert second["previous"]["worse"] == [{"case": "EVAL-02", "before": 0.90, "now": 0.85}]
+    again = report_of(*both_sides([0.95, 0.85, 0.90]), adapter="2" * 64, previous=second)
+    assert again["previous"] == second["previous"]
+    page = render_html(again, {})
+    assert "adapter 111111111111" in page
+    assert "Better (1)" in page
+
+
+def test_a_written_report_is_read_back_and_others_are_not(tmp_path: Any) -> None:
+    """An old format, or no JSON at all, is as good as none."""
+    document, page = UPath(tmp_path / "report.json"), UPath(tmp_path / "report.html")
+    assert read_report(document) is None
+    report = report_of(*both_sides([0.9] * 3))
+    write_report(report, document, page, {})
+    assert read_report(document) == report
+    assert page.read_text().startswith("<!doctype html>")
+    document.write_text('{"format": 0}')
+    assert read_report(document) is None
+    document.write_text("{")
+    assert read_report(document) is None
+
+
+def test_text_that_is_no_unicode_does_not_stop_the_report(tmp_path: Any) -> None:
+    """A lone surrogate in an answer."""
+    baseline, student = both_sides([0.9] * 3)
+    student[0] = replace(student[0], text="caf\udce9")
+    write_report(report_of(baseline, student), UPath(tmp_path / "r.json"), UPath(tmp_path / "r.html"), {})
+    assert "udce9" in (tmp_path / "r.html").read_text()

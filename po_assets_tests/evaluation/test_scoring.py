@@ -1,0 +1,87 @@
+"""Scored answers: every case counts, and what the metric does not see is said beside it."""
+
+import pytest
+
+from po_assets.evaluation.answers import Answer
+from po_assets.evaluation.scoring import answers_frame, answers_from_records, score_answers
+from po_assets.product_owner import format_answer
+from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION, case, cases, scored
+
+
+def test_a_good_answer_is_valid_right_and_without_findings() -> None:
+    """The reference's own score; nothing cited or invented that is not there."""
+    answer = scored(case())
+    assert answer.total > 0.85
+    assert answer.valid
+    assert answer.status_is_right
+    assert (answer.unknown_ids, answer.invented_conflicts) == ([], 0)
+
+
+def test_a_case_without_answer_counts_with_what_nothing_is_worth() -> None:
+    """One sixty-fourth: left out of the mean it would have flattered it."""
+    (answer,) = score_answers([case()], [], model="student", model_digest="m", decoding="d")
+    assert answer.total == 1 / 64
+    assert answer.finish_reason == "missing"
+    assert answer.problems[:2] == ["the VISION block is missing", "the REVIEW block is missing"]
+    assert answer.invalid_reason == "the VISION and the REVIEW block are missing"
+
+
+def test_an_answer_cut_in_the_review_keeps_only_its_vision() -> None:
+    """A block that is never closed is missing, whatever it says."""
+    answer = scored(case(), GOOD[: GOOD.index("narrative:")])
+    assert 0.2 < answer.total < 0.45
+    assert "the REVIEW block is not closed" in answer.problems
+    assert answer.status is None
+
+
+def test_a_review_that_is_no_yaml_says_so_first() -> None:
+    """0.375 was once read as a wrong status."""
+    answer = scored(case(), GOOD.replace("status: aligned", "status: aligned: yes"))
+    assert answer.total == pytest.approx(0.375, abs=0.03)
+    assert answer.problems[0].startswith("the REVIEW did not parse as YAML")
+
+
+def test_ids_that_the_case_does_not_have_are_named() -> None:
+    """In the review only; case does not matter."""
+    answer = scored(case(), GOOD.replace("FR002 lets skippers", "fr009 and NFR010 let skippers"))
+    assert answer.unknown_ids == ["FR009", "NFR010"]
+
+
+@pytest.mark.parametrize(
+    ("conflicts", "invented"),
+    [
+        ("  conflicts:\n  - FR001 is against the concept\n  - FR002 too", 2),
+        ("  conflicts:\n  - None identified; all fits", 0),
+        ("  conflicts:\n  - No conflicts", 0),
+        ("  conflicts: none", 0),
+    ],
+)
+def test_conflicts_that_the_reference_does_not_have_are_counted(conflicts: str, invented: int) -> None:
+    """The metric pays for them; a placeholder such as "None identified" is no conflict."""
+    assert scored(case(), GOOD.replace("  conflicts: []", conflicts)).invented_conflicts == invented
+
+
+def test_conflicts_are_not_invented_where_the_reference_has_some() -> None:
+    """Whether they are the same ones is for people to judge."""
+    review = REVIEW.replace("  conflicts: []", "  conflicts:\n  - FR001 is against the concept")
+    assert scored(case(reference_review_yaml=review), format_answer(VISION, review)).invented_conflicts == 0
+
+
+def test_answers_keep_the_order_of_the_cases() -> None:
+    """Whatever order they were generated in."""
+    wanted = cases(4)
+    given = [Answer(item.case_id, GOOD, "stop", 1, 1.0) for item in reversed(wanted)]
+    found = score_answers(wanted, given, model="student", model_digest="m", decoding="d")
+    assert [answer.case_id for answer in found] == [item.case_id for item in wanted]
+
+
+def test_the_table_gives_back_what_was_put_in() -> None:
+    """The lines are the unit of truth, so nothing may be lost on the way."""
+    before = [scored(item) for item in cases(3)]
+    assert answers_from_records(answers_frame(before).to_dict(orient="records"), "here") == before
+
+
+def test_a_table_of_another_version_is_refused_by_name() -> None:
+    """With the way out."""
+    with pytest.raises(ValueError, match=r"answers\.jsonl was written by another version .* materialize it again"):
+        answers_from_records([{"case_id": "EVAL-01"}], "answers.jsonl")

@@ -1,0 +1,56 @@
+"""Runs `make_student` in a process that kills itself with SIGKILL at a chosen moment; for test_crash."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401  # loaded once by the fork server, so that each process starts at once
+import torch
+import transformers  # noqa: F401
+from upath import UPath
+
+from po_assets.storage import Layout, atomic
+from po_assets.student import checkpoints, gradients, student
+from po_assets.student.progress import Progress
+from po_assets_tests.student.tiny_training import PAIRS, tiny_recipe
+
+
+def die(*_args: Any, **_options: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make(root: Path, moment: str = "", at: int = 1) -> None:
+    """Train and publish; die at the `at`-th time that `moment` comes."""
+    torch.set_num_threads(1)
+    left = [at]
+
+    def dying(function: Any, *, before: bool = True) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and before:
+                die()
+            result = function(*args, **options)
+            if left[0] == 0:
+                die()
+            return result
+
+        return wrapped
+
+    match moment:
+        case "during a step":
+            gradients.FastEngine._row = dying(gradients.FastEngine._row)
+        case "while a checkpoint is written":
+            checkpoints.write_manifest = dying(checkpoints.write_manifest)
+        case "between the renames of a checkpoint":
+            atomic._swap_directory = dying(atomic._swap_directory)
+        case "while the adapter is written":
+            student.render_card = dying(student.render_card)
+        case "before the adapter's manifest":
+            student.write_manifest = dying(student.write_manifest)
+        case "after the adapter is published":
+            checkpoints.CheckpointStore.clear = dying(checkpoints.CheckpointStore.clear)
+    recipe = tiny_recipe(root / "tiny", checkpoint_seconds=0.0, dropout=0.1)
+    lines = (root / "log.txt").open("a", buffering=1)
+    made = student.make_student(Layout(UPath(root)), PAIRS, recipe, Progress(lambda line: lines.write(line + "\n")))
+    lines.write(f"done, unchanged={made.unchanged}, resumed at {made.manifest.extra['resumed_at']}\n")
