@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -53,7 +53,7 @@ def run() -> int:
             job = defs.resolve_job_def(main_job.name)
             _say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ['DAGSTER_HOME']})")
             # Named here, because Dagster falls back to a logger of its own that prints every event.
-            run_config = {"loggers": {"console": {}}}
+            run_config: dict[str, Any] = {"loggers": {"console": {}}}
             result = job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False)
             return _report(result, layout, time.monotonic() - started)
     except BlockingIOError:
@@ -110,11 +110,14 @@ def _report(result: "dg.ExecuteInProcessResult", layout: "Layout", seconds: floa
         if event.event_type_value == "STEP_FAILURE" and not _is_failed_check(event):
             console.print(f"[bold]Step {event.step_key} failed[/bold]")
             console.print(f"  {_reason(event)}", markup=False)
-    _print_gate(console, layout, produced="eval_report" in _materialized(result))
+    produced = "eval_report" in _materialized(result)
+    _print_gate(console, layout, produced=produced)
     passed = result.success and not errors
     verdict = "[green]The run passed[/green]" if passed else "[red]The run failed[/red]"
     console.print(f"\n{verdict} after {seconds / 60:.1f} minutes.")
-    console.print(f"Report: {layout.report_html}\nUI, with every check and picture: make ui", markup=False)
+    if produced:
+        console.print(f"Report: {layout.report_html}", markup=False)
+    console.print("UI, with every check and picture: make ui", markup=False)
     return 0 if passed else 1
 
 
@@ -127,7 +130,7 @@ def _print_gate(console: object, layout: "Layout", *, produced: bool) -> None:
     assert isinstance(console, Console)  # noqa: S101 - for the type checker
     rows = gate_table(layout) if produced else []
     if not rows:
-        console.print("\nNo gate: the student was not evaluated in this run.")
+        console.print("\nNo gate: the student was not evaluated in this run; what it needs did not pass.")
         return
     table = Table(title="Gate", title_justify="left", title_style="bold")
     for column in ("threshold", "required", "value", "verdict"):

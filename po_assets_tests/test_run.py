@@ -89,7 +89,8 @@ def test_bad_rows_stop_the_run_at_the_right_check(workplace: Path) -> None:
     assert result.returncode == 1
     assert "normalized_teacher: rejected_share 30 of 409" in shown
     assert "What to do:" in shown
-    assert "No gate: the student was not evaluated in this run." in shown
+    assert "No gate: the student was not evaluated in this run; what it needs did not pass." in shown
+    assert "Not executing" not in shown
     assert not (workplace / "artifacts" / "models" / "po_student_v2").exists()
     ledger = (workplace / "artifacts" / "distillation" / "po_teacher_ledger.jsonl").read_text().splitlines()
     assert Counter(json.loads(line)["outcome"] for line in ledger)["rejected"] == 30

@@ -22,11 +22,16 @@ class _ShortFormatter(logging.Formatter):
 
 class _PeopleOnly(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep what code says with `context.log`; events of the engine carry a `dagster_event`."""
-        return getattr(record, "dagster_meta", {}).get("dagster_event") is None
+        """Keep what code says with `context.log`.
+
+        Events of the engine carry a `dagster_event`; for every step after a failed one it also logs an error that ends
+        in "Not executing.", which hides the one that matters.
+        """
+        meta = getattr(record, "dagster_meta", {})
+        return meta.get("dagster_event") is None and not str(meta.get("orig_message")).endswith("Not executing.")
 
 
-@dg.logger(description="Short progress lines: time, step, message.")
+@dg.logger(config_schema=None, description="Short progress lines: time, step, message.")
 def console(_context: dg.InitLoggerContext) -> logging.Logger:
     """A logger for people who watch a run in a terminal."""
     handler = logging.StreamHandler(sys.stdout)

@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 import yaml
@@ -40,6 +41,10 @@ _PATTERNS: Final[dict[str, list[Callable[[str], object]]]] = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     if first
 }
+_LONGEST_WORD: Final = 5
+"""`false` is the longest word that PyYAML takes for something else; what is longer and does so begins with none of the
+letters that such words begin with."""
+_FIRSTS: Final = frozenset(_PATTERNS) - frozenset("yYnNtTfFoO")
 _TIMESTAMP: Final = yaml.SafeLoader.timestamp_regexp.match
 _TIMESTAMP_TAG: Final = "tag:yaml.org,2002:timestamp"
 _SIMPLE_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -87,7 +92,8 @@ def _are_sure(values: Iterable[Any], levels: int) -> bool:
     for value in values:
         kind = type(value)
         if kind is str:
-            if not _is_text(value):
+            # Spelt out, since this runs for every scalar of every row: nearly all are long and begin with a letter.
+            if (value[:1] in _FIRSTS if len(value) > _LONGEST_WORD else value[:1] in _PATTERNS) and not _is_text(value):
                 return False
         elif kind is list:
             if levels == 0 or not _are_sure(value, levels - 1):
@@ -101,7 +107,13 @@ def _are_sure(values: Iterable[Any], levels: int) -> bool:
 
 
 def _are_text(keys: Iterable[Any]) -> bool:
-    return all(type(key) is str and _is_text(key) for key in keys)
+    return all(type(key) is str and _is_text_key(key) for key in keys)
+
+
+@lru_cache(maxsize=1024)
+def _is_text_key(key: str) -> bool:
+    """`_is_text`, remembered: documents share their keys."""
+    return _is_text(key)
 
 
 def _is_text(scalar: str) -> bool:

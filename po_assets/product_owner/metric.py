@@ -200,15 +200,15 @@ def _segments(review: dict[Any, Any], alignment: dict[Any, Any]) -> list[str]:
 
 def _uncovered(entries: list[RequirementEntry], segments: list[str]) -> list[RequirementEntry]:
     joined = " ".join(segments).lower()
-    segment_words = [_words(segment) for segment in segments]
+    uncited = [entry for entry in entries if not (entry.id and entry.id.lower() in joined)]
+    # Most reviews cite every id; only for the others are all their words compared.
+    segment_words = [_words(segment) for segment in segments] if uncited else []
 
     def covered(entry: RequirementEntry) -> bool:
-        if entry.id and entry.id.lower() in joined:
-            return True
         words = _words(entry.description)
         return bool(words) and any(len(words & other) / len(words) >= _COVERED_SHARE for other in segment_words)
 
-    return [entry for entry in entries if not covered(entry)]
+    return [entry for entry in uncited if not covered(entry)]
 
 
 def _coverage_points(coverage: float) -> float:
