@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/deploy/local
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Threads that wait by spinning are slow where other processes want the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup run test ui bench lint clean
 

@@ -158,9 +158,10 @@ def plain(root: Path, *, keep_all: bool) -> dict[str, float]:
     ]
     frame.loc[kept.index[overlaps], "outcome"] = "held_out"
     chosen = frame[frame.outcome == "kept"]
-    if not keep_all and len(chosen) > 400:
-        sampled = chosen.sample(400, random_state=42)
-        frame.loc[chosen.index.difference(sampled.index), "outcome"] = "over_max_samples"
+    others = chosen[chosen.status != "conflicts"]
+    room = len(others) if keep_all else max(0, 400 - (len(chosen) - len(others)))
+    sampled = others.sample(min(room, len(others)), random_state=42)
+    frame.loc[others.index.difference(sampled.index), "outcome"] = "over_max_samples"
     chosen = frame[frame.outcome == "kept"]
     pairs = [training_row(row) for row in chosen.to_dict("records")]
     row_length = _row_length(root)
@@ -191,8 +192,11 @@ def hugging_face(root: Path, *, keep_all: bool) -> dict[str, float]:
     rows = lines.map(_normalize_text, remove_columns=["text"], num_proc=processes)
     normalized = time.monotonic()
     kept = rows.filter(_is_wanted, num_proc=processes, fn_kwargs={"cases": cases})
-    if not keep_all and len(kept) > 400:
-        kept = kept.shuffle(seed=42).select(range(400))
+    conflicts = kept.filter(lambda status: status == "conflicts", input_columns="status")
+    others = kept.filter(lambda status: status != "conflicts", input_columns="status")
+    room = len(others) if keep_all else max(0, 400 - len(conflicts))
+    others = others.shuffle(seed=42).select(range(min(room, len(others))))
+    kept = datasets.concatenate_datasets([conflicts, others])
     pairs = kept.map(_as_pair, remove_columns=kept.column_names)
     row_length = _row_length(root)
     assert len(pairs.filter(lambda pair: row_length(pair["prompt"], pair["response"]) <= 2048)) == len(pairs)

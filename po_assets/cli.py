@@ -70,6 +70,8 @@ def _prepare_environment() -> None:
     warnings.filterwarnings("ignore", module="dagster")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait by spinning make generation several times slower when another process wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     home = Path(os.environ.setdefault("DAGSTER_HOME", str(_REPOSITORY / "deploy" / "local")))
     home.mkdir(parents=True, exist_ok=True)
 

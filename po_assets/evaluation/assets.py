@@ -203,7 +203,8 @@ def _answers_result(
 def _report_metadata(evaluation: "Evaluation", html: UPath, report: UPath) -> dict[str, Any]:
     free = evaluation.free
     return {
-        "report": _link(html),
+        # A path with a copy button: browsers refuse to follow a link from the UI to a file.
+        "report": dg.MetadataValue.path(str(html)),
         "report_json": dg.MetadataValue.path(str(report)),
         "gate": "passed" if evaluation.record.passed else "failed",
         "gate_table": records_table(
@@ -226,9 +227,3 @@ def _report_metadata(evaluation: "Evaluation", html: UPath, report: UPath) -> di
 
 def _key(title: str) -> str:
     return title.lower().replace("'s", "").replace(" ", "_")
-
-
-def _link(html: UPath) -> dg.MetadataValue[Any]:
-    """A link that a browser on the same machine opens; an object store's URL is shown as it is."""
-    local = html.protocol in ("", "file", "local")
-    return dg.MetadataValue.url(html.absolute().as_uri() if local else str(html))

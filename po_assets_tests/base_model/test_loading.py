@@ -51,3 +51,26 @@ def test_damaged_weights_give_one_clear_error(tiny_folder: Path) -> None:
     (tiny_folder / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(BaseModelError, match=r"cannot be loaded.*Delete the folder"):
         load_base_model(tiny_folder, "float32")
+
+
+def test_nf4_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    """4-bit NormalFloat with double quantization, computed in the precision of the run (QLoRA's settings)."""
+    asked: dict[str, object] = {}
+
+    class Stop(Exception):
+        pass
+
+    def from_pretrained(_path: str, **options: object) -> None:
+        asked.update(options)
+        raise Stop
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    with pytest.raises(Stop):
+        load_base_model(tiny_folder, "bfloat16", quantization="nf4")
+    quantization = asked["quantization_config"]
+    assert quantization.load_in_4bit
+    assert quantization.bnb_4bit_quant_type == "nf4"
+    assert quantization.bnb_4bit_use_double_quant
+    assert quantization.bnb_4bit_compute_dtype == torch.bfloat16
+    assert asked["trust_remote_code"] is False
+    assert asked["use_safetensors"] is True

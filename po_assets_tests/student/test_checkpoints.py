@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from upath import UPath
 
 from po_assets.student import training
 from po_assets.student.checkpoints import KEPT, Checkpoint, CheckpointStore
@@ -160,3 +161,21 @@ def test_half_written_folders_of_a_killed_run_are_removed(tmp_path: Path):
     checkpoints.drop_leftovers()
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
     assert "half-written" in lines[0]
+
+
+def test_checkpoints_live_in_an_object_store_too():
+    """A store without renames: the manifest, uploaded last, is what makes a checkpoint whole."""
+    folder = UPath("memory://po-test/checkpoints")
+    lines: list[str] = []
+    checkpoints = CheckpointStore(folder, "this", lines.append)
+    for step in (1, 2, 3):
+        checkpoints.save(checkpoint(step))
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 3
+    (folder / "step-000003" / "manifest.json").unlink()
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 2
+    checkpoints.clear()
+    assert checkpoints.latest() is None

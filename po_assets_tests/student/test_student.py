@@ -212,3 +212,19 @@ def test_a_reader_sees_the_old_adapter_until_the_new_one_is_whole(layout: Layout
     second, _ = make(layout, seed=3)
     assert seen == [(first.manifest, None)]
     assert read_manifest(layout.adapter) == second.manifest
+
+
+def test_an_object_store_holds_the_adapter_as_well(layout: Layout):
+    """The same weights as on disk, with manifest and card, unchanged the second time."""
+    from upath import UPath
+
+    local, _ = make(layout)
+    remote = Layout(UPath("memory://po-test-student"))
+    for name in ("supervised", "supervised_gate"):
+        getattr(remote, name).parent.mkdir(parents=True, exist_ok=True)
+        getattr(remote, name).write_bytes(getattr(layout, name).read_bytes())
+    recipe = tiny_recipe(Path(str(layout.root)) / "tiny")
+    made = make_student(remote, PAIRS, recipe, Progress(lambda _: None))
+    assert made.manifest.sha256 == local.manifest.sha256
+    assert adapter_problem(remote) is None
+    assert make_student(remote, PAIRS, recipe, Progress(lambda _: None)).unchanged

@@ -1,0 +1,371 @@
+"""Tokens a second of training: this project's path beside the manual process, TRL, and the bare matrix products.
+
+    python -m benchmarks.training                     every way, about 10 minutes on 2 free cores
+    python -m benchmarks.training --ways ours limit   without TRL (extra `bench`), about 2 minutes
+    python -m benchmarks.training --curves 12         loss curves of ours and of TRL tuned over 12 optimizer steps
+
+SmolLM2-135M-Instruct with LoRA of rank 32, alpha 64, dropout 0.05 on all linear layers, on rows of the sample data.
+Counted are real tokens: prompt and answer, no padding. Each way runs in a process of its own; loading and the first
+step are not part of the time. Processor seconds are given beside the clock, since a busy machine distorts them less.
+
+* `manual`: what the manual process does: float32, every row padded to 2,048 tokens, loss on every position.
+* `trl`: TRL's `SFTTrainer` with its defaults (8 rows a batch, padded to the longest, gradient checkpointing, bfloat16
+  autocast as far as it switches it on by itself).
+* `trl-tuned`: the same with weights in bfloat16, no gradient checkpointing, 1, 2 or 4 rows a batch (the best counts).
+* `ours`: `po_assets.student.gradients` as `lora_adapter` uses it, optimizer step included.
+* `limit`: the same matrix products alone (frozen linears, LoRA, attention, output layer on the answers), bfloat16,
+  forward and backward, nothing between them.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from po_assets.base_model import ChatFormat, ensure_base_model, load_base_model, load_tokenizer, resolve_spec
+from po_assets.product_owner import build_prompt, format_answer
+from po_assets.storage import Artifacts
+from po_assets.student.adapter import add_adapter, trainable
+from po_assets.student.gradients import StepRow, available_cores, make_engine
+from po_assets.student.progress import Progress
+from po_assets.student.recipe import Recipe, make_recipe
+from po_assets.student.rows import TrainingRow, tokenize_rows
+from po_assets.student.training import train
+from po_assets.teacher.formats import detect_format
+
+MANUAL_LENGTH = 2_048
+TRL_BATCHES = (1, 2, 4)
+
+
+def main() -> None:
+    """Measure and print tables; `--one` measures a single way in this process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=16, help="rows that each way trains on (manual: 2)")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--curves", type=int, default=0, metavar="STEPS", help="compare loss curves over so many steps")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        way, _, option = arguments.one.partition(":")
+        print(json.dumps({**ONE, **WAYS}[way](arguments.rows, int(option or 0))))
+        return
+    if arguments.curves:
+        _print_curves(arguments.curves)
+        return
+    print(f"{available_cores()} cores, {arguments.rows} rows")
+    print(f"{'way':<12} {'tokens/s':>9} {'tokens/cpu s':>13} {'padding':>8} {'peak GiB':>9} {'ours is':>8}")
+    results = {way: _best(way, arguments.rows) for way in arguments.ways}
+    ours = results.get("ours", {}).get("speed")
+    for way, result in results.items():
+        ratio = f"{ours / result['speed']:.2f} x" if ours else ""
+        print(
+            f"{way:<12} {result['speed']:>9.1f} {result['cpu_speed']:>13.1f} {result['padding']:>8.0%} "
+            f"{result['peak_gib']:>9.2f} {ratio:>8}  {result.get('note', '')}"
+        )
+
+
+def _best(way: str, rows: int) -> dict[str, Any]:
+    options = TRL_BATCHES if way == "trl-tuned" else (0,)
+    results = [_in_own_process(way, rows, option) for option in options]
+    return max(results, key=lambda result: float(result["speed"]))
+
+
+def _in_own_process(way: str, rows: int, option: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.training", "--one", f"{way}:{option}", "--rows", str(rows)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"{way}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def sample_pairs() -> Iterator[tuple[str, str]]:
+    """Prompt and answer of the landed sample rows, shuffled in a fixed way so that any few are typical."""
+    lines = [line for path in sorted(Artifacts().layout.incoming.glob("*.jsonl")) for line in path.open("rb")]
+    for i in range(len(lines)):
+        row = json.loads(lines[i * 163 % len(lines)])  # 163 and 379 have no common divisor
+        record = detect_format(row).convert(row)
+        yield (
+            build_prompt(record.concept, record.requirements_yaml),
+            format_answer(record.vision_yaml, record.review_yaml),
+        )
+
+
+def base_folder() -> Path:
+    """The converted embedded model."""
+    return ensure_base_model(resolve_spec("embedded"), Artifacts().layout)
+
+
+def sample_rows(count: int) -> list[TrainingRow]:
+    """The first `count` sample rows as tokens."""
+    chat = ChatFormat(load_tokenizer(base_folder()))
+    return tokenize_rows([pair for pair, _ in zip(sample_pairs(), range(count), strict=False)], chat, 2048)
+
+
+def student(recipe: Recipe, precision: str) -> Any:
+    """The embedded model with fresh LoRA matrices."""
+    return add_adapter(load_base_model(base_folder(), precision), recipe, base_folder())  # type: ignore[arg-type]
+
+
+def timed(run: Callable[[], None], tokens: int, padded: int, note: str = "") -> dict[str, Any]:
+    """Tokens a second of `run`, by the clock and by the processor."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {
+        "speed": tokens / wall,
+        "cpu_speed": tokens / cpu,
+        "padding": 1 - tokens / padded,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "note": note,
+    }
+
+
+def manual(_rows: int, _option: int) -> dict[str, Any]:
+    """float32, padded to 2,048, loss on every position."""
+    import torch
+
+    model = student(make_recipe({}), "float32")
+    rows = sample_rows(3)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=8e-5)
+
+    def step(row: TrainingRow) -> None:
+        padding = (0,) * (MANUAL_LENGTH - len(row.ids))
+        ids = torch.tensor([[*row.ids, *padding]])
+        attention = (torch.arange(MANUAL_LENGTH) < len(row.ids)).long().unsqueeze(0)
+        model(input_ids=ids, attention_mask=attention, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(rows[0])
+    tokens = sum(len(row.ids) for row in rows[1:])
+    return timed(lambda: [step(row) for row in rows[1:]] and None, tokens, 2 * MANUAL_LENGTH)
+
+
+def ours(count: int, _option: int) -> dict[str, Any]:
+    """The project's engine and optimizer step."""
+    import torch
+
+    recipe = make_recipe({})
+    rows = sample_rows(count + recipe.rows_per_step)
+    model = student(recipe, "bfloat16")
+    parameters = list(trainable(model).values())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    chunks = [rows[i : i + recipe.rows_per_step] for i in range(0, len(rows), recipe.rows_per_step)]
+    with make_engine(model, parameters, fast=True, workers=0, batch_size=1, pad_id=0) as engine:
+
+        def step(part: Sequence[TrainingRow]) -> None:
+            engine.compute([StepRow(row, 1) for row in part])
+            optimizer.step()
+            engine.parameters_changed()
+
+        step(chunks[0])
+        tokens = sum(len(row.ids) for part in chunks[1:] for row in part)
+        return timed(lambda: [step(part) for part in chunks[1:]] and None, tokens, tokens, engine.description)
+
+
+def trl(count: int, _option: int) -> dict[str, Any]:
+    """`SFTTrainer` as it comes."""
+    return _trl(count, batch=8)
+
+
+def trl_tuned(count: int, option: int) -> dict[str, Any]:
+    """`SFTTrainer` with bfloat16 weights and without gradient checkpointing."""
+    return _trl(count, batch=option or 1, tuned=True)
+
+
+def _trl(count: int, *, batch: int, tuned: bool = False) -> dict[str, Any]:
+    rows = max(1, count // batch)
+    times: list[tuple[float, float]] = []
+    trainer = _trainer(
+        steps=1 + rows,
+        batch=batch,
+        tuned=tuned,
+        learning_rate=1e-4,
+        on_step=lambda: times.append((time.perf_counter(), time.process_time())),
+    )
+    # Sorted batches would flatter it: rows come in the order of the trainer's own sampler, as in its normal use.
+    seen: list[tuple[int, int]] = []
+    collator = trainer.data_collator
+
+    def counting(examples: Any) -> Any:
+        made = collator(examples)
+        real = int(made["attention_mask"].sum()) if "attention_mask" in made else made["input_ids"].numel()
+        seen.append((real, made["input_ids"].numel()))
+        return made
+
+    trainer.data_collator = counting
+    trainer.train()
+    wall, cpu = times[-1][0] - times[0][0], times[-1][1] - times[0][1]
+    tokens, padded = (sum(column) for column in zip(*seen[1 : 1 + rows], strict=True))
+    return {
+        "speed": tokens / wall,
+        "cpu_speed": tokens / cpu,
+        "padding": 1 - tokens / padded,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "note": f"{batch} row(s) a batch",
+    }
+
+
+def _trainer(
+    *,
+    steps: int,
+    batch: int,
+    tuned: bool,
+    learning_rate: float,
+    on_step: Callable[[], None],
+    accumulation: int = 1,
+    dropout: float = 0.05,
+) -> Any:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_args: Any, **_options: Any) -> None:
+            on_step()
+
+    pairs = [pair for pair, _ in zip(sample_pairs(), range(steps * batch * accumulation), strict=False)]
+    conversations = [
+        {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": a}]}
+        for p, a in pairs
+    ]
+    extra: dict[str, Any] = {"gradient_checkpointing": False, "bf16": True} if tuned else {}
+    folder = tempfile.mkdtemp()
+    settings = SFTConfig(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        max_length=None,  # its default cuts rows at 1,024 tokens, end-of-sequence first
+        **extra,
+    )
+    return SFTTrainer(
+        model=load_base_model(base_folder(), "bfloat16" if tuned else "float32"),
+        args=settings,
+        train_dataset=Dataset.from_list(conversations),
+        processing_class=load_tokenizer(base_folder()),
+        peft_config=LoraConfig(
+            r=32, lora_alpha=64, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        callbacks=[Watch()],
+    )
+
+
+def limit(count: int, _option: int) -> dict[str, Any]:
+    """The matrix products alone, one row per core side by side, as ours computes them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    from po_assets.student.fast_attention import BLOCK
+
+    torch.set_num_threads(1)
+    bf16 = torch.bfloat16
+    config: Any = load_base_model(base_folder(), "bfloat16").config
+    size, inner, heads, kv = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+    )
+    head = size // heads
+    linears = [
+        [(size, size), (size, kv * head), (size, kv * head)],
+        [(size, size)],
+        [(size, inner)] * 2,
+        [(inner, size)],
+    ]
+    weights = [[torch.randn(out, into, dtype=bf16) for into, out in group] for group in linears]
+    low = [
+        (torch.randn(32 * len(group), group[0][0], dtype=bf16), [torch.randn(out, 32, dtype=bf16) for _, out in group])
+        for group in linears
+    ]
+    output = torch.randn(config.vocab_size, size, dtype=bf16)
+
+    def row(length: int, answer: int) -> None:
+        x = {width: torch.randn(length, width, dtype=bf16) for width in {size, inner, kv * head}}
+        for _ in range(config.num_hidden_layers):
+            for group, (a, bs) in zip(weights, low, strict=True):
+                into = x[group[0].shape[1]]
+                for product in (into @ a.t(), into @ a.t()):  # forward; backward computes one of the same size for A
+                    for w, b, part in zip(group, bs, product.split(32, 1), strict=True):
+                        _ = into @ w.t(), part @ b.t()  # forward; backward's products have the same sizes
+                for b in bs:
+                    _ = x[b.shape[0]].t() @ product[:, :32]
+                _ = product.t() @ into
+            for start in range(0, length, BLOCK):
+                end = min(length, start + BLOCK)
+                q = torch.randn(kv, (end - start) * heads // kv, head, dtype=bf16)
+                k = torch.randn(kv, end, head, dtype=bf16)
+                scores = q @ k.transpose(1, 2)
+                for _ in range(2):  # values; gradient of queries
+                    _ = scores @ k
+                for _ in range(2):  # gradient of keys; of values
+                    _ = scores.transpose(1, 2) @ q
+                _ = q @ k.transpose(1, 2)  # gradient of the scores
+        logits = x[size][:answer] @ output.t()
+        _ = logits @ output
+
+    rows = sample_rows(count)
+    row(600, 300)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        tokens = sum(len(r.ids) for r in rows)
+        return timed(lambda: list(pool.map(lambda r: row(len(r.ids), r.trained), rows)) and None, tokens, tokens)
+
+
+def ours_curve(steps: int, _option: int) -> dict[str, Any]:
+    """Losses of the project's training at a constant rate."""
+    recipe = make_recipe(_CURVE | {"epochs": 1.0, "scheduler": "constant", "warmup_ratio": 0.0})
+    rows = sample_rows(steps * recipe.rows_per_step)
+    lines: list[str] = []
+    return {"losses": [r.loss for r in train(student(recipe, "bfloat16"), rows, recipe, Progress(lines.append)).log]}
+
+
+def trl_curve(steps: int, _option: int) -> dict[str, Any]:
+    """Losses of TRL tuned at the same rate, on the same number of rows a step."""
+    trainer = _trainer(
+        steps=steps, batch=1, accumulation=4, tuned=True, on_step=lambda: None, learning_rate=1e-3, dropout=0.0
+    )
+    trainer.train()
+    return {"losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+
+
+_CURVE = {"learning_rate": 1e-3, "gradient_accumulation": 4, "dropout": 0.0}
+
+
+def _print_curves(steps: int) -> None:
+    """Both shuffle with their own generators, so that single steps differ and the course is what is compared."""
+    curves = {way: _in_own_process(way, steps, 0)["losses"] for way in ("ours-curve", "trl-curve")}
+    print(f"{'step':>4} {'ours':>8} {'TRL tuned':>10}")
+    for i, (mine, theirs) in enumerate(zip(*curves.values(), strict=False), start=1):
+        print(f"{i:>4} {mine:>8.3f} {theirs:>10.3f}")
+
+
+WAYS: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "manual": manual,
+    "trl": trl,
+    "trl-tuned": trl_tuned,
+    "ours": ours,
+    "limit": limit,
+}
+ONE: dict[str, Callable[[int, int], dict[str, Any]]] = {"ours-curve": ours_curve, "trl-curve": trl_curve}
+
+
+if __name__ == "__main__":
+    main()
