@@ -30,8 +30,8 @@ def test_the_order_follows_the_seed():
 @pytest.mark.parametrize(("scheduler", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
 def test_learning_rate_warms_up_and_falls(scheduler: str, middle: float):
     """Up within the warm-up share, never 0 in a step, then down as the scheduler says."""
-    settings = {"scheduler": scheduler, "learning_rate": 1.0, "warmup_ratio": 0.1, "gradient_accumulation": 1}
-    rates = [step.learning_rate for step in plan_steps(110, make_recipe(settings))]
+    settings = {"scheduler": scheduler, "epochs": 1.0, "learning_rate": 1.0, "warmup_ratio": 0.1}
+    rates = [step.learning_rate for step in plan_steps(110, make_recipe(settings | {"gradient_accumulation": 1}))]
     assert rates[:11] == sorted(rates[:11])
     assert rates[0] > 0
     assert rates[11] == 1.0
