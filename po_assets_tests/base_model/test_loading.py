@@ -57,15 +57,15 @@ def test_nf4_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tiny_fold
     """4-bit NormalFloat with double quantization, computed in the precision of the run (QLoRA's settings)."""
     asked: dict[str, object] = {}
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def from_pretrained(_path: str, **options: object) -> None:
         asked.update(options)
-        raise Stop
+        raise StopError
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         load_base_model(tiny_folder, "bfloat16", quantization="nf4")
     quantization = asked["quantization_config"]
     assert quantization.load_in_4bit
