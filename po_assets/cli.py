@@ -68,6 +68,8 @@ def _say(text: str) -> None:
 def _prepare_environment() -> None:
     # Dagster warns of previews and betas that the project uses on purpose.
     warnings.filterwarnings("ignore", module="dagster")
+    # transformers warns itself of its own old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that wait by spinning make generation several times slower when another process wants the cores.
