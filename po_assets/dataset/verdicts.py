@@ -4,6 +4,7 @@ Nothing here knows Dagster's checks; `checks` runs these and shows what they say
 away are in `leakage`.
 """
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ from po_assets.product_owner import build_prompt, validate_answer
 from po_assets.teacher.ledger import Outcome, OutcomeCounts
 from po_assets.teacher.offenders import Offenders
 from po_assets.teacher.wording import amount, verb
+
+_PARTICULARS = re.compile(r"'.*'|[0-9]+", re.DOTALL)
+"""What differs from row to row in the validator's reasons; without it, they can be counted."""
 
 _HEAD, _BETWEEN, _TAIL = build_prompt("\x00", "\x00").split("\x00")
 """The fixed text of the one prompt, before, between and after concept and requirements."""
@@ -210,7 +214,7 @@ class ValidTargetsRule:
         self._rows += 1
         verdict = validate_answer(row.answer.vision_yaml, row.answer.review_yaml)
         if not verdict:
-            self._reasons[verdict.reason] += 1
+            self._reasons[_PARTICULARS.sub("…", verdict.reason)] += 1
             self._offenders.add(row.named(status=row.status, reason=verdict.reason))
 
     def verdict(self) -> Verdict:

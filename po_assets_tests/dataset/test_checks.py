@@ -273,8 +273,10 @@ def test_targets_that_fail_the_validator_are_named_with_the_reason(tmp_path: Pat
     found = evaluations(result)["targets_pass_validator"]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "1 of 11 responses (9.1%) fails the validator" in found.description
-    assert "recommended_actions holds 1, at least 2 are needed" in found.description
-    assert [(one["line"], one["status"]) for one in table(found)] == [(11, "aligned")]
+    assert "(1 time) because recommended_actions holds …, at least … are needed." in found.description
+    assert [(one["line"], one["reason"]) for one in table(found)] == [
+        (11, "recommended_actions holds 1, at least 2 are needed")
+    ]
     assert result.success
 
 
