@@ -13,13 +13,15 @@ Each way runs in a process of its own, on the rows of the project's own generato
 * `datasets`: Hugging Face `datasets`, with this project's own functions in `map` and `filter`, as many processes as
   there are processors. It writes normalized rows and training rows, keeps no ledger and runs no check.
 
-All three count the tokens of the rows they keep with the same tokenizer. Memory is the largest resident set of any one
-process, sampled five times a second; processor time is that of all processes together, which a busy machine distorts
-less than the clock.
+All three count the tokens of the rows they keep with the same tokenizer. The clock starts when libraries are imported
+and the tokenizer is loaded, which takes all of them some seconds and says nothing about rows. Memory is the largest
+resident set of any one process, sampled five times a second; processor time is that of all processes together, which a
+busy machine distorts less than the clock.
 """
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -35,6 +37,7 @@ from typing import Any
 
 import psutil
 
+RowLength = Callable[[str, str], int]
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIZES = (10_000, 100_000)
 ROW_LIMIT = {"plain": 20_000}
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(WAYS[arguments.one](arguments.work, keep_all=arguments.keep_all)))
+        print(json.dumps(measure_here(arguments.one, arguments.work, keep_all=arguments.keep_all)))
         return
     print(f"{'way':<9} {'rows':>9} {'seconds':>8} {'ms/row':>7} {'rows/s':>7} {'cpu s':>8} {'peak MiB':>8}  stages (s)")
     for rows in arguments.rows:
@@ -62,6 +65,21 @@ def main() -> None:
                     print(f"{way:<9} {rows:>9,} left out; ask for it alone with --ways {way}")
                     continue
                 _report(way, rows, _measure(way, folder, keep_all=arguments.keep_all))
+
+
+def measure_here(way: str, root: Path, *, keep_all: bool) -> dict[str, Any]:
+    """Run one way in this process: its seconds, processor seconds (of children too) and seconds per stage."""
+    for library in LIBRARIES.get(way, ()):
+        importlib.import_module(library)
+    row_length = _row_length(root)
+    start, before = time.monotonic(), _processor_seconds()
+    stages = WAYS[way](root, row_length, keep_all=keep_all)
+    return {"seconds": time.monotonic() - start, "processor": _processor_seconds() - before, "stages": stages}
+
+
+def _processor_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def land(incoming: Path, rows: int) -> None:
@@ -86,7 +104,7 @@ def land(incoming: Path, rows: int) -> None:
             sys.exit("writing the rows failed")
 
 
-def materialize(root: Path, *, keep_all: bool) -> dict[str, float]:
+def materialize(root: Path, _: RowLength, *, keep_all: bool) -> dict[str, float]:
     """Our way: the assets and their checks, by Dagster; seconds per step."""
     import dagster as dg
 
@@ -115,7 +133,7 @@ def materialize(root: Path, *, keep_all: bool) -> dict[str, float]:
     return {str(event.step_key): event.step_success_data.duration_ms / 1000 for event in steps}
 
 
-def plain(root: Path, *, keep_all: bool) -> dict[str, float]:
+def plain(root: Path, row_length: RowLength, *, keep_all: bool) -> dict[str, float]:
     """The obvious way: everything in one process and one DataFrame."""
     import pandas as pd
     import yaml
@@ -164,7 +182,6 @@ def plain(root: Path, *, keep_all: bool) -> dict[str, float]:
     frame.loc[others.index.difference(sampled.index), "outcome"] = "over_max_samples"
     chosen = frame[frame.outcome == "kept"]
     pairs = [training_row(row) for row in chosen.to_dict("records")]
-    row_length = _row_length(root)
     assert all(row_length(pair["prompt"], pair["response"]) <= 2048 for pair in pairs)
     frame.to_json(out / "normalized.jsonl", orient="records", lines=True)
     frame[["file", "line", "record_id", "format", "outcome", "reason"]].to_json(
@@ -174,7 +191,7 @@ def plain(root: Path, *, keep_all: bool) -> dict[str, float]:
     return {"normalize": normalized - start, "select": time.monotonic() - normalized}
 
 
-def hugging_face(root: Path, *, keep_all: bool) -> dict[str, float]:
+def hugging_face(root: Path, row_length: RowLength, *, keep_all: bool) -> dict[str, float]:
     """What one would otherwise pick: datasets' map and filter with the same functions."""
     import datasets
     from upath import UPath
@@ -198,7 +215,6 @@ def hugging_face(root: Path, *, keep_all: bool) -> dict[str, float]:
     others = others.shuffle(seed=42).select(range(min(room, len(others))))
     kept = datasets.concatenate_datasets([conflicts, others])
     pairs = kept.map(_as_pair, remove_columns=kept.column_names)
-    row_length = _row_length(root)
     assert len(pairs.filter(lambda pair: row_length(pair["prompt"], pair["response"]) <= 2048)) == len(pairs)
     out = root / "datasets"
     out.mkdir(exist_ok=True)
@@ -207,7 +223,7 @@ def hugging_face(root: Path, *, keep_all: bool) -> dict[str, float]:
     return {"normalize": normalized - start, "select": time.monotonic() - normalized}
 
 
-def _row_length(root: Path) -> Callable[[str, str], int]:
+def _row_length(root: Path) -> RowLength:
     from upath import UPath
 
     from po_assets.base_model import BaseModel
@@ -256,21 +272,20 @@ WAYS: dict[str, Callable[..., dict[str, float]]] = {
 }
 
 
-def _measure(way: str, folder: Path, *, keep_all: bool) -> tuple[float, float, float, dict[str, float]]:
-    """Seconds, processor seconds, the largest resident set of any process in MiB, and seconds per stage."""
+LIBRARIES = {"ours": ("dagster", "matplotlib.figure"), "plain": ("pandas",), "datasets": ("datasets", "pyarrow")}
+
+
+def _measure(way: str, folder: Path, *, keep_all: bool) -> dict[str, Any]:
+    """What `measure_here` says, from a process of its own, and the largest resident set of any process in MiB."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rows", "--one", way, "--work", str(folder)]
     if keep_all:
         command.append("--keep-all")
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
     peak = _PeakMemory(process.pid)
     output, _ = process.communicate()
-    seconds = time.monotonic() - start
     if process.returncode:
         sys.exit(f"{way} failed; run it alone to see why: {' '.join(command)}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, processor, peak.stop(), json.loads(output.splitlines()[-1])
+    return {**json.loads(output.splitlines()[-1]), "peak": peak.stop()}
 
 
 class _PeakMemory:
@@ -297,12 +312,12 @@ class _PeakMemory:
         return self._peak / 2**20
 
 
-def _report(way: str, rows: int, measured: tuple[float, float, float, dict[str, float]]) -> None:
-    seconds, processor, peak, stages = measured
-    named = ", ".join(f"{name} {value:.1f}" for name, value in stages.items())
+def _report(way: str, rows: int, measured: dict[str, Any]) -> None:
+    seconds = measured["seconds"]
+    named = ", ".join(f"{name} {value:.1f}" for name, value in measured["stages"].items())
     print(
         f"{way:<9} {rows:>9,} {seconds:>8.1f} {1000 * seconds / rows:>7.3f} {rows / seconds:>7,.0f} "
-        f"{processor:>8.1f} {peak:>8,.0f}  {named}",
+        f"{measured['processor']:>8.1f} {measured['peak']:>8,.0f}  {named}",
         flush=True,
     )
 
