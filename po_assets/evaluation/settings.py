@@ -13,7 +13,7 @@ from po_assets.storage import digest_of
 
 DecodingMode = Literal["constrained", "free"]
 
-ENGINE_VERSION = "1"
+ENGINE_VERSION = "2"
 """Raised when the decode loop changes what comes out: cached answers of another version are not taken."""
 
 

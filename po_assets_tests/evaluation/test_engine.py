@@ -75,14 +75,16 @@ def test_rows_that_finish_leave_the_others_undisturbed(tiny: Any) -> None:
         assert cut[key].finish_reason == ("stop" if ends else "length")
 
 
-def test_the_prepared_model_uses_packed_weights_and_its_own_attention(tiny: Any) -> None:
-    """Otherwise the test above would compare the slow way with itself."""
+def test_the_prepared_model_is_as_exact_as_the_plain_one(tiny: Any) -> None:
+    """It rounds in bfloat16 either way: both are about as far from float32."""
+    ids = torch.tensor([PROMPTS[3]])
+    exact = tiny()(ids).logits
     model = tiny().to(torch.bfloat16)
-    reference = model(torch.tensor([PROMPTS[3]])).logits
+    plain = (model(ids).logits - exact).abs().max()
     done = prepare_for_decoding(model)
     assert model.config._attn_implementation == ATTENTION
     assert any("packed" in text for text in done)
-    assert torch.equal(model(torch.tensor([PROMPTS[3]])).logits, reference)
+    assert (model(ids).logits - exact).abs().max() < 1.5 * plain
 
 
 def test_packing_leaves_other_modules_alone() -> None:
