@@ -1,10 +1,12 @@
 """Rows per second and memory from landing to training rows, at growing sizes, beside two other ways to do it.
 
     python -m benchmarks.rows                             10,000 and 100,000 rows, all ways
-    python -m benchmarks.rows --rows 1000000 --ways ours   a million rows (2.2 GB landed), some ten minutes
+    python -m benchmarks.rows --rows 1000000 --ways ours   a million rows, some ten minutes
     python -m benchmarks.rows --rows 1000000 --ways ours --keep-all   the same without the limit of 400 samples
 
-Each way runs in a process of its own, on the rows of the project's own generator:
+Each way runs in a process of its own, on rows of the project's own generator. Its documents are about half as long as
+those of real teachers, so each gets notes made of the sentences of rows before it, which makes a row 5 kB and a million
+rows 5 GB.
 
 * `ours`: raw_teacher, normalized_teacher and supervised_dataset with all their checks, materialized by Dagster.
 * `plain`: the same work the obvious way: json.loads, PyYAML's SafeLoader, one process, one DataFrame. It writes the
@@ -15,8 +17,8 @@ Each way runs in a process of its own, on the rows of the project's own generato
 
 All three count the tokens of the rows they keep with the same tokenizer. The clock starts when libraries are imported
 and the tokenizer is loaded, which takes all of them some seconds and says nothing about rows. Memory is the largest
-resident set of any one process, sampled five times a second; processor time is that of all processes together, which a
-busy machine distorts less than the clock.
+resident set of the main process and that of any one worker, sampled five times a second; processor time is that of all
+processes together, which a busy machine distorts less than the clock.
 """
 
 import argparse
@@ -31,13 +33,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-RowLength = Callable[[str, str], int]
+from benchmarks.landed import land
+
+RowLengths = Callable[[Sequence[tuple[str, str]]], list[int]]
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIZES = (10_000, 100_000)
 ROW_LIMIT = {"plain": 20_000}
@@ -50,30 +54,44 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--keep-all", action="store_true", help="no limit on the number of training rows")
+    parser.add_argument("--incoming", type=Path, default=None, help="take these landed files instead of writing any")
+    parser.add_argument("--limit", type=float, default=None, help="give a way up after so many seconds")
     parser.add_argument("--work", type=Path, default=None, help="folder for the tables (default: a temporary one)")
     parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure_here(arguments.one, arguments.work, keep_all=arguments.keep_all)))
         return
-    print(f"{'way':<9} {'rows':>9} {'seconds':>8} {'ms/row':>7} {'rows/s':>7} {'cpu s':>8} {'peak MiB':>8}  stages (s)")
+    print(
+        f"{'way':<9} {'rows':>9} {'seconds':>8} {'ms/row':>7} {'rows/s':>7} {'cpu s':>8} {'main MiB':>8} "
+        f"{'worker MiB':>10}  stages (s)"
+    )
     for rows in arguments.rows:
         with _folder(arguments.work) as folder:
-            land(folder / "incoming", rows)
+            if arguments.incoming:
+                (folder / "incoming").symlink_to(arguments.incoming.resolve())
+            else:
+                land(folder / "incoming", rows)
+            landed = sum(path.stat().st_size for path in (folder / "incoming").iterdir())
+            print(f"{rows:,} rows, {landed / 1e9:.2f} GB landed", flush=True)
             for way in arguments.ways:
                 if rows > ROW_LIMIT.get(way, rows) and len(arguments.ways) > 1:
                     print(f"{way:<9} {rows:>9,} left out; ask for it alone with --ways {way}")
                     continue
-                _report(way, rows, _measure(way, folder, keep_all=arguments.keep_all))
+                measured = _measure(way, folder, keep_all=arguments.keep_all, limit=arguments.limit)
+                if measured is None:
+                    print(f"{way:<9} {rows:>9,} not done after {arguments.limit:,.0f} seconds", flush=True)
+                else:
+                    _report(way, rows, measured)
 
 
 def measure_here(way: str, root: Path, *, keep_all: bool) -> dict[str, Any]:
     """Run one way in this process: its seconds, processor seconds (of children too) and seconds per stage."""
     for library in LIBRARIES.get(way, ()):
         importlib.import_module(library)
-    row_length = _row_length(root)
+    row_lengths = _row_lengths(root)
     start, before = time.monotonic(), _processor_seconds()
-    stages = WAYS[way](root, row_length, keep_all=keep_all)
+    stages = WAYS[way](root, row_lengths, keep_all=keep_all)
     return {"seconds": time.monotonic() - start, "processor": _processor_seconds() - before, "stages": stages}
 
 
@@ -82,29 +100,7 @@ def _processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def land(incoming: Path, rows: int) -> None:
-    """Write so many rows of the project's generator, one process per processor, in files of 50,000."""
-    incoming.mkdir(parents=True, exist_ok=True)
-    per_file = 50_000
-    waiting = list(range(0, rows, per_file))
-    running: list[subprocess.Popen[bytes]] = []
-    code = (
-        "import sys; from po_assets.sample_data.records import generate_rows, to_line\n"
-        "with open(sys.argv[1], 'wb') as f:\n"
-        "    for row in generate_rows(int(sys.argv[2]), start=int(sys.argv[3])):\n"
-        "        f.write(to_line(row).rstrip(b'\\n') + b'\\n')"
-    )
-    while waiting or running:
-        while waiting and len(running) < (os.cpu_count() or 1):
-            start = waiting.pop(0)
-            target = incoming / f"rows-{start:08d}.jsonl"
-            command = [sys.executable, "-c", code, str(target), str(min(per_file, rows - start)), str(start)]
-            running.append(subprocess.Popen(command))
-        if running.pop(0).wait():
-            sys.exit("writing the rows failed")
-
-
-def materialize(root: Path, _: RowLength, *, keep_all: bool) -> dict[str, float]:
+def materialize(root: Path, _: RowLengths, *, keep_all: bool) -> dict[str, float]:
     """Our way: the assets and their checks, by Dagster; seconds per step."""
     import dagster as dg
 
@@ -133,7 +129,7 @@ def materialize(root: Path, _: RowLength, *, keep_all: bool) -> dict[str, float]
     return {str(event.step_key): event.step_success_data.duration_ms / 1000 for event in steps}
 
 
-def plain(root: Path, row_length: RowLength, *, keep_all: bool) -> dict[str, float]:
+def plain(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, float]:
     """The obvious way: everything in one process and one DataFrame."""
     import pandas as pd
     import yaml
@@ -182,7 +178,7 @@ def plain(root: Path, row_length: RowLength, *, keep_all: bool) -> dict[str, flo
     frame.loc[others.index.difference(sampled.index), "outcome"] = "over_max_samples"
     chosen = frame[frame.outcome == "kept"]
     pairs = [training_row(row) for row in chosen.to_dict("records")]
-    assert all(row_length(pair["prompt"], pair["response"]) <= 2048 for pair in pairs)
+    assert all(row_lengths([(pair["prompt"], pair["response"])])[0] <= 2048 for pair in pairs)
     frame.to_json(out / "normalized.jsonl", orient="records", lines=True)
     frame[["file", "line", "record_id", "format", "outcome", "reason"]].to_json(
         out / "ledger.jsonl", orient="records", lines=True
@@ -191,7 +187,7 @@ def plain(root: Path, row_length: RowLength, *, keep_all: bool) -> dict[str, flo
     return {"normalize": normalized - start, "select": time.monotonic() - normalized}
 
 
-def hugging_face(root: Path, row_length: RowLength, *, keep_all: bool) -> dict[str, float]:
+def hugging_face(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, float]:
     """What one would otherwise pick: datasets' map and filter with the same functions."""
     import datasets
     from upath import UPath
@@ -215,7 +211,12 @@ def hugging_face(root: Path, row_length: RowLength, *, keep_all: bool) -> dict[s
     others = others.shuffle(seed=42).select(range(min(room, len(others))))
     kept = datasets.concatenate_datasets([conflicts, others])
     pairs = kept.map(_as_pair, remove_columns=kept.column_names)
-    assert len(pairs.filter(lambda pair: row_length(pair["prompt"], pair["response"]) <= 2048)) == len(pairs)
+    fits = pairs.filter(
+        lambda prompts, responses: [n <= 2048 for n in row_lengths(list(zip(prompts, responses, strict=True)))],
+        input_columns=["prompt", "response"],
+        batched=True,
+    )
+    assert len(fits) == len(pairs)
     out = root / "datasets"
     out.mkdir(exist_ok=True)
     rows.to_json(out / "normalized.jsonl")
@@ -223,14 +224,14 @@ def hugging_face(root: Path, row_length: RowLength, *, keep_all: bool) -> dict[s
     return {"normalize": normalized - start, "select": time.monotonic() - normalized}
 
 
-def _row_length(root: Path) -> RowLength:
+def _row_lengths(root: Path) -> RowLengths:
     from upath import UPath
 
     from po_assets.base_model import BaseModel
     from po_assets.dataset.token_budget import token_budget
     from po_assets.storage import Layout
 
-    return token_budget(BaseModel(), Layout(UPath(root))).row_length
+    return token_budget(BaseModel(), Layout(UPath(root))).row_lengths
 
 
 def _normalize_text(record: dict[str, str]) -> dict[str, Any]:
@@ -275,17 +276,26 @@ WAYS: dict[str, Callable[..., dict[str, float]]] = {
 LIBRARIES = {"ours": ("dagster", "matplotlib.figure"), "plain": ("pandas",), "datasets": ("datasets", "pyarrow")}
 
 
-def _measure(way: str, folder: Path, *, keep_all: bool) -> dict[str, Any]:
-    """What `measure_here` says, from a process of its own, and the largest resident set of any process in MiB."""
+def _measure(way: str, folder: Path, *, keep_all: bool, limit: float | None) -> dict[str, Any] | None:
+    """What `measure_here` says, from a process of its own, and the largest resident sets; None after the limit."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rows", "--one", way, "--work", str(folder)]
     if keep_all:
         command.append("--keep-all")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
     peak = _PeakMemory(process.pid)
-    output, _ = process.communicate()
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        process.kill()
+        process.communicate()
+        peak.stop()
+        return None
     if process.returncode:
         sys.exit(f"{way} failed; run it alone to see why: {' '.join(command)}")
-    return {**json.loads(output.splitlines()[-1]), "peak": peak.stop()}
+    return {**json.loads(output.splitlines()[-1]), "peaks": peak.stop()}
 
 
 class _PeakMemory:
@@ -293,7 +303,7 @@ class _PeakMemory:
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
-        self._peak = 0
+        self._main = self._worker = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -301,15 +311,16 @@ class _PeakMemory:
     def _sample(self) -> None:
         while not self._stopped.wait(0.2):
             with contextlib.suppress(psutil.Error):
-                for process in (self._root, *self._root.children(recursive=True)):
+                self._main = max(self._main, self._root.memory_info().rss)
+                for process in self._root.children(recursive=True):
                     with contextlib.suppress(psutil.Error):
-                        self._peak = max(self._peak, process.memory_info().rss)
+                        self._worker = max(self._worker, process.memory_info().rss)
 
-    def stop(self) -> float:
-        """Stop sampling; the peak in MiB."""
+    def stop(self) -> tuple[float, float]:
+        """Stop sampling; the peaks in MiB of the main process and of any one of its descendants."""
         self._stopped.set()
         self._thread.join()
-        return self._peak / 2**20
+        return self._main / 2**20, self._worker / 2**20
 
 
 def _report(way: str, rows: int, measured: dict[str, Any]) -> None:
@@ -317,7 +328,7 @@ def _report(way: str, rows: int, measured: dict[str, Any]) -> None:
     named = ", ".join(f"{name} {value:.1f}" for name, value in measured["stages"].items())
     print(
         f"{way:<9} {rows:>9,} {seconds:>8.1f} {1000 * seconds / rows:>7.3f} {rows / seconds:>7,.0f} "
-        f"{measured['processor']:>8.1f} {measured['peak']:>8,.0f}  {named}",
+        f"{measured['processor']:>8.1f} {measured['peaks'][0]:>8,.0f} {measured['peaks'][1]:>10,.0f}  {named}",
         flush=True,
     )
 

@@ -5,6 +5,7 @@ Nothing else in the project turns text into a model's input.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
@@ -68,6 +69,21 @@ class ChatFormat:
     def row_length(self, prompt: str, response: str) -> int:
         """Tokens of the whole training row, which is never cut."""
         return len(self.prompt_ids(prompt)) + len(self.answer_ids(response))
+
+    def row_lengths(self, rows: Sequence[tuple[str, str]]) -> list[int]:
+        """`row_length` of many rows (prompt, response) at once: at half the cost, and on all cores."""
+        odd = [self._names_special_token(prompt) or self._names_special_token(response) for prompt, response in rows]
+        texts = [
+            text for row, is_odd in zip(rows, odd, strict=True) if not is_odd for text in (self._render(row[0]), row[1])
+        ]
+        encoded = (
+            self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False) if texts else {}
+        )
+        lengths = map(len, encoded.get("input_ids", ()))
+        return [
+            self.row_length(*row) if is_odd else next(lengths) + next(lengths) + 1
+            for row, is_odd in zip(rows, odd, strict=True)
+        ]
 
     def answer_text(self, ids: list[int]) -> str:
         """Text of generated ids, without special tokens."""

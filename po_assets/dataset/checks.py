@@ -34,6 +34,8 @@ _DESCRIPTIONS = {
     "duplicate_prompts": "Every prompt has one answer.",
     "retention": "The share of landed rows fit for training lies where it is expected.",
 }
+_NOT_LOST = (Outcome.KEPT, Outcome.REPLACED)
+"""A replaced conflicts row is there in its corrected form."""
 BLOCKING = ("schema", "conflicts_share", "no_eval_overlap", "fits_context")
 
 
@@ -105,7 +107,7 @@ def _conflicts_rule(layout: Layout, policy: SelectionPolicy) -> ConflictsRule:
     score = "score" if policy.score_source == ScoreSource.declared else "metric_score"
     readable = (entry for entry in read_rows(layout.ledger) if entry["decided_by"] == _ASSET)
     for entry, row in zip(readable, read_rows(layout.normalized), strict=False):
-        if row["status"] == "conflicts" and row[score] >= policy.min_score and entry["outcome"] != Outcome.KEPT:
+        if row["status"] == "conflicts" and row[score] >= policy.min_score and entry["outcome"] not in _NOT_LOST:
             rule.add_left_out(entry, row)
     return rule
 

@@ -5,10 +5,11 @@ processes), measure the rows that may be chosen, write. Memory holds one small e
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import orjson
 from upath import UPath
 
@@ -16,7 +17,8 @@ from po_assets.dataset.eval_cases import EvalCase
 from po_assets.dataset.selection import SAME_INPUT, Decisions, SelectionRules, gather, make_judge, select
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.product_owner import build_prompt, format_answer
-from po_assets.storage import Layout, StagedTable, read_manifest, stage_lines
+from po_assets.storage import Layout, StagedTable, open_buffered, read_manifest, stage_lines
+from po_assets.teacher.identity import REPLACES
 from po_assets.teacher.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts, read_rows
 from po_assets.teacher.parallel import group, map_blocks
 from po_assets.teacher.wording import verb
@@ -52,15 +54,8 @@ def build_supervised(
     Raises:
         TablesDisagreeError: a table is missing, or the ledger was opened for another normalized table.
     """
-    files = _landed_files(layout)
-    judged = map_blocks(make_judge, (rules, cases, files), group(_lines(layout.normalized), size=len), workers)
-    closed = Closed(gather(judged, files, [case.case_id for case in cases]))
-    select(
-        closed.decisions,
-        rules,
-        budget.max_length,
-        lambda rows: _lengths(layout.normalized, rows, budget),
-    )
+    files = landed_file_names(layout)
+    closed = Closed(decide(lambda: _lines(layout.normalized), files, rules, cases, budget, workers=workers))
     ledger_manifest = read_manifest(layout.ledger)
     with published_lines(layout.ledger) as ledger:
         staged = stage_lines(layout.supervised, _write(layout, ledger, closed, rules, budget))
@@ -68,8 +63,28 @@ def build_supervised(
     return staged, closed
 
 
-def _landed_files(layout: Layout) -> list[str]:
-    """The landed files in order, after making sure that the three tables belong together."""
+def decide(
+    lines: Callable[[], Iterable[bytes]],
+    files: list[str],
+    rules: SelectionRules,
+    cases: list[EvalCase],
+    budget: TokenBudget,
+    *,
+    workers: int | None = None,
+) -> Decisions:
+    """What would become of these lines of the normalized table (a function that reads them anew); writes nothing."""
+    judged = map_blocks(make_judge, (rules, cases, files), group(lines(), size=len), workers)
+    decisions = gather(judged, files, [case.case_id for case in cases])
+    select(decisions, rules, budget.max_length, lambda rows: _lengths(lines(), rows, budget))
+    return decisions
+
+
+def landed_file_names(layout: Layout) -> list[str]:
+    """The landed files in order, after making sure that the three tables belong together.
+
+    Raises:
+        TablesDisagreeError: a table is missing, or the ledger was opened for another normalized table.
+    """
     paths = (layout.raw, layout.normalized, layout.ledger)
     raw, normalized, ledger = manifests = [read_manifest(path) if path.exists() else None for path in paths]
     if raw is None or normalized is None or ledger is None:
@@ -88,20 +103,26 @@ def _landed_files(layout: Layout) -> list[str]:
 
 
 def _lines(path: UPath) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with open_buffered(path) as file:
         yield from file
 
 
-def _lengths(normalized: UPath, rows: Sequence[int], budget: TokenBudget) -> Iterator[int]:
+def _lengths(lines: Iterable[bytes], rows: Sequence[int], budget: TokenBudget) -> Iterator[int]:
     """Lengths in tokens of the rows with these (ascending) numbers."""
+    for block in group(_numbered(lines, rows), size=len):
+        pairs = [training_row(orjson.loads(line)) for line in block]
+        yield from budget.row_lengths([(pair["prompt"], pair["response"]) for pair in pairs])
+
+
+def _numbered(lines: Iterable[bytes], rows: Sequence[int]) -> Iterator[bytes]:
+    """The lines with these (ascending) numbers."""
     wanted = iter(rows)
     due = next(wanted, None)
-    for number, line in enumerate(_lines(normalized)):
+    for number, line in enumerate(lines):
         if due is None:
             return
         if number == due:
-            pair = training_row(orjson.loads(line))
-            yield budget.row_length(pair["prompt"], pair["response"])
+            yield line
             due = next(wanted, None)
 
 
@@ -131,7 +152,9 @@ def _write(
                     )
                 _close(entry, number, decisions, rules, budget)
                 if entry["outcome"] == Outcome.KEPT:
-                    yield _keep(orjson.loads(line), closed)
+                    row = orjson.loads(line)
+                    entry["detail"] = _replaces(row["metadata"], number, decisions)
+                    yield _keep(row, closed)
             closed.outcomes.add(entry)
             closed_rows.append(orjson.dumps(entry))
         ledger.write(closed_rows)
@@ -175,6 +198,9 @@ def _close(
             reason = "same input as an evaluation case" if same else "nearly the input of an evaluation case"
             detail = f"case {decisions.case_ids[int(decisions.case[number])]}"
             detail += "" if same else f", similarity {similarity:.2f}"
+        case Outcome.REPLACED:
+            file, line = decisions.place(int(decisions.winner[number]))
+            reason, detail = "replaced by a corrected row", f"replaced by {file}:{line}"
         case Outcome.DUPLICATE:
             file, line = decisions.place(int(decisions.winner[number]))
             copy = decisions.key[number] == decisions.key[int(decisions.winner[number])]
@@ -186,6 +212,17 @@ def _close(
         case Outcome.OVER_MAX_SAMPLES:
             reason = f"{rules.max_samples:,} rows are enough (max_samples)"
     entry |= {"outcome": outcome.value, "reason": reason, "detail": detail, "decided_by": CLOSED_BY}
+
+
+def _replaces(metadata: dict[str, Any], number: int, decisions: Decisions) -> str:
+    """What a kept row that claims to replace another one really replaced."""
+    if REPLACES not in metadata:
+        return ""
+    wanted = decisions.replaces[number]
+    replaced = np.flatnonzero(decisions.record == wanted) if wanted else ()
+    if not len(replaced):
+        return f"it replaces nothing: no row has landed with the record id {str(metadata[REPLACES])[:60]!r}"
+    return "it replaces " + ", ".join("{}:{}".format(*decisions.place(row)) for row in map(int, replaced[:5]))
 
 
 def kept_places(ledger: Iterable[dict[str, Any]]) -> Iterator[tuple[str, int]]:

@@ -4,13 +4,15 @@ What is done with the cases belongs to `holdout` (kept out of training) and to `
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from upath import UPath
 
 from po_assets.product_owner import STATUSES, read_status, read_yaml
 from po_assets.teacher.identity import input_digest
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "case_id": ("string", "Unique name of the case."),
@@ -42,12 +44,14 @@ class EvalCasesError(Exception):
     """The file of evaluation cases cannot be used; the message names every faulty line."""
 
 
-def read_eval_cases(path: UPath) -> list[EvalCase]:
+def read_eval_cases(path: "UPath") -> list[EvalCase]:
     """The evaluation cases, validated.
 
     Raises:
         EvalCasesError: the file is missing or empty, or cases are faulty; all faults of the file are named.
     """
+    from po_assets.storage import open_buffered  # brings Dagster and pandas, which no worker needs
+
     if not path.exists():
         raise EvalCasesError(
             f"The evaluation cases {str(path)!r} do not exist. Put the file there (it is committed with the project: "
@@ -56,7 +60,7 @@ def read_eval_cases(path: UPath) -> list[EvalCase]:
         )
     cases: list[EvalCase] = []
     problems: list[str] = []
-    with path.open("rb") as file:
+    with open_buffered(path) as file:
         for number, line in enumerate(file, start=1):
             case, faults = _read_case(line)
             problems += [f"line {number}: {fault}" for fault in faults]

@@ -84,7 +84,7 @@ def word_sequences(concept: str, requirements_yaml: str) -> Sequences:
     words = [
         word
         for word in _WORD.findall(f"{concept}\n{requirements_yaml}".casefold())
-        if word not in _SKELETON and not _ID.fullmatch(word)
+        if word not in _SKELETON and not (word[-1].isdecimal() and _ID.fullmatch(word))
     ]
     if len(words) < WORDS_IN_SEQUENCE:
         return {tuple(words)} if words else set()

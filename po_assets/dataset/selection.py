@@ -1,7 +1,8 @@
 """Selection: which normalized rows are trained on, and why each of the others is not.
 
-The order of decisions is fixed: score, hold-out, duplicates, length, number. Every decision depends on the rows'
-content and the rules alone, never on the order in which files landed. Reading and writing tables belongs to `closing`.
+The order of decisions is fixed: replaced by a correction, score, hold-out, duplicates, length, number. Every decision
+depends on the rows' content and the rules alone, never on the order in which files landed. Reading and writing tables
+belongs to `closing`.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import orjson
 from po_assets.dataset.eval_cases import EvalCase
 from po_assets.dataset.holdout import HoldOut
 from po_assets.product_owner import build_prompt
-from po_assets.teacher.identity import content_digest
+from po_assets.teacher.identity import content_digest, replaced_record
 from po_assets.teacher.ledger import Outcome
 
 
@@ -52,7 +53,7 @@ class SelectionRules:
 
 @dataclass
 class Decisions:
-    """One entry per normalized row, in compact arrays: 50 bytes a row, whatever the rows' size."""
+    """One entry per normalized row, in compact arrays: 70 bytes a row, whatever the rows' size."""
 
     file: Array
     """Position of the landed file (int32), in the order of `files`."""
@@ -67,13 +68,17 @@ class Decisions:
     """Keyed digest of the row's content (uint64): the order in which rows are chosen."""
     prompt: Array
     """Digest of the row's prompt (uint64)."""
+    record: Array
+    """Record id (uint64)."""
+    replaces: Array
+    """Record id of the row that this one corrects (uint64), 0 for none."""
     case: Array
     """Position of the evaluation case that the row overlaps with (int32), -1 for none."""
     similarity: Array
     tokens: Array
     """Length in tokens (int32), 0 where it was not measured."""
     winner: Array
-    """Number of the row that is kept instead of this duplicate (int64), -1 for none."""
+    """Number of the row that stands for this duplicate or replaced row (int64), -1 for none."""
     files: list[str]
     case_ids: list[str]
 
@@ -132,6 +137,8 @@ def make_judge(
             row["status"] == NEVER_SAMPLED_AWAY,
             int.from_bytes(digest),
             int.from_bytes(prompt),
+            int(row["record_id"], 16),
+            int(replaced_record(row["metadata"]) or "0", 16),
             case,
             similarity,
         )
@@ -150,6 +157,8 @@ _JUDGED: dict[str, Any] = {
     "conflicts": np.bool_,
     "key": np.uint64,
     "prompt": np.uint64,
+    "record": np.uint64,
+    "replaces": np.uint64,
     "case": np.int32,
     "similarity": np.float32,
 }
@@ -158,8 +167,9 @@ _JUDGED: dict[str, Any] = {
 def gather(judged: Iterable[dict[str, Array]], files: list[str], case_ids: list[str]) -> Decisions:
     """Put the blocks' judgements together, in order."""
     blocks = list(judged)
+    # A block's part of a column goes as soon as the whole column is there: memory never holds the table twice.
     columns = {
-        name: np.concatenate([block[name] for block in blocks]) if blocks else np.array([], dtype)
+        name: np.concatenate([block.pop(name) for block in blocks]) if blocks else np.array([], dtype)
         for name, dtype in _JUDGED.items()
     }
     rows = len(columns["line"])
@@ -173,11 +183,12 @@ def gather(judged: Iterable[dict[str, Array]], files: list[str], case_ids: list[
 
 
 def select(decisions: Decisions, rules: SelectionRules, max_length: int, measure: Measure) -> None:
-    """Decide about every row that passed score and hold-out: duplicates, then length, then number.
+    """Decide about replaced rows, then about every row that passed score and hold-out: duplicates, length, number.
 
     Lengths are only measured as far as needed: rows are taken in the order of their keys until `max_samples` fit, so
     that a million rows cost no more tokenizing than are kept.
     """
+    _replace(decisions)
     if rules.drop_duplicates:
         _drop_duplicates(decisions)
     candidates = decisions.where(Outcome.KEPT)
@@ -197,6 +208,20 @@ def select(decisions: Decisions, rules: SelectionRules, max_length: int, measure
         taken = max(0, room - fitting)
         batch, waiting = waiting[:taken], waiting[taken:]
     decisions.set(waiting, Outcome.OVER_MAX_SAMPLES)
+
+
+def _replace(decisions: Decisions) -> None:
+    """Take out every row that a correction names, whatever becomes of the correction itself.
+
+    A person found the old answer wrong, so it does not come back when the new one is left out. Of several corrections
+    of one row all are kept, and the one with the smallest key is named.
+    """
+    corrections = np.flatnonzero(decisions.replaces)
+    order = np.lexsort((corrections, decisions.key[corrections]))[::-1]
+    named = {int(decisions.replaces[row]): row for row in corrections[order].tolist()}
+    for row in np.flatnonzero(np.isin(decisions.record, decisions.replaces[corrections])).tolist():
+        decisions.winner[row] = named[int(decisions.record[row])]
+        decisions.outcome[row] = _CODES[Outcome.REPLACED]
 
 
 def _drop_duplicates(decisions: Decisions) -> None:

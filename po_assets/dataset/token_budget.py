@@ -3,7 +3,7 @@
 Tokenizing itself belongs to `base_model`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,12 +14,12 @@ from po_assets.storage import Layout
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """The longest row that fits, and the function that counts a row's tokens."""
+    """The longest row that fits, and the function that counts the tokens of rows."""
 
     model: str
     max_length: int
-    row_length: Callable[[str, str], int]
-    """From prompt and response to the tokens of the whole training row, chat template and end of sequence included."""
+    row_lengths: Callable[[Sequence[tuple[str, str]]], list[int]]
+    """From prompts and responses to the tokens of the training rows, with chat template and end of sequence."""
 
 
 def token_budget(base_model: BaseModel, layout: Layout) -> TokenBudget:
@@ -29,7 +29,7 @@ def token_budget(base_model: BaseModel, layout: Layout) -> TokenBudget:
         BaseModelError: the base model's settings are wrong, or it cannot be had.
     """
     spec = base_model.resolved()
-    return TokenBudget(spec.name, spec.max_length, _chat_format(ensure_tokenizer(spec, layout)).row_length)
+    return TokenBudget(spec.name, spec.max_length, _chat_format(ensure_tokenizer(spec, layout)).row_lengths)
 
 
 @lru_cache(maxsize=2)

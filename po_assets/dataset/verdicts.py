@@ -16,6 +16,7 @@ from po_assets.presentation import Verdict, bar_chart, histogram
 from po_assets.product_owner import build_prompt, validate_answer
 from po_assets.teacher.ledger import Outcome, OutcomeCounts
 from po_assets.teacher.offenders import Offenders
+from po_assets.teacher.parallel import BLOCK_ROWS
 from po_assets.teacher.wording import amount, verb
 
 _PARTICULARS = re.compile(r"'.*'|[0-9]+", re.DOTALL)
@@ -158,16 +159,25 @@ class FitsContextRule:
         self._budget = budget
         self._lengths = array("i")
         self._offenders = Offenders()
+        self._waiting: list[TrainingRow] = []
 
     def add(self, row: TrainingRow) -> None:
-        """Look at one row."""
-        tokens = self._budget.row_length(row.prompt, row.response)
-        self._lengths.append(tokens)
-        if tokens > self._budget.max_length:
-            self._offenders.add(row.named(tokens=tokens, over=tokens - self._budget.max_length), tokens)
+        """Look at one row; tokens are counted for many rows at once."""
+        self._waiting.append(row)
+        if len(self._waiting) == BLOCK_ROWS:
+            self._measure()
+
+    def _measure(self) -> None:
+        lengths = self._budget.row_lengths([(row.prompt, row.response) for row in self._waiting])
+        self._lengths.extend(lengths)
+        for row, tokens in zip(self._waiting, lengths, strict=True):
+            if tokens > self._budget.max_length:
+                self._offenders.add(row.named(tokens=tokens, over=tokens - self._budget.max_length), tokens)
+        self._waiting.clear()
 
     def verdict(self) -> Verdict:
         """Whether all rows fit."""
+        self._measure()
         rows, limit = len(self._lengths), self._budget.max_length
         longest = max(self._lengths, default=0)
         numbers = {

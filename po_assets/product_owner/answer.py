@@ -24,7 +24,8 @@ MIN_ACTIONS = 2
 MAX_NARRATIVE_WORDS = 120
 
 # CommonMark: a fence may be indented by up to three spaces; what follows it on the line is its info string.
-_FENCE_LINE = re.compile(r"^ {0,3}```[ \t]*(?:ya?ml)?[ \t:]*([A-Za-z]*)[ \t]*$", re.IGNORECASE)
+# Possessive, since what may be repeated here overlaps: a long run of blanks would be tried in every division.
+_FENCE_LINE = re.compile(r"^ {0,3}```[ \t]*+(?:ya?ml)?+[ \t:]*+([A-Za-z]*+)[ \t]*+$", re.IGNORECASE)
 _LABELS = ("VISION", "REVIEW", "REQUIREMENTS")
 # An unlabelled block is recognised by the first key that only this document has.
 _TELLING_KEYS = {"product_name:": "VISION", "status:": "REVIEW"}

@@ -18,12 +18,12 @@ from po_assets.product_owner.fast_yaml import UNSURE, is_disputed, read_plain
 STATUSES = ("aligned", "needs_adjustment", "conflicts")
 """What a review may say about the requirements, from agreement to contradiction."""
 
-MAX_DOCUMENT_CHARACTERS = 200_000
-"""About a hundred times a real document of 1 to 3 kB."""
+MAX_DOCUMENT_CHARACTERS = 50_000
+"""About twenty times a real document of 1 to 3 kB, and far more than any model here is trained with."""
 MAX_NESTING = 40
 """Real documents nest three deep; PyYAML's composer recurses once a level."""
-MAX_EXPANDED_NODES = 20_000
-"""Nodes after every alias has been followed; a real document has under 100."""
+MAX_EXPANDED_CHARACTERS = MAX_DOCUMENT_CHARACTERS
+"""Characters after every alias has been followed: what is repeated weighs as much as what is written out."""
 
 REQUIREMENT_SECTIONS = ("functional_requirements", "non_functional_requirements", "constraints")
 
@@ -138,8 +138,8 @@ def _too_large(text: str, loader: Any) -> str | None:
         depth > MAX_NESTING for depth in _depths(text, loader)
     ):
         return f"it nests more than {MAX_NESTING} levels deep"
-    if "*" in text and _expanded_nodes(yaml.compose(text, Loader=loader)) > MAX_EXPANDED_NODES:
-        return f"its aliases expand to more than {MAX_EXPANDED_NODES:,} values"
+    if "*" in text and _expanded_size(yaml.compose(text, Loader=loader)) > MAX_EXPANDED_CHARACTERS:
+        return f"its aliases expand to more than {MAX_EXPANDED_CHARACTERS:,} characters"
     if _ENDLESS_BASE_60.search(text):
         return "it holds a base-60 integer of more than 20 digits; put it into quotation marks"
     return None
@@ -155,16 +155,18 @@ def _depths(text: str, loader: Any) -> Iterator[int]:
             depth -= 1
 
 
-def _expanded_nodes(node: yaml.Node | None, known: dict[int, int] | None = None) -> int:
-    """Nodes of a composed document after every alias has been followed."""
+def _expanded_size(node: yaml.Node | None, known: dict[int, int] | None = None) -> int:
+    """Characters of a composed document after every alias has been followed, and one for each node."""
     known = {} if known is None else known
     if not isinstance(node, yaml.CollectionNode):
-        return 1
+        return 1 + len(node.value if node else "")
     if id(node) in known:
         return known[id(node)]
-    known[id(node)] = MAX_EXPANDED_NODES + 1  # stands while its children are counted: an alias to itself is endless
+    known[id(node)] = (
+        MAX_EXPANDED_CHARACTERS + 1
+    )  # stands while its children are counted: an alias to itself is endless
     children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-    known[id(node)] = 1 + sum(_expanded_nodes(child, known) for child in children)
+    known[id(node)] = 1 + sum(_expanded_size(child, known) for child in children)
     return known[id(node)]
 
 

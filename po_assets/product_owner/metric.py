@@ -7,9 +7,10 @@ is reported beside the score (by `evaluation`), never inside it.
 """
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from po_assets.product_owner.documents import (
     RequirementEntry,
@@ -23,7 +24,9 @@ METRIC_VERSION = "1"
 PART_POINTS = 30.0
 
 _ACCEPTED_STATUSES = ("aligned", "needs_adjustment", "misaligned")
+_REQUIREMENTS, _VISION, _REVIEW = "requirements", "VISION", "REVIEW"
 _SCHEMA_ITEMS = 16
+_VISION_SCHEMA_ITEMS = 8
 _POINTS_PER_SCHEMA_ITEM = PART_POINTS / _SCHEMA_ITEMS
 _WORD = re.compile("[A-Za-zÁÉÍÓÚáéíóúÑñ0-9]+")
 # fmt: off
@@ -46,7 +49,14 @@ class ProductOwnerScore:
     alignment: float
     specificity: float
     problems: list[str] = field(default_factory=list)
-    """In words, what cost points, most costly first."""
+    """In words, what cost points, most costly first; a document that did not parse is one problem, with all it cost."""
+
+
+class _Loss(NamedTuple):
+    points: float
+    document: str
+    """The document whose fault it is."""
+    problem: str
 
 
 class _Part:
@@ -54,48 +64,58 @@ class _Part:
 
     def __init__(self) -> None:
         self.points = 0.0
-        self.losses: list[tuple[float, str]] = []
+        self.losses: list[_Loss] = []
 
-    def award(self, points: float, of: float, problem: str) -> None:
+    def award(self, points: float, of: float, document: str, problem: str) -> None:
         self.points += points
         if points < of:
-            self.losses.append((of - points, problem))
+            self.losses.append(_Loss(of - points, document, problem))
 
     def forgive(self, surplus: float) -> None:
         """Take what did not cost anything, because more points could be had than count, off the first losses."""
-        kept: list[tuple[float, str]] = []
-        for lost, problem in self.losses:
-            forgiven = min(lost, surplus)
+        kept: list[_Loss] = []
+        for loss in self.losses:
+            forgiven = min(loss.points, surplus)
             surplus -= forgiven
-            if lost > forgiven:
-                kept.append((lost - forgiven, problem))
+            if loss.points > forgiven:
+                kept.append(loss._replace(points=loss.points - forgiven))
         self.losses = kept
 
 
 def score_product_owner(requirements_yaml: str, vision_yaml: str, review_yaml: str) -> ProductOwnerScore:
     """Score one answer against its requirements; any text may come in, nothing raises."""
-    documents = {"requirements": requirements_yaml, "VISION": vision_yaml, "REVIEW": review_yaml}
+    documents = {_REQUIREMENTS: requirements_yaml, _VISION: vision_yaml, _REVIEW: review_yaml}
     readings = {name: read_yaml(text) for name, text in documents.items()}
-    vision, review = readings["VISION"].value, readings["REVIEW"].value
+    vision, review = readings[_VISION].value, readings[_REVIEW].value
     given = review.get("requirements_alignment")
     alignment: dict[Any, Any] = given if isinstance(given, dict) else {}
 
     schema = _schema(vision, review, alignment_passes=given is None or isinstance(given, dict), alignment=alignment)
     completeness = _completeness(vision)
-    coverage = _alignment(requirement_entries(readings["requirements"].value), review, alignment)
+    coverage = _alignment(requirement_entries(readings[_REQUIREMENTS].value), review, alignment)
     specificity = _specificity(review, alignment)
 
     parts = (schema, completeness, coverage, specificity)
-    unread = [f"the {name} did not parse as YAML: {r.error}" for name, r in readings.items() if r.error]
-    losses = sorted((loss for part in parts for loss in part.losses), key=lambda loss: -loss[0])
     return ProductOwnerScore(
         total=min(max(sum(part.points for part in parts) / (len(parts) * PART_POINTS), 0.0), 1.0),
         schema=schema.points,
         vision=completeness.points,
         alignment=coverage.points,
         specificity=specificity.points,
-        problems=unread + [f"{problem} (-{lost:.1f} points)" for lost, problem in losses],
+        problems=_problems(
+            [loss for part in parts for loss in part.losses],
+            {name: reading.error for name, reading in readings.items() if reading.error},
+        ),
     )
+
+
+def _problems(losses: list[_Loss], unread: dict[str, str]) -> list[str]:
+    """What cost points, in words; everything that an unread document cost is that one problem."""
+    cost: defaultdict[str, float] = defaultdict(float)
+    for loss in losses:
+        reason = unread.get(loss.document)
+        cost[f"the {loss.document} did not parse as YAML: {reason}" if reason else loss.problem] += loss.points
+    return [f"{problem} (-{lost:.1f} points)" for problem, lost in sorted(cost.items(), key=lambda item: -item[1])]
 
 
 def _schema(
@@ -118,8 +138,9 @@ def _schema(
         (_is_text(review.get("narrative"), 40), "narrative is no text of 40 characters or more"),
     ]
     part = _Part()
-    for passed, problem in tests:
-        part.award(_POINTS_PER_SCHEMA_ITEM if passed else 0.0, _POINTS_PER_SCHEMA_ITEM, problem)
+    for number, (passed, problem) in enumerate(tests):
+        document = _VISION if number < _VISION_SCHEMA_ITEMS else _REVIEW
+        part.award(_POINTS_PER_SCHEMA_ITEM if passed else 0.0, _POINTS_PER_SCHEMA_ITEM, document, problem)
     # One multiplication, so that 16 of 16 is exactly 30.
     part.points = PART_POINTS * sum(passed for passed, _ in tests) / _SCHEMA_ITEMS
     return part
@@ -130,12 +151,16 @@ def _completeness(vision: dict[Any, Any]) -> _Part:
     for key in _VISION_LISTS:
         items = len(as_list(vision.get(key)))
         part.award(
-            _step(items, (2, 6.0), (1, 3.0)), 6.0, f"{key} has {_count(items, 'item')}, two or more are asked for"
+            _step(items, (2, 6.0), (1, 3.0)),
+            6.0,
+            _VISION,
+            f"{key} has {_count(items, 'item')}, two or more are asked for",
         )
     length = _stripped_length(vision.get("product_summary"))
     part.award(
         _step(length, (120, 6.0), (60, 3.0)),
         6.0,
+        _VISION,
         f"product_summary has {_count(length, 'character')}, 120 are asked for",
     )
     return part
@@ -144,7 +169,9 @@ def _completeness(vision: dict[Any, Any]) -> _Part:
 def _alignment(entries: list[RequirementEntry], review: dict[Any, Any], alignment: dict[Any, Any]) -> _Part:
     part = _Part()
     if not entries:
-        part.award(0.0, PART_POINTS, "the requirements hold no entry that the review could be aligned with")
+        part.award(
+            0.0, PART_POINTS, _REQUIREMENTS, "the requirements hold no entry that the review could be aligned with"
+        )
         return part
     uncovered = _uncovered(entries, _segments(review, alignment))
     coverage = 1 - len(uncovered) / len(entries)
@@ -155,8 +182,9 @@ def _alignment(entries: list[RequirementEntry], review: dict[Any, Any], alignmen
     part.points = min(points, PART_POINTS)
     if part.points < PART_POINTS:
         part.losses.append(
-            (
+            _Loss(
                 PART_POINTS - part.points,
+                _REVIEW,
                 f"the review covers {coverage:.0%} of {len(entries)} requirements"
                 + (f" (not {named}{', …' if len(uncovered) > 5 else ''})" if uncovered else "")
                 + f" and lists {len(aligned)} as aligned",
@@ -170,17 +198,23 @@ def _specificity(review: dict[Any, Any], alignment: dict[Any, Any]) -> _Part:
     for key in ("gaps", "conflicts"):
         value = alignment.get(key)
         points = (6.0 if value else 2.0) if isinstance(value, list) else 0.0
-        part.award(points, 6.0, f"{key} names nothing" if points else f"requirements_alignment has no list {key}")
+        part.award(
+            points, 6.0, _REVIEW, f"{key} names nothing" if points else f"requirements_alignment has no list {key}"
+        )
     for key, full in (("summary", 6.0), ("recommended_actions", 12.0)):
         items = len(as_list(review.get(key)))
         part.award(
             _step(items, (2, full), (1, full / 2)),
             full,
+            _REVIEW,
             f"{key} has {_count(items, 'item')}, two or more are asked for",
         )
     length = _stripped_length(review.get("narrative"))
     part.award(
-        _step(length, (160, 6.0), (80, 3.0)), 6.0, f"narrative has {_count(length, 'character')}, 160 are asked for"
+        _step(length, (160, 6.0), (80, 3.0)),
+        6.0,
+        _REVIEW,
+        f"narrative has {_count(length, 'character')}, 160 are asked for",
     )
     # 36 points can be had and 30 count, so the first 6 points lost cost nothing.
     part.forgive(36.0 - PART_POINTS)
@@ -203,10 +237,13 @@ def _uncovered(entries: list[RequirementEntry], segments: list[str]) -> list[Req
     uncited = [entry for entry in entries if not (entry.id and entry.id.lower() in joined)]
     # Most reviews cite every id; only for the others are all their words compared.
     segment_words = [_words(segment) for segment in segments] if uncited else []
+    said: set[str] = set().union(*segment_words)
 
     def covered(entry: RequirementEntry) -> bool:
         words = _words(entry.description)
-        return bool(words) and any(len(words & other) / len(words) >= _COVERED_SHARE for other in segment_words)
+        if not words or len(words & said) / len(words) < _COVERED_SHARE:  # not even by all segments together
+            return False
+        return any(len(words & other) / len(words) >= _COVERED_SHARE for other in segment_words)
 
     return [entry for entry in uncited if not covered(entry)]
 

@@ -95,10 +95,13 @@ def normalized_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) 
         summary.outcomes.of(Outcome.REJECTED),
         summary.outcomes.total,
     )
-    return _result(staged, summary, layout.normalized)
+    opened = read_manifest(layout.ledger)
+    # What is rejected is not in the table, and still changes the ledger, which supervised_dataset closes.
+    version = digest_of([staged.sha256, opened.sha256 if opened else ""])
+    return _result(staged, summary, layout.normalized, version)
 
 
-def _result(staged: StagedTable, summary: Summary, path: UPath) -> dg.MaterializeResult[Any]:
+def _result(staged: StagedTable, summary: Summary, path: UPath, version: str) -> dg.MaterializeResult[Any]:
     metadata: dict[str, dg.MetadataValue | int | float] = {
         "dagster/row_count": summary.rows,
         "landed": summary.outcomes.total,
@@ -116,7 +119,7 @@ def _result(staged: StagedTable, summary: Summary, path: UPath) -> dg.Materializ
             "tiers": bar_chart(dict(summary.tiers.most_common()), "Tiers"),
             "scores": histogram(summary.scores(), "Scores (declared, else the metric's)", "score"),
         }
-    return dg.MaterializeResult(value=staged, data_version=dg.DataVersion(staged.sha256), metadata=metadata)
+    return dg.MaterializeResult(value=staged, data_version=dg.DataVersion(version), metadata=metadata)
 
 
 def _path(path: UPath) -> dg.MetadataValue:

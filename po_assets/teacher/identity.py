@@ -4,7 +4,9 @@ How alike two different inputs are belongs to `dataset.holdout`.
 """
 
 import hashlib
+import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -12,11 +14,21 @@ import orjson
 from po_assets.product_owner import read_yaml
 
 _DIGEST_BYTES = 16
+_RECORD_ID = re.compile(r"[0-9a-f]{16}")
+
+REPLACES = "replaces"
+"""Key in a row's metadata: the record id of the row that it corrects and takes the place of."""
 
 
 def line_id(line: bytes) -> str:
     """The record id of a landed line: a digest of its bytes, so that it is the same wherever the line lands."""
     return hashlib.blake2b(line.strip(), digest_size=8).hexdigest()
+
+
+def replaced_record(metadata: Mapping[str, Any]) -> str | None:
+    """The record id of the row that a row with this metadata replaces, None where it names none."""
+    value = metadata.get(REPLACES)
+    return value if isinstance(value, str) and _RECORD_ID.fullmatch(value) else None
 
 
 def input_digest(concept: str, requirements: str | dict[Any, Any]) -> str:

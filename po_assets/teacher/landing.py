@@ -12,7 +12,7 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.storage import Manifest, StagedTable
+from po_assets.storage import Manifest, StagedTable, open_buffered
 from po_assets.storage.atomic import is_local, staging_path
 from po_assets.teacher.lines import MAX_LINE_BYTES, Line
 
@@ -32,6 +32,11 @@ class Source:
     rows: int
 
 
+def is_landed_name(name: str) -> bool:
+    """Whether a file of this name is taken in; hidden ones are those that other programs are still writing."""
+    return name.endswith(".jsonl") and not name.startswith(".")
+
+
 def landed_files(incoming: UPath) -> list[UPath]:
     """The landed files in name order.
 
@@ -44,7 +49,7 @@ def landed_files(incoming: UPath) -> list[UPath]:
             "or point PO_ARTIFACTS_ROOT to where it is."
         )
     files = sorted(
-        (path for path in incoming.iterdir() if path.name.endswith(".jsonl") and not path.name.startswith(".")),
+        (path for path in incoming.iterdir() if is_landed_name(path.name)),
         key=lambda path: path.name,
     )
     if not files:
@@ -119,7 +124,7 @@ def snapshot_lines(raw: UPath, sources: list[Source]) -> Iterator[Line]:
     Raises:
         LandingError: the snapshot has fewer or more lines than its sources.
     """
-    with raw.open("rb") as file:
+    with open_buffered(raw) as file:
         for source in sources:
             for number in range(1, source.rows + 1):
                 data = file.readline(MAX_LINE_BYTES)

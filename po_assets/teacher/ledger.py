@@ -11,9 +11,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from upath import UPath
 
-if TYPE_CHECKING:  # workers count outcomes and never look at the landing folder
+if TYPE_CHECKING:  # workers count outcomes and never look at files
+    from upath import UPath
+
     from po_assets.teacher.landing import Source
 
 OPENED_BY = "normalized_teacher"
@@ -26,6 +27,7 @@ class Outcome(StrEnum):
 
     KEPT = "kept"
     REJECTED = "rejected"
+    REPLACED = "replaced"
     DUPLICATE = "duplicate"
     BELOW_MIN_SCORE = "below_min_score"
     HELD_OUT = "held_out"
@@ -98,7 +100,7 @@ class OutcomeCounts:
         return {outcome.value: count for outcome in Outcome if (count := self.of(outcome))}
 
     def table(self) -> list[dict[str, object]]:
-        """One row per outcome and reason, most frequent first: how many, their share, and an example."""
+        """One row per outcome and reason, most frequent first: how many, their share, an example, more places."""
         return [
             {
                 "outcome": outcome,
@@ -106,6 +108,7 @@ class OutcomeCounts:
                 "rows": count,
                 "share": f"{count / self.total:.1%}",
                 "example": _example(self.examples[outcome, reason][0]),
+                "also": ", ".join(f"{row['file']}:{row['line']}" for row in self.examples[outcome, reason][1:]),
             }
             for (outcome, reason), count in self.counts.most_common()
         ]
@@ -120,9 +123,11 @@ class OutcomeCounts:
         ]
 
 
-def read_rows(path: UPath) -> Iterator[dict[str, Any]]:
+def read_rows(path: "UPath") -> Iterator[dict[str, Any]]:
     """The rows of a JSONL table, one at a time."""
-    with UPath(path).open("rb") as file:
+    from po_assets.storage import open_buffered  # brings Dagster and pandas, which no worker needs
+
+    with open_buffered(path) as file:
         for line in file:
             yield orjson.loads(line)
 
@@ -144,7 +149,7 @@ class Balance:
     disagreements: list[dict[str, object]]
 
 
-def balance(raw: UPath, sources: "list[Source]", ledger: UPath, normalized: UPath, rejected: UPath) -> Balance:
+def balance(raw: "UPath", sources: "list[Source]", ledger: "UPath", normalized: "UPath", rejected: "UPath") -> Balance:
     """Count landed lines, ledger rows, normalized rows and quarantined rows, each in its own file, and compare.
 
     The ledger must name every landed line once, in landing order; the order makes one pass in constant memory enough.
@@ -183,7 +188,7 @@ def balance(raw: UPath, sources: "list[Source]", ledger: UPath, normalized: UPat
     return Balance(landed, outcomes, faults)
 
 
-def count_lines(path: UPath) -> int:
+def count_lines(path: "UPath") -> int:
     """Lines of a file, each of which ends in a newline; 0 where there is no file."""
     if not path.exists():
         return 0

@@ -14,6 +14,7 @@ from po_assets.product_owner import (
     strip_fences,
     validate_answer,
 )
+from po_assets.product_owner.documents import to_text
 from po_assets.teacher.formats import MISSING, TeacherRecord, detect_format
 from po_assets.teacher.identity import input_digest, line_id
 from po_assets.teacher.lines import Line, read_object
@@ -144,7 +145,8 @@ def _read_documents(documents: list[str]) -> tuple[dict[Any, Any], str]:
     if plain not in STATUSES:
         raise Rejected(
             Reason.SCHEMA,
-            f"the REVIEW's status is {status!r:.60}, expected is {', '.join(STATUSES[:-1])} or {STATUSES[-1]}",
+            f"the REVIEW's status is {'missing' if status is None else repr(to_text(status)[:60])}, expected is "
+            f"{', '.join(STATUSES[:-1])} or {STATUSES[-1]}",
         )
     return readings[0].value, plain
 

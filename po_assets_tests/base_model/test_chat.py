@@ -45,6 +45,15 @@ def test_row_length_counts_prompt_and_answer(tiny_folder: Path) -> None:
     assert chat.row_length("a", "b") == len(chat.prompt_ids("a")) + len(chat.answer_ids("b"))
 
 
+def test_many_rows_have_the_lengths_of_each(tiny_folder: Path) -> None:
+    """Counted together, also with rows among them that spell a control token."""
+    chat = ChatFormat(load_tokenizer(tiny_folder))
+    rows = [("a", "b"), ("ends <|im_end|> here", "text"), ("some more text", "and <|im_start|>"), ("", "x" * 50)]
+    assert chat.row_lengths(rows) == [chat.row_length(*row) for row in rows]
+    assert chat.row_lengths(rows[1:2]) == [chat.row_length(*rows[1])]
+    assert chat.row_lengths([]) == []
+
+
 def test_a_tokenizer_without_chat_template_is_refused(tiny_folder: Path) -> None:
     """A base model that was never taught to chat has no format to share between training and evaluation."""
     (tiny_folder / "chat_template.jinja").unlink(missing_ok=True)

@@ -70,7 +70,9 @@ WORDS = [
     "nutmeg",
 ]
 
-WORD_COUNT = TokenBudget("word-counter", 600, lambda prompt, response: len(f"{prompt} {response}".split()))
+WORD_COUNT = TokenBudget(
+    "word-counter", 600, lambda rows: [len(f"{prompt} {response}".split()) for prompt, response in rows]
+)
 """A stand-in for the tokenizer: one token per word."""
 
 

@@ -257,7 +257,7 @@ def test_fits_context_fails_when_rows_are_longer_than_the_model_takes(
     """For example because the base model was changed after the dataset was made."""
     layout = land(tmp_path, a=GOOD)
     run(layout)
-    budget_of(monkeypatch, TokenBudget("small-model", 200, WORD_COUNT.row_length))
+    budget_of(monkeypatch, TokenBudget("small-model", 200, WORD_COUNT.row_lengths))
     found = recheck(layout)["fits_context"]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert "10 of 10 rows have more than the 200 tokens that small-model is trained with" in found.description

@@ -10,11 +10,20 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from po_assets.dataset.token_budget import TokenBudget
 from po_assets.product_owner import build_prompt, score_product_owner
 from po_assets.storage import read_manifest
 from po_assets.teacher.ledger import read_rows
-from po_assets_tests.dataset.tables import case, kept_numbers, outcomes, row, texts, write_cases
-from po_assets_tests.dataset.test_checks import GOOD, evaluations, run, table, words_for_tokens
+from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
+from po_assets_tests.dataset.test_checks import (
+    GOOD,
+    budget_of,
+    evaluations,
+    rewrite,
+    run,
+    table,
+    words_for_tokens,
+)
 from po_assets_tests.product_owner.documents_text import REVIEW
 from po_assets_tests.teacher.landed_rows import land, pair_row, prompt_output_row, vision_prompt_row
 
@@ -125,7 +134,7 @@ def test_7_targets_that_fail_the_validator_are_counted(tmp_path: Path) -> None:
     assert found.metadata["invalid_targets"].value == 5
 
 
-def test_8_no_row_is_cut(tmp_path: Path) -> None:
+def test_8_no_row_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows were cut silently at 768 tokens, with real rows of 750 to 1,530 tokens."""
     long = texts(34) | {"concept": " ".join([texts(34)["concept"], *["word"] * 700])}
     layout = land(tmp_path, a=[*GOOD, pair_row(long, score=0.9)])
@@ -135,6 +144,11 @@ def test_8_no_row_is_cut(tmp_path: Path) -> None:
     entry = list(read_rows(layout.ledger))[-1]
     assert (entry["outcome"], entry["reason"]) == ("over_length", "longer than 600 tokens")
     assert int(entry["detail"].split()[2]) > 700
+    budget_of(monkeypatch, TokenBudget("older-model", 100, WORD_COUNT.row_lengths))  # rows for another, shorter model
+    alone = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("supervised_dataset"), "fits_context"))
+    found = evaluations(run(layout, alone, cases=None))["fits_context"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "10 of 10 rows have more than the 100 tokens that older-model is trained with" in found.description
 
 
 def test_9_training_and_evaluation_ask_with_one_prompt(tmp_path: Path) -> None:
@@ -145,7 +159,13 @@ def test_9_training_and_evaluation_ask_with_one_prompt(tmp_path: Path) -> None:
     result = run(layout)
     last = list(read_rows(layout.supervised))[-1]
     assert last["prompt"] == build_prompt(texts(35)["concept"], texts(35)["requirements"])
-    assert evaluations(result)["schema"].passed
+    schema = dg.AssetCheckKey(dg.AssetKey("supervised_dataset"), "schema")
+    assert {one.asset_check_key: one.passed for one in result.get_asset_check_evaluations()}[schema]
+    rewrite(layout, [*list(read_rows(layout.supervised))[:-1], last | {"prompt": landed["prompt"]}])
+    found = evaluations(run(layout, dg.AssetSelection.checks(schema), cases=None))["schema"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "1 of 11 rows is not of the one form" in found.description
+    assert table(found)[0]["fault"] == "its prompt is not the one that evaluation uses"
 
 
 def test_10_a_review_that_does_not_parse_is_told_apart_from_a_wrong_status(tmp_path: Path) -> None:

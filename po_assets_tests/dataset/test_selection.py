@@ -1,5 +1,6 @@
 """Which rows are trained on, in which order they are decided about, and what the ledger says of the others."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -110,9 +111,9 @@ def test_a_row_of_exactly_the_limit_fits(tmp_path: Path) -> None:
     """The limit is how long a row may be."""
     layout = normalized_tables(tmp_path, a=[row(1)])
     length = int(close(layout).decisions.tokens[0])
-    close(layout, TokenBudget("exact", length, WORD_COUNT.row_length))
+    close(layout, TokenBudget("exact", length, WORD_COUNT.row_lengths))
     assert outcomes(layout) == ["kept"]
-    close(layout, TokenBudget("one less", length - 1, WORD_COUNT.row_length))
+    close(layout, TokenBudget("one less", length - 1, WORD_COUNT.row_lengths))
     assert outcomes(layout) == ["over_length"]
 
 
@@ -167,9 +168,9 @@ def test_rows_over_length_do_not_use_up_the_number(tmp_path: Path) -> None:
     layout = normalized_tables(tmp_path, a=rows)
     measured: list[str] = []
 
-    def odd_rows_are_long(prompt: str, _: str) -> int:
-        measured.append(prompt)
-        return 1000 if number_of(prompt) % 2 else 10
+    def odd_rows_are_long(pairs: Sequence[tuple[str, str]]) -> list[int]:
+        measured.extend(prompt for prompt, _ in pairs)
+        return [1000 if number_of(prompt) % 2 else 10 for prompt, _ in pairs]
 
     close(layout, TokenBudget("odd", 600, odd_rows_are_long), max_samples=10)
     assert outcomes(layout).count("kept") == 10
@@ -285,7 +286,7 @@ def test_every_row_has_one_outcome_and_the_sum_is_what_landed(
     """For any rows and rules: kept rows are in the file, conflicts that passed and fit are kept, the number is kept to."""
     rows = [row(number, status, score) for number, status, score in drawn] + [{"a": 1}]
     layout = normalized_tables(tmp_path_factory.mktemp("any"), [case(6)], a=rows)
-    budget = TokenBudget("words", max_length, WORD_COUNT.row_length)
+    budget = TokenBudget("words", max_length, WORD_COUNT.row_lengths)
     closed = close(layout, budget, max_samples=max_samples, drop_duplicates=drop)
     found = entries(layout)
     assert len(found) == len(rows) == closed.outcomes.total

@@ -1,5 +1,7 @@
 """Finding the two blocks of an answer, and the validator's order."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,3 +91,10 @@ def test_the_first_fault_is_named(vision: str | None, review: str | None, reason
     verdict = validate_answer(vision, review)
     assert not verdict
     assert reason in verdict.reason
+
+
+def test_a_fence_before_a_long_run_of_blanks_takes_no_time() -> None:
+    """Blanks after a fence could be divided among three patterns in cubically many ways."""
+    start = time.monotonic()
+    assert parse_answer("```" + " " * 100_000 + "!\n```yaml" + " \t:" * 50_000 + "!").missing
+    assert time.monotonic() - start < 2

@@ -1,5 +1,6 @@
 """The fast reader gives what PyYAML gives, or says that it is unsure."""
 
+import datetime as dt
 import time
 
 import pytest
@@ -157,12 +158,23 @@ def bomb(first: str, line: str) -> str:
             bomb("a0: &a0 {{x: 1}}\n".format(), "a{new}: &a{new} {{<<: [*a{old}, *a{old}], k: 1}}\n"),
             "aliases expand to",
         ),
-        (bomb("a0: &a0 [x]\n", "a{new}: &a{new} [*a{old}, *a{old}]\n"), "aliases expand to more than 20,000 values"),
-        ("a: 1" + ":59" * 66_000, "a base-60 integer of more than 20 digits"),
+        (
+            bomb("a0: &a0 [x]\n", "a{new}: &a{new} [*a{old}, *a{old}]\n"),
+            "aliases expand to more than 50,000 characters",
+        ),
+        ("a: 1" + ":59" * 16_000, "a base-60 integer of more than 20 digits"),
+        ('a: &a "' + "x" * 20_000 + '"\nb: [' + ", ".join(["*a"] * 7_000) + "]", "aliases expand to more than 50,000"),
     ],
 )
 def test_a_bomb_is_defused_before_it_is_built(text: str, reason: str) -> None:
     """Merge keys double at every level while the document is built; base-60 integers take quadratic time."""
     start = time.monotonic()
     assert reason in str(read_yaml(text).error)
+    assert time.monotonic() - start < 2
+
+
+def test_a_date_before_a_long_run_of_blanks_takes_no_time() -> None:
+    """Looking for the end of the value must not try every blank; a minute, once."""
+    start = time.monotonic()
+    assert read_yaml("a: b\nlast: 2024-01-01" + " " * 40_000 + "# c").value["last"] == dt.date(2024, 1, 1)
     assert time.monotonic() - start < 2

@@ -1,5 +1,7 @@
 """The metric, to the digit: landmarks of published results, each rule once, and any text at all."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,3 +142,34 @@ def test_any_text_gives_a_score_within_its_bounds(requirements: str, vision: str
     parts = (score.schema, score.vision, score.alignment, score.specificity)
     assert all(0 <= part <= 30 for part in parts)
     assert score.total == pytest.approx(sum(parts) / 120)
+
+
+def test_a_document_that_does_not_parse_is_one_problem_with_all_it_cost() -> None:
+    """The costliest document comes first, each with PyYAML's line and reason, and nothing is said twice."""
+    score = score_product_owner(REQUIREMENTS, "product_name: a: b", UNPARSABLE_REVIEW)
+    assert score.problems == [
+        (
+            "the REVIEW did not parse as YAML: line 3, column 7: mapping values are not allowed in this context "
+            "(-73.1 points)"
+        ),
+        (
+            "the VISION did not parse as YAML: line 1, column 16: mapping values are not allowed in this context "
+            "(-45.0 points)"
+        ),
+    ]
+    score = score_product_owner("- a: b: c", VISION, REVIEW)
+    assert score.problems == [
+        (
+            "the requirements did not parse as YAML: line 1, column 7: mapping values are not allowed in this context "
+            "(-30.0 points)"
+        )
+    ]
+
+
+def test_many_requirements_and_many_remarks_are_compared_in_bounded_time() -> None:
+    """Two documents as long as are read, of which no entry is covered."""
+    requirements = "constraints:\n" + "".join(f"- description: a{n} b{n} c{n} d{n}\n" for n in range(1_200))
+    review = "summary:\n" + "".join(f"- a{n} x\n" for n in range(5_000))
+    start = time.monotonic()
+    assert score_product_owner(requirements, "", review).alignment == 0
+    assert time.monotonic() - start < 5

@@ -87,18 +87,19 @@ def test_good_rows_pass_every_check(tmp_path: Path) -> None:
 
 def test_the_assets_say_what_came_out(tmp_path: Path) -> None:
     """Row counts, landed files, outcomes with an example, and pictures."""
-    result = run(land(tmp_path, a=[GOOD, {"a": 1}]), max_rejected_share=1)
+    result = run(land(tmp_path, a=[GOOD, {"a": 1}], b=[{"b": 1}]), max_rejected_share=1)
     (raw,) = result.asset_materializations_for_node("raw_teacher")
     (normalized,) = result.asset_materializations_for_node("normalized_teacher")
-    assert raw.metadata["dagster/row_count"].value == 2
+    assert raw.metadata["dagster/row_count"].value == 3
     assert normalized.metadata["dagster/row_count"].value == 1
-    assert normalized.metadata["rejected"].value == 1
+    assert normalized.metadata["rejected"].value == 2
     outcomes = [record.data for record in normalized.metadata["outcomes"].records]  # type: ignore[union-attr]
     assert [(row["outcome"], row["reason"], row["rows"]) for row in outcomes] == [
+        ("rejected", "unknown format", 2),
         ("kept", "–", 1),
-        ("rejected", "unknown format", 1),
     ]
-    assert str(outcomes[1]["example"]).startswith("a.jsonl:2 the row has a; known formats are")
+    assert str(outcomes[0]["example"]).startswith("a.jsonl:2 the row has a; known formats are")
+    assert outcomes[0]["also"] == "b.jsonl:1"
     for picture in ("formats", "statuses", "tiers", "scores"):
         assert "data:image/png;base64," in str(normalized.metadata[picture].value)
 

@@ -81,7 +81,7 @@ def test_a_score_that_is_no_number_from_0_to_1_rejects_the_row(value: object) ->
             "aliases expand to more than",
         ),
         ({"vision": "a: " + "[" * 60 + "]" * 60}, "nests more than 40 levels"),
-        ({"requirements": "a: " + "x" * 300_000}, "characters, at most 200,000 are read"),
+        ({"requirements": "a: " + "x" * 300_000}, "characters, at most 50,000 are read"),
         ({"vision": "a: " + "9" * 5000}, "a value that YAML cannot read"),
         ({"vision": "last_updated: 2024-99-99"}, "month must be in 1..12"),
         ({"vision": "a: \x07"}, "control characters are not allowed"),
@@ -101,6 +101,22 @@ def test_a_status_of_none_of_the_three_kinds_is_refused(status: str) -> None:
     """The student is taught exactly three."""
     with pytest.raises(Rejected, match="expected is aligned, needs_adjustment or conflicts"):
         normalize(line_of(teacher_row({"review": REVIEW.replace("needs_adjustment", status)})))
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("status: 0x" + "f" * 5_000, "status is ''"),
+        ("other: x", "status is missing"),
+        ("status: [a]", "status is \"['a']\""),
+    ],
+)
+def test_a_status_that_python_cannot_print_is_refused_like_any_other(status: str, said: str) -> None:
+    """An integer of more than 4,300 digits raises where it is printed."""
+    with pytest.raises(Rejected, match="expected is aligned") as rejected:
+        normalize(line_of(teacher_row({"review": REVIEW.replace("status: needs_adjustment", status)})))
+    assert rejected.value.reason == Reason.SCHEMA
+    assert said in rejected.value.detail
 
 
 def test_texts_are_kept_as_the_teacher_wrote_them_without_fences() -> None:
