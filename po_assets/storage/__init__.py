@@ -3,7 +3,7 @@
 What a table holds belongs to the stage that makes it; how one is drawn in the UI belongs to `presentation`.
 """
 
-from po_assets.storage.atomic import atomic_directory, atomic_file
+from po_assets.storage.atomic import atomic_directory, atomic_file, published_directory
 from po_assets.storage.io_manager import JsonlIOManager
 from po_assets.storage.jsonl import StagedTable, TableStream, read_jsonl, read_jsonl_chunks, stage_jsonl, stage_lines
 from po_assets.storage.layout import Artifacts, Layout
@@ -15,6 +15,7 @@ from po_assets.storage.manifest import (
     read_manifest,
     write_manifest,
 )
+from po_assets.storage.reading import local_copy, open_buffered
 
 __all__ = [
     "Artifacts",
@@ -28,6 +29,9 @@ __all__ = [
     "digest_of",
     "directory_digest",
     "file_digest",
+    "local_copy",
+    "open_buffered",
+    "published_directory",
     "read_jsonl",
     "read_jsonl_chunks",
     "read_manifest",

@@ -1,8 +1,15 @@
 """Publication in one step: a reader sees the old artifact or the new one, never half of one.
 
-On a file system: write beside, fsync, rename, fsync the folder. In an object store an upload becomes visible as a whole
-when it completes, which gives single files the same promise; a folder there is complete when its manifest, uploaded
-last, is.
+On a file system: write beside, fsync, rename, fsync the folder.
+
+An object store has no rename and no folders. What it has is an upload that becomes visible as a whole when it
+completes, however many parts it was sent in (S3: PutObject, CompleteMultipartUpload). So
+
+- a file is uploaded under a staging name and copied over its name inside the store; the copy is such an upload;
+- a folder `models/po_student_v2` is uploaded to a prefix of its own, `models/po_student_v2/<version>/`, which nothing
+  points to yet; then one small object, `models/po_student_v2/CURRENT`, is replaced by the version's name. Readers go
+  through `published_directory`. A crash before that leaves them the old version; it and the one before stay for readers
+  that are in the middle of it, and older ones are removed with the next publication.
 """
 
 import contextlib
@@ -11,12 +18,18 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from upath import UPath
 
+POINTER = "CURRENT"
+"""The object that names the current version of a folder in an object store."""
+
 _STAGING = ".staging-"
+_KEPT_VERSIONS = 3
+"""Versions of a folder in an object store: the current one, and those a reader may still be in the middle of."""
 
 
 @contextlib.contextmanager
@@ -56,10 +69,26 @@ def atomic_directory(path: UPath | Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def published_directory(path: UPath | Path) -> UPath:
+    """Where the files of the folder `path` are: `path` itself, or in an object store the version that is current.
+
+    Read all files of a folder through one result of this, and they belong together. A folder without a pointer, as
+    `aws s3 sync` makes it, is taken as it is; whether anything is there is the reader's to find out.
+    """
+    path = UPath(path)
+    if is_local(path):
+        return path
+    try:
+        return path / path.joinpath(POINTER).read_text().strip()
+    except FileNotFoundError:
+        return path
+
+
 def staging_path(path: UPath | Path) -> UPath:
     """A fresh name beside `path`, whose folder exists afterwards."""
     path = UPath(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_local(path):  # elsewhere there are no folders to make, and a misspelt bucket must not be made
+        path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f"{_STAGING}{path.name}-{uuid.uuid4().hex[:8]}"
 
 
@@ -90,12 +119,17 @@ def _swap_directory(staging: Path, target: Path) -> None:
 
 
 def _upload(staging: Path, target: UPath) -> None:
-    if target.exists():
-        target.rmdir(recursive=True)
-    files = sorted(file for file in staging.rglob("*") if file.is_file())
-    for file in sorted(files, key=lambda file: file.name == "manifest.json"):
-        remote = target / file.relative_to(staging).as_posix()
-        remote.write_bytes(file.read_bytes())
+    version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{uuid.uuid4().hex[:8]}"
+    for file in sorted(file for file in staging.rglob("*") if file.is_file()):
+        target.fs.put_file(str(file), (target / version / file.relative_to(staging).as_posix()).path)
+    _point(target, version)
+    versions = sorted(path.name for path in target.iterdir() if path.is_dir() and path.name != version)
+    for old in versions[: -(_KEPT_VERSIONS - 1)]:
+        target.fs.rm((target / old).path, recursive=True)
+
+
+def _point(target: UPath, version: str) -> None:
+    target.fs.pipe_file((target / POINTER).path, f"{version}\n".encode())
 
 
 def _sync_tree(folder: Path) -> None:

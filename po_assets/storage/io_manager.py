@@ -23,6 +23,9 @@ class _JsonlIOManager(dg.UPathIOManager):
     def _get_path(self, context: dg.InputContext | dg.OutputContext) -> UPath:
         return self._layout.table(context.asset_key.path[-1])
 
+    def make_directory(self, path: UPath) -> None:
+        """Nothing: staging a table made its folder, and an object store has none."""
+
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
         """Publish a staged table, or write and publish a frame or a stream of frames."""
         if isinstance(obj, StagedTable):

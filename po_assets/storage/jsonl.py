@@ -14,6 +14,7 @@ from upath import UPath
 
 from po_assets.storage.atomic import is_local, publish_file, staging_path
 from po_assets.storage.manifest import Manifest, write_manifest
+from po_assets.storage.reading import open_buffered
 
 CHUNK_ROWS = 2_000
 
@@ -121,7 +122,7 @@ def _records(path: UPath) -> list[dict[str, object]]:
 
 
 def _iterate(path: UPath) -> Iterator[dict[str, object]]:
-    with UPath(path).open("rb") as file:
+    with open_buffered(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = orjson.loads(line)

@@ -110,6 +110,21 @@ class Layout:
         """Folder of training checkpoints."""
         return self.root / "models" / "checkpoints"
 
+    @property
+    def synthetic_conflicts(self) -> UPath:
+        """The conflicts rows that were made from teacher rows, as they land."""
+        return self.root / "curation" / "po_synthetic_conflicts.jsonl"
+
+    @property
+    def review_candidates(self) -> UPath:
+        """Rows and evaluation cases that a person should look at, one per line."""
+        return self.root / "curation" / "po_review_candidates.jsonl"
+
+    @property
+    def review_file(self) -> UPath:
+        """The same for a person to correct answers in."""
+        return self.root / "curation" / "po_review_candidates.yaml"
+
     def table(self, asset: str) -> UPath:
         """The JSONL file of a tabular asset.
 
@@ -121,6 +136,8 @@ class Layout:
             "normalized_teacher": self.normalized,
             "supervised_dataset": self.supervised,
             "eval_cases": self.eval_cases,
+            "synthetic_conflicts": self.synthetic_conflicts,
+            "review_candidates": self.review_candidates,
             "baseline_report": self.baseline_answers,
             "eval_report": self.student_answers,
         }
@@ -129,9 +146,33 @@ class Layout:
         return tables[asset]
 
 
+class ArtifactRootError(ValueError):
+    """An artifact root that cannot be used. The message names it and the way out."""
+
+
 def default_root() -> str:
     """`PO_ARTIFACTS_ROOT`, or `artifacts/` beside the package."""
     return os.environ.get(ROOT_VARIABLE) or str(Path(__file__).resolve().parents[2] / "artifacts")
+
+
+def artifact_root(root: str) -> UPath:
+    """The root as a path that sees what other machines write.
+
+    Raises:
+        ArtifactRootError: nothing installed here reaches such a place.
+    """
+    if "://" not in root:
+        return UPath(root)
+    try:
+        # Listings are asked for anew each time: what lands meanwhile would stay unseen by a process that lives long.
+        path = UPath(root, use_listings_cache=False)
+        path.fs  # noqa: B018 - loads what speaks the protocol
+    except (ImportError, ValueError) as error:
+        raise ArtifactRootError(
+            f"The artifact root {root!r} ({ROOT_VARIABLE}) cannot be used: {error}. Give a folder or a URL such as "
+            "s3://bucket/prefix; for S3 install the extra: pip install 'po-assets[s3]'."
+        ) from error
+    return path
 
 
 class Artifacts(dg.ConfigurableResource["Artifacts"]):
@@ -145,4 +186,4 @@ class Artifacts(dg.ConfigurableResource["Artifacts"]):
     @property
     def layout(self) -> Layout:
         """The artifacts' places under this root."""
-        return Layout(UPath(self.root))
+        return Layout(artifact_root(self.root))

@@ -11,7 +11,7 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.storage.atomic import atomic_file
+from po_assets.storage.atomic import atomic_file, published_directory
 
 _BLOCK = 1 << 20
 
@@ -40,8 +40,10 @@ def manifest_path(artifact: UPath | Path) -> UPath:
 
 def read_manifest(artifact: UPath | Path) -> Manifest | None:
     """The artifact's manifest, or None where there is none or it cannot be read."""
+    artifact = UPath(artifact)
     try:
-        return Manifest(**json.loads(manifest_path(artifact).read_text()))
+        place = manifest_path(artifact if artifact.suffix else published_directory(artifact))
+        return Manifest(**json.loads(place.read_text()))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
 

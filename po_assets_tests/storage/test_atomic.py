@@ -1,17 +1,33 @@
-"""Publication in one step, on disk and in an object store (fsspec's in-memory one)."""
+"""Publication in one step, on disk and in object stores (fsspec's in-memory one, and an S3 server)."""
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from upath import UPath
 
-from po_assets.storage import atomic_directory, atomic_file, directory_digest, file_digest
+from po_assets.storage import atomic_directory, atomic_file, directory_digest, file_digest, published_directory
+from po_assets.storage.layout import artifact_root
+from po_assets_tests.storage.s3_server import s3_server
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
-    return UPath(tmp_path) if request.param == "local" else UPath(f"memory://{uuid.uuid4().hex}")
+    name = uuid.uuid4().hex
+    match request.param:
+        case "local":
+            return UPath(tmp_path)
+        case "memory":
+            return UPath(f"memory://{name}")
+        case _:
+            return artifact_root(f"{request.getfixturevalue('bucket')}/{name}")
 
 
 def test_a_file_is_replaced_as_a_whole(folder: UPath) -> None:
@@ -40,7 +56,7 @@ def test_a_directory_is_replaced_as_a_whole(folder: UPath) -> None:
         with atomic_directory(folder / "model") as staging:
             (staging / "sub").mkdir()
             (staging / "sub" / name).write_text(name)
-    assert sorted(path.name for path in (folder / "model" / "sub").iterdir()) == ["two"]
+    assert sorted(path.name for path in (published_directory(folder / "model") / "sub").iterdir()) == ["two"]
     assert [path.name for path in folder.iterdir()] == ["model"]
 
 
@@ -51,7 +67,7 @@ def test_a_failed_directory_leaves_the_old_one(folder: UPath) -> None:
     with pytest.raises(RuntimeError), atomic_directory(folder / "model") as staging:
         (staging / "weights").write_text("half")
         raise RuntimeError
-    assert (folder / "model" / "weights").read_text() == "old"
+    assert (published_directory(folder / "model") / "weights").read_text() == "old"
     assert [path.name for path in folder.iterdir()] == ["model"]
 
 

