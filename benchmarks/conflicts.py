@@ -1,0 +1,242 @@
+"""What conflicts rows do: the same student trained with none, with those that landed, and with the share filled up.
+
+    python -m benchmarks.conflicts                     about 8 min an arm on 2 cores: training and 40 answers
+    python -m benchmarks.conflicts --arms filled       one arm; the others can follow, in any order
+    python -m benchmarks.conflicts --write docs/conflicts.md
+
+Each arm is an artifact root of its own under --root with the sample data and the evaluation cases, taken through the
+project's own functions: selection, gate, training, decoding, scores. An interrupted arm goes on from its
+last checkpoint and its last finished answers when it is started again; a finished one costs seconds.
+
+* `none`: every conflicts row is left out of the landed files.
+* `landed`: as the files are.
+* `filled`: with the rows that `synthetic_conflicts` makes for --target.
+
+The tables are markdown. With --write they replace what stands between the two markers in that file.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from po_assets.base_model import BaseModel, ensure_base_model
+from po_assets.curation.conflicts import make_conflicts
+from po_assets.curation.policy import CurationPolicy
+from po_assets.dataset.checks import supervised_dataset_checks, supervised_verdicts
+from po_assets.dataset.closing import build_supervised
+from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.dataset.gate import write_gate
+from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.token_budget import token_budget
+from po_assets.evaluation.answering import answer_cases
+from po_assets.evaluation.answers import AnswerCache
+from po_assets.evaluation.cases import cases_from_frame
+from po_assets.evaluation.scoring import score_answers
+from po_assets.evaluation.settings import Decoding
+from po_assets.evaluation.statistics import confusion_matrix, summarize
+from po_assets.product_owner import STATUSES
+from po_assets.sample_data import write_sample_data
+from po_assets.storage import Artifacts, Layout, digest_of, file_digest, local_copy, read_jsonl
+from po_assets.student.progress import Progress
+from po_assets.student.recipe import Recipe, make_recipe
+from po_assets.teacher.landing import landed_files, snapshot, sources_record
+from po_assets.teacher.ledger import read_rows
+from po_assets.teacher.pipeline import normalize_snapshot
+
+ARMS = ("none", "landed", "filled")
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+_TITLES = {"none": "no conflicts rows", "landed": "as landed", "filled": "filled up with synthetic rows"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all arms share."""
+
+    base_model: BaseModel
+    recipe: Recipe
+    decoding: Decoding
+    target: float
+    first_cases: int | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the arms asked for, then print the tables of all that are finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--root", type=Path, default=Path("build/conflicts_study"), help="where the arms are kept")
+    parser.add_argument("--target", type=float, default=0.08, help="share of conflicts rows of the arm `filled`")
+    parser.add_argument("--epochs", type=float, help="default: the profile's")
+    parser.add_argument("--base-model", help="a local folder instead of the embedded model")
+    parser.add_argument("--max-length", type=int, help="tokens of the longest row; default: the profile's")
+    parser.add_argument("--mode", default="constrained", choices=("constrained", "free"))
+    parser.add_argument("--max-new-tokens", type=int, default=Decoding().max_new_tokens)
+    parser.add_argument("--cases", type=int, help="only the first so many evaluation cases")
+    parser.add_argument("--write", type=Path, help="a markdown file with the two markers")
+    given = parser.parse_args(arguments)
+    study = Study(
+        base_model=BaseModel(base_model=given.base_model, max_length=given.max_length),
+        recipe=make_recipe({"base_model": given.base_model, "max_length": given.max_length, "epochs": given.epochs}),
+        decoding=replace(Decoding(), mode=given.mode, max_new_tokens=given.max_new_tokens),
+        target=given.target,
+        first_cases=given.cases,
+    )
+    for arm in given.arms:
+        run_arm(arm, given.root / arm, study)
+    text = tables(given.root)
+    print(text)
+    if given.write:
+        write_between_markers(given.write, text)
+
+
+def run_arm(arm: str, root: Path, study: Study) -> dict[str, Any]:
+    """Land, select, train, answer and score; the result is also kept beside the arm's artifacts."""
+    layout = Layout(UPath(root.absolute()))
+    policy = SelectionPolicy(min_conflicts_share=0.0) if arm == "none" else SelectionPolicy()
+    _land(root, arm)
+    _share_base_model(layout, study.recipe)
+    take_in(layout)
+    if arm == "filled":
+        curation = CurationPolicy(target_conflicts_share=study.target)
+        found = make_conflicts(layout, curation, policy, token_budget(study.base_model, layout))
+        print(f"{arm}: {found.verdicts['share_reached'].summary} {found.verdicts['form_is_not_telling'].summary}")
+        take_in(layout)
+    pairs, statuses = _select(layout, policy, study.base_model)
+    result = {"arm": arm, "target": study.target, "rows": len(pairs), "statuses": statuses}
+    result |= _train_and_answer(layout, pairs, study, arm)
+    (root / "result.json").write_text(json.dumps(result, indent=1))
+    return result
+
+
+def take_in(layout: Layout) -> None:
+    """Snapshot and normalize what has landed."""
+    staged, sources = snapshot(landed_files(layout.incoming), layout.raw)
+    staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
+    table, _ = normalize_snapshot(layout, sources, staged.sha256)
+    table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()
+
+
+def tables(root: Path) -> str:
+    """The finished arms as markdown: one table of all, then the statuses of each."""
+    paths = [root / arm / "result.json" for arm in ARMS]
+    results = [json.loads(path.read_text()) for path in paths if path.exists()]
+    if not results:
+        return "No arm is finished."
+    lines = [
+        (
+            "| arm | training rows | conflicts among them | steps | right status | conflicts found "
+            "| conflicts said wrongly | macro F1 | mean score | valid |"
+        ),
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for result in results:
+        matrix, cases = result["confusion"], result["cases"]
+        conflicts = result["statuses"].get("conflicts", 0)
+        right = sum(matrix[status][status] for status in STATUSES)
+        wanted = sum(matrix["conflicts"].values())
+        wrongly = sum(matrix[status]["conflicts"] for status in STATUSES if status != "conflicts")
+        lines.append(
+            f"| {_TITLES[result['arm']]} | {result['rows']} | {conflicts} ({conflicts / result['rows']:.1%}) "
+            f"| {result['steps']} | {right} of {cases} | {matrix['conflicts']['conflicts']} of {wanted} | {wrongly} "
+            f"| {result['macro_f1']:.2f} | {result['mean']:.3f} | {result['valid']} of {cases} |"
+        )
+    for result in results:
+        columns = list(next(iter(result["confusion"].values())))
+        lines += [
+            "",
+            f"**{_TITLES[result['arm']].capitalize()}**: the right status in rows, the student's in columns.",
+            "",
+            f"| | {' | '.join(columns)} |",
+            f"| --- |{' --: |' * len(columns)}",
+        ]
+        lines += [
+            f"| {status} | {' | '.join(str(count) for count in row.values())} |"
+            for status, row in result["confusion"].items()
+        ]
+    first = results[0]
+    lines += ["", f"Made with {first['model']}, {first['epochs']:g} epochs, answers {first['decoding']}."]
+    return "\n".join(lines)
+
+
+def write_between_markers(path: Path, text: str) -> None:
+    """Replace what stands between the markers.
+
+    Raises:
+        ValueError: the file has no such markers.
+    """
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{path} has no markers {BEGIN} and {END}: put them where the tables belong")
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def _land(root: Path, arm: str) -> None:
+    """The project's sample data and evaluation cases, as its generator writes them."""
+    for path in write_sample_data(root):
+        if arm == "none" and path.parent.name == "incoming":
+            lines = path.read_bytes().splitlines(keepends=True)
+            path.write_bytes(b"".join(line for line in lines if b"status: conflicts" not in line))
+
+
+def _share_base_model(layout: Layout, recipe: Recipe) -> None:
+    """The converted model of the repository's artifacts serves all arms."""
+    folder = Path(str(layout.base_models))
+    if recipe.model.kind == "embedded" and not folder.exists():
+        converted = ensure_base_model(recipe.model, Artifacts().layout)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(converted.parent, target_is_directory=True)
+
+
+def _select(
+    layout: Layout, policy: SelectionPolicy, base_model: BaseModel
+) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    budget = token_budget(base_model, layout)
+    staged, closed = build_supervised(layout, policy.rules(), read_eval_cases(layout.eval_cases), budget)
+    staged.with_manifest(extra={"outcomes": closed.outcomes.by_outcome()}).publish()
+    verdicts = supervised_verdicts(layout, policy, budget, {key.name for key in supervised_dataset_checks.check_keys})
+    write_gate(layout.supervised_gate, file_digest(layout.supervised), verdicts)
+    return [(row["prompt"], row["response"]) for row in read_rows(layout.supervised)], dict(closed.statuses)
+
+
+def _train_and_answer(layout: Layout, pairs: list[tuple[str, str]], study: Study, arm: str) -> dict[str, Any]:
+    from po_assets.evaluation.models import load_student
+    from po_assets.student.student import make_student
+
+    def say(text: str) -> None:
+        print(f"{arm}: {text}", flush=True)
+
+    spec, decoding = study.recipe.model, study.decoding
+    student = make_student(layout, pairs, study.recipe, Progress(say, every_seconds=30))
+    cases = cases_from_frame(read_jsonl(layout.eval_cases))[: study.first_cases]
+    digest = digest_of([student.manifest.sha256, spec.quantization])
+    with local_copy(layout.adapter) as adapter:
+        answers = answer_cases(
+            cases,
+            decoding,
+            AnswerCache(layout.answer_cache, digest, decoding.digest),
+            lambda: load_student(ensure_base_model(spec, layout), spec, adapter),
+            log=say,
+            name="student",
+        )
+    scored = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding.digest)
+    summary = summarize(scored)
+    return {
+        "confusion": confusion_matrix(scored),
+        "cases": len(scored),
+        "mean": summary.mean,
+        "macro_f1": summary.macro_f1,
+        "valid": sum(answer.valid for answer in scored),
+        "steps": student.manifest.extra["steps"],
+        "epochs": study.recipe.epochs,
+        "model": spec.name,
+        "decoding": decoding.described(),
+    }
+
+
+if __name__ == "__main__":
+    main()
