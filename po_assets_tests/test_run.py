@@ -88,7 +88,7 @@ def test_an_empty_landing_folder_is_one_clear_message(workplace: Path) -> None:
 
 
 def test_bad_rows_stop_the_run_at_the_right_check(workplace: Path) -> None:
-    """The check says how many, which, why and what to do; nothing is trained."""
+    """The check says how many, which, why and what to do, before the baseline is asked; nothing is trained."""
     bad = workplace / "artifacts" / "incoming" / "2026-11-bad.jsonl"
     bad.write_text("no json at all\n" * 30)
     keep_one_case(workplace)
@@ -97,6 +97,9 @@ def test_bad_rows_stop_the_run_at_the_right_check(workplace: Path) -> None:
     assert result.returncode == 1
     assert "normalized_teacher: rejected_share 30 of 409" in shown
     assert "What to do:" in shown
+    assert shown.index("the check rejected_share FAILED: 30 of 409") < shown.index(
+        "baseline: 0 of 1 answers are cached"
+    )
     assert "No gate: the student was not evaluated in this run; what it needs did not pass." in shown
     assert "Not executing" not in shown
     assert not (workplace / "artifacts" / "models" / "po_student_v2").exists()

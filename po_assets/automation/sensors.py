@@ -3,16 +3,20 @@
 How the folder is looked at belongs to `watching`.
 """
 
-from dataclasses import replace
+import time
+from pathlib import Path
 
 import dagster as dg
 
 from po_assets.automation.jobs import main_job
-from po_assets.automation.watching import FolderState, look
-from po_assets.storage import Artifacts, Layout, read_manifest
+from po_assets.automation.watching import Look, Memory, Position, listing, look
+from po_assets.storage import Artifacts, Layout, digest_of, read_manifest
 from po_assets.teacher.landing import LandingError, sources_of
+from po_assets.teacher.wording import amount, verb
 
 TEACHER_FILES = dg.AssetKey("teacher_files")
+_TAKEN_IN_BY = dg.AssetKey("raw_teacher")
+_NAMED_FILES = 5
 
 
 @dg.observable_source_asset(
@@ -23,8 +27,12 @@ TEACHER_FILES = dg.AssetKey("teacher_files")
 )
 def teacher_files(artifacts: dg.ResourceParam[Artifacts]) -> dg.ObserveResult:
     """Observe the landing folder."""
-    state = look(artifacts.layout.incoming, FolderState(), settle_seconds=0).state
-    return dg.ObserveResult(data_version=dg.DataVersion(state.digest), metadata=_metadata(state))
+    incoming = artifacts.layout.incoming
+    try:
+        seen = look(incoming, listing(incoming), Memory(), settle_seconds=0)
+    except LandingError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    return dg.ObserveResult(data_version=dg.DataVersion(seen.content), metadata=_metadata(seen))
 
 
 @dg.sensor(
@@ -37,48 +45,65 @@ def new_teacher_data(
     context: dg.SensorEvaluationContext, artifacts: dg.ResourceParam[Artifacts]
 ) -> dg.SensorResult | dg.SkipReason:
     """One run request per change of content; a reason for every tick without one."""
-    before = FolderState.from_cursor(context.cursor)
+    layout, before = artifacts.layout, Position.from_cursor(context.cursor)
     try:
-        seen = look(artifacts.layout.incoming, before)
+        found = listing(layout.incoming)
     except LandingError as error:
         return dg.SkipReason(str(error))
+    unchanged = f"The content of {amount(len(found), 'landed file')} has not changed."
+    listed = digest_of(found)
+    if before and listed == before.listing:
+        return dg.SkipReason(unchanged)
+
+    path = _memory_path(context.instance, layout)
+    memory = Memory.read(path)
+    seen = look(layout.incoming, found, memory)
+    memory.write(path)
     if seen.unsettled:
-        names = ", ".join(seen.unsettled[:5]) + (" …" if len(seen.unsettled) > 5 else "")
-        return dg.SkipReason(f"Waiting until {len(seen.unsettled)} files are no longer written to: {names}")
-    now = seen.state
-    if now.digest == before.digest:
-        # A touched file is remembered with its new time, so that it is not hashed again at every tick.
-        cursor = now.to_cursor() if now.files != before.files else context.cursor
-        return dg.SensorResult(
-            skip_reason=f"The content of {len(now.files)} landed files has not changed.", cursor=cursor
+        names = ", ".join(seen.unsettled[:_NAMED_FILES]) + " …" * (len(seen.unsettled) > _NAMED_FILES)
+        young = amount(len(seen.unsettled), "file")
+        return dg.SkipReason(
+            f"Waiting until {young} {verb(len(seen.unsettled), 'is', 'are')} no longer written to: {names}"
         )
-    if not context.cursor and _taken_in(artifacts.layout) == {name: seen.sha256 for name, seen in now.files.items()}:
-        return dg.SensorResult(
-            skip_reason=f"A run has taken in these {len(now.files)} files already.", cursor=now.to_cursor()
-        )
-    now = replace(now, changes=before.changes + 1)
+    # Without a cursor the count goes on from the clock, not from 1: a sensor that was reset must not use old run keys.
+    position = Position(listed, seen.content, before.changes if before else int(time.time()))
+    if before and seen.content == before.content:
+        return dg.SensorResult(skip_reason=unchanged, cursor=position.to_cursor())
+    if run := _whole_run_of(context.instance, layout, seen):
+        reason = f"Run {run[:8]} has taken in {amount(len(found), 'landed file')} with this content already."
+        return dg.SensorResult(skip_reason=reason, cursor=position.to_cursor())
+    position = Position(listed, seen.content, position.changes + 1)
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
                 # The number tells A → B → A from A: Dagster never launches the same key twice.
-                run_key=f"{now.changes}:{now.digest}",
-                tags={"po_assets/teacher_files": now.digest[:12]},
+                run_key=f"{position.changes}:{seen.content}",
+                tags={"po_assets/teacher_files": seen.content[:12]},
             )
         ],
         asset_events=[
-            dg.AssetObservation(TEACHER_FILES, metadata=_metadata(now), tags={"dagster/data_version": now.digest})
+            dg.AssetObservation(TEACHER_FILES, metadata=_metadata(seen), tags={"dagster/data_version": seen.content})
         ],
-        cursor=now.to_cursor(),
+        cursor=position.to_cursor(),
     )
 
 
-def _taken_in(layout: Layout) -> dict[str, str]:
-    """The files, with sha256, that the present snapshot was made from."""
+def _whole_run_of(instance: dg.DagsterInstance, layout: Layout, seen: Look) -> str | None:
+    """The run of the whole graph whose snapshot was made from these very files, if the last snapshot is one."""
     try:
-        return {source.file: source.sha256 for source in sources_of(read_manifest(layout.raw), layout.raw)}
+        taken_in = {source.file: source.sha256 for source in sources_of(read_manifest(layout.raw), layout.raw)}
     except LandingError:
-        return {}
+        return None
+    event = instance.get_latest_materialization_event(_TAKEN_IN_BY) if taken_in == seen.files else None
+    run = instance.get_run_by_id(event.run_id) if event else None
+    # Who materialized raw_teacher alone has not run the graph.
+    return run.run_id if run and run.job_name == main_job.name and not run.asset_selection else None
 
 
-def _metadata(state: FolderState) -> dict[str, int]:
-    return {"files": len(state.files), "bytes": sum(seen.size for seen in state.files.values())}
+def _memory_path(instance: dg.DagsterInstance, layout: Layout) -> Path:
+    """One memory per instance and landing folder."""
+    return Path(instance.storage_directory()) / f"teacher_files-{digest_of(str(layout.incoming))[:12]}.json"
+
+
+def _metadata(seen: Look) -> dict[str, int]:
+    return {"files": len(seen.files), "bytes": seen.size}

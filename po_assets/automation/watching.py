@@ -1,83 +1,151 @@
-"""What the landing folder holds, told cheaply and often: a file is hashed again only when its size or time changed.
+"""What the landing folder holds, told cheaply and often: one listing a look; a file is read again only when it changed.
 
-Free of Dagster; what follows from a change is the sensor's to say.
+Free of Dagster; what follows from a change is the sensor's to say. Two memories: the small `Position` travels in the
+sensor's cursor, which Dagster keeps with every tick; what is known of each file is kept in a file beside the instance
+(`Memory`), since ten thousand digests with every tick would fill its database. A lost memory costs one reading of all.
 """
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from upath import UPath
 
-from po_assets.storage import digest_of, file_digest
-from po_assets.teacher.landing import landed_files
+from po_assets.storage import atomic_file, digest_of, file_digest
+from po_assets.teacher.landing import is_landed_name, landed_files
 
 SETTLE_SECONDS = 10.0
 """A file whose last change is younger may still be being written."""
 
+_TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+"""What file systems of fsspec call the time of the last change."""
 
-@dataclass(frozen=True)
-class SeenFile:
-    """A landed file: its size in bytes, its modification time in seconds, and sha256 (hex) of its bytes."""
+
+class Stamp(NamedTuple):
+    """What a listing says of a file; it changes whenever the content does.
+
+    Size in bytes, time of the last change in seconds, and an object store's own tag of the content.
+    """
 
     size: int
     modified: float
-    sha256: str
+    tag: str = ""
+
+
+@dataclass
+class Memory:
+    """What earlier looks found out: each file's stamp and sha256 (hex), and since when a young one looks as it does."""
+
+    files: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
+    young: dict[str, tuple[Stamp, float]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Memory":
+        """The memory that `write` left; empty where there is none or it cannot be read."""
+        try:
+            record = json.loads(path.read_text())
+            return cls(
+                {name: (Stamp(*stamp), sha256) for name, (stamp, sha256) in record["files"].items()},
+                {name: (Stamp(*stamp), since) for name, (stamp, since) in record["young"].items()},
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """Keep the memory, in one step."""
+        with atomic_file(path) as file:
+            file.write(json.dumps(vars(self), separators=(",", ":")).encode())  # asdict would copy every entry
 
 
 @dataclass(frozen=True)
-class FolderState:
-    """The files of the landing folder by name, and how often the content was seen to change."""
+class Position:
+    """How far the sensor is: digests (sha256, hex) of the last listing and of names and contents, number of changes."""
 
-    files: dict[str, SeenFile] = field(default_factory=dict)
+    listing: str = ""
+    content: str = ""
     changes: int = 0
 
-    @property
-    def digest(self) -> str:
-        """sha256 (hex) over names and contents; times do not count."""
-        return digest_of({name: seen.sha256 for name, seen in self.files.items()})
-
     def to_cursor(self) -> str:
-        """The state as text for a sensor's cursor."""
-        files = {name: [seen.size, seen.modified, seen.sha256] for name, seen in self.files.items()}
-        return json.dumps({"files": files, "changes": self.changes}, separators=(",", ":"))
+        """The position as text."""
+        return json.dumps(asdict(self))
 
     @classmethod
-    def from_cursor(cls, cursor: str | None) -> "FolderState":
-        """The state that `to_cursor` wrote; empty without one, and for one that cannot be read."""
+    def from_cursor(cls, cursor: str | None) -> "Position | None":
+        """The position that `to_cursor` wrote; None without one, and for one that cannot be read."""
         try:
-            record = json.loads(cursor or "{}")
-            return cls(
-                {name: SeenFile(*seen) for name, seen in record.get("files", {}).items()}, record.get("changes", 0)
-            )
-        except (ValueError, TypeError, AttributeError):
-            return cls()
+            return cls(**json.loads(cursor or ""))
+        except (ValueError, TypeError):
+            return None
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look into the folder: the state now, and which files are too young to be taken as complete."""
+    """One look into the folder: sha256 (hex) of each file by name, and which are too young to be taken as complete."""
 
-    state: FolderState
+    files: dict[str, str]
     unsettled: list[str]
+    size: int
+    """Bytes of all files."""
+
+    @property
+    def content(self) -> str:
+        """sha256 (hex) over names and contents; times do not count."""
+        return digest_of(self.files)
 
 
-def look(incoming: UPath, before: FolderState, settle_seconds: float = SETTLE_SECONDS) -> Look:
-    """Look into the landing folder, hashing only what changed in size or time since `before`.
+def listing(incoming: UPath) -> dict[str, Stamp]:
+    """The landed files by name, from one listing of the folder.
 
     Raises:
         LandingError: the folder is missing or holds no `*.jsonl` file.
     """
+    try:
+        entries: list[dict[str, Any]] = incoming.fs.ls(incoming.path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        entries = []
+    found = {
+        name: _stamp(entry)
+        for entry in entries
+        if is_landed_name(name := str(entry["name"]).rsplit("/", 1)[-1]) and entry["type"] == "file"
+    }
+    if not found:
+        landed_files(incoming)  # raises, and says what is missing
+    return dict(sorted(found.items()))
+
+
+def look(incoming: UPath, found: dict[str, Stamp], memory: Memory, settle_seconds: float = SETTLE_SECONDS) -> Look:
+    """Read what changed since `memory` was written, which is brought up to date.
+
+    A file is complete when its last change, or the first look at it as it is now, is `settle_seconds` ago. (Of a file
+    with a time in the future, copied from a machine whose clock is wrong, only the second can be told.)
+    """
     now = time.time()
-    files: dict[str, SeenFile] = {}
-    unsettled = []
-    for path in landed_files(incoming):
-        info = path.stat()
-        known = before.files.get(path.name)
-        if known and (known.size, known.modified) == (info.st_size, info.st_mtime):
-            files[path.name] = known
-        elif now - info.st_mtime < settle_seconds:
-            unsettled.append(path.name)
+    young: dict[str, tuple[Stamp, float]] = {}
+    known: dict[str, tuple[Stamp, str]] = {}
+    for name, stamp in found.items():
+        before = memory.files.get(name)
+        if before and before[0] == stamp:
+            known[name] = before
+            continue
+        first = memory.young.get(name)
+        since = first[1] if first and first[0] == stamp else now
+        if now - stamp.modified >= settle_seconds or now - since >= settle_seconds:
+            known[name] = (stamp, file_digest(incoming / name))
         else:
-            files[path.name] = SeenFile(info.st_size, info.st_mtime, file_digest(path))
-    return Look(FolderState(files, before.changes), unsettled)
+            young[name] = (stamp, since)
+    # A file that is being written over keeps what was known of it: it may turn out to be the same again.
+    memory.files = {name: entry for name, entry in memory.files.items() if name in young} | known
+    memory.young = young
+    return Look(
+        files={name: sha256 for name, (_, sha256) in known.items()},
+        unsettled=list(young),
+        size=sum(stamp.size for stamp in found.values()),
+    )
+
+
+def _stamp(entry: dict[str, Any]) -> Stamp:
+    changed = next((entry[key] for key in _TIME_KEYS if entry.get(key) is not None), 0.0)
+    modified = changed if isinstance(changed, int | float) else changed.timestamp()
+    return Stamp(int(entry["size"] or 0), float(modified), str(entry.get("ETag") or ""))

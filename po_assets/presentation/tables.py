@@ -1,5 +1,6 @@
 """Rows as tables in Dagster's metadata, which the UI shows without unfolding anything."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
@@ -33,7 +34,8 @@ def _cell(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
-        return round(value, 4)
+        # What is no number (a missing value in pandas) is no JSON either, and the UI shows no row that holds it.
+        return round(value, 4) if math.isfinite(value) else str(value)
     # Lone surrogates (bytes that are no UTF-8) cannot be stored in the event log.
     text = str(value).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}…"

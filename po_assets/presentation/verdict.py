@@ -1,5 +1,6 @@
 """The verdict of a check: passed or not, one sentence, the offending rows, the next step."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,6 +8,8 @@ from typing import Literal
 import dagster as dg
 
 from po_assets.presentation.tables import SHOWN_ROWS, records_table
+
+_SMALL = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckRes
     metadata: dict[str, dg.MetadataValue | float | int] = {}
     if verdict.rows:
         metadata["rows"] = records_table(verdict.rows)
-    metadata |= {key: float(value) for key, value in verdict.numbers.items()}
+    metadata |= {key: _readable(value) for key, value in verdict.numbers.items()}
     metadata |= dict(verdict.extra)
     return dg.AssetCheckResult(
         passed=verdict.passed,
@@ -54,3 +57,11 @@ def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckRes
         description=check_description(verdict),
         metadata=metadata,
     )
+
+
+def _readable(number: float) -> float:
+    """Four decimals, of small numbers four digits: the UI shows as many as there are."""
+    value = float(number)
+    if not math.isfinite(value):
+        return value
+    return float(f"{value:.4g}") if abs(value) < _SMALL else round(value, 4)

@@ -2,14 +2,19 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import fsspec
 import pytest
 
 from po_assets.automation import watching
+from po_assets.automation.jobs import main_job
 from po_assets.automation.sensors import TEACHER_FILES, new_teacher_data, teacher_files
 from po_assets.storage import Artifacts, Layout
+from po_assets_tests.storage.s3_server import s3_server
 
 
 @pytest.fixture
@@ -18,105 +23,249 @@ def artifacts(tmp_path: Path) -> Artifacts:
     return Artifacts(root=str(tmp_path))
 
 
-def land(artifacts: Artifacts, name: str, content: str, age: float = 60) -> None:
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path / "instance")) as instance:
+        yield instance
+
+
+def land(artifacts: Artifacts, name: str, content: str, age: float = 60) -> Path:
     path = Path(str(artifacts.layout.incoming / name))
     path.write_text(content)
     os.utime(path, (time.time() - age, time.time() - age))
+    return path
 
 
-def tick(artifacts: Artifacts, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
-    context = dg.build_sensor_context(cursor=cursor, resources={"artifacts": artifacts})
+def tick(artifacts: Artifacts, instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"artifacts": artifacts})
     result = new_teacher_data(context)
     assert isinstance(result, dg.SensorResult | dg.SkipReason)
     return result
 
 
-def test_new_content_launches_once(artifacts: Artifacts) -> None:
+def reason(result: dg.SensorResult | dg.SkipReason) -> str:
+    skip = result if isinstance(result, dg.SkipReason) else result.skip_reason
+    assert skip is not None
+    return str(skip.skip_message)
+
+
+def test_new_content_launches_once(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
     """The second look at the same content says why it skips."""
     land(artifacts, "a.jsonl", "{}\n")
-    first = tick(artifacts)
+    first = tick(artifacts, instance)
     assert len(first.run_requests or []) == 1
     (observation,) = first.asset_events
     assert (observation.asset_key, observation.metadata["files"].value) == (TEACHER_FILES, 1)
-    second = tick(artifacts, first.cursor)
-    assert not second.run_requests
-    assert second.skip_reason.skip_message == "The content of 1 landed files has not changed."
+    assert reason(tick(artifacts, instance, first.cursor)) == "The content of 1 landed file has not changed."
 
 
-def test_the_same_content_with_a_new_time_is_no_change(artifacts: Artifacts) -> None:
+def test_the_same_content_with_a_new_time_is_no_change(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
     """Landing the same data again starts nothing, and the new time is remembered."""
     land(artifacts, "a.jsonl", "{}\n")
-    first = tick(artifacts)
+    first = tick(artifacts, instance)
     land(artifacts, "a.jsonl", "{}\n", age=30)
-    second = tick(artifacts, first.cursor)
-    assert not second.run_requests
+    second = tick(artifacts, instance, first.cursor)
+    assert reason(second) == "The content of 1 landed file has not changed."
     assert second.cursor != first.cursor
+    assert isinstance(tick(artifacts, instance, second.cursor), dg.SkipReason)
 
 
-def test_content_that_comes_back_launches_again(artifacts: Artifacts) -> None:
+def test_content_that_comes_back_launches_again(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
     """A → B → A → B: each change has its own run key, because Dagster never launches a key twice."""
     cursor, keys = None, []
     for content in ("A\n", "B\n", "A\n", "B\n"):
         land(artifacts, "a.jsonl", content, age=60 - len(keys))
-        result = tick(artifacts, cursor)
+        result = tick(artifacts, instance, cursor)
         keys += [request.run_key for request in result.run_requests]
         cursor = result.cursor
     assert len(set(keys)) == 4
 
 
-def test_a_file_that_is_still_written_to_is_waited_for(artifacts: Artifacts) -> None:
-    """Also when other files are complete: a run takes the folder as a whole."""
+def test_a_removed_and_a_renamed_file_are_changes(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
+    """The ledger names files; a row under another name is another row."""
+    path = land(artifacts, "a.jsonl", "A\n")
+    land(artifacts, "b.jsonl", "B\n")
+    cursor = tick(artifacts, instance).cursor
+    path.rename(path.with_name("c.jsonl"))
+    second = tick(artifacts, instance, cursor)
+    assert len(second.run_requests) == 1
+    path.with_name("c.jsonl").unlink()
+    assert len(tick(artifacts, instance, second.cursor).run_requests) == 1
+
+
+def test_a_file_that_is_still_written_to_is_waited_for(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
+    """Also when other files are complete: a run takes the folder as a whole. It grows, it rests, it is taken."""
     land(artifacts, "a.jsonl", "{}\n")
-    land(artifacts, "b.jsonl", "{", age=1)
-    result = tick(artifacts)
-    assert isinstance(result, dg.SkipReason)
-    assert result.skip_message == "Waiting until 1 files are no longer written to: b.jsonl"
+    for content in ("{", '{"a"', '{"a": 1}'):
+        land(artifacts, "b.jsonl", content, age=1)
+        assert reason(tick(artifacts, instance)) == "Waiting until 1 file is no longer written to: b.jsonl"
+    land(artifacts, "b.jsonl", '{"a": 1}', age=watching.SETTLE_SECONDS)
+    assert len(tick(artifacts, instance).run_requests) == 1
 
 
-@pytest.mark.parametrize(("make", "reason"), [(False, "does not exist"), (True, "holds no *.jsonl file")])
-def test_nothing_landed_is_a_reason_to_skip(tmp_path: Path, make: bool, reason: str) -> None:
+def test_a_file_from_the_future_is_taken_once_it_rests(
+    artifacts: Artifacts, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that is an hour ahead where the file comes from does not keep it waiting for an hour."""
+    land(artifacts, "a.jsonl", "{}\n", age=-3600)
+    assert reason(tick(artifacts, instance)).startswith("Waiting until 1 file")
+    now = time.time() + watching.SETTLE_SECONDS + 1
+    monkeypatch.setattr(watching.time, "time", lambda: now)
+    assert len(tick(artifacts, instance).run_requests) == 1
+
+
+@pytest.mark.parametrize(("make", "expected"), [(False, "does not exist"), (True, "holds no *.jsonl file")])
+def test_nothing_landed_is_a_reason_to_skip(
+    tmp_path: Path, instance: dg.DagsterInstance, make: bool, expected: str
+) -> None:
     """A missing and an empty folder are told apart, and files of other names do not count."""
     if make:
-        (tmp_path / "incoming").mkdir()
+        (tmp_path / "incoming" / "folder.jsonl").mkdir(parents=True)
         (tmp_path / "incoming" / "notes.txt").write_text("x")
         (tmp_path / "incoming" / ".a.jsonl").write_text("x")
-    result = tick(Artifacts(root=str(tmp_path)))
-    assert isinstance(result, dg.SkipReason)
-    assert reason in result.skip_message
+        (tmp_path / "incoming" / "folder.jsonl").rmdir()
+    assert expected in reason(tick(Artifacts(root=str(tmp_path)), instance))
 
 
-def test_only_changed_files_are_hashed_again(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tick over a folder of many files costs one look at each, not one read."""
-    for number in range(50):
-        land(artifacts, f"{number}.jsonl", f"{number}\n")
-    hashed: list[str] = []
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are read, as they are read."""
+    names: list[str] = []
     digest = watching.file_digest
-    monkeypatch.setattr(watching, "file_digest", lambda path: hashed.append(path.name) or digest(path))
-    cursor = tick(artifacts).cursor
-    assert len(hashed) == 50
+    monkeypatch.setattr(watching, "file_digest", lambda path: names.append(path.name) or digest(path))
+    return names
+
+
+def test_ten_thousand_files_are_read_once(
+    artifacts: Artifacts, instance: dg.DagsterInstance, hashed: list[str]
+) -> None:
+    """The first tick reads all, the next none, a change one; and the cursor, kept with every tick, stays small."""
+    for number in range(10_000):
+        land(artifacts, f"{number}.jsonl", f"{number}\n")
+    first = tick(artifacts, instance)
+    assert len(hashed) == 10_000
+    assert len(first.cursor) < 300
     hashed.clear()
+    began = time.process_time()
+    assert "10,000 landed files" in reason(tick(artifacts, instance, first.cursor))
+    assert time.process_time() - began < 1
+    assert hashed == []
     land(artifacts, "7.jsonl", "changed\n", age=20)
-    tick(artifacts, cursor)
+    assert len(tick(artifacts, instance, first.cursor).run_requests) == 1
     assert hashed == ["7.jsonl"]
 
 
-def test_a_cursor_that_cannot_be_read_starts_afresh(artifacts: Artifacts) -> None:
-    """One run too many is better than none for ever."""
+def test_a_lost_memory_costs_reading_and_no_run(
+    artifacts: Artifacts, instance: dg.DagsterInstance, hashed: list[str]
+) -> None:
+    """What is known of each file lies beside the instance; what decides lies in the cursor."""
+    land(artifacts, "a.jsonl", "A\n")
+    cursor = tick(artifacts, instance).cursor
+    (memory,) = Path(instance.storage_directory()).glob("teacher_files-*.json")
+    memory.write_text("{broken")
+    land(artifacts, "a.jsonl", "A\n", age=20)
+    hashed.clear()
+    assert reason(tick(artifacts, instance, cursor)) == "The content of 1 landed file has not changed."
+    assert hashed == ["a.jsonl"]
+
+
+def test_a_reset_sensor_launches_under_a_key_of_its_own(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
+    """A cursor that is gone or cannot be read: one run too many is better than none for ever."""
     land(artifacts, "a.jsonl", "{}\n")
-    assert len(tick(artifacts, "{broken").run_requests) == 1
+    first, second = tick(artifacts, instance), None
+    time.sleep(1.1)
+    second = tick(artifacts, instance, "{broken")
+    assert len({request.run_key for result in (first, second) for request in result.run_requests}) == 2
 
 
-def test_observing_gives_the_sensors_data_version(artifacts: Artifacts) -> None:
+def taken_in(artifacts: Artifacts, instance: dg.DagsterInstance, job: str, selection: list[dg.AssetKey] | None) -> None:
+    """Run raw_teacher under a job of this name."""
+    from po_assets.storage import JsonlIOManager
+    from po_assets.teacher.assets import raw_teacher
+
+    defs = dg.Definitions(
+        assets=[teacher_files, raw_teacher],
+        jobs=[dg.define_asset_job(job, selection=["raw_teacher"])],
+        resources={"artifacts": artifacts, "io_manager": JsonlIOManager(artifacts=artifacts)},
+    )
+    job_def = defs.resolve_job_def(job)
+    assert job_def.execute_in_process(instance=instance, asset_selection=selection).success
+
+
+def test_what_make_run_took_in_is_not_run_again(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
+    """Whether it happened before the first tick or between two; what is landed afterwards is run."""
+    land(artifacts, "a.jsonl", "A\n")
+    taken_in(artifacts, instance, main_job.name, None)
+    first = tick(artifacts, instance)
+    assert reason(first).endswith("has taken in 1 landed file with this content already.")
+    land(artifacts, "b.jsonl", "B\n")
+    taken_in(artifacts, instance, main_job.name, None)
+    second = tick(artifacts, instance, first.cursor)
+    assert reason(second).endswith("has taken in 2 landed files with this content already.")
+    land(artifacts, "b.jsonl", "C\n", age=40)
+    assert len(tick(artifacts, instance, second.cursor).run_requests) == 1
+
+
+def test_a_run_of_raw_teacher_alone_does_not_count(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
+    """It took the files in, and nothing after it was made."""
+    land(artifacts, "a.jsonl", "A\n")
+    taken_in(artifacts, instance, main_job.name, [dg.AssetKey("raw_teacher")])
+    assert len(tick(artifacts, instance).run_requests) == 1
+
+
+def test_a_failed_run_is_not_repeated_until_the_data_changes(
+    artifacts: Artifacts, instance: dg.DagsterInstance
+) -> None:
+    """The sensor looks at content alone: the same content would fail again, other content is tried."""
+    land(artifacts, "a.jsonl", "bad\n")
+    first = tick(artifacts, instance)
+    tags = {"dagster/run_key": first.run_requests[0].run_key}
+    instance.create_run_for_job(dg.job(name="failed")(lambda: None), status=dg.DagsterRunStatus.FAILURE, tags=tags)
+    assert reason(tick(artifacts, instance, first.cursor)) == "The content of 1 landed file has not changed."
+    land(artifacts, "a.jsonl", "good\n", age=30)
+    assert len(tick(artifacts, instance, first.cursor).run_requests) == 1
+
+
+def test_observing_gives_the_sensors_data_version(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
     """So that Dagster's staleness and the sensor speak of the same thing."""
     land(artifacts, "a.jsonl", "{}\n")
-    (observation,) = tick(artifacts).asset_events
-    with dg.instance_for_test() as instance:
-        defs = dg.Definitions(assets=[teacher_files], resources={"artifacts": artifacts})
-        job = defs.resolve_implicit_global_asset_job_def()
-        assert job.execute_in_process(instance=instance, asset_selection=[TEACHER_FILES]).success
-        record = instance.get_latest_data_version_record(TEACHER_FILES)
-    seen = record.event_log_entry.dagster_event.event_specific_data.asset_observation
-    assert seen.tags["dagster/data_version"] == observation.tags["dagster/data_version"]
+    (observation,) = tick(artifacts, instance).asset_events
+    defs = dg.Definitions(assets=[teacher_files], resources={"artifacts": artifacts})
+    job = defs.resolve_implicit_global_asset_job_def()
+    assert job.execute_in_process(instance=instance, asset_selection=[TEACHER_FILES]).success
+    (record,) = instance.fetch_observations(TEACHER_FILES, limit=1).records
+    assert record.asset_observation is not None
+    assert record.asset_observation.tags["dagster/data_version"] == observation.tags["dagster/data_version"]
+
+
+def story(artifacts: Artifacts, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing, empty of rows, being written, landed, unchanged, changed: on whatever file system."""
+    incoming = artifacts.layout.incoming
+    assert "does not exist" in reason(tick(artifacts, instance))
+    incoming.joinpath("notes.txt").write_text("x")
+    assert "holds no *.jsonl file" in reason(tick(artifacts, instance))
+    incoming.joinpath("a.jsonl").write_text("A\n")
+    assert reason(tick(artifacts, instance)).startswith("Waiting until 1 file")
+    real = time.time
+    monkeypatch.setattr(watching.time, "time", lambda: real() + watching.SETTLE_SECONDS + 1)
+    first = tick(artifacts, instance)
+    assert len(first.run_requests) == 1
+    assert first.asset_events[0].metadata["bytes"].value == 2
+    assert reason(tick(artifacts, instance, first.cursor)) == "The content of 1 landed file has not changed."
+    incoming.joinpath("a.jsonl").write_text("B\n")
+    assert len(tick(artifacts, instance, first.cursor).run_requests) == 1
+
+
+def test_a_folder_in_memory_is_watched(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An fsspec URL."""
+    fsspec.filesystem("memory").store.clear()
+    story(Artifacts(root="memory://watched"), instance, monkeypatch)
+
+
+def test_a_bucket_is_watched(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3: a long-lived process sees what others land, and a second look is one listing, not a request per file."""
+    with s3_server() as bucket:
+        story(Artifacts(root=f"{bucket}/po"), instance, monkeypatch)
 
 
 def test_the_layout_is_what_the_sensor_watches(artifacts: Artifacts) -> None:

@@ -77,3 +77,21 @@ def test_a_column_schema_has_types_and_descriptions() -> None:
     """As Dagster's catalogue shows them."""
     (column,) = column_schema({"line": ("integer", "Line number.")}).columns
     assert (column.name, column.type, column.description) == ("line", "integer", "Line number.")
+
+
+def test_no_number_on_a_page_is_longer_than_people_read() -> None:
+    """Four decimals; of small numbers four digits; counts whole."""
+    numbers = {"mean": 0.9166666666, "rate": 0.000123456, "tokens": 67023, "nothing": 0}
+    metadata = to_check_result("schema", "raw", Verdict(True, "Fine.", numbers=numbers)).metadata
+    assert {name: metadata[name].value for name in numbers} == {
+        "mean": 0.9167,
+        "rate": 0.0001235,
+        "tokens": 67023.0,
+        "nothing": 0.0,
+    }
+
+
+def test_a_missing_number_does_not_hide_its_row() -> None:
+    """NaN is no JSON: the UI shows "Could not parse record" for a row that holds it."""
+    (record,) = records_table([{"case": "EVAL-01", "status": float("nan")}]).records
+    assert record.data == {"case": "EVAL-01", "status": "nan"}

@@ -1,0 +1,171 @@
+"""Messages about failed runs and checks, posted to a local server, read from a real instance."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from po_assets.automation import notifications
+from po_assets.automation.notifications import failure_messages
+from po_assets_tests.automation.webhook import Webhook, webhook
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    for name in ("PO_NOTIFY_WARNINGS", "DAGSTER_WEBSERVER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with webhook() as hook:
+        monkeypatch.setenv("PO_NOTIFY_WEBHOOK_URL", hook.url)
+        yield hook
+
+
+def tick(instance: dg.DagsterInstance, cursor: str | None) -> tuple[str, str]:
+    """What the tick says, and its cursor."""
+    result = failure_messages(dg.build_sensor_context(instance=instance, cursor=cursor))
+    assert isinstance(result, dg.SensorResult)
+    assert result.skip_reason is not None
+    assert result.cursor is not None
+    return str(result.skip_reason.skip_message), result.cursor
+
+
+def run(instance: dg.DagsterInstance, *results: dict[str, Any], blocking: bool = False, crash: str = "") -> str:
+    """A run of an asset with checks of these results; returns its id."""
+
+    @dg.asset
+    def rows() -> None:
+        if crash:
+            raise dg.Failure(crash)
+
+    @dg.multi_asset_check(
+        specs=[dg.AssetCheckSpec(f"check_{i}", asset="rows", blocking=blocking) for i in range(len(results))]
+    )
+    def checks() -> Iterator[dg.AssetCheckResult]:
+        for i, result in enumerate(results):
+            yield dg.AssetCheckResult(asset_key="rows", check_name=f"check_{i}", **result)
+
+    assets = [rows, checks] if results else [rows]
+    return dg.materialize(assets, instance=instance, raise_on_error=False).run_id
+
+
+FAILED = {"passed": False, "description": "3 of 10 rows <are> bad.\n\n**What to do:** mend them."}
+WARNED = {"passed": False, "severity": dg.AssetCheckSeverity.WARN, "description": "1 row is odd."}
+
+
+def test_a_failed_run_is_one_message(instance: dg.DagsterInstance, hook: Webhook) -> None:
+    """Job, run, asset, check, sentence; warnings are left out, and the next tick says nothing again."""
+    said, cursor = tick(instance, None)
+    assert said == "No run failed since the last look."
+    run_id = run(instance, FAILED, WARNED, blocking=True)
+    said, cursor = tick(instance, cursor)
+    assert said == f"Posted about {run_id[:8]}."
+    (text,) = hook.texts
+    title, *points = text.splitlines()
+    assert title.endswith(f"failed* (run {run_id[:8]})")
+    assert points == ["• rows / check_0: 3 of 10 rows &lt;are&gt; bad."]
+    assert tick(instance, cursor)[0] == "No run failed since the last look."
+    assert len(hook.texts) == 1
+
+
+def test_a_failed_error_check_in_a_green_run_is_a_message(
+    instance: dg.DagsterInstance, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster shows such a run as a success. The link goes to the run where the UI's address is known."""
+    monkeypatch.setenv("DAGSTER_WEBSERVER_URL", "https://dagster.example/")
+    _, cursor = tick(instance, None)
+    run_id = run(instance, FAILED)
+    tick(instance, cursor)
+    (text,) = hook.texts
+    assert "finished with failed checks" in text.splitlines()[0]
+    assert f"<https://dagster.example/runs/{run_id}|run {run_id[:8]}>" in text
+
+
+@pytest.mark.parametrize(("setting", "count"), [("", 0), ("1", 1)])
+def test_warnings_are_told_only_when_asked_for(
+    instance: dg.DagsterInstance, hook: Webhook, monkeypatch: pytest.MonkeyPatch, setting: str, count: int
+) -> None:
+    """`PO_NOTIFY_WARNINGS=1`."""
+    monkeypatch.setenv("PO_NOTIFY_WARNINGS", setting)
+    _, cursor = tick(instance, None)
+    run(instance, WARNED)
+    tick(instance, cursor)
+    assert len(hook.texts) == count
+    assert all("• rows / check_0 (warning): 1 row is odd." in text for text in hook.texts)
+
+
+def test_a_step_that_fails_of_itself_is_told_with_its_reason(instance: dg.DagsterInstance, hook: Webhook) -> None:
+    """The sentence of `dagster.Failure`; green runs in between are not mentioned."""
+    _, cursor = tick(instance, None)
+    run(instance)
+    run(instance, crash="The landing folder does not exist.")
+    tick(instance, cursor)
+    (text,) = hook.texts
+    assert text.splitlines()[1] == "• rows: The landing folder does not exist."
+
+
+def test_many_failures_are_shortened(instance: dg.DagsterInstance, hook: Webhook) -> None:
+    """A message is to be read on a phone."""
+    _, cursor = tick(instance, None)
+    run(instance, *[FAILED] * 8)
+    tick(instance, cursor)
+    lines = hook.texts[0].splitlines()
+    assert len(lines) == 7
+    assert lines[-1] == "• and 3 more"
+
+
+def test_a_refused_message_is_said_and_tried_again(instance: dg.DagsterInstance, hook: Webhook) -> None:
+    """The tick names the reason and not the URL, which is a secret; nothing is lost or sent twice."""
+    _, cursor = tick(instance, None)
+    hook.status = 500
+    first = run(instance, FAILED)
+    second = run(instance, FAILED)
+    said, cursor = tick(instance, cursor)
+    assert said == (
+        f"The message about run {first[:8]} was not delivered: the webhook answered 500 Internal Server Error. "
+        "Tried 1 of 20 times."
+    )
+    assert "secret" not in said
+    hook.status = 200
+    said, cursor = tick(instance, cursor)
+    assert said == f"Posted about {first[:8]}, {second[:8]}."
+    assert len(hook.texts) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:9/secret", "the webhook is out of reach"),
+        ("file:///etc/passwd", "PO_NOTIFY_WEBHOOK_URL is no http(s) address"),
+    ],
+)
+def test_a_webhook_that_cannot_be_reached_gives_up_in_the_end(
+    instance: dg.DagsterInstance, hook: Webhook, monkeypatch: pytest.MonkeyPatch, url: str, expected: str
+) -> None:
+    """After so many attempts later messages get their turn."""
+    monkeypatch.setenv("PO_NOTIFY_WEBHOOK_URL", url)
+    monkeypatch.setattr(notifications, "MAX_ATTEMPTS", 2)
+    _, cursor = tick(instance, None)
+    run(instance, FAILED)
+    said, cursor = tick(instance, cursor)
+    assert expected in said
+    _, cursor = tick(instance, cursor)
+    assert tick(instance, cursor)[0] == "No run failed since the last look."
+
+
+def test_without_a_webhook_nothing_is_sent_and_old_failures_are_no_news_later(
+    instance: dg.DagsterInstance, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tick names the variable."""
+    monkeypatch.delenv("PO_NOTIFY_WEBHOOK_URL")
+    run(instance, FAILED)
+    said, cursor = tick(instance, None)
+    assert said == "PO_NOTIFY_WEBHOOK_URL is not set: no messages are sent."
+    monkeypatch.setenv("PO_NOTIFY_WEBHOOK_URL", hook.url)
+    assert tick(instance, cursor)[0] == "No run failed since the last look."
+    assert hook.texts == []

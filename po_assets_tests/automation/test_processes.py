@@ -1,0 +1,193 @@
+"""One run at a time on an artifact root, runs whose process is gone, and the instance that `make ui` starts with."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_run_for_test
+
+from po_assets.automation.processes import (
+    LOCK,
+    PROCESS_TAG,
+    end_left_over_runs,
+    left_over_runs,
+    left_over_runs_end,
+    process_tag,
+    root_of,
+)
+from po_assets.storage.lease import held
+from po_assets_tests.automation.live import LOCATION
+from po_assets_tests.automation.workplace import REPOSITORY, Workplace, make_workplace
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return make_workplace(tmp_path_factory.mktemp("place"))
+
+
+def dead_process() -> str:
+    """The tag of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    own = process_tag()[PROCESS_TAG].split("/")
+    process.wait()
+    return f"{own[0]}/{process.pid}/{time.time():.2f}"
+
+
+def test_a_run_whose_process_is_gone_is_marked_failed(instance: dg.DagsterInstance) -> None:
+    """Those of other machines, of living processes and without a tag are left alone."""
+    started = dg.DagsterRunStatus.STARTED
+    dead = create_run_for_test(instance, status=started, tags={PROCESS_TAG: dead_process()})
+    create_run_for_test(instance, status=started, tags=process_tag())
+    create_run_for_test(instance, status=started, tags={PROCESS_TAG: "another-machine/1/1.0"})
+    create_run_for_test(instance, status=started)
+    create_run_for_test(instance, status=dg.DagsterRunStatus.SUCCESS, tags={PROCESS_TAG: dead_process()})
+    assert [run.run_id for run in left_over_runs(instance)] == [dead.run_id]
+    tick = left_over_runs_end(dg.build_sensor_context(instance=instance))
+    assert isinstance(tick, dg.SkipReason)
+    assert tick.skip_message == f"Marked as failed, since their process is gone: {dead.run_id[:8]}"
+    assert instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert end_left_over_runs(instance) == []
+
+
+def test_a_number_that_another_process_has_now_is_no_sign_of_life(instance: dg.DagsterInstance) -> None:
+    """Told by the time the process started."""
+    host, pid, created = process_tag()[PROCESS_TAG].split("/")
+    tag = f"{host}/{pid}/{float(created) - 100:.2f}"
+    run = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: tag})
+    assert end_left_over_runs(instance) == [run.run_id]
+
+
+def test_a_run_that_was_being_canceled_is_canceled(instance: dg.DagsterInstance) -> None:
+    """Not failed: a person wanted it."""
+    tags = {PROCESS_TAG: dead_process()}
+    run = create_run_for_test(instance, status=dg.DagsterRunStatus.CANCELING, tags=tags)
+    end_left_over_runs(instance)
+    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
+
+
+def test_the_root_is_the_runs_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the Launchpad's config, also where it names a variable."""
+    monkeypatch.setenv("PO_ARTIFACTS_ROOT", "/default")
+    monkeypatch.setenv("ELSEWHERE", "/elsewhere")
+    assert root_of({}) == "/default"
+    assert root_of({"resources": {"artifacts": {"config": {"root": "/own"}}}}) == "/own"
+    assert root_of({"resources": {"artifacts": {"config": {"root": {"env": "ELSEWHERE"}}}}}) == "/elsewhere"
+
+
+def start(place: Workplace, *command: str) -> subprocess.Popen[str]:
+    """A process in the workplace."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *command],
+        cwd=REPOSITORY,
+        env=place.environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def read_until(process: subprocess.Popen[str], text: str, seconds: float = 90) -> str:
+    """What a process prints up to a line with this text; it is killed when that does not come in time."""
+    deadline = threading.Timer(seconds, process.kill)
+    deadline.start()
+    said = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        said += line
+        if text in line:
+            deadline.cancel()
+            return said
+    raise AssertionError(f"waited for {text!r} in:\n{said}")
+
+
+def test_a_run_waits_for_another_on_the_same_artifacts(place: Workplace) -> None:
+    """As the UI's runs do: it says so in its log, and goes on when the root is free."""
+    from upath import UPath
+
+    with held(UPath(place.root / LOCK), print):
+        run = start(place, "-m", "dagster", "asset", "materialize", "--select", "raw_teacher", "-m", LOCATION)
+        said = read_until(run, "Waiting until it ends")
+        assert f"Another run writes to {place.root} right now" in said
+        assert run.poll() is None
+        assert not (place.root / "distillation").exists()
+    rest, _ = run.communicate(timeout=60)
+    assert run.returncode == 0, rest
+    assert (place.root / "distillation" / "po_teacher_dataset.jsonl").exists()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_ended_leaves_nothing_that_blocks_the_next(place: Workplace, end: signal.Signals) -> None:
+    """`make run` killed, or stopped with Ctrl-C: the next one is not refused, and none counts as running."""
+    script = f"""
+import po_assets.definitions
+from po_assets_tests.automation.tiny_definitions import tiny_definitions
+from pathlib import Path
+po_assets.definitions.defs = tiny_definitions(Path({str(place.folder / "tiny")!r}))
+from po_assets.cli import run
+raise SystemExit(run())
+"""
+    first = start(place, "-c", script)
+    read_until(first, "lora_adapter")
+    first.send_signal(end)
+    first.communicate(timeout=60)
+    second = start(place, "-c", script)
+    said = read_until(second, "UI, with every check and picture")
+    second.wait(30)
+    assert ("its process is gone; it is marked as failed" in said) is (end == signal.SIGKILL)
+    assert "Gate" in said
+    with dg.DagsterInstance.from_config(str(place.home)) as instance:
+        statuses = {record.dagster_run.status for record in instance.get_run_records()}
+        limits = instance.event_log_storage.get_concurrency_info("gpu")
+    assert statuses <= {dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.SUCCESS}
+    assert limits.active_slot_count <= 1
+
+
+def test_the_instance_is_set_up_as_it_says(place: Workplace) -> None:
+    """`deploy/local/dagster.yaml`: quiet, one run and one GPU step at a time, dead runs found, failed gates not retried."""
+    with dg.DagsterInstance.from_config(str(place.home)) as instance:
+        assert not instance.telemetry_enabled
+        assert not instance.nux_enabled
+        assert instance.run_monitoring_enabled
+        assert instance.run_monitoring_start_timeout_seconds == 300
+        pools = instance.get_concurrency_config().pool_config
+        assert (pools.default_pool_limit, pools.pool_granularity.value) == (1, "op")
+        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 1
+        assert instance.run_retries_enabled
+        assert instance.run_retries_max_retries == 1
+        assert not instance.run_retries_retry_on_asset_or_op_failure
+        assert instance.get_settings("run_monitoring")["free_slots_after_run_end_seconds"] == 15
+
+
+@pytest.mark.parametrize(
+    ("home", "expected"),
+    [
+        ("relative/home", "DAGSTER_HOME is 'relative/home'; it has to be an absolute path"),
+        ("", "DAGSTER_HOME is not set"),
+    ],
+)
+def test_an_instance_that_cannot_be_found_is_one_sentence(tmp_path: Path, home: str, expected: str) -> None:
+    """Also where the package is installed without the repository."""
+    script = f"""
+import os, pathlib, po_assets.cli as cli
+cli._REPOSITORY = pathlib.Path({str(tmp_path)!r})
+raise SystemExit(cli.run())
+"""
+    environment = {**os.environ, "DAGSTER_HOME": home, "PO_ARTIFACTS_ROOT": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 1
+    assert expected in result.stdout

@@ -1,0 +1,51 @@
+"""The project's definitions with a tiny random base model and a training of a few steps; everything else is real."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from po_assets import definitions
+from po_assets.automation.versions import with_settings_versions
+from po_assets.base_model import BaseModel
+from po_assets.dataset.policy import SelectionPolicy
+from po_assets.evaluation.settings import DecodingSettings
+from po_assets.student.recipe import StudentRecipe
+
+RECIPE = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4}
+DECODING = {"mode": "free", "max_new_tokens": 8, "batch_size": 4, "free_cases": 0}
+SELECTION = {"min_score": 0.5}
+
+
+def tiny_definitions(
+    folder: Path,
+    *,
+    selection: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
+    decoding: dict[str, Any] | None = None,
+) -> dg.Definitions:
+    """Definitions whose defaults are these settings, as if somebody had changed them in the code."""
+    real = definitions.defs
+    base_model = BaseModel(profile="embedded", base_model=str(folder), max_length=6000)
+    parts: dict[str, tuple[Any, dict[str, Any]]] = {
+        "selection": (SelectionPolicy, {**SELECTION, **(selection or {})}),
+        "recipe": (StudentRecipe, {"base_model": base_model, "precision": "float32", **RECIPE, **(recipe or {})}),
+        "decoding": (DecodingSettings, {**DECODING, **(decoding or {})}),
+    }
+    settings: dict[str, Any] = {name: kind(**given) for name, (kind, given) in parts.items()}
+    launchpad = {name: kind.configure_at_launch(**given) for name, (kind, given) in parts.items()}
+    assets = list(real.assets or ())
+    made = [asset for asset in assets if isinstance(asset, dg.AssetsDefinition)]
+    return dg.Definitions(
+        assets=[
+            *(asset for asset in assets if asset not in made),
+            *with_settings_versions(made, base_model=base_model, **settings),
+        ],
+        asset_checks=real.asset_checks,
+        jobs=real.jobs,
+        sensors=real.sensors,
+        schedules=real.schedules,
+        resources={**(real.resources or {}), **launchpad, "base_model": base_model},
+        executor=real.executor,
+        loggers=real.loggers,
+    )

@@ -1,0 +1,68 @@
+"""A browser, and a webserver on an instance in which a bad landing stopped a run after a good one."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from po_assets.automation.jobs import main_job
+from po_assets_tests.automation.live import Server, webserver
+from po_assets_tests.automation.tiny_definitions import tiny_definitions
+from po_assets_tests.automation.workplace import Workplace, make_workplace
+
+CHROMIUM = os.environ.get("PO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's chromium; without it the tests are skipped, or fail where `PO_REQUIRE_BROWSER` is set."""
+    missing = "" if CHROMIUM else "chromium is not installed: apt-get install chromium (or set PO_CHROMIUM to its path)"
+    if not importlib.util.find_spec("playwright"):
+        missing = "playwright is not installed: pip install '.[dev]'"
+    if missing and os.environ.get("PO_REQUIRE_BROWSER"):
+        pytest.fail(missing)
+    elif missing:
+        pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        # As root, and in containers, chromium cannot make a sandbox of its own.
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def ui(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The webserver; first the browser, so that nothing is made for a test that is skipped."""
+    place = make_workplace(tmp_path_factory.mktemp("ui"))
+    run(place)
+    place.land("2026-11-bad", "no json at all", '{"some": "thing"}')
+    run(place)
+    with webserver(place) as server:
+        yield server
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A fresh page of a usual size."""
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page.set_default_timeout(30_000)
+    yield page
+    page.close()
+
+
+def run(place: Workplace) -> None:
+    """The main job, in this process."""
+    import dagster as dg
+
+    job = tiny_definitions(Path(place.folder) / "tiny").resolve_job_def(main_job.name)
+    resources = {"artifacts": {"config": {"root": str(place.root)}}}
+    with dg.DagsterInstance.from_config(str(place.home)) as instance:
+        job.execute_in_process(
+            instance=instance, raise_on_error=False, run_config={"loggers": {"console": {}}, "resources": resources}
+        )
