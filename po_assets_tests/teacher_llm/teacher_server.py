@@ -1,0 +1,200 @@
+"""An OpenAI-compatible teacher on 127.0.0.1 that misbehaves on demand, and remembers all it was asked.
+
+What it does with a request is decided by a function of the request's number and of what is asked, so that tests script
+faults. It charges for every answer it begins to write, as providers do.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from po_assets.product_owner import split_prompt
+from po_assets_tests.evaluation.scenes import GOOD
+
+PROMPT_TOKENS, COMPLETION_TOKENS = 900, 400
+
+
+@dataclass
+class Asked:
+    """One request as the server saw it."""
+
+    number: int
+    """From 1."""
+    concept: str
+    body: dict[str, Any]
+    headers: dict[str, str]
+    at: float
+    answered: bool = False
+    """A whole answer was handed to the network."""
+
+
+@dataclass
+class Does:
+    """What the server does with one request."""
+
+    status: int = 200
+    text: str = GOOD
+    finish_reason: str = "stop"
+    refusal: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytes | None = None
+    """Sent as the whole body, under application/json."""
+    error: dict[str, Any] | None = None
+    cut_after: int | None = None
+    """Characters after which the connection is closed."""
+    before: Callable[[], None] = lambda: None
+    """Called before anything is sent."""
+    after: Callable[[], None] = lambda: None
+    """Called when everything is sent."""
+    delay: float = 0.0
+    usage: bool = True
+
+
+class Teacher:
+    """A running server; `asked` holds what came in, in order."""
+
+    def __init__(self, does: Callable[[Asked], Does]) -> None:
+        self.asked: list[Asked] = []
+        self.does = does
+        self.under_way = self.most_under_way = 0
+        self.lock = threading.Lock()
+        self.url = ""
+
+    @property
+    def by_concept(self) -> Counter[str]:
+        """Requests for each concept."""
+        return Counter(asked.concept for asked in self.asked)
+
+    @property
+    def answered(self) -> Counter[str]:
+        """Whole answers given to each concept."""
+        return Counter(asked.concept for asked in self.asked if asked.answered)
+
+
+@contextlib.contextmanager
+def teacher(does: Callable[[Asked], Does] = lambda _asked: Does()) -> Iterator[Teacher]:
+    """A teacher that does what `does` says, on a free port."""
+    made = Teacher(does)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            concept = split_prompt(body["messages"][-1]["content"]).concept or ""
+            with made.lock:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                asked = Asked(len(made.asked) + 1, concept, body, headers, time.monotonic())
+                made.asked.append(asked)
+                made.under_way += 1
+                made.most_under_way = max(made.most_under_way, made.under_way)
+            try:
+                self._do(asked, made.does(asked))
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True  # the client is gone
+            finally:
+                with made.lock:
+                    made.under_way -= 1
+
+        def _do(self, asked: Asked, does: Does) -> None:
+            does.before()
+            time.sleep(does.delay)
+            if does.status != 200:
+                error = does.error or {"message": f"status {does.status}", "code": None}
+                self._send(does.status, json.dumps({"error": error}).encode(), does.headers)
+            elif does.raw is not None:
+                self._send(200, does.raw, does.headers)
+            elif asked.body.get("stream"):
+                self._stream(asked, does)
+            else:
+                self._whole(asked, does)
+            does.after()
+
+        def _send(self, status: int, content: bytes, headers: dict[str, str], cut: int | None = None) -> None:
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content[:cut])
+            self.wfile.flush()
+            self.close_connection = cut is not None
+
+        def _whole(self, asked: Asked, does: Does) -> None:
+            message = {"role": "assistant", "content": does.text, "refusal": does.refusal}
+            answer = {
+                "id": f"c{asked.number}",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "served-model",
+                "choices": [{"index": 0, "message": message, "finish_reason": does.finish_reason}],
+            } | self._usage(does)
+            self._send(200, json.dumps(answer).encode(), does.headers, does.cut_after)
+            asked.answered = does.cut_after is None
+
+        def _stream(self, asked: Asked, does: Does) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            text = does.text if does.cut_after is None else does.text[: does.cut_after]
+            for start in range(0, len(text), 200):
+                self._event({"choices": [{"index": 0, "delta": {"content": text[start : start + 200]}}]})
+            if does.cut_after is not None:
+                self.close_connection = True
+                return
+            delta = {"refusal": does.refusal} if does.refusal else {}
+            self._event({"choices": [{"index": 0, "delta": delta, "finish_reason": does.finish_reason}]})
+            if does.usage:
+                self._event({"choices": []} | self._usage(does))
+            self._chunk(b"data: [DONE]\n\n")
+            self.wfile.write(b"0\r\n\r\n")
+            self.wfile.flush()
+            asked.answered = True
+
+        def _event(self, chunk: dict[str, Any]) -> None:
+            record = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "served-model"} | chunk
+            self._chunk(b"data: " + json.dumps(record).encode() + b"\n\n")
+
+        def _chunk(self, content: bytes) -> None:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
+            self.wfile.flush()
+
+        def _usage(self, does: Does) -> dict[str, Any]:
+            if not does.usage:
+                return {}
+            total = PROMPT_TOKENS + COMPLETION_TOKENS
+            return {
+                "usage": {
+                    "prompt_tokens": PROMPT_TOKENS,
+                    "completion_tokens": COMPLETION_TOKENS,
+                    "total_tokens": total,
+                }
+            }
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    made.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def in_turn(*faults: Does) -> Callable[[Asked], Does]:
+    """The first requests get these in turn, all later ones a good answer."""
+    return lambda asked: faults[asked.number - 1] if asked.number <= len(faults) else Does()
