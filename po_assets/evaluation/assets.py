@@ -13,6 +13,7 @@ import pandas as pd
 from upath import UPath
 
 from po_assets.base_model import BaseModel
+from po_assets.compute import CRASH_RETRY, GPU_STEP, POOL
 from po_assets.evaluation.settings import ENGINE_VERSION, DecodingSettings
 from po_assets.presentation import column_schema, figure_picture, records_table
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
@@ -27,7 +28,6 @@ CODE_VERSION = f"1+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMP
 GROUP = "evaluation"
 OWNERS = ["team:po-distillation"]
 KINDS = {"python", "pytorch", "huggingface"}
-POOL = "gpu"
 _COLUMNS = column_schema(
     {
         "case_id": ("string", "The evaluation case."),
@@ -62,6 +62,8 @@ _COLUMNS = column_schema(
     owners=OWNERS,
     kinds=KINDS,
     pool=POOL,
+    op_tags={**GPU_STEP, "dagster/priority": "-1"},  # a bad landing is told of before it; it takes minutes
+    retry_policy=CRASH_RETRY,
     code_version=CODE_VERSION,
     metadata={"dagster/column_schema": _COLUMNS},
     description="One row per evaluation case: the untrained base model's answer and its score. The student is compared "
@@ -104,6 +106,8 @@ def baseline_report(
     owners=OWNERS,
     kinds=KINDS,
     pool=POOL,
+    op_tags=GPU_STEP,
+    retry_policy=CRASH_RETRY,
     code_version=CODE_VERSION,
     deps=["lora_adapter"],
     metadata={"dagster/column_schema": _COLUMNS},
@@ -209,11 +213,11 @@ def _report_metadata(evaluation: "Evaluation", html: UPath, report: UPath) -> di
         "gate": "passed" if evaluation.record.passed else "failed",
         "gate_table": records_table(
             [
-                {
+                {  # the page cuts wide tables on the right: what counts stands on the left
                     "threshold": row.name,
-                    "required": row.required,
-                    "value": row.value,
                     "verdict": "pass" if row.passed else ("FAIL" if row.severity == "ERROR" else "warning"),
+                    "value": row.value,
+                    "required": row.required,
                 }
                 for row in evaluation.record.rows
             ]

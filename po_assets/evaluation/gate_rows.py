@@ -163,8 +163,13 @@ def non_inferiority(difference: PairedDifference, thresholds: GateThresholds) ->
         summary=f"With 95 % confidence the student differs from the baseline by {difference.low:+.3f} to "
         f"{difference.high:+.3f} (paired bootstrap over {difference.cases} cases); the lower end should not be under "
         f"{margin:+.2f}. This many cases resolve a difference of {difference.smallest_resolvable:.3f}.",
-        next_step="The data leave open whether the student is worse by more than the margin. Add evaluation cases, or "
-        "look at the ones that lost most under delta_vs_baseline.",
+        next_step=(
+            "The student is worse by more than the margin, not by chance: see the cases that lost most under "
+            "delta_vs_baseline."
+            if difference.high < margin
+            else "The cases leave open whether the student is worse by more than the margin. Add evaluation cases, or "
+            "look at the ones that lost most under delta_vs_baseline."
+        ),
         numbers={
             "difference": difference.mean,
             "interval low": difference.low,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from upath import UPath
 
 from po_assets.evaluation.gate import GateRecord, write_gate
-from po_assets.storage import atomic_directory
+from po_assets.storage import atomic_directory, local_copy, published_directory
 from po_assets.storage.atomic import is_local
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ _KEPT_VERSIONS = 3
 def promote(layout: "Layout", record: GateRecord) -> UPath:
     """Make the adapter the current one; returns `layout.current`.
 
-    On a file system `current` is a symbolic link that is replaced in one step. In an object store it is a folder whose
-    manifest is uploaded last.
+    On a file system `current` is a symbolic link that is replaced in one step. In an object store it is a folder of its
+    own, whose pointer to the newest version is.
 
     Raises:
         ValueError: the record's gate did not pass.
@@ -55,19 +55,15 @@ def promoted_adapter(layout: "Layout") -> str | None:
     import json
 
     try:
-        return str(json.loads((layout.current / GATE_FILE).read_text())["adapter_sha256"])
+        return str(json.loads((published_directory(layout.current) / GATE_FILE).read_text())["adapter_sha256"])
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return None
 
 
 def _copy(layout: "Layout", target: UPath, record: GateRecord) -> None:
     with atomic_directory(target) as staging:
-        for file in layout.adapter.rglob("*"):
-            if file.is_file():
-                copy = staging / str(file.path)[len(str(layout.adapter.path)) :].lstrip("/")
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("rb") as source, copy.open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
+        with local_copy(layout.adapter) as adapter:
+            shutil.copytree(adapter, staging, dirs_exist_ok=True)
         write_gate(UPath(staging / GATE_FILE), record)
 
 

@@ -129,11 +129,19 @@ def answers_from_records(records: Iterable[Mapping[Any, Any]], source: str) -> l
     """
     names = {field.name for field in fields(ScoredAnswer)}
     try:
-        return [ScoredAnswer(**{key: value for key, value in record.items() if key in names}) for record in records]
+        return [
+            ScoredAnswer(**{key: _read(key, value) for key, value in record.items() if key in names})
+            for record in records
+        ]
     except TypeError as error:
         raise ValueError(
             f"{source} was written by another version of po_assets ({error}): materialize it again"
         ) from error
+
+
+def _read(field: str, value: Any) -> Any:
+    """A field as it was written; pandas has NaN where an answer gave no status."""
+    return None if field == "status" and not isinstance(value, str) else value
 
 
 def _conflicts(review_yaml: str) -> list[str]:

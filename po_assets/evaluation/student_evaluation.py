@@ -4,16 +4,13 @@ Reads top to bottom, free of Dagster's run time: what the two assets do. The par
 """
 
 import contextlib
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 import pandas as pd
-from upath import UPath
 
 from po_assets.base_model import BaseModelSpec, base_model_digest, ensure_base_model, require_hardware
 from po_assets.evaluation.answering import AnsweringModel, Log, answer_cases
@@ -32,8 +29,7 @@ from po_assets.evaluation.promotion import promote, promoted_adapter
 from po_assets.evaluation.report import FreeRun, build_report, free_run, now, read_report, write_report
 from po_assets.evaluation.scoring import ScoredAnswer, answers_from_records, score_answers
 from po_assets.evaluation.settings import Decoding, DecodingSettings
-from po_assets.storage import Layout, digest_of, file_digest, read_manifest
-from po_assets.storage.atomic import is_local
+from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_manifest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,21 +186,7 @@ def _loaded_once(
 ) -> Callable[[], AnsweringModel]:
     from po_assets.evaluation.models import lazily, load_student
 
-    return lazily(lambda: load_student(folder, spec, stack.enter_context(_local_folder(layout.adapter))))
-
-
-@contextlib.contextmanager
-def _local_folder(folder: UPath) -> Iterator[Path]:
-    """The folder itself where it is on this machine, else a temporary copy."""
-    if is_local(folder):
-        yield Path(str(folder))
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        for file in folder.iterdir():
-            if file.is_file():
-                with file.open("rb") as source, Path(temporary, file.name).open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
-        yield Path(temporary)
+    return lazily(lambda: load_student(folder, spec, stack.enter_context(local_copy(layout.adapter))))
 
 
 def _promote(layout: Layout, record: GateRecord) -> str:

@@ -6,6 +6,7 @@ import dagster as dg
 import pandas as pd
 
 from po_assets.base_model import BaseModelError
+from po_assets.compute import CRASH_RETRY, POOL, TRAINING_STEP
 from po_assets.presentation import line_chart
 from po_assets.product_owner import PROMPT_VERSION
 from po_assets.storage import Artifacts
@@ -23,7 +24,9 @@ CODE_VERSION = f"1+prompt.{PROMPT_VERSION}"
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "pytorch", "huggingface"},
-    pool="gpu",
+    pool=POOL,
+    op_tags=TRAINING_STEP,
+    retry_policy=CRASH_RETRY,
     code_version=CODE_VERSION,
     description="The student: a LoRA adapter (a PEFT folder) that the base model is fine-tuned with on the supervised "
     "rows. Refuses data whose checks did not pass, resumes an interrupted training, and does not train again when "

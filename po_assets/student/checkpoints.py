@@ -1,8 +1,9 @@
 """Checkpoints of a training: whole or absent, and used only by the training they belong to.
 
 A checkpoint is a folder `step-000120` with the trained matrices, the optimizer's state, the log so far, and a manifest
-with the sha256 of each file and the digest of data and recipe. It is written beside, synced and renamed. Nothing in it
-is pickled, so that reading one never runs code.
+with the sha256 of each file and the digest of data and recipe. It is published in one step. Nothing in it is pickled,
+so that reading one never runs code. They lie under the artifact root, also when that is an object store: a run that is
+retried on another node goes on from them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from po_assets.storage import Manifest, atomic_directory, digest_of, file_digest, read_manifest, write_manifest
+from po_assets.storage import (
+    Manifest,
+    atomic_directory,
+    digest_of,
+    file_digest,
+    published_directory,
+    read_manifest,
+    write_manifest,
+)
 from po_assets.student.progress import StepRecord
 
 if TYPE_CHECKING:
@@ -105,6 +114,7 @@ class CheckpointStore:
         return [path for path, manifest in manifests if manifest and manifest.inputs.get("training") == self._digest]
 
     def _problem(self, path: UPath) -> str | None:
+        path = published_directory(path)
         manifest = read_manifest(path)
         if manifest is None:
             return "its manifest is missing or damaged"
@@ -120,8 +130,9 @@ class CheckpointStore:
     def _read(self, path: UPath) -> Checkpoint:
         from safetensors.torch import load
 
-        log: list[dict[str, Any]] = json.loads((path / _LOG).read_text())
-        return Checkpoint(_step(path), load((path / _TENSORS).read_bytes()), [StepRecord(**record) for record in log])
+        folder = published_directory(path)
+        log: list[dict[str, Any]] = json.loads((folder / _LOG).read_text())
+        return Checkpoint(_step(path), load((folder / _TENSORS).read_bytes()), [StepRecord(**record) for record in log])
 
 
 def _step(path: UPath) -> int:

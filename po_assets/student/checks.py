@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from po_assets.compute import CRASH_RETRY, GPU_STEP, POOL
 from po_assets.presentation import to_check_result
 from po_assets.storage import Artifacts
 from po_assets.student.assets import lora_adapter
@@ -27,7 +28,9 @@ _SPECS = {
         dg.AssetCheckSpec(name, asset=lora_adapter, blocking=True, description=text) for name, text in _SPECS.items()
     ],
     can_subset=True,
-    pool="gpu",
+    pool=POOL,
+    op_tags=GPU_STEP,
+    retry_policy=CRASH_RETRY,
 )
 def lora_adapter_checks(
     context: dg.AssetCheckExecutionContext, artifacts: Artifacts, recipe: StudentRecipe

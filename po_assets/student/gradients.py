@@ -6,7 +6,6 @@ number of rows, batches or workers.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from po_assets.compute import available_cores
 from po_assets.student.rows import TrainingRow, collate
 
 if TYPE_CHECKING:
@@ -65,11 +65,6 @@ def make_engine(
     if reason is None:
         return FastEngine(model, parameters, workers or available_cores())
     return PlainEngine(model, parameters, batch_size, pad_id, reason)
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class FastEngine:

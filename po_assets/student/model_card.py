@@ -15,6 +15,7 @@ from typing import Any
 from upath import UPath
 
 from po_assets.base_model import EMBEDDED_MODEL
+from po_assets.compute import available_cores
 from po_assets.storage import atomic_file
 from po_assets.student.progress import duration
 from po_assets.student.recipe import Recipe
@@ -148,8 +149,6 @@ def _hardware() -> str:
 
 
 def _cpu_name() -> str:
-    from po_assets.student.gradients import available_cores
-
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

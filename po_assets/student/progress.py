@@ -55,6 +55,11 @@ class Progress:
         """Pass a line through."""
         self._say(text)
 
+    def observe(self, numbers: dict[str, float]) -> None:
+        """Pass numbers to plot through."""
+        if self._observe:
+            self._observe(numbers)
+
     def step(self, record: StepRecord, tokens_left: int) -> None:
         """Report a finished step; `tokens_left` are the tokens of the steps still to come."""
         self._seconds += record.seconds
@@ -68,11 +73,8 @@ class Progress:
             f"step {record.step}/{record.steps}, epoch {record.epoch:.2f}, loss {record.loss:.3f}, "
             f"{speed:,.0f} tokens/s, {duration(tokens_left / speed)} left, {record.memory_gib:.1f} GiB"
         )
-        if self._observe:
-            numbers = {key: float(value) for key, value in asdict(record).items() if key not in ("steps", "seconds")}
-            self._observe(
-                {f"train/{key}": value for key, value in numbers.items()} | {"train/tokens_per_second": speed}
-            )
+        numbers = {key: float(value) for key, value in asdict(record).items() if key not in ("steps", "seconds")}
+        self.observe({f"train/{key}": value for key, value in numbers.items()} | {"train/tokens_per_second": speed})
 
 
 def duration(seconds: float) -> str:

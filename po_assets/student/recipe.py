@@ -13,6 +13,7 @@ import dagster as dg
 from pydantic import Field
 
 from po_assets.base_model import BaseModel, BaseModelError, BaseModelSpec, resolve_spec
+from po_assets.compute import default_num_workers
 
 SCHEDULERS = ("cosine", "linear", "constant")
 PRECISIONS = ("auto", "bfloat16", "float32")
@@ -47,6 +48,7 @@ class Recipe:
     precision: str = "auto"
     fast_path: bool = True
     workers: int = 0
+    num_workers: int = 1
     checkpoint_seconds: float = 60.0
 
     @property
@@ -55,11 +57,13 @@ class Recipe:
         return self.batch_size * self.gradient_accumulation
 
     def numerics(self) -> dict[str, Any]:
-        """What the trained weights depend on, for their digest: neither how many workers nor how often it is saved."""
+        """What the trained weights depend on, for their digest: not how many rows side by side, nor how often saved."""
         settings = asdict(self)
         settings["model"] = {**self.model.identity(), "max_length": self.model.max_length}
         for name in ("workers", "checkpoint_seconds"):
             del settings[name]
+        if self.num_workers == 1:  # the sum of several workers rounds differently
+            del settings["num_workers"]
         return settings
 
 
@@ -152,6 +156,12 @@ def _wrong_values(r: Recipe) -> list[str]:
         ("seed", 0 <= r.seed < 2**32, "must be 0 to 2^32 - 1"),
         ("precision", r.precision in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),
         ("workers", r.workers >= 0, "must be at least 0 (0: one for each CPU core)"),
+        ("num_workers", r.num_workers >= 1, "must be at least 1"),
+        (
+            "num_workers",
+            r.num_workers < 1 or r.gradient_accumulation % r.num_workers == 0,
+            f"must divide gradient_accumulation ({r.gradient_accumulation}), so that all have the same work",
+        ),
         ("checkpoint_seconds", r.checkpoint_seconds >= 0, "must be at least 0"),
     )
     return [f"{name} is {getattr(r, name)!r}; it {text}." for name, holds, text in rules if not holds]
@@ -198,6 +208,12 @@ class StudentRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     workers: int = Field(
         default=0,
         description="Rows computed side by side on a CPU; 0 means one for each core. The result does not depend on it.",
+    )
+    num_workers: int = Field(
+        default_factory=default_num_workers,
+        description="Processes that share the training, each on a GPU of its own where there are GPUs, started by Ray "
+        "Train; they split the batches of gradient_accumulation among them. 1 needs no Ray. PO_NUM_WORKERS sets the "
+        "default, and gives the step itself no GPU on Ray.",
     )
     checkpoint_seconds: float = Field(default=60.0, description="Least time between two checkpoints.")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,14 @@ from po_assets.storage import (
     atomic_directory,
     digest_of,
     file_digest,
+    published_directory,
     read_manifest,
     write_manifest,
 )
+from po_assets.storage.lease import HeldError, held
 from po_assets.student.adapter import CONFIG, WEIGHTS, add_adapter, trainable, write_adapter
 from po_assets.student.checkpoints import CheckpointStore
+from po_assets.student.data_parallel import is_leader
 from po_assets.student.model_card import CARD, CardFacts, render_card
 from po_assets.student.progress import Progress, StepRecord
 from po_assets.student.recipe import Recipe
@@ -84,6 +87,19 @@ def make_student(layout: Layout, pairs: Sequence[tuple[str, str]], recipe: Recip
     Raises `BaseModelError`, `RecipeError`, `RowError`, `TrainingError` or `StudentRefusedError`; each message names the
     reason and the way out, and the adapter published before is untouched.
     """
+    if recipe.num_workers > 1:
+        from po_assets.student.ray_train import make_student_together
+
+        return make_student_together(layout, pairs, recipe, progress)
+    student = make_student_here(layout, pairs, recipe, progress)
+    assert student is not None  # noqa: S101 - the only worker is the leader
+    return student
+
+
+def make_student_here(
+    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: Recipe, progress: Progress
+) -> Student | None:
+    """This process's part of `make_student`: all of it, or that of one worker, of whom one returns the student."""
     require_hardware(recipe.model)
     data_sha256 = file_digest(layout.supervised)
     if reason := refusal(layout.supervised_gate, data_sha256):
@@ -95,21 +111,23 @@ def make_student(layout: Layout, pairs: Sequence[tuple[str, str]], recipe: Recip
         base_folder,
         {"supervised_dataset": data_sha256, "base_model": base_model_digest(base_folder)},
     )
-    with _training_lock(layout):
+    with _training_lock(layout, progress.say) if is_leader() else nullcontext():
         if student := _published(layout, plan):
             progress.say("Unchanged: the adapter was made from the same data, recipe and base model; nothing to train.")
-            CheckpointStore(layout.checkpoints, plan.digest, progress.say).clear()
+            if is_leader():
+                CheckpointStore(layout.checkpoints, plan.digest, progress.say).clear()
             return student
         return _train_and_publish(layout, pairs, plan, progress)
 
 
 def adapter_problem(layout: Layout) -> str | None:
     """Why the adapter folder is not what its manifest says, or None."""
-    manifest = read_manifest(layout.adapter)
+    folder = published_directory(layout.adapter)
+    manifest = read_manifest(folder)
     if manifest is None:
         return f"there is no finished adapter in {str(layout.adapter)!r} (no manifest.json)"
     for name, digest in manifest.extra.get("files", {}).items():
-        path = layout.adapter / name
+        path = folder / name
         if not path.exists():
             return f"the file {name} is missing from {str(layout.adapter)!r}"
         if file_digest(path) != digest:
@@ -119,7 +137,7 @@ def adapter_problem(layout: Layout) -> str | None:
 
 def read_log(layout: Layout) -> list[StepRecord]:
     """The training log of the published adapter."""
-    lines = (layout.adapter / LOG).read_text().splitlines()
+    lines = (published_directory(layout.adapter) / LOG).read_text().splitlines()
     return [StepRecord(**json.loads(line)) for line in lines]
 
 
@@ -127,19 +145,24 @@ def _published(layout: Layout, plan: _Plan) -> Student | None:
     manifest = read_manifest(layout.adapter)
     if manifest is None or manifest.config != plan.digest or adapter_problem(layout):
         return None
-    return Student(str(layout.adapter), manifest, read_log(layout), unchanged=True)
+    return Student(str(published_directory(layout.adapter)), manifest, read_log(layout), unchanged=True)
 
 
-def _train_and_publish(layout: Layout, pairs: Sequence[tuple[str, str]], plan: _Plan, progress: Progress) -> Student:
+def _train_and_publish(
+    layout: Layout, pairs: Sequence[tuple[str, str]], plan: _Plan, progress: Progress
+) -> Student | None:
     recipe = plan.recipe
     chat = ChatFormat(load_tokenizer(plan.base_folder))
     rows = tokenize_rows(pairs, chat, recipe.model.max_length)
     checkpoints = CheckpointStore(layout.checkpoints, plan.digest, progress.say)
-    checkpoints.drop_leftovers()
+    if is_leader():
+        checkpoints.drop_leftovers()
     progress.say(f"Base model {recipe.model.name} in {plan.precision.dtype}: {plan.precision.reason}.")
     base = load_base_model(plan.base_folder, plan.precision, quantization=recipe.model.quantization)
     model = add_adapter(base, recipe, plan.base_folder)
     trained = train(model, rows, recipe, progress, checkpoints=checkpoints, pad_id=chat.eos_id)
+    if not is_leader():
+        return None
     parameters = sum(parameter.numel() for parameter in trainable(model).values())
     try:
         with atomic_directory(layout.adapter) as staging:
@@ -154,7 +177,7 @@ def _train_and_publish(layout: Layout, pairs: Sequence[tuple[str, str]], plan: _
             "in place."
         ) from error
     checkpoints.clear()
-    return Student(str(layout.adapter), manifest, trained.log, unchanged=False)
+    return Student(str(published_directory(layout.adapter)), manifest, trained.log, unchanged=False)
 
 
 def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, parameters: int, rows: int) -> Manifest:
@@ -197,25 +220,13 @@ def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, p
 
 
 @contextmanager
-def _training_lock(layout: Layout) -> Iterator[None]:
-    """One training per artifact root at a time; the operating system frees the lock of a killed process.
-
-    An object store has no locks; there the pool `gpu` of the Dagster instance keeps trainings apart.
-    """
-    from filelock import FileLock, Timeout
-
-    from po_assets.storage.atomic import is_local
-
-    if not is_local(layout.adapter):
-        yield
-        return
-    path = Path(str(layout.adapter.parent)) / ".lora_adapter.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _training_lock(layout: Layout, say: Callable[[str], None]) -> Iterator[None]:
+    """One training per artifact root at a time; the lock of a killed process is freed (at once on a file system)."""
     try:
-        with FileLock(path, timeout=0):
+        with held(layout.adapter.parent / ".lora_adapter.lock", say):
             yield
-    except Timeout as error:
+    except HeldError as error:
         raise StudentRefusedError(
-            f"Another run is training into {str(layout.adapter)!r} right now. Wait for it to end, then materialize "
-            "lora_adapter again."
+            f"Another run is training into {str(layout.adapter)!r} right now ({error}). Wait for it to end, then "
+            "materialize lora_adapter again."
         ) from error

@@ -15,7 +15,7 @@ import dagster as dg
 
 from po_assets.base_model import BaseModelError, ChatFormat, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.presentation import Verdict
-from po_assets.storage import Layout, file_digest, read_jsonl, read_manifest
+from po_assets.storage import Layout, file_digest, local_copy, read_jsonl, read_manifest
 from po_assets.student.progress import StepRecord
 from po_assets.student.recipe import Recipe
 from po_assets.student.rows import NOT_TRAINED, RowError, TrainingRow, collate, tokenize_rows
@@ -56,7 +56,8 @@ class StudentUnderTest:
                 f"The adapter loads onto {self._recipe.model.name}: {len(matrices):,} matrices, "
                 f"{sum(m.numel() for m in matrices.values()):,} finite numbers."
                 if not faults
-                else f"{len(faults):,} matrices of the adapter are missing, left over or not finite."
+                else f"Of the adapter's {len(matrices):,} matrices {len(faults):,} "
+                f"{'is' if len(faults) == 1 else 'are'} missing, left over or not finite."
             ),
             next_step=f"{_AGAIN}; if numbers are not finite, with a lower learning_rate.",
             rows=faults,
@@ -162,8 +163,7 @@ class StudentUnderTest:
         try:
             folder = ensure_base_model(self._recipe.model, self._layout)
             base = load_base_model(folder, quantization=self._recipe.model.quantization)
-            # A copy on this machine, should the artifacts be in an object store.
-            with _local(self._layout) as adapter:
+            with local_copy(self._layout.adapter) as adapter:
                 loaded: PeftModel = PeftModel.from_pretrained(base, adapter).eval()
         except (BaseModelError, OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -174,7 +174,7 @@ class StudentUnderTest:
 
         from po_assets.student.adapter import WEIGHTS
 
-        with _local(self._layout) as adapter, safe_open(f"{adapter}/{WEIGHTS}", "pt") as file:
+        with local_copy(self._layout.adapter) as adapter, safe_open(f"{adapter}/{WEIGHTS}", "pt") as file:
             return set(file.keys())
 
 
@@ -278,17 +278,3 @@ def _marked(parts: Sequence[dict[str, object]]) -> str:
         f"~~~~\n{part['text']}\n~~~~"
         for part in parts
     )
-
-
-def _local(layout: Layout) -> Any:
-    """The adapter's folder as a local path."""
-    from contextlib import nullcontext
-    from tempfile import TemporaryDirectory
-
-    from po_assets.storage.atomic import is_local
-
-    if is_local(layout.adapter):
-        return nullcontext(str(layout.adapter))
-    copy = TemporaryDirectory()
-    layout.adapter.fs.get(layout.adapter.path, copy.name, recursive=True)
-    return copy

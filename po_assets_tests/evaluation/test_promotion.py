@@ -8,7 +8,7 @@ from upath import UPath
 
 from po_assets.evaluation.gate import GateRecord, evaluate_gate, gate_path, gate_table, load_gate, write_gate
 from po_assets.evaluation.promotion import promote, promoted_adapter
-from po_assets.storage import Layout
+from po_assets.storage import Layout, published_directory
 from po_assets_tests.evaluation.scenes import both_sides
 
 
@@ -82,7 +82,7 @@ def test_an_object_store_gets_a_folder_with_the_record(tmp_path: Path) -> None:
     layout = Layout(UPath("memory://promotion"))
     train(layout, "first")
     promote(layout, record("1"))
-    assert (layout.current / "adapter_model.safetensors").read_text() == "first"
+    assert (published_directory(layout.current) / "adapter_model.safetensors").read_text() == "first"
     assert promoted_adapter(layout) == "1" * 64
 
 

@@ -1,5 +1,6 @@
 """Runs `make_student` in a process that kills itself with SIGKILL at a chosen moment; for test_crash."""
 
+import functools
 import os
 import signal
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import peft  # noqa: F401  # loaded once by the fork server, so that each process starts at once
 import torch
 import transformers  # noqa: F401
-from upath import UPath
 
 from po_assets.storage import Layout, atomic
+from po_assets.storage.layout import artifact_root
 from po_assets.student import checkpoints, gradients, student
 from po_assets.student.progress import Progress
 from po_assets_tests.student.tiny_training import PAIRS, tiny_recipe
@@ -20,8 +21,8 @@ def die(*_args: Any, **_options: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make(root: Path, moment: str = "", at: int = 1) -> None:
-    """Train and publish; die at the `at`-th time that `moment` comes."""
+def make(root: Path, moment: str = "", at: int = 1, artifacts: str = "") -> None:
+    """Train and publish (into `artifacts`, where that is not `root`); die at the `at`-th time that `moment` comes."""
     torch.set_num_threads(1)
     left = [at]
 
@@ -44,13 +45,18 @@ def make(root: Path, moment: str = "", at: int = 1) -> None:
             checkpoints.write_manifest = dying(checkpoints.write_manifest)
         case "between the renames of a checkpoint":
             atomic._swap_directory = dying(atomic._swap_directory)
+        case "between upload and pointer":
+            atomic._point = dying(atomic._point)
         case "while the adapter is written":
             student.render_card = dying(student.render_card)
         case "before the adapter's manifest":
             student.write_manifest = dying(student.write_manifest)
         case "after the adapter is published":
             checkpoints.CheckpointStore.clear = dying(checkpoints.CheckpointStore.clear)
+    student.held = functools.partial(student.held, renew=0.2, expire=1.0)  # for the lease of one that was killed
     recipe = tiny_recipe(root / "tiny", checkpoint_seconds=0.0, dropout=0.1)
     lines = (root / "log.txt").open("a", buffering=1)
-    made = student.make_student(Layout(UPath(root)), PAIRS, recipe, Progress(lambda line: lines.write(line + "\n")))
+    made = student.make_student(
+        Layout(artifact_root(artifacts or str(root))), PAIRS, recipe, Progress(lambda line: lines.write(line + "\n"))
+    )
     lines.write(f"done, unchanged={made.unchanged}, resumed at {made.manifest.extra['resumed_at']}\n")

@@ -173,7 +173,7 @@ def test_loads_fails_on_missing_and_on_broken_matrices(layout: Layout, change: A
     rewrite_weights(layout, change)
     loads = run_checks(layout)["loads"]
     assert not loads.passed
-    assert "1 matrices of the adapter are missing, left over or not finite" in str(loads.description)
+    assert "matrices 1 is missing, left over or not finite" in str(loads.description)
     (record,) = loads.metadata["rows"].records
     assert record.data["fault"] == fault
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from upath import UPath
 
+from po_assets.storage.atomic import POINTER
 from po_assets.student import training
 from po_assets.student.checkpoints import KEPT, Checkpoint, CheckpointStore
 from po_assets.student.progress import StepRecord
@@ -164,7 +165,7 @@ def test_half_written_folders_of_a_killed_run_are_removed(tmp_path: Path):
 
 
 def test_checkpoints_live_in_an_object_store_too():
-    """A store without renames: the manifest, uploaded last, is what makes a checkpoint whole."""
+    """A store without renames: the pointer, uploaded last, is what makes a checkpoint whole."""
     folder = UPath("memory://po-test/checkpoints")
     lines: list[str] = []
     checkpoints = CheckpointStore(folder, "this", lines.append)
@@ -173,7 +174,7 @@ def test_checkpoints_live_in_an_object_store_too():
     latest = checkpoints.latest()
     assert latest is not None
     assert latest.step == 3
-    (folder / "step-000003" / "manifest.json").unlink()
+    (folder / "step-000003" / POINTER).unlink()
     latest = checkpoints.latest()
     assert latest is not None
     assert latest.step == 2

@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_previous_adapter(layout: Layout, monkeypatch: py
 
 def test_two_trainings_at_once_do_not_mix(layout: Layout):
     """The second one is told to wait."""
-    with student._training_lock(layout), pytest.raises(StudentRefusedError, match="Another run is training"):
+    with student._training_lock(layout, print), pytest.raises(StudentRefusedError, match="Another run is training"):
         make(layout)
     assert make(layout)[0].log
 

@@ -1,0 +1,59 @@
+"""GPUs: demanded where there is none, by runs without the command line's preflight (UI, sensor); used where there is one."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import torch
+
+from po_assets.base_model import best_device, require_hardware, resolve_spec
+from po_assets.definitions import defs
+from po_assets.student.progress import Progress
+from po_assets.student.student import make_student
+from po_assets_tests.student.tiny_training import PAIRS, make_artifacts, tiny_recipe
+
+
+@pytest.mark.parametrize("asset", ["lora_adapter", "baseline_report", "eval_report"])
+def test_each_asset_refuses_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asset: str) -> None:
+    """With one sentence, once, and without a file written or a model looked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    layout = make_artifacts(tmp_path / "artifacts")
+    case = '{"case_id": "EVAL-01", "tier": "simple", "concept": "C", "requirements_yaml": "title: R", '
+    case += '"reference_vision_yaml": "a: 1", "reference_review_yaml": "a: 1", "status": "aligned"}\n'
+    layout.eval_cases.parent.mkdir(parents=True)
+    layout.eval_cases.write_text(case)
+    layout.baseline_answers.write_text("")
+    layout.adapter.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+        asset_selection=[dg.AssetKey(asset)],
+        run_config={
+            "resources": {
+                "artifacts": {"config": {"root": str(layout.root)}},
+                "base_model": {"config": {"profile": "paper"}},
+            }
+        },
+        raise_on_error=False,
+    )
+    (failure,) = result.get_step_failure_events()
+    description = failure.step_failure_data.user_failure_data.description
+    assert description.startswith("The profile 'paper' needs a CUDA GPU")
+    assert "PO_PROFILE=embedded" in description
+    assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_the_embedded_profile_takes_what_there_is(monkeypatch: pytest.MonkeyPatch, gpu: bool, device: str) -> None:
+    """It refuses nowhere, and loads its model onto a GPU where PyTorch sees one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    require_hardware(resolve_spec("embedded"))
+    assert best_device() == device
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
+def test_training_computes_on_the_gpu(tmp_path: Path) -> None:
+    """Through the model's own kernels."""
+    layout = make_artifacts(tmp_path)
+    student = make_student(layout, PAIRS, tiny_recipe(tmp_path / "tiny"), Progress(lambda _line: None))
+    assert "plain path (the model is on a GPU" in student.manifest.extra["engine"]
