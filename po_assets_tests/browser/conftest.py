@@ -17,7 +17,7 @@ from po_assets_tests.automation.workplace import Workplace, make_workplace
 CHROMIUM = os.environ.get("PO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's chromium; without it the tests are skipped, or fail where `PO_REQUIRE_BROWSER` is set."""
     missing = "" if CHROMIUM else "chromium is not installed: apt-get install chromium (or set PO_CHROMIUM to its path)"
@@ -29,6 +29,7 @@ def browser() -> Iterator[Any]:
         pytest.skip(missing)
     from playwright.sync_api import sync_playwright
 
+    # Until it is closed, an event loop runs in this thread, beside which nobody else's `asyncio.run` works.
     with sync_playwright() as driver:
         # As root, and in containers, chromium cannot make a sandbox of its own.
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
@@ -36,7 +37,7 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ui(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The webserver; first the browser, so that nothing is made for a test that is skipped."""
     place = make_workplace(tmp_path_factory.mktemp("ui"))
