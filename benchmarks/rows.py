@@ -9,6 +9,7 @@ those of real teachers, so each gets notes made of the sentences of rows before 
 rows 5 GB.
 
 * `ours`: raw_teacher, normalized_teacher and supervised_dataset with all their checks, materialized by Dagster.
+* `unchecked`: the same without the checks, which neither of the others has.
 * `plain`: the same work the obvious way: json.loads, PyYAML's SafeLoader, one process, one DataFrame. It writes the
   same normalized rows, ledger and training rows and runs no check. It is given the benefit of reading each document
   once.
@@ -34,6 +35,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,7 @@ def _processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def materialize(root: Path, _: RowLengths, *, keep_all: bool) -> dict[str, float]:
+def materialize(root: Path, _: RowLengths, *, keep_all: bool, checked: bool = True) -> dict[str, float]:
     """Our way: the assets and their checks, by Dagster; seconds per step."""
     import dagster as dg
 
@@ -114,8 +116,9 @@ def materialize(root: Path, _: RowLengths, *, keep_all: bool) -> dict[str, float
 
     artifacts = Artifacts(root=str(root))
     policy = SelectionPolicy(max_samples=None) if keep_all else SelectionPolicy()
+    checks = [*teacher_checks, *dataset_checks] if checked else []
     result = dg.materialize(
-        [raw_teacher, normalized_teacher, eval_cases, supervised_dataset, *teacher_checks, *dataset_checks],
+        [raw_teacher, normalized_teacher, eval_cases, supervised_dataset, *checks],
         resources={
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
@@ -268,12 +271,14 @@ def _as_pair(row: dict[str, Any]) -> dict[str, str]:
 
 WAYS: dict[str, Callable[..., dict[str, float]]] = {
     "ours": materialize,
+    "unchecked": partial(materialize, checked=False),
     "plain": plain,
     "datasets": hugging_face,
 }
 
 
-LIBRARIES = {"ours": ("dagster", "matplotlib.figure"), "plain": ("pandas",), "datasets": ("datasets", "pyarrow")}
+OURS = ("dagster", "matplotlib.figure")
+LIBRARIES = {"ours": OURS, "unchecked": OURS, "plain": ("pandas",), "datasets": ("datasets", "pyarrow")}
 
 
 def _measure(way: str, folder: Path, *, keep_all: bool, limit: float | None) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from po_assets.automation.console import console
 from po_assets.automation.executors import step_executor
 from po_assets.automation.jobs import ask_teacher, candidates_for_people, conflicts_on_demand, main_job
 from po_assets.automation.notifications import failure_messages
-from po_assets.automation.processes import left_over_runs_end, one_run_per_root_executor
+from po_assets.automation.processes import left_over_runs_end
 from po_assets.automation.schedules import nightly_catch_up
 from po_assets.automation.sensors import new_teacher_data, teacher_files
 from po_assets.automation.versions import with_settings_versions
@@ -77,7 +77,6 @@ defs = dg.Definitions(
         "teacher_llm": TeacherLLM.configure_at_launch(),
         "batch_plan": BatchPlan.configure_at_launch(),
     },
-    # One process per run: the steps of one machine wait for each other anyway, and each would import torch anew.
-    executor=step_executor(one_run_per_root_executor),
+    executor=step_executor(),
     loggers={"console": console},
 )

@@ -7,11 +7,13 @@ import os
 
 import dagster as dg
 
+from po_assets.automation.processes import one_run_per_root
+
 EXECUTOR_VARIABLE = "PO_EXECUTOR"
 
 
-def step_executor(in_process: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
-    """What `PO_EXECUTOR` names: `in_process` (the given one; the default), `ray` or `kubernetes`.
+def step_executor() -> dg.ExecutorDefinition:
+    """What `PO_EXECUTOR` names: `in_process` (the default), `ray` or `kubernetes`; one run per artifact root in each.
 
     Raises:
         ValueError: the variable names something else, or something that is not installed.
@@ -20,7 +22,8 @@ def step_executor(in_process: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
     try:
         match name:
             case "in_process":
-                return in_process
+                # One process per run: the steps of one machine wait for each other anyway, and each would import torch.
+                return one_run_per_root(dg.in_process_executor)
             case "ray":
                 from po_assets.automation.ray_steps import ray_step_executor
 
@@ -28,8 +31,7 @@ def step_executor(in_process: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
             case "kubernetes":
                 import dagster_k8s
 
-                executor: dg.ExecutorDefinition = dagster_k8s.k8s_job_executor
-                return executor
+                return one_run_per_root(dagster_k8s.k8s_job_executor)
     except ImportError as error:
         raise ValueError(
             f"{EXECUTOR_VARIABLE} is {name!r}, and {error.name} is not installed: pip install 'po-assets[{name}]'."

@@ -100,19 +100,19 @@ def left_over_runs_end(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 
 
 class OneRunPerRootExecutor(dg.Executor):
-    """Dagster's in-process executor, under the artifact root's lock, and with gates that hold across runs."""
+    """An executor under the artifact root's lock, and with gates that hold across runs."""
 
     def __init__(self, inner: dg.Executor) -> None:
         self._inner = inner
 
     @property
     def retries(self) -> RetryMode:
-        """As the in-process executor has them."""
+        """As the wrapped executor has them."""
         return self._inner.retries
 
     @property
     def step_dependency_config(self) -> Any:
-        """As the in-process executor has it."""
+        """As the wrapped executor has it."""
         return self._inner.step_dependency_config
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
@@ -130,12 +130,18 @@ class OneRunPerRootExecutor(dg.Executor):
             yield from self._inner.execute(plan_context, execution_plan)
 
 
-@dg.executor(name="in_process", config_schema=cast("Any", dg.in_process_executor.config_schema))
-def one_run_per_root_executor(init_context: dg.InitExecutorContext) -> OneRunPerRootExecutor:
-    """All steps in the run's process; runs on the same artifact root one after the other."""
-    create = dg.in_process_executor.executor_creation_fn
+def one_run_per_root(inner: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
+    """The executor with the same name and config; its runs on one artifact root come one after the other."""
+    create = inner.executor_creation_fn
     assert create is not None  # noqa: S101 - for the type checker
-    return OneRunPerRootExecutor(create(init_context))
+
+    return dg.ExecutorDefinition(
+        name=inner.name,
+        config_schema=cast("Any", inner.config_schema),  # may be given what it gives back
+        requirements=inner.get_requirements,
+        executor_creation_fn=lambda init_context: OneRunPerRootExecutor(create(init_context)),
+        description=inner.description,
+    )
 
 
 def root_of(run_config: Mapping[str, Any]) -> str:

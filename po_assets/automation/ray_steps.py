@@ -21,6 +21,7 @@ from dagster_ray import ray_executor
 from dagster_ray.configs import RayExecutionConfig
 from dagster_ray.core.executor import RayStepHandler
 
+from po_assets.automation.processes import one_run_per_root
 from po_assets.compute import GPUS_VARIABLE
 
 AUTOSCALING_VARIABLE = "PO_RAY_AUTOSCALING"
@@ -157,4 +158,4 @@ def _ray_step_executor(init_context: dg.InitExecutorContext) -> _FittingExecutor
     return _FittingExecutor(inner, handler.client.get_address())
 
 
-ray_step_executor = _ray_step_executor.configured({"ray": {}}, name="ray")
+ray_step_executor = one_run_per_root(_ray_step_executor).configured({"ray": {}}, name="ray")
