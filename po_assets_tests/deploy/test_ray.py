@@ -127,14 +127,14 @@ def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
         return False
 
     try:
-        wait_until(answers, 120, "the Dagster UI")
+        wait_until(answers, 240, "the Dagster UI")
         names = {process.name() for process in marked_processes(mark)}
         assert {"raylet", "gcs_server"} <= names
         listening = [c.laddr.ip for p in marked_processes(mark) for c in p.net_connections() if c.status == "LISTEN"]
         assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
     finally:
         ui.send_signal(signal.SIGINT)
-        ui.wait(60)
+        ui.wait(180)
     assert marked_processes(mark) == []
 
 
