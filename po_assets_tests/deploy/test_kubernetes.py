@@ -4,6 +4,7 @@ The chart itself could not be had here. What its templates make of `values.yaml`
 chart's documentation.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -123,7 +124,9 @@ def code_server(context: dict[str, Any], image: str, environment: dict[str, str]
         yield port
     finally:
         process.terminate()
-        process.wait(20)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it ends its own children first
+            process.wait(60)
+        process.kill()
 
 
 def press_materialize(instance: dg.DagsterInstance, port: int) -> str:
