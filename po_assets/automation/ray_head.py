@@ -91,6 +91,8 @@ def main() -> int:
 
     from po_assets.automation.ray_steps import DASHBOARD_VARIABLE, node_totals
 
+    # A shell's background job starts with SIGINT ignored, and so would the UI, which then could not be ended.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with local_head() as url:
         gpus = int(sum(node.get("GPU", 0) for node in node_totals(url)))
         os.environ |= {DASHBOARD_VARIABLE: url, EXECUTOR_VARIABLE: "ray"}

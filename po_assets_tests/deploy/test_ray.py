@@ -116,7 +116,8 @@ def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     mark = str(tmp_path)
     command = [sys.executable, "-m", "po_assets.automation.ray_head", "--port", str(port)]
-    environment = {**os.environ, "DAGSTER_HOME": mark, "PO_TEST_DEPLOYMENT": mark}
+    # An empty artifact root: the sensor of this UI finds nothing to run.
+    environment = {**os.environ, "DAGSTER_HOME": mark, "PO_TEST_DEPLOYMENT": mark, "PO_ARTIFACTS_ROOT": mark}
     with (tmp_path / "ui.log").open("wb") as log:
         ui = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
 
@@ -134,8 +135,12 @@ def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
         assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
     finally:
         ui.send_signal(signal.SIGINT)
-        ui.wait(180)
-    assert marked_processes(mark) == []
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ui.wait(180)
+        left = marked_processes(mark)
+        for process in left:
+            process.kill()
+    assert left == []
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:
