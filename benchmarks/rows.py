@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--keep-all", action="store_true", help="no limit on the number of training rows")
     parser.add_argument("--incoming", type=Path, default=None, help="take these landed files instead of writing any")
+    parser.add_argument("--repeats", type=int, default=1, help="measure so often and print the median")
     parser.add_argument("--limit", type=float, default=None, help="give a way up after so many seconds")
     parser.add_argument("--work", type=Path, default=None, help="folder for the tables (default: a temporary one)")
     parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
@@ -76,15 +77,21 @@ def main() -> None:
                 land(folder / "incoming", rows)
             landed = sum(path.stat().st_size for path in (folder / "incoming").iterdir())
             print(f"{rows:,} rows, {landed / 1e9:.2f} GB landed", flush=True)
-            for way in arguments.ways:
-                if rows > ROW_LIMIT.get(way, rows) and len(arguments.ways) > 1:
-                    print(f"{way:<9} {rows:>9,} left out; ask for it alone with --ways {way}")
-                    continue
-                measured = _measure(way, folder, keep_all=arguments.keep_all, limit=arguments.limit)
-                if measured is None:
-                    print(f"{way:<9} {rows:>9,} not done after {arguments.limit:,.0f} seconds", flush=True)
+            ways = [way for way in arguments.ways if rows <= ROW_LIMIT.get(way, rows) or len(arguments.ways) == 1]
+            for way in set(arguments.ways) - set(ways):
+                print(f"{way:<9} {rows:>9,} left out; ask for it alone with --ways {way}")
+            # In turns, so that a busy minute of the machine does not fall on one of them alone.
+            runs = [
+                (way, _measure(way, folder, keep_all=arguments.keep_all, limit=arguments.limit))
+                for _ in range(arguments.repeats)
+                for way in ways
+            ]
+            for way in ways:
+                done = sorted((run for name, run in runs if name == way and run), key=lambda run: run["seconds"])
+                if done:
+                    _report(way, rows, done[len(done) // 2])
                 else:
-                    _report(way, rows, measured)
+                    print(f"{way:<9} {rows:>9,} not done after {arguments.limit:,.0f} seconds", flush=True)
 
 
 def measure_here(way: str, root: Path, *, keep_all: bool) -> dict[str, Any]:
@@ -203,7 +210,7 @@ def hugging_face(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict
     cases = read_eval_cases(Layout(UPath(root)).eval_cases)
     start = time.monotonic()
     files = [str(path) for path in sorted((root / "incoming").glob("*.jsonl"))]
-    cache = str(root / "hf-cache")
+    cache = tempfile.mkdtemp(prefix="hf-cache-", dir=root)  # a second run must not find the first one's results
     lines = datasets.load_dataset("text", data_files=files, cache_dir=cache, split="train")
     rows = lines.map(_normalize_text, remove_columns=["text"], num_proc=processes)
     normalized = time.monotonic()
@@ -277,7 +284,7 @@ WAYS: dict[str, Callable[..., dict[str, float]]] = {
 }
 
 
-OURS = ("dagster", "matplotlib.figure")
+OURS = ("dagster", "dagster._core.instance.factory", "dagster._core.storage.runs.in_memory", "matplotlib.figure")
 LIBRARIES = {"ours": OURS, "unchecked": OURS, "plain": ("pandas",), "datasets": ("datasets", "pyarrow")}
 
 

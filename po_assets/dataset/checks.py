@@ -6,6 +6,7 @@ What they look at, and what they say, belongs to `verdicts` and `leakage`.
 from collections.abc import Iterator
 
 import dagster as dg
+import orjson
 
 from po_assets.base_model import BaseModel, BaseModelError
 from po_assets.dataset.assets import supervised_dataset
@@ -20,7 +21,7 @@ from po_assets.dataset.token_budget import TokenBudget, token_budget
 from po_assets.dataset.training_row import Rule, TrainingRow
 from po_assets.dataset.verdicts import ConflictsRule, FitsContextRule, SchemaRule, ValidTargetsRule, retention
 from po_assets.presentation import Verdict, to_check_result
-from po_assets.storage import Artifacts, Layout, file_digest, read_manifest
+from po_assets.storage import Artifacts, Layout, file_digest, open_buffered, read_manifest
 from po_assets.teacher.ledger import Outcome, count_outcomes, read_rows
 
 _ASSET = "supervised_dataset"
@@ -36,6 +37,8 @@ _DESCRIPTIONS = {
 }
 _NOT_LOST = (Outcome.KEPT, Outcome.REPLACED)
 """A replaced conflicts row is there in its corrected form."""
+_CONFLICTS = b'"conflicts"'
+"""In every JSON line that has this value; other lines need no parsing."""
 BLOCKING = ("schema", "conflicts_share", "no_eval_overlap", "fits_context")
 
 
@@ -106,9 +109,13 @@ def _conflicts_rule(layout: Layout, policy: SelectionPolicy) -> ConflictsRule:
     rule = ConflictsRule(policy.min_conflicts_share, policy.max_conflicts_share)
     score = "score" if policy.score_source == ScoreSource.declared else "metric_score"
     readable = (entry for entry in read_rows(layout.ledger) if entry["decided_by"] == _ASSET)
-    for entry, row in zip(readable, read_rows(layout.normalized), strict=False):
-        if row["status"] == "conflicts" and row[score] >= policy.min_score and entry["outcome"] not in _NOT_LOST:
-            rule.add_left_out(entry, row)
+    with open_buffered(layout.normalized) as lines:
+        for entry, line in zip(readable, lines, strict=False):
+            if entry["outcome"] in _NOT_LOST or _CONFLICTS not in line:
+                continue
+            row = orjson.loads(line)
+            if row["status"] == "conflicts" and row[score] >= policy.min_score:
+                rule.add_left_out(entry, row)
     return rule
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def histogram(
 ) -> dg.MarkdownMetadataValue:
     """How many values lie where; `markers` are labelled vertical lines, thresholds for example."""
     figure, axes = _axes(title, xlabel, "rows")
-    axes.hist(list(values), bins=bins, color=_COLOR)
+    axes.hist(np.asarray(values), bins=bins, color=_COLOR)
     for label, position in (markers or {}).items():
         axes.axvline(position, color=_MARKER_COLOR, linestyle="--", label=f"{label} {position:g}")
     if markers:
@@ -60,7 +61,7 @@ def figure_picture(figure: "Figure", alt: str) -> dg.MarkdownMetadataValue:
     """A matplotlib figure as markdown with the picture inside."""
     buffer = io.BytesIO()
     # Without the software's name and the date, equal figures give equal bytes.
-    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})")
 
 

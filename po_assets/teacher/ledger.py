@@ -75,9 +75,10 @@ class OutcomeCounts:
     def add(self, row: Mapping[str, Any]) -> None:
         """Count one ledger row."""
         key = (str(row["outcome"]), str(row["reason"]))
-        self.counts[key] += 1
-        if len(kept := self.examples.setdefault(key, [])) < EXAMPLES_PER_OUTCOME:
-            kept.append(row)
+        before = self.counts.get(key, 0)
+        self.counts[key] = before + 1
+        if before < EXAMPLES_PER_OUTCOME:
+            self.examples.setdefault(key, []).append(row)
 
     def merge(self, other: "OutcomeCounts") -> None:
         """Add the counts and, where there is room, the examples of another part of the ledger."""
