@@ -61,7 +61,7 @@ def figure_picture(figure: "Figure", alt: str) -> dg.MarkdownMetadataValue:
     """A matplotlib figure as markdown with the picture inside."""
     buffer = io.BytesIO()
     # Without the software's name and the date, equal figures give equal bytes.
-    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", metadata={"Software": None})
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})")
 
 
