@@ -178,6 +178,14 @@ def _refuse_short_limit(questions: Sequence[_Question], decoding: Decoding, limi
         )
 
 
+def tokens_left(mean: float, *, running: int, written: int, waiting: int) -> float:
+    """Tokens still to come, about: answers have `mean` tokens, those being written have `written` already.
+
+    One that is longer than most is taken to need half an answer more, since nothing else is known of it.
+    """
+    return running * max(mean - written, mean / 2) + waiting * mean
+
+
 @dataclass
 class _Progress:
     """Throttled log lines: answers done, tokens a second, time left."""
@@ -200,7 +208,8 @@ class _Progress:
             self.logged = time.monotonic()
             speed = self.tokens / (self.logged - self.started)
             mean = sum(self.finished) / len(self.finished) if self.finished else _EXPECTED_TOKENS
-            left = max(self.answers * max(mean, self.longest) - self.tokens, 0) / speed
+            waiting = self.answers - len(self.finished) - rows
+            left = tokens_left(mean, running=rows, written=self.longest, waiting=max(waiting, 0)) / speed
             self.log(
                 f"{self.name}: {len(self.finished)} of {self.answers} answers, {speed:.0f} tokens/s, "
                 f"about {left:.0f} s left"

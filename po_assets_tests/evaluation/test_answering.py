@@ -10,7 +10,7 @@ from upath import UPath
 
 from po_assets.base_model import ChatFormat, load_base_model, load_tokenizer
 from po_assets.evaluation import engine
-from po_assets.evaluation.answering import AnsweringModel, answer_cases
+from po_assets.evaluation.answering import AnsweringModel, answer_cases, tokens_left
 from po_assets.evaluation.answers import Answer, AnswerCache
 from po_assets.evaluation.settings import Decoding
 from po_assets.product_owner import parse_answer
@@ -168,3 +168,9 @@ def test_the_cache_is_one_json_line_per_answer(tmp_path: Path, answering: Answer
     lines = [json.loads(line) for line in Path(str(cache.path)).read_text().splitlines()]
     assert {line["case_id"] for line in lines} == {"EVAL-01", "EVAL-02"}
     assert all(line["finish_reason"] == "length" and line["tokens"] == 12 for line in lines)
+
+
+def test_the_time_left_counts_waiting_answers_whole_and_long_ones_by_half() -> None:
+    """Also the last answer, longer than all others, is no reason to expect hours."""
+    assert tokens_left(300, running=4, written=100, waiting=10) == 4 * 200 + 10 * 300
+    assert tokens_left(300, running=1, written=3_000, waiting=0) == 150
