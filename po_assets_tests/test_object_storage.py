@@ -162,8 +162,9 @@ def test_the_sensor_sees_what_lands_on_s3(bucket: str) -> None:
         patch.setattr("po_assets.automation.watching.look.__defaults__", (0.0,))
 
         def tick(cursor: str | None) -> Any:
-            context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"artifacts": artifacts})
-            return sensors.new_teacher_data(context)
+            resources = {"artifacts": artifacts}
+            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
+                return sensors.new_teacher_data(context)
 
         assert "does not exist" in tick(None).skip_message
         (incoming / "a.jsonl").write_bytes(b"{}\n")

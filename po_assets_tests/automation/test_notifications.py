@@ -28,7 +28,8 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
 
 def tick(instance: dg.DagsterInstance, cursor: str | None) -> tuple[str, str]:
     """What the tick says, and its cursor."""
-    result = failure_messages(dg.build_sensor_context(instance=instance, cursor=cursor))
+    with dg.build_sensor_context(instance=instance, cursor=cursor) as context:
+        result = failure_messages(context)
     assert isinstance(result, dg.SensorResult)
     assert result.skip_reason is not None
     assert result.cursor is not None

@@ -55,7 +55,8 @@ def test_a_run_whose_process_is_gone_is_marked_failed(instance: dg.DagsterInstan
     create_run_for_test(instance, status=started)
     create_run_for_test(instance, status=dg.DagsterRunStatus.SUCCESS, tags={PROCESS_TAG: dead_process()})
     assert [run.run_id for run in left_over_runs(instance)] == [dead.run_id]
-    tick = left_over_runs_end(dg.build_sensor_context(instance=instance))
+    with dg.build_sensor_context(instance=instance) as context:
+        tick = left_over_runs_end(context)
     assert isinstance(tick, dg.SkipReason)
     assert tick.skip_message == f"Marked as failed, since their process is gone: {dead.run_id[:8]}"
     assert instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE

@@ -37,8 +37,9 @@ def land(artifacts: Artifacts, name: str, content: str, age: float = 60) -> Path
 
 
 def tick(artifacts: Artifacts, instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
-    context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"artifacts": artifacts})
-    result = new_teacher_data(context)
+    # Left open, it would stay the process's current instance until the garbage collector finds it.
+    with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"artifacts": artifacts}) as context:
+        result = new_teacher_data(context)
     assert isinstance(result, dg.SensorResult | dg.SkipReason)
     return result
 

@@ -208,12 +208,13 @@ def test_changed_evaluation_cases_are_caught_up(place: Workplace, instance: dg.D
 
 def tick(place: Workplace, instance: dg.DagsterInstance, defs: dg.Definitions) -> Any:
     """A tick of the schedule."""
-    context = dg.build_schedule_context(
+    # Left open, it would stay the process's current instance until the garbage collector finds it.
+    with dg.build_schedule_context(
         instance=instance,
         repository_def=defs.get_repository_def(),
         resources={"artifacts": Artifacts(root=str(place.root))},
-    )
-    return nightly_catch_up(context)
+    ) as context:
+        return nightly_catch_up(context)
 
 
 def test_with_nothing_stale_the_night_starts_no_run(place: Workplace, instance: dg.DagsterInstance, tiny: Path) -> None:
