@@ -15,11 +15,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from po_assets.automation.executors import EXECUTOR_VARIABLE
 from po_assets.compute import GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK
 
 _START_SECONDS = 120
 _STOP_SECONDS = 30
+_END_SECONDS = 10
 
 
 class RayHeadError(RuntimeError):
@@ -56,11 +59,24 @@ def local_head(*, gpus: int | None = None, cpus: int | None = None) -> Iterator[
         _wait_until_ready(head, url, output)
         yield url
     finally:
+        started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
         head.send_signal(signal.SIGTERM)  # the head ends the processes it started
         with contextlib.suppress(subprocess.TimeoutExpired):
             head.wait(_STOP_SECONDS)
         head.kill()
+        _end(started)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End what is left of them: Ray leaves a job's own process, which would hold its locks and wait for ever."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=_END_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _wait_until_ready(head: subprocess.Popen[bytes], url: str, output: Path) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from po_assets.automation.ray_head import local_head
 from po_assets.automation.ray_steps import PASSED_ON, unmet_needs
 from po_assets.storage import Layout
 from po_assets.student.student import adapter_problem
@@ -141,6 +142,22 @@ def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
         for process in left:
             process.kill()
     assert left == []
+
+
+@pytest.mark.slow
+def test_a_job_under_way_ends_with_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone, the process of a run would hold the artifact root and wait for a Ray that is gone."""
+    from ray.job_submission import JobSubmissionClient
+
+    mark = str(tmp_path)
+    monkeypatch.setenv("PO_TEST_DEPLOYMENT", mark)
+    with local_head(gpus=0, cpus=1) as url:
+        started = tmp_path / "started"
+        code = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
+        JobSubmissionClient(url).submit_job(entrypoint=f'{sys.executable} -c "{code}"')
+        wait_until(started.exists, 120, "the job")
+        assert any("time.sleep(600)" in " ".join(process.cmdline()) for process in marked_processes(mark))
+    assert marked_processes(mark) == []
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:
