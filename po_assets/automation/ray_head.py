@@ -22,7 +22,6 @@ from po_assets.compute import GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK
 
 _START_SECONDS = 120
 _STOP_SECONDS = 30
-_END_SECONDS = 10
 
 
 class RayHeadError(RuntimeError):
@@ -54,29 +53,39 @@ def local_head(*, gpus: int | None = None, cpus: int | None = None) -> Iterator[
         head = subprocess.Popen(  # noqa: S603 - our own words
             command, stdout=log, stderr=log, start_new_session=True, env=environment
         )
+    url = f"http://127.0.0.1:{dashboard}"
     try:
-        url = f"http://127.0.0.1:{dashboard}"
         _wait_until_ready(head, url, output)
         yield url
     finally:
+        with contextlib.suppress(Exception):  # it may not have started, or died
+            _stop_jobs(url)
         started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
         head.send_signal(signal.SIGTERM)  # the head ends the processes it started
         with contextlib.suppress(subprocess.TimeoutExpired):
             head.wait(_STOP_SECONDS)
         head.kill()
-        _end(started)
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end(processes: list[psutil.Process]) -> None:
-    """End what is left of them: Ray leaves a job's own process, which would hold its locks and wait for ever."""
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=_END_SECONDS)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+def _stop_jobs(url: str) -> None:
+    """Stop every job: an ending head waits for it, then leaves its process, which would hold its locks for ever."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    client = JobSubmissionClient(url)
+
+    def under_way() -> list[str]:
+        jobs = client.list_jobs()
+        return [job.submission_id for job in jobs if job.submission_id and not JobStatus(job.status).is_terminal()]
+
+    for job in under_way():
+        client.stop_job(job)
+    end = time.monotonic() + _STOP_SECONDS
+    while under_way() and time.monotonic() < end:
+        time.sleep(0.2)
 
 
 def _wait_until_ready(head: subprocess.Popen[bytes], url: str, output: Path) -> None:
