@@ -99,8 +99,8 @@ def left_over_runs_end(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     )
 
 
-class OneRunPerRootExecutor(dg.Executor):
-    """An executor under the artifact root's lock, and with gates that hold across runs."""
+class WrappedExecutor(dg.Executor):
+    """An executor that does something before another one, and is like that one in all else."""
 
     def __init__(self, inner: dg.Executor) -> None:
         self._inner = inner
@@ -114,6 +114,10 @@ class OneRunPerRootExecutor(dg.Executor):
     def step_dependency_config(self) -> Any:
         """As the wrapped executor has it."""
         return self._inner.step_dependency_config
+
+
+class OneRunPerRootExecutor(WrappedExecutor):
+    """An executor under the artifact root's lock, and with gates that hold across runs."""
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         """Wait for the lock, saying so in the run, look at the gates of what the run starts from, execute the steps."""

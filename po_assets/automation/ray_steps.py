@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
-from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.step_delegating import (
     CheckStepHealthResult,
     StepDelegatingExecutor,
@@ -21,7 +20,7 @@ from dagster_ray import ray_executor
 from dagster_ray.configs import RayExecutionConfig
 from dagster_ray.core.executor import RayStepHandler
 
-from po_assets.automation.processes import one_run_per_root
+from po_assets.automation.processes import WrappedExecutor, one_run_per_root
 from po_assets.compute import GPUS_VARIABLE
 
 AUTOSCALING_VARIABLE = "PO_RAY_AUTOSCALING"
@@ -80,21 +79,12 @@ class _StepHandler(StepHandler):
         yield from self._inner.terminate_step(step_handler_context)
 
 
-class _FittingExecutor(dg.Executor):
+class _FittingExecutor(WrappedExecutor):
     """dagster-ray's executor, after a look at whether the cluster's nodes can hold the run's steps."""
 
     def __init__(self, inner: dg.Executor, dashboard: str) -> None:
-        self._inner, self._dashboard = inner, dashboard
-
-    @property
-    def retries(self) -> RetryMode:
-        """As dagster-ray has them."""
-        return self._inner.retries
-
-    @property
-    def step_dependency_config(self) -> Any:
-        """As dagster-ray has it."""
-        return self._inner.step_dependency_config
+        super().__init__(inner)
+        self._dashboard = dashboard
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         """Refuse the run before its first step, or execute it."""
