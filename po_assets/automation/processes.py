@@ -17,7 +17,7 @@ import psutil
 from dagster._core.execution.retries import RetryMode
 
 from po_assets.automation.gates import refuse_below_failed_gate
-from po_assets.storage import Layout
+from po_assets.storage import Layout, remove_left_over_staging
 from po_assets.storage.layout import artifact_root, default_root
 from po_assets.storage.lease import HeldError, held
 
@@ -127,6 +127,9 @@ class OneRunPerRootExecutor(WrappedExecutor):
         layout = Layout(artifact_root(root_of(run.run_config)))
 
         with wait_for_root(layout, plan_context.log.info):
+            for folder in layout.written_folders:
+                for left in remove_left_over_staging(folder):
+                    plan_context.log.info("Removed %s, which a killed process had left half written.", left)
             graph = plan_context.job.get_repository_definition().asset_graph
             layer = plan_context.job.get_definition().asset_layer
             checked = {check.asset_key for check in layer.asset_graph.asset_check_keys}

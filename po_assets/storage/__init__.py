@@ -3,7 +3,12 @@
 What a table holds belongs to the stage that makes it; how one is drawn in the UI belongs to `presentation`.
 """
 
-from po_assets.storage.atomic import atomic_directory, atomic_file, published_directory
+from po_assets.storage.atomic import (
+    atomic_directory,
+    atomic_file,
+    published_directory,
+    remove_left_over_staging,
+)
 from po_assets.storage.io_manager import JsonlIOManager
 from po_assets.storage.jsonl import StagedTable, TableStream, read_jsonl, read_jsonl_chunks, stage_jsonl, stage_lines
 from po_assets.storage.layout import Artifacts, Layout
@@ -35,6 +40,7 @@ __all__ = [
     "read_jsonl",
     "read_jsonl_chunks",
     "read_manifest",
+    "remove_left_over_staging",
     "stage_jsonl",
     "stage_lines",
     "write_manifest",

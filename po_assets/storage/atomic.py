@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,7 @@ POINTER = "CURRENT"
 """The object that names the current version of a folder in an object store."""
 
 _STAGING = ".staging-"
+_RETIRED = f"{_STAGING}retired-"
 _KEPT_VERSIONS = 3
 """Versions of a folder in an object store: the current one, and those a reader may still be in the middle of."""
 
@@ -103,13 +104,29 @@ def publish_file(staging: UPath, path: UPath | Path) -> None:
         staging.unlink()
 
 
+def remove_left_over_staging(folder: UPath, older_than: timedelta = timedelta(days=1)) -> list[UPath]:
+    """Remove what killed writers left half written in a folder, and return it.
+
+    What is younger than `older_than` may be a living writer's. A retired folder stays: it is whole, and the only copy
+    if a crash came between the two renames.
+    """
+    if not folder.is_dir():
+        return []
+    before = datetime.now(UTC) - older_than
+    staged = [path for path in folder.iterdir() if path.name.startswith(_STAGING) and _RETIRED not in path.name]
+    old = [path for path in staged if path.fs.modified(path.path) <= before]
+    for path in old:
+        path.fs.rm(path.path, recursive=True)
+    return old
+
+
 def is_local(path: UPath | Path) -> bool:
     """Whether the path is on this machine's file system."""
     return getattr(path, "protocol", "") in ("", "file", "local")
 
 
 def _swap_directory(staging: Path, target: Path) -> None:
-    retired = target.parent / f"{_STAGING}retired-{target.name}-{uuid.uuid4().hex[:8]}"
+    retired = target.parent / f"{_RETIRED}{target.name}-{uuid.uuid4().hex[:8]}"
     if target.exists():
         # Two renames: a crash between them leaves the old folder under its retired name, complete.
         target.rename(retired)

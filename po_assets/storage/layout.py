@@ -125,6 +125,12 @@ class Layout:
         """The same for a person to correct answers in."""
         return self.root / "curation" / "po_review_candidates.yaml"
 
+    @property
+    def written_folders(self) -> tuple[UPath, ...]:
+        """The folders in which runs write."""
+        files = (self.raw, self.eval_cases, self.adapter, self.synthetic_conflicts)
+        return (self.incoming, *(file.parent for file in files))
+
     def table(self, asset: str) -> UPath:
         """The JSONL file of a tabular asset.
 

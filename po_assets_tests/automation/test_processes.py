@@ -115,9 +115,12 @@ def read_until(process: subprocess.Popen[str], text: str, seconds: float = 90) -
 
 
 def test_a_run_waits_for_another_on_the_same_artifacts(place: Workplace) -> None:
-    """As the UI's runs do: it says so in its log, and goes on when the root is free."""
+    """As the UI's runs do: it says so in its log, goes on when the root is free, and removes what killed ones left."""
     from upath import UPath
 
+    left = place.root / "models" / ".staging-po_student_v2-1a2b"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
     with held(UPath(place.root / LOCK), print):
         run = start(place, "-m", "dagster", "asset", "materialize", "--select", "raw_teacher", "-m", LOCATION)
         said = read_until(run, "Waiting until it ends")
@@ -127,6 +130,8 @@ def test_a_run_waits_for_another_on_the_same_artifacts(place: Workplace) -> None
     rest, _ = run.communicate(timeout=60)
     assert run.returncode == 0, rest
     assert (place.root / "distillation" / "po_teacher_dataset.jsonl").exists()
+    assert f"Removed {left}, which a killed process had left" in said + rest
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])

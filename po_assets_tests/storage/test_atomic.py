@@ -2,12 +2,21 @@
 
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from upath import UPath
 
-from po_assets.storage import atomic_directory, atomic_file, directory_digest, file_digest, published_directory
+from po_assets.storage import (
+    atomic_directory,
+    atomic_file,
+    directory_digest,
+    file_digest,
+    published_directory,
+    remove_left_over_staging,
+)
+from po_assets.storage.atomic import staging_path
 from po_assets.storage.layout import artifact_root
 from po_assets_tests.storage.s3_server import s3_server
 
@@ -69,6 +78,26 @@ def test_a_failed_directory_leaves_the_old_one(folder: UPath) -> None:
         raise RuntimeError
     assert (published_directory(folder / "model") / "weights").read_text() == "old"
     assert [path.name for path in folder.iterdir()] == ["model"]
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(folder: UPath) -> None:
+    """A fresh one may belong to a writer that lives."""
+    left = staging_path(folder / "a.txt")
+    left.write_bytes(b"half")
+    (folder / "b.txt").write_bytes(b"whole")
+    assert remove_left_over_staging(folder) == []
+    assert remove_left_over_staging(folder, timedelta(0)) == [left]
+    assert [path.name for path in folder.iterdir()] == ["b.txt"]
+    assert remove_left_over_staging(folder / "none") == []
+
+
+def test_a_half_written_folder_is_removed_but_not_a_retired_one(tmp_path: Path) -> None:
+    """A retired folder may be the only whole copy."""
+    for name in (".staging-model-1a2b", ".staging-retired-model-1a2b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    remove_left_over_staging(UPath(tmp_path), timedelta(0))
+    assert [path.name for path in tmp_path.iterdir()] == [".staging-retired-model-1a2b"]
 
 
 def test_digests_see_content_and_names_only(tmp_path: Path) -> None:
