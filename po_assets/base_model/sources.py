@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from po_assets.storage import Layout
 
 _RECORD = "conversion.json"
+_DIGESTED = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -93,31 +95,58 @@ def _write_record(folder: Path, gguf: Path) -> None:
     """Record source and hashes: what `_is_whole` compares and what digests of later artifacts build on."""
     from po_assets.storage import file_digest
 
-    files = {f.name: {"bytes": f.stat().st_size, "sha256": file_digest(f)} for f in sorted(folder.iterdir())}
+    files = {f.name: {**_state(f), "sha256": file_digest(f)} for f in sorted(folder.iterdir())}
     record = {"source": gguf.name, "source_sha256": file_digest(gguf), "files": files}
     (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _is_whole(folder: Path) -> bool:
-    """Every file of the conversion is there with its size. (Publication is atomic; this finds later damage.)."""
+def _state(file: Path) -> dict[str, int]:
+    """By which a file that was not touched is known without reading it."""
+    stat = file.stat()
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files of a conversion as they were written; empty for a folder that was not converted here."""
     try:
         files = json.loads((folder / _RECORD).read_text())["files"]
-        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
     except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def _file_sha256(file: Path, entry: dict[str, Any]) -> str:
+    """The recorded hash of an untouched file, else its own."""
+    state = _state(file)
+    return str(entry["sha256"]) if {**entry, **state} == entry else _sha256(file, **state)
+
+
+@lru_cache
+def _sha256(file: Path, **_state: int) -> str:
+    """Hash of a file in this state: several gigabytes are read once per process."""
+    from po_assets.storage import file_digest
+
+    return file_digest(file)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Every file of the conversion is as it was written: publication is atomic, this finds later damage."""
+    files = _recorded(folder)
+    try:
+        return bool(files) and all(_file_sha256(folder / name, e) == e["sha256"] for name, e in files.items())
+    except (OSError, KeyError, TypeError):
         return False
 
 
 def base_model_digest(folder: Path) -> str:
     """Digest of the weights and the tokenizer in `folder`, for the provenance of what is trained on it."""
-    from po_assets.storage import digest_of, file_digest
+    from po_assets.storage import digest_of
 
-    if _is_whole(folder) and (folder / _RECORD).exists():
-        files = json.loads((folder / _RECORD).read_text())["files"]
-        return digest_of({name: entry["sha256"] for name, entry in files.items()})
     if re.fullmatch(r"[0-9a-f]{40}", folder.name) and folder.parent.name == "snapshots":
         return digest_of({"commit": folder.name})  # the Hub's cache names the folder by the commit
-    kept = [f for f in sorted(folder.iterdir()) if f.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}]
-    return digest_of({f.name: file_digest(f) for f in kept})
+    recorded = _recorded(folder)
+    kept = [f for f in sorted(folder.iterdir()) if f.suffix in _DIGESTED and f.name != _RECORD]
+    return digest_of({f.name: _file_sha256(f, recorded.get(f.name, {})) for f in kept})
 
 
 def _from_hub(spec: BaseModelSpec, *, weights: bool) -> Path:
@@ -125,7 +154,10 @@ def _from_hub(spec: BaseModelSpec, *, weights: bool) -> Path:
 
     wanted = [*_TOKENIZER_FILES, *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=wanted))
+        # Without network the client gives what it has, which may be the tokenizer alone.
+        if weights:
+            _refuse_incomplete(folder)
     except Exception as error:  # the client raises a dozen types for offline, missing, gated, damaged; all end the same
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise BaseModelError(
@@ -133,6 +165,12 @@ def _from_hub(spec: BaseModelSpec, *, weights: bool) -> Path:
             f"({reason}). Check name, revision and network (a gated model needs HF_TOKEN), or set base_model to a "
             "local folder; the profile 'embedded' needs no network."
         ) from error
+    return folder
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    if missing := _missing_weights(folder):
+        raise FileNotFoundError(f"{folder} lacks {missing}: there is no network, or the Hub has no safetensors of it")
 
 
 def _refuse_unusable(folder: Path, spec: BaseModelSpec, *, weights: bool) -> None:
@@ -142,8 +180,8 @@ def _refuse_unusable(folder: Path, spec: BaseModelSpec, *, weights: bool) -> Non
     except (OSError, ValueError) as error:
         config = {}
         problems.append(f"its config.json cannot be read ({type(error).__name__}).")
-    if weights and not any(folder.glob("*.safetensors")):
-        problems.append("it holds no *.safetensors weights (pickled weights are not loaded, since they can run code).")
+    if weights and (missing := _missing_weights(folder)):
+        problems.append(f"it lacks {missing} (pickled weights are not loaded, since they can run code).")
     if "auto_map" in config and not _known_architecture(config):
         problems.append(
             f"its type {config.get('model_type')!r} needs Python code from the model's author, which is not run."
@@ -156,6 +194,17 @@ def _refuse_unusable(folder: Path, spec: BaseModelSpec, *, weights: bool) -> Non
             f"The base model {spec.name!r} in {str(folder)!r} cannot be used: {' '.join(problems)} Give another "
             "base_model, or leave it empty for the profile's model."
         )
+
+
+def _missing_weights(folder: Path) -> str:
+    """In words which weights are not there; empty when all are."""
+    if not any(folder.glob("*.safetensors")):
+        return "the *.safetensors weights"
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return ", ".join(sorted(name for name in set(index.values()) if not (folder / name).exists()))
 
 
 def _known_architecture(config: dict[str, Any]) -> bool:

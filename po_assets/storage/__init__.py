@@ -6,6 +6,7 @@ What a table holds belongs to the stage that makes it; how one is drawn in the U
 from po_assets.storage.atomic import (
     atomic_directory,
     atomic_file,
+    is_disk_full,
     published_directory,
     remove_left_over_staging,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "digest_of",
     "directory_digest",
     "file_digest",
+    "is_disk_full",
     "local_copy",
     "open_buffered",
     "published_directory",

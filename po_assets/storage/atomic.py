@@ -1,6 +1,6 @@
 """Publication in one step: a reader sees the old artifact or the new one, never half of one.
 
-On a file system: write beside, fsync, rename, fsync the folder.
+On a file system: write beside, fsync, rename, fsync the folder. A folder changes places with the one it replaces.
 
 An object store has no rename and no folders. What it has is an upload that becomes visible as a whole when it
 completes, however many parts it was sent in (S3: PutObject, CompleteMultipartUpload). So
@@ -13,6 +13,8 @@ completes, however many parts it was sent in (S3: PutObject, CompleteMultipartUp
 """
 
 import contextlib
+import ctypes
+import errno
 import os
 import shutil
 import tempfile
@@ -29,6 +31,9 @@ POINTER = "CURRENT"
 
 _STAGING = ".staging-"
 _RETIRED = f"{_STAGING}retired-"
+# From Linux's fcntl.h and fs.h; Python's standard library has no call for it.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 _KEPT_VERSIONS = 3
 """Versions of a folder in an object store: the current one, and those a reader may still be in the middle of."""
 
@@ -104,11 +109,19 @@ def publish_file(staging: UPath, path: UPath | Path) -> None:
         staging.unlink()
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space or quota; safetensors tells of it in the text of an error of its own."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in full)
+
+
 def remove_left_over_staging(folder: UPath, older_than: timedelta = timedelta(days=1)) -> list[UPath]:
     """Remove what killed writers left half written in a folder, and return it.
 
-    What is younger than `older_than` may be a living writer's. A retired folder stays: it is whole, and the only copy
-    if a crash came between the two renames.
+    What is younger than `older_than` may be a living writer's. A retired folder stays (see `_swap_directory`): it is
+    whole, and the only copy if a crash came between the two renames.
     """
     if not folder.is_dir():
         return []
@@ -126,13 +139,22 @@ def is_local(path: UPath | Path) -> bool:
 
 
 def _swap_directory(staging: Path, target: Path) -> None:
-    retired = target.parent / f"{_RETIRED}{target.name}-{uuid.uuid4().hex[:8]}"
-    if target.exists():
+    retired = staging
+    if not target.exists():
+        staging.rename(target)
+    elif not _exchanged(staging, target):
         # Two renames: a crash between them leaves the old folder under its retired name, complete.
+        retired = target.parent / f"{_RETIRED}{target.name}-{uuid.uuid4().hex[:8]}"
         target.rename(retired)
-    staging.rename(target)
+        staging.rename(target)
     _sync_folder(target.parent)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two folders changed places in one step, which Linux can do on most file systems (renameat2(2))."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE) == 0
 
 
 def _upload(staging: Path, target: UPath) -> None:

@@ -44,6 +44,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, base_folder: Path) -> Pe
         task_type="CAUSAL_LM",
         revision=recipe.model.revision,
     )
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     torch.manual_seed(recipe.seed)
     try:
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
@@ -52,6 +53,14 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, base_folder: Path) -> Pe
             f"target_modules {list(recipe.target_modules)!r} do not fit the base model "
             f"({str(error).splitlines()[0][:200]}); leave them at ['{ALL_LINEAR}'], or name linear layers that it has."
         ) from error
+    adapted = _adapted(wrapped)
+    unmatched = [name for name in recipe.target_modules if name != ALL_LINEAR and not _matches(name, adapted)]
+    if unmatched:
+        raise RecipeError(
+            f"target_modules {unmatched!r} match no linear layer of the base model (its own are "
+            f"{sorted({name.rpartition('.')[2] for name in linears})}); correct or remove them, or leave "
+            f"target_modules at ['{ALL_LINEAR}']."
+        )
     return cast("PeftModel", wrapped.train())
 
 
@@ -70,11 +79,21 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def _short_names(model: PeftModel) -> list[str]:
-    """Names of the adapted linears, sorted: PEFT writes them in the order of a set, which changes from run to run."""
+def _adapted(model: Any) -> set[str]:
+    """Full names of the linears that got LoRA matrices."""
     from peft.tuners.lora import LoraLayer
 
-    adapted = {name for name, module in model.base_model.model.named_modules() if isinstance(module, LoraLayer)}
+    return {name for name, module in model.base_model.model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _matches(name: str, adapted: set[str]) -> bool:
+    """As PEFT matches them: a whole name, or its last parts."""
+    return any(full == name or full.endswith(f".{name}") for full in adapted)
+
+
+def _short_names(model: PeftModel) -> list[str]:
+    """Names of the adapted linears, sorted: PEFT writes them in the order of a set, which changes from run to run."""
+    adapted = _adapted(model)
     short = sorted({name.rpartition(".")[2] for name in adapted})
     everywhere = {
         name

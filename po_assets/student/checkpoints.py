@@ -8,7 +8,6 @@ retried on another node goes on from them.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from po_assets.storage import (
     atomic_directory,
     digest_of,
     file_digest,
+    is_disk_full,
     published_directory,
     read_manifest,
     write_manifest,
@@ -69,8 +69,8 @@ class CheckpointStore:
                 files = {name: file_digest(staging / name) for name in (_TENSORS, _LOG)}
                 extra = {"step": checkpoint.step, "files": files}
                 write_manifest(staging, Manifest(digest_of(files), inputs={"training": self._digest}, extra=extra))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            if not is_disk_full(error):
                 raise
             self._report(
                 f"The disk is full: no checkpoint of step {checkpoint.step} in {str(self._folder)!r}. Training goes on "

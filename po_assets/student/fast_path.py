@@ -28,7 +28,7 @@ _FAMILY = ("llama", "qwen2", "mistral")
 
 def why_not(model: PeftModel) -> str | None:
     """The reason why the fast path does not fit this model, or None when it does."""
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import Linear, LoraLayer
 
     inner = model.get_base_model()
     config: Any = inner.config
@@ -46,6 +46,8 @@ def why_not(model: PeftModel) -> str | None:
     linears = [getattr(part, name) for part, names in _parts(inner) for name in names]
     if not all(type(linear) is Linear for linear in linears):
         return "not every linear layer carries a plain LoRA"
+    if sum(isinstance(module, LoraLayer) for module in inner.modules()) > len(linears):
+        return "a layer outside the decoder layers carries a LoRA"
     return None
 
 

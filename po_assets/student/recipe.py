@@ -79,7 +79,7 @@ _PROFILE_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-_MODEL_SETTINGS = ("profile", "base_model", "revision", "max_length", "quantization")
+_MODEL_SETTINGS = {"profile": "str", "base_model": "str", "revision": "str", "max_length": "int", "quantization": "str"}
 
 
 def make_recipe(settings: Mapping[str, Any], model: BaseModelSpec | None = None) -> Recipe:
@@ -93,13 +93,12 @@ def make_recipe(settings: Mapping[str, Any], model: BaseModelSpec | None = None)
     model_settings = {} if model else {key: given.pop(key) for key in _MODEL_SETTINGS if key in given}
     problems = [_unknown(key, [*names, *_MODEL_SETTINGS]) for key in given if key not in names]
     if model is None:
+        wrong = {key: _wrong_type(key, value, _MODEL_SETTINGS[key]) for key, value in model_settings.items()}
+        problems += [problem for problem in wrong.values() if problem]
         try:
-            model = resolve_spec(**model_settings)
+            model = resolve_spec(**{key: value for key, value in model_settings.items() if not wrong[key]})
         except BaseModelError as error:
             problems.append(str(error))
-            model = resolve_spec("embedded")
-        except TypeError:
-            problems.append(f"the base model's settings {model_settings!r} have wrong types.")
             model = resolve_spec("embedded")
     values = {**_PROFILE_DEFAULTS[model.profile], **{key: value for key, value in given.items() if key in names}}
     if isinstance(values.get("target_modules"), list):
@@ -109,6 +108,8 @@ def make_recipe(settings: Mapping[str, Any], model: BaseModelSpec | None = None)
         problems = _wrong_values(Recipe(model=model, **values))
     else:  # judge the values of the right type as well, so that one attempt shows all faults
         sound = {key: value for key, value in values.items() if not _wrong_type(key, value, names[key])}
+        if len(sound) < len(values):
+            sound.pop("num_workers", None)  # it is judged by another setting, which may be one of the wrong ones
         problems += _wrong_values(Recipe(model=model, **sound))
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
@@ -145,6 +146,11 @@ def _wrong_values(r: Recipe) -> list[str]:
         ("alpha", r.alpha >= 1, "must be at least 1"),
         ("dropout", 0 <= r.dropout < 1, "must be at least 0 and below 1"),
         ("target_modules", len(r.target_modules) > 0 and all(r.target_modules), "needs at least one name"),
+        (
+            "target_modules",
+            ALL_LINEAR not in r.target_modules or len(r.target_modules) == 1,
+            f"must name layers or be [{ALL_LINEAR!r}], not both",
+        ),
         ("epochs", 0 < r.epochs <= 1000, "must be above 0 (a fraction is fine)"),
         ("learning_rate", 0 < r.learning_rate <= 1, "must be above 0 and at most 1"),
         ("scheduler", r.scheduler in SCHEDULERS, f"must be one of {', '.join(SCHEDULERS)}"),
@@ -196,7 +202,9 @@ class StudentRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         description="Batches whose gradients make one optimizer step. Empty: as the profile has it (paper: 12).",
     )
     gradient_checkpointing: bool | None = Field(
-        default=None, description="Compute activations twice to save memory. Empty: only in the profile `paper`."
+        default=None,
+        description="Compute activations twice to save memory. Empty: only in the profile `paper`. The faster "
+        "computation (fast_path) has no use for it.",
     )
     seed: int = Field(default=42, description="Seed of the LoRA matrices, the order of rows and the dropout.")
     precision: str = Field(

@@ -6,13 +6,14 @@ until the new adapter is whole, the previous one stays.
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from upath import UPath
 
 from po_assets.base_model import (
     ChatFormat,
@@ -31,6 +32,7 @@ from po_assets.storage import (
     atomic_directory,
     digest_of,
     file_digest,
+    is_disk_full,
     published_directory,
     read_manifest,
     write_manifest,
@@ -43,7 +45,7 @@ from po_assets.student.model_card import CARD, CardFacts, render_card
 from po_assets.student.progress import Progress, StepRecord
 from po_assets.student.recipe import Recipe
 from po_assets.student.rows import tokenize_rows
-from po_assets.student.training import Trained, TrainingError, train
+from po_assets.student.training import Trained, TrainingError, memory_named, train
 
 #: Version of everything that the trained weights depend on besides data and recipe; in their digest.
 CODE_VERSION = "1"
@@ -120,18 +122,23 @@ def make_student_here(
         return _train_and_publish(layout, pairs, plan, progress)
 
 
-def adapter_problem(layout: Layout) -> str | None:
-    """Why the adapter folder is not what its manifest says, or None."""
-    folder = published_directory(layout.adapter)
+def adapter_problem(adapter: UPath | Path, base_digest: str = "") -> str | None:
+    """Why an adapter's folder is not what its manifest says, or None.
+
+    With `base_digest`, that of a base model's folder, also whether it was trained on this very model.
+    """
+    folder = published_directory(adapter)
     manifest = read_manifest(folder)
     if manifest is None:
-        return f"there is no finished adapter in {str(layout.adapter)!r} (no manifest.json)"
+        return f"there is no finished adapter in {str(adapter)!r} (no manifest.json)"
     for name, digest in manifest.extra.get("files", {}).items():
         path = folder / name
         if not path.exists():
-            return f"the file {name} is missing from {str(layout.adapter)!r}"
+            return f"the file {name} is missing from {str(adapter)!r}"
         if file_digest(path) != digest:
-            return f"the file {name} in {str(layout.adapter)!r} was changed or damaged since it was published"
+            return f"the file {name} in {str(adapter)!r} was changed or damaged since it was published"
+    if base_digest and manifest.inputs.get("base_model") != base_digest:
+        return f"the adapter in {str(adapter)!r} was trained on another base model ({manifest.extra.get('base_model')})"
     return None
 
 
@@ -143,7 +150,7 @@ def read_log(layout: Layout) -> list[StepRecord]:
 
 def _published(layout: Layout, plan: _Plan) -> Student | None:
     manifest = read_manifest(layout.adapter)
-    if manifest is None or manifest.config != plan.digest or adapter_problem(layout):
+    if manifest is None or manifest.config != plan.digest or adapter_problem(layout.adapter):
         return None
     return Student(str(published_directory(layout.adapter)), manifest, read_log(layout), unchanged=True)
 
@@ -158,8 +165,9 @@ def _train_and_publish(
     if is_leader():
         checkpoints.drop_leftovers()
     progress.say(f"Base model {recipe.model.name} in {plan.precision.dtype}: {plan.precision.reason}.")
-    base = load_base_model(plan.base_folder, plan.precision, quantization=recipe.model.quantization)
-    model = add_adapter(base, recipe, plan.base_folder)
+    with memory_named(lambda: f"while {recipe.model.name} was loaded"):
+        base = load_base_model(plan.base_folder, plan.precision, quantization=recipe.model.quantization)
+        model = add_adapter(base, recipe, plan.base_folder)
     trained = train(model, rows, recipe, progress, checkpoints=checkpoints, pad_id=chat.eos_id)
     if not is_leader():
         return None
@@ -168,8 +176,8 @@ def _train_and_publish(
         with atomic_directory(layout.adapter) as staging:
             write_adapter(model, staging)
             manifest = _complete(staging, layout, plan, trained, parameters=parameters, rows=len(rows))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         raise TrainingError(
             f"The disk is full: the adapter could not be written to {str(layout.adapter)!r}. Free some space and "

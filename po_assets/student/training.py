@@ -8,10 +8,13 @@ rows side by side. What several workers (`num_workers`) train together differs f
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from po_assets.student.adapter import trainable
@@ -87,22 +90,19 @@ def train(
     with engine:
         for step in steps[start:]:
             began = time.monotonic()
-            try:
+            with memory_named(partial(_in_step, step, rows)):
                 loss = engine.compute([StepRow(rows[i], dropout_seed(recipe.seed, step.number, i)) for i in step.rows])
-            except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                raise TrainingError(_out_of_memory(step, rows)) from error
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm).item()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise TrainingError(
-                    f"The loss of step {step.number + 1} is {loss} with gradient norm {norm}: the training diverged. "
-                    f"Lower learning_rate (now {recipe.learning_rate:g}); the previous adapter is still in place."
-                )
-            for group in optimizer.param_groups:
-                group["lr"] = step.learning_rate
-            optimizer.step()
-            engine.parameters_changed()
+                norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm).item()
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise TrainingError(
+                        f"The loss of step {step.number + 1} is {loss} with gradient norm {norm}: the training "
+                        f"diverged. Lower learning_rate (now {recipe.learning_rate:g}); the previous adapter is still "
+                        "in place."
+                    )
+                for group in optimizer.param_groups:
+                    group["lr"] = step.learning_rate
+                optimizer.step()
+                engine.parameters_changed()
             log.append(_record(step, steps, rows, recipe, loss=loss, norm=norm, seconds=time.monotonic() - began))
             progress.step(log[-1], sum(len(rows[i].ids) for later in steps[step.number + 1 :] for i in later.rows))
             last = step.number + 1 == len(steps)
@@ -159,25 +159,37 @@ def _restore(
             }
 
 
+@contextlib.contextmanager
+def memory_named(where: Callable[[], str]) -> Iterator[None]:
+    """Turn whatever says that memory ran out in the block into one `TrainingError`; `where` says in what."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"Memory ran out {where()}. {_less_memory()} and run lora_adapter again: it resumes from the last "
+            "checkpoint where only workers changed. The previous adapter is still in place."
+        ) from error
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has no type of its own for it on the CPU."""
+    """PyTorch has no type of its own for it on the CPU, and the system says it in an OSError where files are mapped."""
     import torch
 
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "can't allocate memory" in str(error)
+    return known or any(text in str(error).lower() for text in ("can't allocate memory", "cannot allocate memory"))
 
 
-def _out_of_memory(step: Step, rows: Sequence[TrainingRow]) -> str:
+def _in_step(step: Step, rows: Sequence[TrainingRow]) -> str:
+    return f"in step {step.number + 1}, whose longest row has {max(len(rows[i].ids) for i in step.rows):,} tokens"
+
+
+def _less_memory() -> str:
     import torch
 
-    longest = max(len(rows[i].ids) for i in step.rows)
-    way_out = (
-        "Switch gradient_checkpointing on, lower batch_size, or lower max_length"
-        if torch.cuda.is_available()
-        else "Set workers to 1, or lower max_length"
-    )
-    return (
-        f"Memory ran out in step {step.number + 1}, whose longest row has {longest:,} tokens. {way_out} and run "
-        "lora_adapter again: it resumes from the last checkpoint where only workers changed. The previous adapter is "
-        "still in place."
-    )
+    if torch.cuda.is_available():
+        return "Switch gradient_checkpointing on, lower batch_size, or lower max_length"
+    return "Set workers to 1, or lower max_length"

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from po_assets.base_model import BaseModelError, ChatFormat, ensure_base_model, load_base_model, load_tokenizer
+from po_assets.base_model import (
+    BaseModelError,
+    ChatFormat,
+    base_model_digest,
+    ensure_base_model,
+    load_base_model,
+    load_tokenizer,
+)
 from po_assets.presentation import Verdict
 from po_assets.storage import Layout, file_digest, local_copy, read_jsonl, read_manifest
 from po_assets.student.progress import StepRecord
@@ -39,9 +46,11 @@ class StudentUnderTest:
 
     def loads(self) -> Verdict:
         """The folder is whole, PEFT loads it onto the base model, no matrix is missing or left over, all is finite."""
-        if problem := adapter_problem(self._layout):
+        if problem := adapter_problem(self._layout.adapter):
             return Verdict(passed=False, summary=f"The adapter does not load: {problem}.", next_step=f"{_AGAIN}.")
         loaded = self._loaded
+        if not isinstance(loaded, str):
+            loaded = self._other_base or loaded
         if isinstance(loaded, str):
             return Verdict(
                 passed=False,
@@ -94,7 +103,7 @@ class StudentUnderTest:
 
     def training_is_sane(self) -> Verdict:
         """Losses are finite and fell; exactly the answers and their end-of-sequence tokens were trained."""
-        if problem := adapter_problem(self._layout):
+        if problem := adapter_problem(self._layout.adapter):
             return Verdict(passed=False, summary=f"There is no training to judge: {problem}.", next_step=f"{_AGAIN}.")
         rows = self._rows
         if isinstance(rows, Verdict):
@@ -168,6 +177,12 @@ class StudentUnderTest:
         except (BaseModelError, OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         return loaded
+
+    @property
+    def _other_base(self) -> str | None:
+        """In words that the adapter belongs to another base model, whose shapes may be the same."""
+        base = base_model_digest(ensure_base_model(self._recipe.model, self._layout))
+        return adapter_problem(self._layout.adapter, base)
 
     def _saved_names(self) -> set[str]:
         from safetensors import safe_open

@@ -47,7 +47,7 @@ def test_a_missing_folder_names_the_value_and_the_way_out(layout: Layout, name) 
 def test_pickled_weights_are_not_loaded(tiny_folder: Path, layout: Layout) -> None:
     """They can run code."""
     (tiny_folder / "model.safetensors").rename(tiny_folder / "pytorch_model.bin")
-    with pytest.raises(BaseModelError, match=r"no \*\.safetensors weights"):
+    with pytest.raises(BaseModelError, match=r"lacks the \*\.safetensors weights"):
         ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout)
 
 
@@ -94,6 +94,22 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_for_safetensors_only(
     assert not any("safetensors" in pattern or "bin" in pattern for pattern in asked[1][2])
 
 
+def test_a_download_without_weights_is_told_from_a_model_without(
+    tiny_folder: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, the Hub's client gives what an earlier step downloaded: the tokenizer, or some of the shards."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_args, **_options: str(tiny_folder))
+    spec = resolve_spec(base_model="owner/model", revision=COMMIT)
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (tiny_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BaseModelError, match=r"lacks model-2.safetensors: there is no network"):
+        ensure_base_model(spec, layout)
+    (tiny_folder / "model.safetensors").unlink()
+    with pytest.raises(BaseModelError, match=r"lacks the \*.safetensors weights: there is no network"):
+        ensure_base_model(spec, layout)
+    assert ensure_tokenizer(spec, layout) == tiny_folder
+
+
 def test_the_embedded_model_is_converted_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second caller gets the folder that the first one made."""
     conversions: list[Path] = []
@@ -124,6 +140,21 @@ def test_a_conversion_that_lost_a_file_is_made_again(layout: Layout, monkeypatch
     folder = ensure_base_model(resolve_spec(), layout)
     (folder / "model.safetensors").write_bytes(b"")
     assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").stat().st_size > 10_000
+
+
+def test_a_conversion_whose_weights_were_changed_is_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the size stays; a file that was only touched is taken as it is."""
+    monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
+    weights = ensure_base_model(resolve_spec(), layout) / "model.safetensors"
+    whole, digest = weights.read_bytes(), base_model_digest(weights.parent)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert base_model_digest(weights.parent) != digest
+    weights = ensure_base_model(resolve_spec(), layout) / "model.safetensors"
+    assert weights.read_bytes() == whole
+    number = weights.stat().st_ino
+    weights.touch()
+    assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").stat().st_ino == number
+    assert base_model_digest(weights.parent) == digest
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

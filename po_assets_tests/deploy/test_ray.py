@@ -74,7 +74,7 @@ def test_materialize_gets_a_gpu_and_recovers_from_dead_workers(tmp_path: Path, m
         assert saved_again <= resumed + 1
         assert resumed > saved > 20
         assert made.materialization.metadata["steps"].value == 300
-        assert adapter_problem(layout) is None
+        assert adapter_problem(layout.adapter) is None
 
         checks = ray.events(second, dg.DagsterEventType.ASSET_CHECK_EVALUATION)
         assert {check.asset_check_evaluation_data.check_name for check in checks} == {

@@ -51,6 +51,10 @@ def make(root: Path, moment: str = "", at: int = 1, artifacts: str = "") -> None
             student.render_card = dying(student.render_card)
         case "before the adapter's manifest":
             student.write_manifest = dying(student.write_manifest)
+        case "before the adapters change places":
+            atomic._exchanged = dying(atomic._exchanged)
+        case "after the adapters changed places":
+            atomic._exchanged = dying(atomic._exchanged, before=False)
         case "after the adapter is published":
             checkpoints.CheckpointStore.clear = dying(checkpoints.CheckpointStore.clear)
     student.held = functools.partial(student.held, renew=0.2, expire=1.0)  # for the lease of one that was killed

@@ -11,7 +11,7 @@ from po_assets.storage.atomic import POINTER
 from po_assets.student import training
 from po_assets.student.checkpoints import KEPT, Checkpoint, CheckpointStore
 from po_assets.student.progress import StepRecord
-from po_assets_tests.student.tiny_training import run_training
+from po_assets_tests.student.tiny_training import FULL_DISK, run_training
 
 
 class Interrupted(BaseException):
@@ -126,13 +126,16 @@ def test_old_checkpoints_go_and_foreign_ones_stay(tmp_path: Path):
     assert KEPT == 2
 
 
-def test_a_full_disk_costs_the_checkpoint_and_not_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("error", FULL_DISK)
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
     """It is reported with what to do; the checkpoint before it stays usable."""
     checkpoints, lines = store(tmp_path)
     checkpoints.save(checkpoint(1))
 
     def full(*_args: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     checkpoints.save(checkpoint(2))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from po_assets.storage import Layout
+from po_assets.storage import Layout, read_manifest
 from po_assets.student.student import adapter_problem
 from po_assets_tests.student import crash_driver
 from po_assets_tests.student.tiny_training import PAIRS, write_supervised
@@ -85,7 +85,7 @@ def test_killed_training_resumes_to_the_same_adapter(  # noqa: PLR0917
     assert again.exitcode == 0
     assert f"resumed at {resumed}\n" in log(root)
     assert adapter_bytes(layout) == expected
-    assert adapter_problem(layout) is None
+    assert adapter_problem(layout.adapter) is None
     leftovers = [p.name for p in (root / "models").rglob("*") if "step-" in p.name]
     assert leftovers == []
 
@@ -117,23 +117,31 @@ def test_killed_again_and_again_at_random_times(
         process.kill()
         process.join(60)
         if layout.adapter.exists():
-            assert adapter_problem(layout) is None
+            assert adapter_problem(layout.adapter) is None
     last = start(processes, root)
     last.join(120)
     assert last.exitcode == 0
     assert adapter_bytes(layout) == expected
 
 
+@pytest.mark.parametrize(
+    ("moment", "replaced"),
+    [
+        ("while the adapter is written", False),
+        ("before the adapters change places", False),
+        ("after the adapters changed places", True),
+    ],
+)
 def test_a_killed_retraining_leaves_the_previous_adapter(
-    processes: multiprocessing.context.ForkServerContext, layout: Layout, tmp_path: Path
+    processes: multiprocessing.context.ForkServerContext, layout: Layout, moment: str, *, replaced: bool
 ):
-    """New data, killed while the new adapter is written: the old one is still there, whole."""
+    """New data, killed while the new adapter takes its place: the old or the new one is there, whole."""
     root = Path(str(layout.root))
     start(processes, root).join(120)
-    before = adapter_bytes(layout)
+    before = read_manifest(layout.adapter)
     write_supervised(layout, PAIRS[::-1])
-    killed = start(processes, root, "while the adapter is written")
+    killed = start(processes, root, moment)
     killed.join(120)
     assert killed.exitcode == -signal.SIGKILL
-    assert adapter_bytes(layout) == before
-    assert adapter_problem(layout) is None
+    assert (read_manifest(layout.adapter) != before) is replaced
+    assert adapter_problem(layout.adapter) is None

@@ -21,6 +21,9 @@ SIZES = {
 }
 
 
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
 def with_adapter(model, **settings):
     recipe = make_recipe({"rank": 4, "dropout": 0.0, **settings})
     student = add_adapter(model.eval().requires_grad_(False), recipe, Path("base"))
@@ -96,7 +99,11 @@ def test_dropout_is_drawn_from_the_seed(tiny: Path):
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"use_dora": True}, "DoRA"), ({"target_modules": ["q_proj"]}, "not every linear layer carries a plain LoRA")],
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"target_modules": ["q_proj"]}, "not every linear layer carries a plain LoRA"),
+        ({"target_modules": [*LINEARS, "lm_head"]}, "a layer outside the decoder layers carries a LoRA"),
+    ],
 )
 def test_models_that_do_not_fit_are_trained_the_plain_way(tiny: Path, settings: dict[str, object], reason: str):
     """And the description says why."""

@@ -46,6 +46,32 @@ def test_every_wrong_key_and_value_is_reported_at_once():
         assert expected in message
 
 
+def test_each_wrong_type_is_named_by_itself():
+    """Of the base model's settings too; a setting is not judged by another one that is wrong itself."""
+    with pytest.raises(RecipeError) as raised:
+        make_recipe(
+            {
+                "profile": "papre",
+                "max_length": "abc",
+                "quantization": "int8",
+                "gradient_accumulation": "8",
+                "num_workers": 3,
+                "target_modules": ["all-linear", "q_proj"],
+            }
+        )
+    message = str(raised.value)
+    for expected in (
+        "4 wrong setting(s)",
+        "max_length is 'abc'; it must be of type int.",
+        "profile is 'papre'",
+        "quantization is 'int8'",
+        "gradient_accumulation is '8'; it must be of type int.",
+        "it must name layers or be ['all-linear'], not both.",
+    ):
+        assert expected in message
+    assert "num_workers" not in message
+
+
 def test_the_resource_resolves_to_a_complete_recipe():
     """What is left empty in the Launchpad takes the profile's default; what is given wins."""
     recipe = StudentRecipe(base_model=BaseModel(profile="paper", max_length=1024), epochs=2.5).resolved()

@@ -1,4 +1,3 @@
-import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from po_assets.student.rows import RowError
 from po_assets.student.student import Student, StudentRefusedError, adapter_problem, make_student
 from po_assets.student.training import TrainingError
 from po_assets_tests.base_model.tiny_model import make_tiny_model
-from po_assets_tests.student.tiny_training import PAIRS, tiny_recipe, write_supervised
+from po_assets_tests.student.tiny_training import FULL_DISK, PAIRS, tiny_recipe, write_supervised
 
 
 def make(layout: Layout, pairs: Any = None, **settings: Any) -> tuple[Student, list[str]]:
@@ -45,7 +44,7 @@ def test_the_published_adapter_is_whole_and_loads_with_peft(layout: Layout):
     loaded = PeftModel.from_pretrained(base, str(layout.adapter))
     assert not torch.allclose(loaded(ids).logits, before, atol=1e-3)
     assert len((layout.adapter / "training_log.jsonl").read_text().splitlines()) == len(made.log) == 6
-    assert adapter_problem(layout) is None
+    assert adapter_problem(layout.adapter) is None
 
 
 def test_unchanged_data_and_recipe_train_nothing(layout: Layout):
@@ -79,7 +78,7 @@ def test_whatever_changes_the_student_trains_again(layout: Layout, change: str):
     again, _ = make(layout, pairs, **settings)
     assert not again.unchanged
     assert (again.manifest.sha256 == first.manifest.sha256) == (change == "damaged adapter")
-    assert adapter_problem(layout) is None
+    assert adapter_problem(layout.adapter) is None
 
 
 def test_the_digest_is_that_of_weights_and_settings(layout: Layout, tmp_path: Path):
@@ -126,19 +125,20 @@ def test_rows_that_do_not_fit_are_refused_before_training(layout: Layout):
     assert not layout.adapter.exists()
 
 
-def test_a_full_disk_leaves_the_previous_adapter(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("error", FULL_DISK)
+def test_a_full_disk_leaves_the_previous_adapter(layout: Layout, monkeypatch: pytest.MonkeyPatch, error: Exception):
     """The message says what to do; when there is space again, the last checkpoint spares the training."""
     first, _ = make(layout)
 
     def full(*_args: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(student, "write_adapter", full)
         with pytest.raises(TrainingError, match=r"disk is full.*Free some space.*previous adapter is still in place"):
             make(layout, seed=1)
     assert read_manifest(layout.adapter) == first.manifest
-    assert adapter_problem(layout) is None
+    assert adapter_problem(layout.adapter) is None
     again, _ = make(layout, seed=1)
     assert again.manifest.extra["resumed_at"] == again.manifest.extra["steps"] == 6
 
@@ -184,16 +184,16 @@ def test_the_gates_verdict_enters_the_card(layout: Layout, passed: bool):
     assert "an earlier one" not in text
     assert "Not evaluated yet" not in text
     assert read_manifest(layout.adapter) == made.manifest
-    assert adapter_problem(layout) is None
+    assert adapter_problem(layout.adapter) is None
 
 
 def test_an_adapter_whose_files_changed_is_noticed(layout: Layout):
     """A reader is told which file."""
-    assert "no finished adapter" in str(adapter_problem(layout))
+    assert "no finished adapter" in str(adapter_problem(layout.adapter))
     make(layout)
     path = layout.adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 2}))
-    assert "adapter_config.json" in str(adapter_problem(layout))
+    assert "adapter_config.json" in str(adapter_problem(layout.adapter))
 
 
 def test_a_reader_sees_the_old_adapter_until_the_new_one_is_whole(layout: Layout, monkeypatch: pytest.MonkeyPatch):
@@ -206,7 +206,7 @@ def test_a_reader_sees_the_old_adapter_until_the_new_one_is_whole(layout: Layout
     def watched(path: Any) -> Iterator[Path]:
         with atomic_directory(path) as staging:
             yield staging
-            seen.append((read_manifest(layout.adapter), adapter_problem(layout)))
+            seen.append((read_manifest(layout.adapter), adapter_problem(layout.adapter)))
 
     monkeypatch.setattr(student, "atomic_directory", watched)
     second, _ = make(layout, seed=3)
@@ -226,5 +226,5 @@ def test_an_object_store_holds_the_adapter_as_well(layout: Layout):
     recipe = tiny_recipe(Path(str(layout.root)) / "tiny")
     made = make_student(remote, PAIRS, recipe, Progress(lambda _: None))
     assert made.manifest.sha256 == local.manifest.sha256
-    assert adapter_problem(remote) is None
+    assert adapter_problem(remote.adapter) is None
     assert make_student(remote, PAIRS, recipe, Progress(lambda _: None)).unchanged

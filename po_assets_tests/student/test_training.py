@@ -1,15 +1,18 @@
+import errno
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from po_assets.storage import Layout
 from po_assets.student import gradients
 from po_assets.student.adapter import trainable, write_adapter
 from po_assets.student.progress import Progress
 from po_assets.student.recipe import RecipeError
+from po_assets.student.student import make_student
 from po_assets.student.training import TrainingError, train
-from po_assets_tests.student.tiny_training import run_training, tiny_recipe, tiny_rows, tiny_student
+from po_assets_tests.student.tiny_training import PAIRS, run_training, tiny_recipe, tiny_rows, tiny_student
 
 PINNED = [5.5432, 5.5127, 5.4821, 5.4339, 5.4128, 5.4091]
 
@@ -72,6 +75,12 @@ def test_variants_of_the_recipe_train(tiny: Path, settings: dict[str, bool]):
     assert trained.log[-1].loss < trained.log[0].loss - 0.1
 
 
+def test_one_unknown_target_module_among_known_ones_is_refused(tiny: Path):
+    """PEFT passes over it, and the student would train less than its recipe says."""
+    with pytest.raises(RecipeError, match=r"target_modules \['nonexist'\] match no linear layer.*'q_proj'"):
+        tiny_student(tiny, tiny_recipe(tiny, target_modules=["q_proj", "nonexist"]))
+
+
 def test_unknown_target_modules_are_refused(tiny: Path):
     """With the names that were asked for."""
     with pytest.raises(RecipeError, match=r"\['nonsense'\] do not fit the base model.*all-linear"):
@@ -99,6 +108,25 @@ def test_out_of_memory_says_what_to_do(tiny: Path, monkeypatch: pytest.MonkeyPat
         run_training(tiny)
     assert longest < 200
     assert "previous adapter" in str(raised.value)
+
+
+def test_out_of_memory_outside_the_gradients_says_it_too(tiny: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    """In the optimizer, which makes its moments in the first step, and where the model is loaded."""
+
+    def no_memory(*_args: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", no_memory)
+        with pytest.raises(TrainingError, match="Memory ran out in step 1"):
+            run_training(tiny)
+
+    def no_map(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("po_assets.student.student.load_base_model", no_map)
+    with pytest.raises(TrainingError, match=r"Memory ran out while .*tiny was loaded.*previous adapter"):
+        make_student(layout, PAIRS, tiny_recipe(tiny), Progress(print))
 
 
 def test_other_errors_are_not_taken_for_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from upath import UPath
 
 from po_assets.base_model import ChatFormat, load_base_model, load_tokenizer
@@ -17,6 +19,11 @@ from po_assets.student.rows import TrainingRow, tokenize_rows
 from po_assets.student.training import Trained, train
 from po_assets_tests.base_model.tiny_model import make_tiny_model
 
+FULL_DISK = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    # As safetensors says it, word for word, on a file system that is full.
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
 PAIRS = [(f"product {i}: {'a lamp ' * (i % 4 + 1)}", f"status aligned {'x' * (i % 5)} end") for i in range(12)]
 
 
