@@ -145,9 +145,11 @@ def test_a_passed_gate_switches_current_in_one_step(both: dict[str, tuple[Layout
     record = load_gate(s3)
     passed = GateRecord(**{**record.__dict__, "passed": True})
     assert promoted_adapter(s3) is None
-    promote(s3, passed)
+    with local_copy(s3.adapter) as adapter:
+        promote(s3, passed, adapter)
     assert promoted_adapter(s3) == record.adapter_sha256
     with local_copy(s3.current) as copy, local_copy(s3.adapter) as adapter:
+        assert "The gate **failed**" in (adapter / "README.md").read_text()
         weights = [folder / "adapter_model.safetensors" for folder in (copy, adapter)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -65,7 +65,8 @@ def answer_cases(
     """One answer per case, in the order of the cases; the model is loaded only when one is missing.
 
     Raises:
-        ValueError: with a grammar, `max_new_tokens` is too small for the longest answer that the grammar allows.
+        ValueError: with a grammar, `max_new_tokens` is too small for the longest answer that the grammar allows; or
+            prompt and answer may be longer than the model's context.
     """
     limits = limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
     everything = [_question(case, decoding, limits) for case in cases]
@@ -76,9 +77,9 @@ def answer_cases(
         log(f"{name}: {len(known)} of {len(cases)} answers are cached, {len(questions)} are to be generated")
         answering = load_model()
         progress = _Progress(name, len(questions), log)
-        for batch in _answered_batches(answering, questions, decoding, progress):
-            cache.add((question.asked, answer) for question, answer in batch)
-            known |= {question.case.case_id: answer for question, answer in batch}
+        for question, answer in _answered(answering, questions, decoding, progress):
+            cache.add(question.asked, answer)
+            known[question.case.case_id] = answer
         progress.finish()
     else:
         log(f"{name}: all {len(cases)} answers are cached, nothing is generated")
@@ -86,10 +87,10 @@ def answer_cases(
     return [replace(known[case.case_id], case_id=case.case_id) for case in cases]
 
 
-def _answered_batches(
+def _answered(
     answering: AnsweringModel, questions: list[_Question], decoding: Decoding, progress: "_Progress"
-) -> Iterator[list[tuple[_Question, Answer]]]:
-    """Final answers per batch; with retries, an invalid answer is asked for again after all others had their turn."""
+) -> Iterator[tuple[_Question, Answer]]:
+    """Final answers as they come; with retries, an invalid one is asked for again after all others had their turn."""
     from po_assets.evaluation.engine import batches_by_length, complete_batch
 
     by_case = {question.case.case_id: question for question in questions}
@@ -97,19 +98,17 @@ def _answered_batches(
     while requests:
         again: list[_Question] = []
         for batch in batches_by_length(requests, decoding.batch_size):
-            finished: list[tuple[_Question, Answer]] = []
             progress.longest = 0
             for completion in complete_batch(answering.model, batch, decoding, answering.eos_ids, progress.step):
                 question = by_case[completion.key]
                 answer = _answer(answering, question, completion)
                 verdict = validate_answer(*_blocks(answer.text))
                 if verdict or question.attempts > decoding.retries:
-                    finished.append((question, answer))
                     progress.done(answer)
+                    yield question, answer
                 else:
                     question.reason = verdict.reason
                     again.append(question)
-            yield finished
         requests = _requests(answering, again, decoding)
 
 
@@ -133,7 +132,20 @@ def _requests(answering: AnsweringModel, questions: list[_Question], decoding: D
                 seed=int.from_bytes(seed[:8], "big") >> 1,
             )
         )
+    _refuse_short_context(answering.model, requests, decoding)
     return requests
+
+
+def _refuse_short_context(model: Any, requests: "Sequence[Request]", decoding: Decoding) -> None:
+    config = getattr(model.config, "text_config", None) or model.config
+    context = getattr(config, "max_position_embeddings", None)
+    longest = max(requests, key=lambda request: len(request.prompt_ids))
+    if isinstance(context, int) and len(longest.prompt_ids) + decoding.max_new_tokens > context:
+        raise ValueError(
+            f"The prompt of case {longest.key} has {len(longest.prompt_ids):,} tokens; with max_new_tokens "
+            f"{decoding.max_new_tokens:,} that is more than the model's context of {context:,}. Lower max_new_tokens, "
+            "or use a base model with a longer context."
+        )
 
 
 def _prompt(question: _Question) -> str:

@@ -33,7 +33,7 @@ class Answer:
 class AnswerCache:
     """Finished answers of one model under one decoding, by the digest of what was asked.
 
-    A line is appended and synced per batch, so that nothing finished is lost; a line cut by a crash is ignored.
+    A line is appended and synced per answer, so that nothing finished is lost; a line cut by a crash is ignored.
     """
 
     def __init__(self, folder: UPath, model_digest: str, decoding_digest: str) -> None:
@@ -49,13 +49,11 @@ class AnswerCache:
         """The answer to what has this digest, if it is there."""
         return self._answers.get(asked)
 
-    def add(self, answers: Iterable[tuple[str, Answer]]) -> None:
-        """Keep finished answers, on disk when this returns."""
-        new = list(answers)
-        self._answers.update(new)
-        lines = b"".join(_line(asked, answer) for asked, answer in new)
+    def add(self, asked: str, answer: Answer) -> None:
+        """Keep a finished answer, on disk when this returns."""
+        self._answers[asked] = answer
         if is_local(self._path):
-            _append_synced(Path(str(self._path)), lines)
+            _append_synced(Path(str(self._path)), _line(asked, answer))
         else:  # an object store cannot append; the file is small
             with atomic_file(self._path) as file:
                 file.write(b"".join(_line(asked, answer) for asked, answer in self._answers.items()))
@@ -65,14 +63,14 @@ def _line(asked: str, answer: Answer) -> bytes:
     return json.dumps({"asked": asked, **asdict(answer)}).encode() + b"\n"
 
 
-def _append_synced(path: Path, lines: bytes) -> None:
+def _append_synced(path: Path, line: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")  # shuts off a line that a crash cut
-        file.write(lines)
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 

@@ -44,15 +44,13 @@ def load_student(folder: Path, spec: "BaseModelSpec", adapter: Path) -> Answerin
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise ValueError(
-            f"the adapter in {adapter} does not load onto {spec.name}: {reason}. Materialize lora_adapter again"
+            f"the adapter does not load onto {spec.name}: {reason}. Materialize lora_adapter again"
         ) from error
     student.eval()
     if quantized:
         return AnsweringModel(student, ChatFormat(load_tokenizer(folder)))
     if not changes_weights(student):
-        raise ValueError(
-            f"the adapter in {adapter} changes no weight of {spec.name}: it was not trained. Materialize lora_adapter"
-        )
+        raise ValueError(f"the adapter changes no weight of {spec.name}: it was not trained. Materialize lora_adapter")
     merged = student.merge_and_unload().to(device=best_device(), dtype=choose_precision().torch_dtype)
     prepare_for_decoding(merged.eval())
     return AnsweringModel(merged, ChatFormat(load_tokenizer(folder)))

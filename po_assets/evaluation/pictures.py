@@ -37,7 +37,8 @@ def case_scores(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer
     axes.scatter(places, before, color=_BASELINE, s=22, label="baseline", zorder=3)
     axes.scatter(places, after, color=_STUDENT, s=22, label="student", zorder=3)
     axes.axhline(threshold, color=_LINE, linestyle="--", linewidth=1, label=f"mean asked for {threshold:g}")
-    axes.set_xticks(list(places), [answer.case_id for answer in ordered], rotation=90, fontsize=5)
+    # A `$` in an id or a status is no formula.
+    axes.set_xticks(list(places), [a.case_id for a in ordered], rotation=90, fontsize=5, parse_math=False)
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
@@ -65,7 +66,7 @@ def confusion_picture(matrix: Mapping[str, Mapping[str, int]], title: str) -> "F
     for y, row in enumerate(counts):
         for x, count in enumerate(row):
             axes.text(x, y, str(count), ha="center", va="center", color="white" if count > highest / 2 else "black")
-    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     return figure
 

@@ -1,6 +1,6 @@
 """Promotion: an adapter whose gate passed becomes `models/current`, in one atomic switch.
 
-The adapter is copied first, since the next training replaces its folder. Whether a gate passed is decided in `gate`.
+The adapter is copied, since the next training replaces its folder. Whether a gate passed is decided in `gate`.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from upath import UPath
 
 from po_assets.evaluation.gate import GateRecord, write_gate
-from po_assets.storage import atomic_directory, local_copy, published_directory
+from po_assets.storage import atomic_directory, published_directory
 from po_assets.storage.atomic import is_local
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ _KEPT_VERSIONS = 3
 """Promoted adapters on disk, the current one among them, so that a switch can be taken back by hand."""
 
 
-def promote(layout: "Layout", record: GateRecord) -> UPath:
-    """Make the adapter the current one; returns `layout.current`.
+def promote(layout: "Layout", record: GateRecord, adapter: Path) -> UPath:
+    """Make the evaluated adapter, whose folder is `adapter`, the current one; returns `layout.current`.
 
     On a file system `current` is a symbolic link that is replaced in one step. In an object store it is a folder of its
     own, whose pointer to the newest version is.
@@ -35,12 +35,12 @@ def promote(layout: "Layout", record: GateRecord) -> UPath:
     if not record.passed:
         raise ValueError(f"the gate of adapter {record.adapter_sha256[:12]} did not pass, it is not promoted")
     if not is_local(layout.current):
-        _copy(layout, layout.current, record)
+        _copy(adapter, layout.current, record)
         return layout.current
     current = Path(str(layout.current)).absolute()
     versions = current.parent / "promoted"
     version = versions / record.adapter_sha256[:16]
-    _copy(layout, UPath(version), record)
+    _copy(adapter, UPath(version), record)
     if current.is_dir() and not current.is_symlink():  # made by hand, or by an object store's sync: kept, not lost
         current.rename(versions / f"replaced-{uuid.uuid4().hex[:8]}")
     link = current.parent / f".staging-current-{uuid.uuid4().hex[:8]}"
@@ -60,10 +60,9 @@ def promoted_adapter(layout: "Layout") -> str | None:
         return None
 
 
-def _copy(layout: "Layout", target: UPath, record: GateRecord) -> None:
+def _copy(adapter: Path, target: UPath, record: GateRecord) -> None:
     with atomic_directory(target) as staging:
-        with local_copy(layout.adapter) as adapter:
-            shutil.copytree(adapter, staging, dirs_exist_ok=True)
+        shutil.copytree(adapter, staging, dirs_exist_ok=True)
         write_gate(UPath(staging / GATE_FILE), record)
 
 

@@ -3,6 +3,7 @@
 How decoding is done belongs to `engine` and `grammar`.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
@@ -58,7 +59,8 @@ class DecodingSettings(dg.ConfigurableResource["DecodingSettings"]):
     max_new_tokens: int = Field(
         default=4096,
         description="An answer that is longer is cut and scored as it is. With a grammar it must hold the longest "
-        "answer that the grammar allows, so that none is ever cut; answers are mostly a tenth of it.",
+        "answer that the grammar allows, so that none is ever cut; answers are mostly a tenth of it. The manual "
+        "process's 1,200 go with mode free.",
     )
     temperature: float = Field(default=0.0, description="0 takes the most likely token (greedy, deterministic).")
     top_p: float = Field(default=1.0, description="Nucleus sampling; only with a temperature above 0.")
@@ -96,7 +98,10 @@ class DecodingSettings(dg.ConfigurableResource["DecodingSettings"]):
             for wrong, fault in (
                 (self.mode not in get_args(DecodingMode), f"mode is {self.mode!r}, use constrained or free"),
                 (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}, use at least 1"),
-                (self.temperature < 0, f"temperature is {self.temperature}, use 0 (greedy) or more"),
+                (
+                    not 0 <= self.temperature < math.inf,
+                    f"temperature is {self.temperature}, use 0 (greedy) or more",
+                ),
                 (not 0 < self.top_p <= 1, f"top_p is {self.top_p}, use more than 0 and at most 1"),
                 (self.retries < 0, f"retries is {self.retries}, use 0 or more"),
                 (
@@ -109,6 +114,10 @@ class DecodingSettings(dg.ConfigurableResource["DecodingSettings"]):
                 ),
                 (self.batch_size < 1, f"batch_size is {self.batch_size}, use at least 1"),
                 (self.free_cases < 0, f"free_cases is {self.free_cases}, use 0 or more"),
+                (
+                    self.free_max_new_tokens < 1,
+                    f"free_max_new_tokens is {self.free_max_new_tokens}, use at least 1 (free_cases 0 asks none)",
+                ),
             )
             if wrong
         ]

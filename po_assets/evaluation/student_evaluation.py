@@ -4,7 +4,9 @@ Reads top to bottom, free of Dagster's run time: what the two assets do. The par
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ import dagster as dg
 import pandas as pd
 
 from po_assets.base_model import BaseModelSpec, base_model_digest, ensure_base_model, require_hardware
-from po_assets.evaluation.answering import AnsweringModel, Log, answer_cases
+from po_assets.evaluation.answering import Log, answer_cases
 from po_assets.evaluation.answers import AnswerCache
 from po_assets.evaluation.cases import EvaluationCase
 from po_assets.evaluation.gate import (
@@ -29,7 +31,9 @@ from po_assets.evaluation.promotion import promote, promoted_adapter
 from po_assets.evaluation.report import FreeRun, build_report, free_run, now, read_report, write_report
 from po_assets.evaluation.scoring import ScoredAnswer, answers_from_records, score_answers
 from po_assets.evaluation.settings import Decoding, DecodingSettings
-from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_manifest
+from po_assets.storage import Layout, digest_of, file_digest, local_copy, published_directory, read_manifest
+from po_assets.student.model_card import write_gate_verdict
+from po_assets.student.student import adapter_problem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,19 +81,21 @@ def evaluate_student(
     """Answer with the student, gate it against the baseline, write report and gate record, promote if it passed.
 
     Raises:
-        dagster.Failure: there is no adapter, or the baseline was made with other cases, decoding or base model.
+        dagster.Failure: there is no adapter, it is damaged or was trained on another base model, or the baseline was
+            made with other cases, decoding or base model.
     """
+    from po_assets.evaluation.models import lazily, load_student
+
     decoding = settings.decoding()
     require_hardware(spec)
     folder = ensure_base_model(spec, layout)
     base_digest = _model_digest(folder, spec)
-    adapter_sha256 = _adapter_digest(layout)
     baseline = answers_from_records(baseline_table.to_dict(orient="records"), str(layout.baseline_answers))
     refuse_other_baseline(baseline, cases, decoding, base_digest, layout)
 
-    with contextlib.ExitStack() as stack:
+    with _adapter_snapshot(layout, base_model_digest(folder)) as (adapter, adapter_sha256):
         student_digest = digest_of([base_digest, adapter_sha256])
-        load = _loaded_once(stack, folder, spec, layout)
+        load = lazily(lambda: load_student(folder, spec, adapter))
         cache = AnswerCache(layout.answer_cache, student_digest, decoding.digest)
         answers = answer_cases(cases, decoding, cache, load, log=log, name="student")
         student = score_answers(cases, answers, model="student", model_digest=student_digest, decoding=decoding.digest)
@@ -105,31 +111,32 @@ def evaluate_student(
             )
             log(free.described if free else "")
 
-    rows = evaluate_gate(baseline, student)
-    record = GateRecord(
-        adapter_sha256=adapter_sha256,
-        baseline_digest=base_digest,
-        cases_sha256=file_digest(layout.eval_cases),
-        decoding=decoding.described(),
-        passed=gate_passed(rows),
-        time=now(),
-        rows=rows,
-    )
-    report = build_report(
-        cases,
-        baseline,
-        student,
-        record,
-        models={"baseline": spec.name, "student": f"{spec.name} with adapter {adapter_sha256[:12]}"},
-        free=free,
-        previous=read_report(layout.report_json),
-    )
-    pictures = {name: data_uri(figure) for name, figure in evaluation_figures(baseline, student).items()}
-    write_report(report, layout.report_json, layout.report_html, pictures)
-    write_gate(gate_path(layout), record)
-    evaluation = Evaluation(baseline, student, record, free, promotion=_promote(layout, record))
-    log(f"the gate {'passed' if record.passed else 'FAILED'}; {evaluation.promotion}")
-    return evaluation
+        rows = evaluate_gate(baseline, student)
+        record = GateRecord(
+            adapter_sha256=adapter_sha256,
+            baseline_digest=base_digest,
+            cases_sha256=file_digest(layout.eval_cases),
+            decoding=decoding.described(),
+            passed=gate_passed(rows),
+            time=now(),
+            rows=rows,
+        )
+        report = build_report(
+            cases,
+            baseline,
+            student,
+            record,
+            models={"baseline": spec.name, "student": f"{spec.name} with adapter {adapter_sha256[:12]}"},
+            free=free,
+            previous=read_report(layout.report_json),
+        )
+        pictures = {name: data_uri(figure) for name, figure in evaluation_figures(baseline, student).items()}
+        write_report(report, layout.report_json, layout.report_html, pictures)
+        write_gate(gate_path(layout), record)
+        _write_verdict(layout, record, adapter)
+        evaluation = Evaluation(baseline, student, record, free, promotion=_promote(layout, record, adapter))
+        log(f"the gate {'passed' if record.passed else 'FAILED'}; {evaluation.promotion}")
+        return evaluation
 
 
 def refuse_other_baseline(
@@ -166,32 +173,44 @@ def spread(cases: Sequence[EvaluationCase], count: int) -> list[EvaluationCase]:
     return [cases[index * len(cases) // count] for index in range(count)]
 
 
-def _adapter_digest(layout: Layout) -> str:
-    manifest = read_manifest(layout.adapter)
-    if manifest is None:
-        raise dg.Failure(
-            description=f"There is no finished adapter in {layout.adapter} (no manifest.json). Materialize "
-            "lora_adapter first.",
-            allow_retries=False,
-        )
-    return manifest.sha256
+@contextlib.contextmanager
+def _adapter_snapshot(layout: Layout, base_digest: str) -> Iterator[tuple[Path, str]]:
+    """A verified copy of the adapter and its digest: what is evaluated is promoted, whatever is trained meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="adapter-") as temporary:
+        copy = Path(temporary) / layout.adapter.name
+        with contextlib.suppress(FileNotFoundError), local_copy(layout.adapter) as adapter:
+            shutil.copytree(adapter, copy)
+        manifest = read_manifest(copy)
+        problem = adapter_problem(copy, base_digest)
+        if problem or manifest is None:
+            said = str(problem).replace(str(copy), str(layout.adapter))
+            raise dg.Failure(
+                description=f"The adapter cannot be evaluated: {said}. Materialize lora_adapter, then eval_report.",
+                allow_retries=False,
+            )
+        yield copy, manifest.sha256
 
 
 def _model_digest(folder: Path, spec: BaseModelSpec) -> str:
     return digest_of([base_model_digest(folder), spec.quantization])
 
 
-def _loaded_once(
-    stack: contextlib.ExitStack, folder: Path, spec: BaseModelSpec, layout: Layout
-) -> Callable[[], AnsweringModel]:
-    from po_assets.evaluation.models import lazily, load_student
+def _write_verdict(layout: Layout, record: GateRecord, evaluated: Path) -> None:
+    """Into the card of the evaluated copy, and into that of the adapter unless another was published meanwhile."""
+    rows = [
+        {"threshold": row.name, "required": row.required, "value": row.value, "passed": "yes" if row.passed else "no"}
+        for row in record.rows
+    ]
+    write_gate_verdict(evaluated, rows, passed=record.passed)
+    published = published_directory(layout.adapter)
+    manifest = read_manifest(published)
+    if manifest and manifest.sha256 == record.adapter_sha256:
+        write_gate_verdict(published, rows, passed=record.passed)
 
-    return lazily(lambda: load_student(folder, spec, stack.enter_context(local_copy(layout.adapter))))
 
-
-def _promote(layout: Layout, record: GateRecord) -> str:
+def _promote(layout: Layout, record: GateRecord, adapter: Path) -> str:
     if record.passed:
-        return f"adapter {record.adapter_sha256[:12]} is now {promote(layout, record)}."
+        return f"adapter {record.adapter_sha256[:12]} is now {promote(layout, record, adapter)}."
     current = promoted_adapter(layout)
     kept = f"adapter {current[:12]} stays current" if current else "no adapter is current yet"
     return f"adapter {record.adapter_sha256[:12]} is not promoted; {kept}."

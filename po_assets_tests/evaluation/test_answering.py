@@ -22,7 +22,7 @@ FREE = Decoding(mode="free", max_new_tokens=12, batch_size=2)
 
 @pytest.fixture(scope="module")
 def answering(tmp_path_factory: pytest.TempPathFactory) -> AnsweringModel:
-    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"))
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), context=8192)
     return AnsweringModel(load_base_model(folder, "float32", device="cpu"), ChatFormat(load_tokenizer(folder)))
 
 
@@ -93,13 +93,40 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     assert [replace(answer, seconds=0) for answer in resumed] == [replace(answer, seconds=0) for answer in whole]
 
 
+def test_an_answer_is_on_disk_as_soon_as_it_is_finished(
+    tmp_path: Path, answering: AnsweringModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its batch is stopped before the others are."""
+    real = engine.complete_batch
+
+    def stops(*arguments: Any) -> Any:
+        yield next(real(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "complete_batch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        answer_cases(cases(6), FREE, cache_in(tmp_path), lambda: answering)
+    (file,) = tmp_path.iterdir()
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_a_prompt_without_room_for_the_answer_is_refused(tmp_path: Path, answering: AnsweringModel) -> None:
+    """Beyond its context a model writes nonsense, and nothing would say why."""
+    context = answering.model.config.max_position_embeddings
+    decoding = replace(FREE, max_new_tokens=context)
+    with pytest.raises(
+        ValueError, match=rf"The prompt of case EVAL-\d+ has .*more than the model's context of {context:,}"
+    ):
+        answer_cases(cases(2), decoding, cache_in(tmp_path, decoding), lambda: answering)
+
+
 def test_a_line_that_a_crash_cut_is_ignored_and_shut_off(tmp_path: Path) -> None:
     """The next line does not glue itself to it."""
     cache = cache_in(tmp_path)
-    cache.add([("one", Answer("EVAL-01", "text", "stop", 3, 0.1))])
+    cache.add("one", Answer("EVAL-01", "text", "stop", 3, 0.1))
     path = Path(str(cache.path))
     path.write_bytes(path.read_bytes() + b'{"asked": "two", "case_id": "EV')
-    cache_in(tmp_path).add([("three", Answer("EVAL-03", "text", "stop", 3, 0.1))])
+    cache_in(tmp_path).add("three", Answer("EVAL-03", "text", "stop", 3, 0.1))
     reread = cache_in(tmp_path)
     assert reread.get("one") is not None
     assert reread.get("two") is None
@@ -111,7 +138,7 @@ def test_the_cache_works_where_nothing_can_be_appended() -> None:
     folder = UPath("memory://answers")
     for number in (1, 2):
         cache = AnswerCache(folder, "m", "d")
-        cache.add([(f"asked-{number}", Answer(f"EVAL-{number}", "text", "stop", 3, 0.1))])
+        cache.add(f"asked-{number}", Answer(f"EVAL-{number}", "text", "stop", 3, 0.1))
     assert {AnswerCache(folder, "m", "d").get(f"asked-{number}") for number in (1, 2)} == {
         Answer("EVAL-1", "text", "stop", 3, 0.1),
         Answer("EVAL-2", "text", "stop", 3, 0.1),

@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 from upath import UPath
 
-from po_assets.base_model import BaseModel
-from po_assets.evaluation import models
+from po_assets.base_model import BaseModel, base_model_digest
+from po_assets.evaluation import models, student_evaluation
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.gate import load_gate
 from po_assets.evaluation.promotion import promoted_adapter
 from po_assets.evaluation.settings import DecodingSettings
 from po_assets.evaluation.student_evaluation import spread
-from po_assets.storage import Artifacts, JsonlIOManager, Layout, Manifest, read_jsonl, write_manifest
+from po_assets.storage import Artifacts, JsonlIOManager, Layout, Manifest, file_digest, read_jsonl, write_manifest
+from po_assets.student.adapter import CONFIG, WEIGHTS
 from po_assets_tests.base_model.tiny_model import make_tiny_model
 from po_assets_tests.evaluation.scenes import GOOD, cases, cases_table
 
@@ -38,7 +39,7 @@ def adapter_asset() -> None:
 
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
+    return make_tiny_model(tmp_path_factory.mktemp("base"), context=8192)
 
 
 def make_adapter(base: Path, folder: Path, *, trained: bool = True, digest: str = "a" * 64) -> None:
@@ -50,7 +51,10 @@ def make_adapter(base: Path, folder: Path, *, trained: bool = True, digest: str 
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=not trained)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
-    write_manifest(folder, Manifest(sha256=digest))
+    files = {name: file_digest(folder / name) for name in (WEIGHTS, CONFIG)}
+    write_manifest(
+        folder, Manifest(sha256=digest, inputs={"base_model": base_model_digest(base)}, extra={"files": files})
+    )
 
 
 @pytest.fixture
@@ -190,7 +194,49 @@ def test_without_adapter_or_with_an_untrained_one_nothing_is_evaluated(layout: L
     make_adapter(base_folder, Path(str(layout.adapter)), trained=False)
     assert "changes no weight of" in failure(run(layout, base_folder), "eval_report")
     (layout.adapter / "manifest.json").unlink()
-    assert "There is no finished adapter in" in failure(run(layout, base_folder), "eval_report")
+    assert "there is no finished adapter in" in failure(run(layout, base_folder), "eval_report")
+
+
+def test_an_adapter_is_not_evaluated_that_is_not_the_trained_one(
+    layout: Layout, base_folder: Path, tmp_path: Path
+) -> None:
+    """Changed since it was published, or trained on another base model of the same shapes."""
+    other = make_tiny_model(tmp_path / "other", context=8192, seed=1)
+    assert "was trained on another base model" in failure(run(layout, other), "eval_report")
+    weights = Path(str(layout.adapter)) / WEIGHTS
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    said = failure(run(layout, base_folder), "eval_report")
+    assert f"the file {WEIGHTS} in '{layout.adapter}' was changed or damaged since it was published" in said
+    assert "Materialize lora_adapter, then eval_report" in said
+
+
+def test_the_card_tells_the_verdict(evaluated: tuple[Layout, Any]) -> None:
+    """Of the adapter that was evaluated, with each threshold."""
+    layout, _ = evaluated
+    card = (layout.adapter / "README.md").read_text()
+    assert "The gate **failed**; this adapter was not promoted." in card
+    assert "| case_count |" in card
+
+
+def test_what_was_evaluated_is_promoted_whatever_is_trained_meanwhile(
+    layout: Layout, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its card; the gate is taken as passed here."""
+    evaluated = (layout.adapter / WEIGHTS).read_bytes()
+    real = student_evaluation.evaluate_gate
+
+    def gate_while_training(*arguments: Any) -> Any:
+        make_adapter(base_folder, Path(str(layout.adapter)), trained=False, digest="b" * 64)
+        return real(*arguments)
+
+    monkeypatch.setattr(student_evaluation, "evaluate_gate", gate_while_training)
+    monkeypatch.setattr(student_evaluation, "gate_passed", lambda _rows: True)
+    run(layout, base_folder)
+    assert promoted_adapter(layout) == "a" * 64
+    assert (layout.current / WEIGHTS).read_bytes() == evaluated
+    assert "The gate **passed**." in (layout.current / "README.md").read_text()
+    assert "The gate" not in (layout.adapter / "README.md").read_text()
 
 
 def test_wrong_settings_fail_once_with_their_sentence(layout: Layout, base_folder: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_passed_adapter_becomes_current_and_stays_when_the_next_is_trained(lay
     """Training replaces the adapter's folder, never the promoted one."""
     train(layout, "first")
     assert promoted_adapter(layout) is None
-    promote(layout, record("1"))
+    promote(layout, record("1"), Path(str(layout.adapter)))
     train(layout, "second")
     assert (layout.current / "adapter_model.safetensors").read_text() == "first"
     assert promoted_adapter(layout) == "1" * 64
@@ -41,17 +41,17 @@ def test_a_passed_adapter_becomes_current_and_stays_when_the_next_is_trained(lay
 def test_a_failed_gate_is_never_promoted(layout: Layout) -> None:
     """The old one stays."""
     train(layout, "first")
-    promote(layout, record("1"))
+    promote(layout, record("1"), Path(str(layout.adapter)))
     train(layout, "second")
     with pytest.raises(ValueError, match="did not pass"):
-        promote(layout, record("2", passed=False))
+        promote(layout, record("2", passed=False), Path(str(layout.adapter)))
     assert promoted_adapter(layout) == "1" * 64
 
 
 def test_a_crash_while_copying_leaves_the_old_one(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The link is switched after everything is there."""
     train(layout, "first")
-    promote(layout, record("1"))
+    promote(layout, record("1"), Path(str(layout.adapter)))
     train(layout, "second")
 
     def full(*_arguments: object) -> None:
@@ -59,7 +59,7 @@ def test_a_crash_while_copying_leaves_the_old_one(layout: Layout, monkeypatch: p
 
     monkeypatch.setattr("po_assets.evaluation.promotion.write_gate", full)
     with pytest.raises(OSError, match="No space left"):
-        promote(layout, record("2"))
+        promote(layout, record("2"), Path(str(layout.adapter)))
     assert (layout.current / "adapter_model.safetensors").read_text() == "first"
     assert promoted_adapter(layout) == "1" * 64
 
@@ -70,7 +70,7 @@ def test_a_few_old_versions_are_kept_and_a_folder_made_by_hand_is_not_lost(layou
     (layout.current / "by_hand").write_text("x")
     for adapter in "12344":
         train(layout, adapter)
-        promote(layout, record(adapter))
+        promote(layout, record(adapter), Path(str(layout.adapter)))
     versions = sorted(path.name for path in (layout.root / "models" / "promoted").iterdir())
     assert len(versions) == 3
     assert "4" * 16 in versions
@@ -79,9 +79,9 @@ def test_a_few_old_versions_are_kept_and_a_folder_made_by_hand_is_not_lost(layou
 
 def test_an_object_store_gets_a_folder_with_the_record(tmp_path: Path) -> None:
     """There are no links there."""
-    layout = Layout(UPath("memory://promotion"))
-    train(layout, "first")
-    promote(layout, record("1"))
+    layout, here = Layout(UPath("memory://promotion")), Layout(UPath(tmp_path))
+    train(here, "first")
+    promote(layout, record("1"), Path(str(here.adapter)))
     assert (published_directory(layout.current) / "adapter_model.safetensors").read_text() == "first"
     assert promoted_adapter(layout) == "1" * 64
 
