@@ -13,7 +13,7 @@ from po_assets.storage import Artifacts, read_jsonl
 
 _ASSET = "eval_report"
 _DESCRIPTIONS = {
-    "case_count": f"All {THRESHOLDS.case_count} evaluation cases were answered.",
+    "case_count": f"All {THRESHOLDS.case_count} evaluation cases count; one without an answer counts as an empty one.",
     "mean_score": f"The student's mean score over every case is at least {THRESHOLDS.mean_score:.2f}.",
     "score_std": f"The scores' sample standard deviation is at most {THRESHOLDS.score_std:.2f}.",
     "delta_vs_baseline": f"The student's mean is at most {-THRESHOLDS.delta_vs_baseline:.2f} below the baseline's.",

@@ -45,7 +45,7 @@ class GateRow:
 
 
 def case_count(summary: Summary, thresholds: GateThresholds) -> GateRow:
-    """All cases were answered."""
+    """All cases were evaluated; one without an answer counts as an empty answer."""
     return GateRow(
         name="case_count",
         required=f"= {thresholds.case_count}",

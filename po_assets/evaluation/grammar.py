@@ -7,8 +7,9 @@ an id fits what is said about it) stays with the scores. The metric pays well fo
 nonsense from an untrained model score about 0.75, and the validator, which wants an id cited, passes none of them.
 
 Every complete text of the grammar parses as YAML, because each value is a plain scalar on one line that starts with a
-letter or digit and holds no `:`, `#` or backtick; the date is quoted, so that it stays text. Teacher rows that write
-`- FR001: text` (a mapping, about 3 % of them) are the one habit that the grammar does not take up.
+letter or digit, holds no `:`, `#` or backtick, and is no number or date; the date is quoted, so that it stays text.
+Teacher rows that write `- FR001: text` (a mapping, about 3 % of them) are the one habit that the grammar does not take
+up.
 
 How the grammar steers decoding is in `constraint`.
 """
@@ -106,6 +107,8 @@ _BETWEEN = r"[ !\"$-\/;-@\[-\^{-~–—‘’“”…€]{1,4}"
 _ID_LIKE = r"(([Nn]?[Ff][Rr])|[Rr][Ee][Qq]|[Cc]([Oo][Nn])?)[0-9]{2,}"
 # These words of letters only are booleans and null in YAML 1.1.
 _NO_TEXT = "true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|null|Null|NULL|y|Y|n|N"
+# What starts with a digit and has nothing but these may be a number or a date in YAML 1.1, or one that does not parse.
+_NUMBER_LIKE = r"[0-9][-+.0-9A-Fa-f_x]*"
 # Every day that a month has; the 29th of February is left out, since most years do not have it.
 _DATE = (
     r"/20[0-9]{2}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
@@ -156,8 +159,8 @@ narrative[max_tokens={limits.tokens(limits.narrative)}]: NARRATIVE
 
 NAME: FIRST (BETWEEN WORD){{0,{limits.name - 1}}} & ~/{_NO_TEXT}/
 SUMMARY: FIRST (BETWEEN WORD){{4,{limits.summary - 1}}} BETWEEN?
-FREE_TEXT: WORD (BETWEEN WORD){{0,{limits.item - 1}}} BETWEEN?
-CITED_TEXT: CITING (BETWEEN CITING){{1,{limits.item - 1}}} BETWEEN?
+FREE_TEXT: WORD (BETWEEN WORD){{0,{limits.item - 1}}} BETWEEN? & ~/{_NO_TEXT}|{_NUMBER_LIKE}/
+CITED_TEXT: CITING (BETWEEN CITING){{1,{limits.item - 1}}} BETWEEN? & ~/{_NUMBER_LIKE}/
 NARRATIVE: CITING (BETWEEN CITING){{4,{limits.narrative - 1}}} BETWEEN?
 FIRST: /[A-Za-z]/ WORD?
 WORD: /{_WORD}/

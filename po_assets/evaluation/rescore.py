@@ -2,12 +2,14 @@
 
     python -m po_assets.evaluation.rescore ANSWERS.json [--cases CASES] [--baseline ANSWERS.json] [--output FOLDER]
 
-ANSWERS.json is a list of answers, or an object with such a list under `cases`. An answer has `case_id` and either
-`vision_yaml` and `review_yaml` or the whole `text`; `tokens`, `seconds` and `finish_reason` may be there.
+ANSWERS.json is a list of answers, an object with such a list under `cases`, or JSON Lines with one answer each. An
+answer has `case_id` and either `vision_yaml` and `review_yaml` or the whole `text`; `tokens`, `seconds` and
+`finish_reason` may be there. The answers table of `eval_report` has that form: given it, the report is built again.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from po_assets.product_owner import format_answer
 from po_assets.storage import Artifacts, file_digest, read_jsonl
 
 _DECODING = "elsewhere"
+_FINISH_REASONS = ("stop", "length", "missing")
 
 
 class AnswersError(ValueError):
@@ -35,15 +38,9 @@ def read_answers(path: Path, cases: Sequence[EvaluationCase]) -> list[Answer]:
     """The answers of a file, for these cases.
 
     Raises:
-        AnswersError: naming every answer that is none, is of an unknown case, or comes twice.
+        AnswersError: naming every answer that is none, is of an unknown case, comes twice, or has wrong details.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AnswersError(f"{path} cannot be read as JSON: {error}") from error
-    records = document.get("cases") if isinstance(document, dict) else document
-    if not isinstance(records, list) or not records:
-        raise AnswersError(f"{path} holds no list of answers; see `python -m po_assets.evaluation.rescore --help`")
+    records = _records(path)
     known, seen, faults, answers = {case.case_id for case in cases}, set(), [], []
     for number, record in enumerate(records, start=1):
         case_id = str(record.get("case_id", "")) if isinstance(record, dict) else ""
@@ -56,8 +53,10 @@ def read_answers(path: Path, cases: Sequence[EvaluationCase]) -> list[Answer]:
             faults.append(f"answer {number} is a second one to case {case_id!r}")
         else:
             seen.add(case_id)
-            reason = str(record.get("finish_reason", "stop"))
-            answers.append(Answer(case_id, text, reason, int(record.get("tokens", 0)), float(record.get("seconds", 0))))
+            try:
+                answers.append(Answer(case_id, text, *_details(record)))
+            except ValueError as error:
+                faults.append(f"answer {number} ({case_id}) has {error}")
     if faults:
         more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise AnswersError(f"{path}: {'; '.join(faults[:10])}{more}")
@@ -118,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=UPath, default=layout.report_json.parent, help="folder of the report")
     options = parser.parse_args(arguments)
     try:
-        cases = cases_from_frame(read_jsonl(options.cases))
+        cases = _cases(options.cases)
         answers = read_answers(options.answers, cases)
         baseline = _baseline(options.baseline, cases, layout.baseline_answers)
         record = rescore(
@@ -129,14 +128,22 @@ def main(arguments: list[str] | None = None) -> int:
             cases_sha256=file_digest(options.cases),
             output=options.output,
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"Not scored: {error}", file=sys.stderr)  # noqa: T201 - a command line speaks on its streams
         return 2
+    if absent := len(cases) - len(answers):
+        print(f"{absent} of {len(cases)} cases have no answer; each counts as an empty one.")  # noqa: T201
     for row in record.rows:
         verdict = "pass" if row.passed else ("FAIL" if row.severity == "ERROR" else "warn")
         print(f"{row.name:<20} {row.required:>18} {row.value:>20}  {verdict}")  # noqa: T201
     print(f"The gate {'passed' if record.passed else 'failed'}. Report: {options.output / 'po_rescored_report.html'}")  # noqa: T201
     return 0 if record.passed else 1
+
+
+def _cases(table: UPath) -> list[EvaluationCase]:
+    if not table.is_file():
+        raise FileNotFoundError(f"there are no evaluation cases in {table}; give them with --cases")
+    return cases_from_frame(read_jsonl(table))
 
 
 def _baseline(path: Path | None, cases: Sequence[EvaluationCase], answers_table: UPath) -> list[ScoredAnswer]:
@@ -149,6 +156,36 @@ def _baseline(path: Path | None, cases: Sequence[EvaluationCase], answers_table:
             "baseline_report"
         )
     return answers_from_records(read_jsonl(answers_table).to_dict(orient="records"), str(answers_table))
+
+
+def _records(path: Path) -> list[Any]:
+    """What the file lists, which may be no answers."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            document: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            document = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise AnswersError(f"{path} cannot be read as JSON (.jsonl: one answer per line): {error}") from error
+    records = document.get("cases") if isinstance(document, dict) else document
+    if not isinstance(records, list) or not records:
+        raise AnswersError(f"{path} holds no list of answers; see `python -m po_assets.evaluation.rescore --help`")
+    return records
+
+
+def _details(record: dict[str, Any]) -> tuple[str, int, float]:
+    """Finish reason, tokens and seconds of an answer; what is absent or null is taken as a whole answer at no cost."""
+    reason = record.get("finish_reason") or "stop"
+    if reason not in _FINISH_REASONS:
+        raise ValueError(f"finish_reason {reason!r}; use one of {', '.join(_FINISH_REASONS)}, or leave it out")
+    numbers = []
+    for name in ("tokens", "seconds"):
+        value = record.get(name) or 0
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} {value!r}; give a number of at least 0, or leave it out")
+        numbers.append(value)
+    return reason, int(numbers[0]), float(numbers[1])
 
 
 def _text(record: dict[str, Any]) -> str | None:

@@ -1,6 +1,7 @@
 """Re-scoring answers made elsewhere: same metric, gate and report, no model; bad files are named line by line."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def test_missing_answers_count_and_fail_the_gate(folder: Path, capsys: pytest.Ca
     assert main([answers(folder / "after.json", good()[:30]), "--baseline", before]) == 1
     printed = capsys.readouterr().out
     assert "75.0%  FAIL" in printed
-    assert "40" in printed.splitlines()[0]
+    assert printed.splitlines()[0] == "10 of 40 cases have no answer; each counts as an empty one."
+    assert printed.splitlines()[1].split() == ["case_count", "=", "40", "40", "pass"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,20 @@ def test_missing_answers_count_and_fail_the_gate(folder: Path, capsys: pytest.Ca
             "answer 2 is a second one to case",
         ),
         ("[3]", "answer 1 lacks case_id"),
+        (
+            json.dumps(
+                [
+                    {"case_id": "EVAL-01", "text": "", "tokens": "many"},
+                    {"case_id": "EVAL-02", "text": "", "seconds": math.nan},
+                    {"case_id": "EVAL-03", "text": "", "finish_reason": "eos"},
+                ]
+            ),
+            (
+                "answer 1 (EVAL-01) has tokens 'many'; give a number of at least 0, or leave it out; answer 2 (EVAL-02) "
+                "has seconds nan; give a number of at least 0, or leave it out; answer 3 (EVAL-03) has finish_reason "
+                "'eos'; use one of stop, length, missing, or leave it out"
+            ),
+        ),
     ],
 )
 def test_a_file_that_is_no_set_of_answers_is_refused(
@@ -78,3 +94,24 @@ def test_without_any_baseline_the_way_out_is_said(folder: Path, capsys: pytest.C
     """The delta cannot be measured against nothing."""
     assert main([answers(folder / "after.json", good())]) == 2
     assert "give one with --baseline, or materialize baseline_report" in capsys.readouterr().err
+
+
+def test_the_answers_table_gives_the_report_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its lines are the unit of truth: no model is needed. What is null there counts as absent."""
+    before = answers(folder / "before.json", good())
+    lines = [json.dumps({"case_id": r["case_id"], "text": GOOD, "tokens": 7, "seconds": None}) for r in good()]
+    (folder / "po_student_answers.jsonl").write_text("\n".join(lines) + "\n")
+    main([str(folder / "po_student_answers.jsonl"), "--baseline", before, "--output", str(folder / "out")])
+    assert "mean_score" in capsys.readouterr().out
+    report = json.loads((folder / "out" / "po_rescored_report.json").read_text())
+    assert len(report["cases"]) == 40
+
+
+@pytest.mark.parametrize("place", ["", "nowhere.jsonl"])
+def test_cases_that_are_not_there_are_one_sentence(
+    place: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder, or nothing at all."""
+    arguments = [answers(folder / "after.json", good()), "--cases", str(folder / place)]
+    assert main(arguments) == 2
+    assert "there are no evaluation cases in" in capsys.readouterr().err
