@@ -6,6 +6,7 @@ import sys
 from upath import UPath
 
 from po_assets.curation.corrections import CorrectionError, Landed, land_corrections
+from po_assets.curation.found_right import FoundRightError
 from po_assets.curation.review_file import ReviewFileError
 from po_assets.storage import Artifacts, Layout
 
@@ -20,14 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     layout = Layout(UPath(given.root)) if given.root else Artifacts().layout
     try:
         landed = land_corrections(layout)
-    except (ReviewFileError, CorrectionError) as error:
+    except (ReviewFileError, CorrectionError, FoundRightError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write("\n".join(_said(landed)) + "\n")
+    sys.stdout.write("\n".join(_said(landed, layout)) + "\n")
     return 0
 
 
-def _said(landed: Landed) -> list[str]:
+def _said(landed: Landed, layout: Layout) -> list[str]:
     said = []
     if landed.rows:
         said.append(
@@ -38,6 +39,11 @@ def _said(landed: Landed) -> list[str]:
         said.append(
             f"{len(landed.cases)} evaluation cases ({', '.join(landed.cases)}) changed in "
             "evaluation/po_eval_cases.jsonl: commit the file. The next evaluation uses them; none is trained on."
+        )
+    if landed.right:
+        said.append(
+            f"{len(landed.right)} answers were found right and are not shown again "
+            f"(curation/{layout.found_right.name})."
         )
     if landed.untouched:
         said.append(f"{landed.untouched} answers were left as they are.")

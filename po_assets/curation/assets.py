@@ -7,6 +7,7 @@ import dagster as dg
 from po_assets.base_model import BaseModel, BaseModelError
 from po_assets.curation.candidates import Collected, collect
 from po_assets.curation.conflicts import Synthesis, make_conflicts
+from po_assets.curation.found_right import FoundRightError
 from po_assets.curation.policy import CurationPolicy
 from po_assets.curation.review_file import write_review_file
 from po_assets.dataset.assets import eval_cases
@@ -31,7 +32,7 @@ from po_assets.teacher.parallel import WorkerLostError
 
 GROUP = "curation"
 CONFLICTS_CODE_VERSION = f"1+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
-CANDIDATES_CODE_VERSION = f"1+metric.{METRIC_VERSION}"
+CANDIDATES_CODE_VERSION = f"2+metric.{METRIC_VERSION}"
 
 
 @dg.asset(
@@ -95,7 +96,7 @@ def review_candidates(
     _refuse_to_overwrite_edits(layout)
     try:
         collected = collect(layout, curation, selection.score_tolerance)
-    except (EvalCasesError, FileNotFoundError) as error:
+    except (EvalCasesError, FoundRightError, FileNotFoundError) as error:
         raise dg.Failure(f"The candidates cannot be collected: {error}", allow_retries=False) from None
     write_review_file(layout.review_file, collected.candidates)
     for note in collected.notes:
@@ -157,6 +158,7 @@ def _refuse_to_overwrite_edits(layout: Layout) -> None:
 def _candidates_result(layout: Layout, collected: Collected) -> dg.MaterializeResult[Any]:
     import pandas as pd
 
+    right = layout.found_right
     columns: dict[str, list[str]] = {
         "kind": [one.kind for one in collected.candidates],
         "id": [one.identifier for one in collected.candidates],
@@ -165,7 +167,7 @@ def _candidates_result(layout: Layout, collected: Collected) -> dg.MaterializeRe
         "status": [one.status for one in collected.candidates],
     }
     staged = stage_jsonl(layout.review_candidates, [pd.DataFrame(columns)]).with_manifest(
-        inputs=_inputs(layout),
+        inputs=_inputs(layout) | {"found_right": file_digest(right) if right.exists() else ""},
         code_version=CANDIDATES_CODE_VERSION,
         extra={"review_sha256": file_digest(layout.review_file)},
     )
@@ -174,10 +176,13 @@ def _candidates_result(layout: Layout, collected: Collected) -> dg.MaterializeRe
         "dagster/row_count": staged.rows,
         "teacher_rows": kinds.count("teacher_row"),
         "evaluation_cases": kinds.count("evaluation_case"),
-        "more_teacher_rows": collected.more.get("teacher_row", 0),
-        "more_evaluation_cases": collected.more.get("evaluation_case", 0),
+        "more_teacher_rows": collected.more["teacher_row"],
+        "more_evaluation_cases": collected.more["evaluation_case"],
+        "teacher_rows_found_right": collected.found_right["teacher_row"],
+        "evaluation_cases_found_right": collected.found_right["evaluation_case"],
         "review_file": dg.MetadataValue.path(str(layout.review_file)),
-        "next_step": "Correct answers in the review file, then run: python -m po_assets.curation land",
+        "next_step": "Correct answers in the review file, or write `verdict: right` where they need no correction, "
+        "then run: python -m po_assets.curation land",
     }
     if collected.notes:
         metadata["left_out"] = " ".join(collected.notes)

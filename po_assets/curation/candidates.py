@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from po_assets.curation.found_right import Known, known_by, read_found_right
 from po_assets.curation.policy import CurationPolicy
 from po_assets.dataset.eval_cases import EvalCase, read_eval_cases
 from po_assets.evaluation.gate_rows import THRESHOLDS
@@ -36,28 +37,46 @@ class Candidate:
     student_answer: str = ""
     """What the student wrote, to compare with; cases only."""
 
+    @property
+    def known(self) -> Known:
+        """What the answer is known by once it was found right."""
+        return known_by(self.kind, self.identifier, self.vision_yaml, self.review_yaml)
+
 
 @dataclass(frozen=True)
 class Collected:
-    """The candidates, the worst first, how many more there are of each kind, and what could not be looked at."""
+    """The candidates, the worst first; what is not among them is counted for each kind, or said in `notes`."""
 
     candidates: list[Candidate]
     more: dict[str, int] = field(default_factory=dict)
+    """Those beyond `max_candidates`."""
+    found_right: dict[str, int] = field(default_factory=dict)
+    """Those that a person found right."""
     notes: list[str] = field(default_factory=list)
 
 
 def collect(layout: Layout, policy: CurationPolicy, score_tolerance: float) -> Collected:
-    """All candidates, at most `max_candidates` of each kind.
+    """All candidates, at most `max_candidates` of each kind, without those that a person found right.
 
     Raises:
+        FileNotFoundError: the teacher's rows are not normalized yet.
         EvalCasesError: the evaluation cases cannot be used.
+        FoundRightError: what was found right cannot be read.
     """
-    notes: list[str] = []
-    rows = sorted(_rows(layout, score_tolerance), key=_worst_first)
-    cases = sorted(_cases(layout, policy.worst_cases, notes), key=_worst_first)
-    most = policy.max_candidates
-    more = {"teacher_row": len(rows) - most, "evaluation_case": len(cases) - most}
-    return Collected([*rows[:most], *cases[:most]], {kind: count for kind, count in more.items() if count > 0}, notes)
+    if not layout.normalized.exists():
+        raise FileNotFoundError(f"there is no {str(layout.normalized)!r} yet. Materialize normalized_teacher first.")
+    right = read_found_right(layout)
+    collected = Collected([])
+    for kind, found in (
+        ("teacher_row", _rows(layout, score_tolerance)),
+        ("evaluation_case", _cases(layout, policy.worst_cases, collected.notes)),
+    ):
+        everyone = sorted(found, key=_worst_first)
+        open_ones = [one for one in everyone if one.known not in right]
+        collected.candidates.extend(open_ones[: policy.max_candidates])
+        collected.more[kind] = len(open_ones[policy.max_candidates :])
+        collected.found_right[kind] = len(everyone) - len(open_ones)
+    return collected
 
 
 def _worst_first(candidate: Candidate) -> tuple[float, str]:

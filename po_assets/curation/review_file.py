@@ -17,16 +17,19 @@ from po_assets.storage import atomic_file
 _HEADER = """\
 # Answers to look at, the worst first; `why` says what caught the eye.
 #
-# Correct `vision` and `review` where they are wrong, and leave everything else as it is: an answer that you do not
-# change stays what it was, and an entry that you delete is skipped. Then
+# Correct `vision` and `review` where they are wrong. Where they are right, write `verdict: right`: the answer stays
+# what it is and is not shown again. Leave everything else as it is; an entry that you delete, or leave unchanged
+# without a verdict, stays what it is and comes back next time. Then
 #
 #     python -m po_assets.curation land
 #
-# checks all corrections before it takes any.
+# checks all entries before it takes any.
 #   teacher_row      lands in incoming/ as a new row that replaces the old one; the row ledger says by which line.
 #   evaluation_case  changes the reference answer (and `status`) in evaluation/po_eval_cases.jsonl. It is never trained
 #                    on. `student_answer` is only there to compare with.
 """
+RIGHT = "right"
+"""The verdict on an answer that needs no correction."""
 _PARTS = ("concept", "requirements", "vision", "review")
 
 
@@ -40,7 +43,10 @@ class Edited:
 
     kind: str
     identifier: str
+    verdict: str
+    """`RIGHT`, or empty."""
     status: str
+    """The field of a case; empty where there is none."""
     concept: str
     requirements_yaml: str
     vision_yaml: str
@@ -81,7 +87,8 @@ def read_review_file(path: UPath) -> list[Edited]:
         Edited(
             kind=entry["candidate"],
             identifier=str(entry["id"]),
-            status=str(entry.get("status", "")),
+            verdict=_word(entry.get("verdict")),
+            status=_word(entry.get("status")),
             **{name: entry[part] for name, part in zip(_NAMES, _PARTS, strict=True)},
         )
         for entry in entries
@@ -96,12 +103,17 @@ def plain(text: str) -> str:
 _NAMES = ("concept", "requirements_yaml", "vision_yaml", "review_yaml")
 
 
+def _word(value: object) -> str:
+    return "" if value is None else str(value).strip().lower()
+
+
 def _entry(candidate: Candidate) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "candidate": candidate.kind,
         "id": candidate.identifier,
         "from": candidate.place,
         "why": list(candidate.why),
+        "verdict": "",
         "concept": plain(candidate.concept),
         "requirements": plain(candidate.requirements_yaml) + "\n",
     }
@@ -120,6 +132,8 @@ def _faults(number: int, entry: object) -> list[str]:
     faults = [f"{name} has no {part} that is text" for part in _PARTS if not isinstance(entry.get(part), str)]
     if entry.get("candidate") not in ("teacher_row", "evaluation_case"):
         faults.append(f"{name} is a candidate of kind {entry.get('candidate')!r}")
+    if (verdict := _word(entry.get("verdict"))) not in ("", RIGHT):
+        faults.append(f"{name} has the verdict {verdict!r}: write {RIGHT!r}, or leave it empty and correct the answer")
     if not entry.get("id"):
         faults.append(f"{name} has no id")
     return faults

@@ -126,6 +126,11 @@ class Layout:
         return self.root / "curation" / "po_review_candidates.yaml"
 
     @property
+    def found_right(self) -> UPath:
+        """Answers that a person found right, which are not shown again."""
+        return self.root / "curation" / "po_found_right.jsonl"
+
+    @property
     def written_folders(self) -> tuple[UPath, ...]:
         """The folders in which runs write."""
         files = (self.raw, self.eval_cases, self.adapter, self.synthetic_conflicts)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 GROUP = "teacher_llm"
 OWNERS = ["team:po-distillation"]
-CODE_VERSION = f"1+prompt.{TEACHER_PROMPT_VERSION}+metric.{METRIC_VERSION}"
+CODE_VERSION = f"2+prompt.{TEACHER_PROMPT_VERSION}+metric.{METRIC_VERSION}"
 
 
 @dg.asset(

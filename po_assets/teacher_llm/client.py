@@ -29,6 +29,8 @@ _OUT_OF_MONEY = "insufficient_quota"
 """OpenAI's code for an account without credit, under 429."""
 # Names, because the exception classes are those of httpx or httpx2, as the openai package has it.
 _NEVER_ARRIVED = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+_NEVER_SENT = {"LocalProtocolError", "UnicodeEncodeError"}
+"""Our own side refuses the request, a header above all, before a byte has left."""
 _TIME_OUT, _TRANSPORT = "TimeoutException", "TransportError"
 
 
@@ -98,7 +100,9 @@ class TeacherClient:
         return Fault("time-out", f"no whole answer within {self._endpoint.timeout_seconds:g} s", again=True)
 
     def _broken(self, error: Exception) -> Fault:
-        """What went wrong after the response had begun."""
+        """What went wrong outside the connection: nearly always after the response had begun."""
+        if isinstance(error, UnicodeEncodeError):  # raised while the request is put together, not after
+            return self._not_sent(error)
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if _TIME_OUT in kinds:
             return self._time_out(error)
@@ -110,8 +114,15 @@ class TeacherClient:
         if _cause(error) in _NEVER_ARRIVED:
             detail = f"{self._endpoint.base_url}: {error.__cause__}"
             return Fault("no connection", self._redacted(detail), again=True, charge=Charge.NOTHING)
+        if _cause(error) in _NEVER_SENT:
+            return self._not_sent(error.__cause__ or error)
         detail = f"{_cause(error)}: {error.__cause__}"
         return Fault("connection lost", self._redacted(detail), cut=True, again=True)
+
+    def _not_sent(self, error: BaseException) -> Fault:
+        """Any other payload would be refused in the same way: all have the same headers and settings."""
+        detail = self._redacted(f"{type(error).__name__}: {error}")
+        return Fault("request cannot be sent", detail, stops=True, charge=Charge.NOTHING)
 
     def _refused_by_status(self, error: "APIStatusError") -> Fault:
         status = error.status_code
@@ -131,9 +142,10 @@ class TeacherClient:
         return Fault(reason, self._redacted(str(error) or type(error).__name__), **options)
 
     def _redacted(self, text: str) -> str:
-        """Servers repeat the key in their error messages."""
-        if self._key and self._key != "none":
-            text = text.replace(self._key, "[key]")
+        """Servers repeat the key in their error messages, and HTTP libraries as Python writes it, with escapes."""
+        if self._key.strip() and self._key != "none":
+            for key in (self._key, repr(self._key)[1:-1], self._key.strip()):
+                text = text.replace(key, "[key]")
         return text if len(text) <= _DETAIL_CHARACTERS else f"{text[: _DETAIL_CHARACTERS - 1]}…"
 
 

@@ -77,7 +77,7 @@ def landing_row(judged: Judged, endpoint: Endpoint) -> dict[str, Any]:
         "metadata": {
             "source": SOURCE,
             "model": endpoint.model,
-            "served_as": done.model,
+            "served_as": done.model[:200],  # as the server says, which may be anything
             "provider": endpoint.host,
             "answered_at": done.at,
             "input_digest": payload.key,

@@ -8,13 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from po_assets.product_owner import (
-    ParsedAnswer,
-    parse_answer,
-    read_status,
-    score_product_owner,
-    validate_answer,
-)
+from po_assets.curation.landing import as_landed
+from po_assets.product_owner import ParsedAnswer, parse_answer, score_product_owner, validate_answer
+from po_assets.teacher.rejection import Rejected
 from po_assets.teacher_llm.journal import Attempt
 
 QUESTION, REMINDER = "question", "reminder"
@@ -93,13 +89,18 @@ def _judge_text(attempt: Attempt, text: str, min_score: float) -> Judged:
         return Judged(attempt, Outcome.UNPARSABLE, BLOCK_MISSING, " and ".join(parsed.missing))
     if not (verdict := validate_answer(parsed.vision_yaml, parsed.review_yaml)):
         return Judged(attempt, Outcome.UNPARSABLE, "fails the validator", verdict.reason)
-    score = score_product_owner(attempt.sent.payload.requirements_yaml, parsed.vision_yaml, parsed.review_yaml)
-    status = read_status(parsed.review_yaml)
-    if score.total < min_score:
-        cost = "; ".join(score.problems[:2])
-        detail = f"scores {score.total:.3f}, {min_score:g} is asked for" + (f": {cost}" if cost else "")
-        return Judged(attempt, Outcome.BELOW_SCORE, f"below {min_score:g}", detail, score.total, status)
-    return Judged(attempt, Outcome.ACCEPTED, score=score.total, status=status, answer=parsed)
+    documents = {"teacher_product_vision": parsed.vision_yaml, "teacher_product_owner_review": parsed.review_yaml}
+    try:
+        row = as_landed(attempt.sent.payload.as_record() | documents)
+    except Rejected as rejected:  # what the validator lets pass and no row may hold: another status
+        return Judged(attempt, Outcome.UNPARSABLE, "would be rejected", rejected.detail)
+    score, status = row["metric_score"], row["status"]
+    if score < min_score:
+        requirements = attempt.sent.payload.requirements_yaml
+        cost = "; ".join(score_product_owner(requirements, parsed.vision_yaml, parsed.review_yaml).problems[:2])
+        detail = f"scores {score:.3f}, {min_score:g} is asked for" + (f": {cost}" if cost else "")
+        return Judged(attempt, Outcome.BELOW_SCORE, f"below {min_score:g}", detail, score, status)
+    return Judged(attempt, Outcome.ACCEPTED, score=score, status=status, answer=parsed)
 
 
 def next_kind(history: Sequence[Judged], tries: int, max_output_tokens: int) -> str | None:

@@ -140,6 +140,8 @@ def _read(line: bytes) -> tuple[Payload | None, list[str]]:
         if row.get(name) is not None and not isinstance(row[name], str)
     ]
     if not faults:
+        if "\x00" in row["concept"]:
+            faults.append("concept holds a NUL character, with which no row is taken in; remove it")
         if problem := read_yaml(row["requirements_yaml"]).error:
             faults.append(f"requirements_yaml does not parse: {problem}")
         elif not requirement_entries(row["requirements_yaml"]):

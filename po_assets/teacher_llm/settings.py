@@ -219,7 +219,7 @@ def resolve(llm: TeacherLLM, plan: BatchPlan) -> BatchSettings:
 
 def api_key(endpoint: Endpoint) -> str:
     """The key from the environment; a stand-in where none is wanted, because the client insists on one."""
-    return os.environ[endpoint.api_key_variable] if endpoint.api_key_variable else "none"
+    return os.environ[endpoint.api_key_variable].strip() if endpoint.api_key_variable else "none"
 
 
 def folder_name(endpoint: Endpoint, prompt_version: str) -> str:
@@ -237,9 +237,15 @@ def _endpoint_faults(llm: TeacherLLM) -> list[str]:
                       "environment variable that api_key_variable names")  # fmt: skip
     if not llm.model.strip():
         faults.append(f"model is empty, give the model's name at the endpoint (or set {MODEL_VARIABLE})")
-    if llm.api_key_variable and not os.environ.get(llm.api_key_variable, "").strip():
-        # What looks like a key in this place may be one: it must not be repeated.
-        named = llm.api_key_variable if re.fullmatch(r"[A-Z][A-Z0-9_]{0,40}", llm.api_key_variable) else "it names"
+    key = os.environ.get(llm.api_key_variable, "").strip()
+    # What looks like a key in this place may be one: it must not be repeated.
+    named = llm.api_key_variable if re.fullmatch(r"[A-Z][A-Z0-9_]{0,40}", llm.api_key_variable) else "it names"
+    if not (key.isascii() and key.isprintable()):
+        faults.append(
+            f"the key in the environment variable {named} holds a character that no HTTP header can (a line break, a "
+            "control character, or none of ASCII): export it again as the provider shows it"
+        )
+    if llm.api_key_variable and not key:
         faults.append(
             f"the environment variable {named} is not set: export it where Dagster runs (api_key_variable takes the "
             "variable's name, never the key), or leave api_key_variable empty for a server without key"

@@ -11,6 +11,7 @@ from po_assets.base_model import BaseModel
 from po_assets.curation.assets import review_candidates, synthetic_conflicts
 from po_assets.curation.checks import curation_checks
 from po_assets.curation.conflicts import audit_table, landed_path
+from po_assets.curation.corrections import land_corrections
 from po_assets.curation.policy import CurationPolicy
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.definitions import defs
@@ -125,6 +126,8 @@ def test_candidates_are_written_and_edits_are_never_overwritten(layout: Layout, 
     (event,) = result.asset_materializations_for_node("review_candidates")
     assert (event.metadata["teacher_rows"].value, event.metadata["evaluation_cases"].value) == (1, 0)
     assert "materialize baseline_report and eval_report first" in event.metadata["left_out"].value
+    right = ("teacher_rows_found_right", "evaluation_cases_found_right")
+    assert [event.metadata[name].value for name in right] == [0, 0]
     (row,) = read_rows(layout.review_candidates)
     assert (row["kind"], row["place"]) == ("teacher_row", "teacher.jsonl:1")
     assert run(layout, tokenizer, "review_candidates").success  # untouched: written anew
@@ -133,6 +136,28 @@ def test_candidates_are_written_and_edits_are_never_overwritten(layout: Layout, 
     (event,) = run(layout, tokenizer, "review_candidates").get_step_failure_events()
     assert "was edited and its corrections were not taken yet" in event.step_failure_data.user_failure_data.description
     assert layout.review_file.read_text().endswith("# mine\n")
+
+
+def test_answers_found_right_are_counted_where_candidates_are_shown(layout: Layout, tokenizer: Path) -> None:
+    """None disappears without a number."""
+    run(layout, tokenizer, "review_candidates")
+    layout.review_file.write_text(layout.review_file.read_text().replace("verdict: ''", "verdict: right"))
+    land_corrections(layout)
+    (event,) = run(layout, tokenizer, "review_candidates").asset_materializations_for_node("review_candidates")
+    assert (event.metadata["teacher_rows"].value, event.metadata["teacher_rows_found_right"].value) == (0, 1)
+    manifest = read_manifest(layout.review_candidates)
+    assert manifest is not None
+    assert manifest.inputs["found_right"]
+
+
+def test_without_normalized_rows_the_asset_to_materialize_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    """And no review file is written."""
+    layout = land(tmp_path)
+    (event,) = run(layout, tokenizer, "review_candidates").get_step_failure_events()
+    said = event.step_failure_data.user_failure_data.description
+    assert said.startswith("The candidates cannot be collected: there is no ")
+    assert said.endswith("po_teacher_normalized.jsonl' yet. Materialize normalized_teacher first.")
+    assert not layout.review_file.exists()
 
 
 def test_each_asset_has_a_job_of_its_own() -> None:

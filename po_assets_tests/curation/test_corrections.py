@@ -8,17 +8,20 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from po_assets.curation.__main__ import main
 from po_assets.curation.candidates import Collected, collect
 from po_assets.curation.corrections import CorrectionError, land_corrections
+from po_assets.curation.found_right import FoundRightError
 from po_assets.curation.policy import CurationPolicy
 from po_assets.curation.review_file import ReviewFileError, read_review_file, write_review_file
 from po_assets.dataset.eval_cases import read_eval_cases
 from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.cases import EvaluationCase
 from po_assets.evaluation.scoring import score_answer
-from po_assets.product_owner import format_answer, score_product_owner
+from po_assets.product_owner import STATUSES, format_answer, read_status, score_product_owner
 from po_assets.storage import Layout, file_digest, stage_jsonl
 from po_assets.teacher.ledger import read_rows
 from po_assets_tests.curation.scenes import close, land, take_in, teacher_rows
@@ -101,7 +104,7 @@ def test_without_answers_or_with_answers_to_other_cases_only_rows_are_candidates
 def test_more_than_a_person_wants_to_see_are_counted(layout: Layout) -> None:
     """The worst stay."""
     found = collected(layout, max_candidates=1)
-    assert (len(found.candidates), found.more) == (1, {"teacher_row": 1})
+    assert (len(found.candidates), found.more) == (1, {"teacher_row": 1, "evaluation_case": 0})
 
 
 def test_the_review_file_shows_documents_as_they_are(layout: Layout) -> None:
@@ -183,7 +186,11 @@ def test_all_faults_are_listed_and_nothing_is_taken(layout: Layout) -> None:
     assert f"the corrected answer to {one.place} is not valid: the REVIEW has no summary" in text
     assert f"the concept of {other.place} was changed; only answers are corrected here" in text
     assert f"row {'0' * 16} has not landed, or not any more" in text
-    assert "status is 'conflicts', but the reference review says 'aligned'" in text
+    assert (
+        f"case {case_id} is not valid: its REVIEW says status 'aligned', the entry's own field `status` says " in text
+    )
+    assert text.startswith("4 fault(s) in ")
+    assert not text.endswith("..")
     assert not list(layout.incoming.glob("corrections-*"))
     assert layout.eval_cases.read_bytes() == before
     assert layout.review_file.exists()
@@ -231,3 +238,164 @@ def test_a_broken_review_file_is_named_with_its_faults(
     assert main(["land", "--root", str(layout.root)]) == 1
     assert reason in " ".join(capsys.readouterr().err.split())
     assert not [row for row in read_rows(layout.normalized) if "replaces" in row["metadata"]]
+
+
+@pytest.mark.parametrize("status", ["misaligned", "on_track", "[aligned]"])
+def test_a_correction_that_would_be_rejected_does_not_land(layout: Layout, status: str) -> None:
+    """Rejected, it would replace nothing, and the old answer would be trained on as before."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, review=one.review_yaml.replace(f"status: {one.status}", f"status: {status}"))
+    with pytest.raises(CorrectionError) as error:
+        land_corrections(layout)
+    said = f"the corrected answer to {one.place} is not valid: the REVIEW's status is "
+    assert said in str(error.value)
+    assert "expected is aligned, needs_adjustment or conflicts." in str(error.value)
+    assert not list(layout.incoming.glob("corrections-*"))
+
+
+def test_half_a_character_is_a_fault(layout: Layout) -> None:
+    """YAML has an escape for it, and no file can hold it."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, review=f"{one.review_yaml}\n# \ud800")
+    with pytest.raises(CorrectionError, match="it holds half of a character, which no UTF-8 file can hold"):
+        land_corrections(layout)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    kind=st.sampled_from(["teacher_row", "evaluation_case"]),
+    status=st.sampled_from([*STATUSES, " Conflicts ", "misaligned", "[aligned]", "2026-01-01", "", "null", "'\0'"]),
+    narrative=st.text(max_size=40),
+    tail=st.sampled_from(["", "\n```", "\n]", "\n...", "\n---\na: b", "\nstatus: on_track", "\n\x85x: 1"]),
+)
+def test_every_corrected_answer_that_is_taken_can_be_read(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, status: str, narrative: str, tail: str
+) -> None:
+    """A row by normalization, with the score it declares; a case by the evaluation, with the status of its review."""
+    layout = take_in(land(tmp_path_factory.mktemp("root"), teacher=[teacher_rows(1)[0] | {"score": 0.99}]))
+    case_id = disagreeing(layout)
+    (one,) = (one for one in collected(layout, worst_cases=0).candidates if one.kind == kind)
+    review = one.review_yaml.replace(f"status: {one.status}", f"status: {status}")
+    changed = review.split("narrative:")[0] + f"narrative: {json.dumps(narrative)}{tail}"
+    edit(layout, one.identifier, review=changed, status="")
+    try:
+        landed = land_corrections(layout)
+    except CorrectionError:
+        return
+    if kind == "evaluation_case":
+        case = next(case for case in read_eval_cases(layout.eval_cases) if case.case_id == case_id)
+        assert read_status(case.reference_review_yaml) == case.status
+        return
+    assert [entry["outcome"] for entry in close(take_in(layout))].count("replaced") == 1
+    (row,) = (row for row in read_rows(layout.normalized) if row["file"] == landed.file)
+    assert row["declared_score"] == row["metric_score"]
+
+
+def test_a_case_with_another_status_than_its_review_is_one_fault_that_names_both(layout: Layout) -> None:
+    """The case, and the field to set; the file of cases stays as it is."""
+    case_id = disagreeing(layout)
+    collected(layout)
+    case = next(case for case in read_eval_cases(layout.eval_cases) if case.case_id == case_id)
+    edit(layout, case_id, review=case.reference_review_yaml.replace("status: aligned", "status: conflicts"))
+    with pytest.raises(CorrectionError) as error:
+        land_corrections(layout)
+    assert str(error.value) == (
+        f"1 fault(s) in {str(layout.review_file)!r}, nothing was taken: the corrected reference of case {case_id} is "
+        "not valid: its REVIEW says status 'conflicts', the entry's own field `status` says 'aligned'; set `status: "
+        "conflicts` in the entry, or correct the REVIEW."
+    )
+    edit(layout, case_id, status="conflicts")
+    assert land_corrections(layout).cases == [case_id]
+    assert next(one for one in read_eval_cases(layout.eval_cases) if one.case_id == case_id).status == "conflicts"
+
+
+def test_a_reference_that_does_not_parse_is_one_fault(layout: Layout) -> None:
+    """Not one for each reader that stumbles over it."""
+    case_id = disagreeing(layout)
+    collected(layout)
+    edit(layout, case_id, review="status: [aligned")
+    with pytest.raises(CorrectionError, match=rf"^1 fault\(s\) .* case {case_id} is not valid: REVIEW: line 2"):
+        land_corrections(layout)
+
+
+def test_a_blank_line_among_the_cases_is_named_with_file_and_line(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing is taken, since the file cannot be used."""
+    case_id = disagreeing(layout)
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
+    edit(layout, case_id, status="needs_adjustment")
+    layout.eval_cases.write_text("\n" + layout.eval_cases.read_text())
+    assert main(["land", "--root", str(layout.root)]) == 1
+    said = capsys.readouterr().err
+    assert f"The evaluation cases {str(layout.eval_cases)!r} have 1 fault: line 1: it is no JSON" in said
+    assert said.endswith("materialize eval_cases again.\n")
+    assert not list(layout.incoming.glob("corrections-*"))
+
+
+def test_landing_without_normalized_rows_names_the_asset(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """Someone cleaned up in between."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
+    layout.normalized.unlink()
+    assert main(["land", "--root", str(layout.root)]) == 1
+    assert "po_teacher_normalized.jsonl': materialize normalized_teacher." in capsys.readouterr().err
+
+
+def test_an_answer_found_right_makes_room_for_the_next(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays what it is, is counted, and comes back when its line is deleted."""
+    one = collected(layout, max_candidates=1).candidates[0]
+    edit(layout, one.identifier, verdict="right")
+    assert main(["land", "--root", str(layout.root)]) == 0
+    said = "1 answers were found right and are not shown again (curation/po_found_right.jsonl).\n"
+    assert capsys.readouterr().out == said
+    assert not layout.review_file.exists()
+    assert not list(layout.incoming.glob("corrections-*"))
+    found = collected(layout, max_candidates=1)
+    (other,) = found.candidates
+    assert other.identifier != one.identifier
+    assert (found.more["teacher_row"], found.found_right) == (0, {"teacher_row": 1, "evaluation_case": 0})
+
+    edit(layout, other.identifier, verdict="right")
+    land_corrections(layout)
+    found = collected(layout)
+    assert (found.candidates, found.found_right["teacher_row"]) == ([], 2)
+    remembered = layout.review_file.with_name("po_found_right.jsonl")
+    lines = remembered.read_text().splitlines()
+    remembered.write_text("\n" + "".join(f"{line}\n" for line in lines if one.identifier not in line))
+    assert [left.identifier for left in collected(layout).candidates] == [one.identifier]
+    remembered.write_text("gone\n")
+    with pytest.raises(FoundRightError, match=r"Line 1 of .* is 'gone', a JSON object with candidate, id, answer"):
+        collected(layout)
+
+
+def test_a_case_found_right_is_shown_again_when_its_reference_changes(layout: Layout) -> None:
+    """What was found right is that answer, not the case."""
+    case_id = disagreeing(layout)
+    collected(layout, worst_cases=0)
+    edit(layout, case_id, verdict="Right")
+    assert land_corrections(layout).untouched == 2
+    assert case_id not in {one.identifier for one in collected(layout, worst_cases=0).candidates}
+    text = layout.eval_cases.read_text().splitlines()
+    number = next(number for number, line in enumerate(text) if json.loads(line)["case_id"] == case_id)
+    case = json.loads(text[number])
+    case["reference_vision_yaml"] += "\nmotto: Another"
+    text[number] = json.dumps(case)
+    layout.eval_cases.write_text("\n".join(text) + "\n")
+    disagreeing(layout)
+    assert case_id in {one.identifier for one in collected(layout, worst_cases=0).candidates}
+
+
+def test_a_changed_answer_is_not_right_and_other_verdicts_are_unknown(layout: Layout) -> None:
+    """Which of the two was meant is for the person to say."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, verdict="right", review=one.review_yaml.replace("narrative:", "narrative: So,"))
+    with pytest.raises(
+        CorrectionError, match=rf"the answer of {one.place} was changed, and its verdict is 'right': undo"
+    ):
+        land_corrections(layout)
+    edit(layout, one.identifier, verdict="wrong")
+    with pytest.raises(ReviewFileError, match=r"has the verdict 'wrong': write 'right', or leave it empty"):
+        land_corrections(layout)
+    assert not layout.review_file.with_name("po_found_right.jsonl").exists()

@@ -14,7 +14,7 @@ from po_assets.teacher.landing import landed_files
 from po_assets.teacher.ledger import read_rows
 from po_assets.teacher_llm.assets import teacher_batch
 from po_assets.teacher_llm.checks import teacher_batch_checks
-from po_assets_tests.teacher_llm.scenes import TOO_THIN, Scene, llm
+from po_assets_tests.teacher_llm.scenes import KEY, KEY_VARIABLE, TOO_THIN, Scene, llm
 from po_assets_tests.teacher_llm.teacher_server import Does, Teacher, in_turn, teacher
 
 
@@ -23,13 +23,15 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def materialize(scene: Scene, server: Teacher | None, **plan: Any) -> dg.ExecuteInProcessResult:
+def materialize(
+    scene: Scene, server: Teacher | None, changes: dict[str, Any] | None = None, **plan: Any
+) -> dg.ExecuteInProcessResult:
     url = server.url if server else "nowhere"
     return dg.materialize(
         [teacher_batch, teacher_batch_checks],
         resources={
             "artifacts": Artifacts(root=str(scene.layout.root)),
-            "teacher_llm": llm(url),
+            "teacher_llm": llm(url, **(changes or {})),
             "batch_plan": scene.plan(**plan),
         },
         raise_on_error=False,
@@ -72,6 +74,41 @@ def test_wrong_settings_fail_with_all_faults_and_without_retries(scene: Scene) -
     assert "base_url is 'nowhere'" in message
     assert "tries is 0" in message
     assert scene.landed == {}
+
+
+def everything_said(scene: Scene, result: dg.ExecuteInProcessResult, printed: pytest.CaptureFixture[str]) -> str:
+    """All files of the scene, all events of the run, and all that was printed."""
+    files = [path.read_bytes().decode() for path in Path(str(scene.layout.root)).rglob("*") if path.is_file()]
+    assert len(files) > 3  # journal, ledger and report among them
+    return "\n".join([*files, *map(str, result.all_events), *printed.readouterr()])
+
+
+def test_a_key_with_a_line_end_is_used_without_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As `$(cat key.txt)` in other tools than a shell leaves it; HTTP would refuse the header and name it."""
+    monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\n")
+    with teacher() as server:
+        result = materialize(scene, server, {"api_key_variable": KEY_VARIABLE})
+    assert result.success
+    assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
+    assert KEY not in everything_said(scene, result, capfd)
+
+
+def test_a_key_that_http_refuses_is_in_no_file_and_costs_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Even where the settings let it pass: the first refusal ends the batch, before a byte has left."""
+    monkeypatch.setattr("po_assets.teacher_llm.run.api_key", lambda _endpoint: f"{KEY}\n")
+    with teacher() as server:
+        result = materialize(scene, server, {"concurrency": 1, "retries": 5})
+    assert not result.success
+    assert not server.asked
+    said = everything_said(scene, result, capfd)
+    assert "request cannot be sent: LocalProtocolError: Illegal header value b'Bearer [key]'" in said
+    assert KEY not in said
+    assert scene.outcomes == [("error", "request cannot be sent")]
+    assert (scene.report.tokens, scene.report.cost) == (0, 0.0)
 
 
 def test_the_landed_file_is_taken_in_by_the_graph(scene: Scene) -> None:

@@ -16,10 +16,10 @@ from po_assets_tests.teacher_llm.teacher_server import COMPLETION_TOKENS, PROMPT
 MESSAGES = [{"role": "user", "content": "CONCEPT:\nx"}]
 
 
-def ask(url: str, **changes: Any) -> Reply:
+def ask(url: str, key: str = KEY, **changes: Any) -> Reply:
     async def once() -> Reply:
         options: dict[str, Any] = {"base_url": url, "model": "m", "timeout_seconds": 5.0}
-        client = TeacherClient(Endpoint(**(options | changes)), KEY)
+        client = TeacherClient(Endpoint(**(options | changes)), key)
         try:
             return await client.ask(MESSAGES)
         finally:
@@ -100,6 +100,28 @@ def test_the_key_is_taken_out_of_what_servers_say() -> None:
     assert fault
     assert "[key]" in fault.detail
     assert KEY not in fault.detail
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [(f"{KEY}\n", "LocalProtocolError"), (f"{KEY}\n{KEY}", "LocalProtocolError"), (f"{KEY}ü", "ascii")]
+)
+def test_what_cannot_be_sent_stops_the_batch_and_costs_nothing(key: str, kind: str) -> None:
+    """HTTP refuses the header before a byte has left, and quotes it as Python writes it, with escapes."""
+    with teacher() as server:
+        fault = ask(server.url, key).fault
+    assert fault
+    assert (fault.reason, fault.stops, fault.again, fault.cut) == ("request cannot be sent", True, False, False)
+    assert fault.charge == Charge.NOTHING
+    assert kind in fault.detail
+    assert KEY not in fault.detail
+    assert not server.asked
+
+
+def test_an_instruction_that_no_request_can_hold_stops_the_batch() -> None:
+    """Half a character pair: every request has it."""
+    fault = ask("http://127.0.0.1:9/v1", extra_body={"note": "\ud800"}).fault
+    assert fault
+    assert (fault.reason, fault.stops, fault.charge) == ("request cannot be sent", True, Charge.NOTHING)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -3,10 +3,18 @@
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from po_assets.product_owner import STATUSES
+from po_assets.teacher.lines import Line
+from po_assets.teacher.normalization import normalize
 from po_assets.teacher_llm.journal import Attempt
+from po_assets.teacher_llm.landing import landing_row
 from po_assets.teacher_llm.outcomes import Judged, Outcome, State, judge, next_kind, state_of
+from po_assets.teacher_llm.settings import Endpoint
 from po_assets_tests.teacher_llm.scenes import ACCEPTED, BROKEN_YAML, NO_REVIEW, TOO_THIN
 from po_assets_tests.teacher_llm.test_journal import done, sent
 
@@ -38,6 +46,35 @@ def test_every_end_has_its_outcome(changes: dict[str, Any], outcome: Outcome, re
     found = judged(**changes)
     assert (found.outcome, found.reason) == (outcome, reason)
     assert bool(found.detail) == (outcome != Outcome.ACCEPTED)
+
+
+@pytest.mark.parametrize("status", ["misaligned", "on_track", "[aligned]", "null"])
+def test_a_status_that_no_row_may_have_does_not_pass_for_an_answer(status: str) -> None:
+    """Landed, it would be rejected, and what it cost be lost without a word here."""
+    found = judged(text=ACCEPTED.replace("status: aligned", f"status: {status}"))
+    assert (found.outcome, found.reason, found.answer) == (Outcome.UNPARSABLE, "would be rejected", None)
+    assert found.detail.startswith("the REVIEW's status is ")
+    assert found.detail.endswith("expected is aligned, needs_adjustment or conflicts")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    status=st.sampled_from([*STATUSES, " Conflicts ", "misaligned", "[aligned]", "2026-01-01", "", "null", "~"]),
+    old=st.sampled_from(["TideTable", "narrative: ", "- FR001", "\n\n", "gaps: []", "last_updated"]),
+    new=st.text(max_size=20) | st.sampled_from(["\n", "]", "- ", "`", "\n---\n", "status: on_track\n"]),
+    min_score=st.sampled_from([0.0, 0.82]),
+)
+def test_whatever_is_accepted_is_taken_in(status: str, old: str, new: str, min_score: float) -> None:
+    """Normalized without a rejection, with the score that it declares and the status that the ledger says."""
+    text = ACCEPTED.replace("status: aligned", f"status: {status}").replace(old, new)
+    found = judge(Attempt(sent(1), done(1, text=text, model="m" * 2_000_000)), min_score)
+    if found.outcome != Outcome.ACCEPTED:
+        assert found.detail
+        return
+    line = orjson.dumps(landing_row(found, Endpoint("http://x/v1", "m")))
+    row = normalize(Line("f", 1, line, len(line))).row
+    assert row["declared_score"] == row["metric_score"] == found.score
+    assert (row["status"], row["valid"]) == (found.status, True)
 
 
 def test_a_request_without_an_end_was_interrupted_and_counts_as_the_most_it_can_cost() -> None:

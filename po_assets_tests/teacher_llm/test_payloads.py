@@ -31,6 +31,7 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
         json.dumps({"concept": " ", "requirements_yaml": REQUIREMENTS, "tier": 3}),
         json.dumps({"concept": "x", "requirements_yaml": "a: [b"}),
         json.dumps({"concept": "x", "requirements_yaml": "FR001: text"}),
+        json.dumps({"concept": "x\0", "requirements_yaml": REQUIREMENTS}),
         json.dumps(payload(1).as_record()),
     ]
     path = tmp_path / "p.jsonl"
@@ -40,10 +41,10 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
     for part in (
         *("line 1: it is no JSON", "line 2: it is no JSON object", "line 3: requirements_yaml is missing"),
         *("line 4: concept is no text or blank; line 4: tier is no text", "line 5: requirements_yaml does not parse"),
-        *("line 6: requirements_yaml holds no entry", "Nothing was asked."),
+        *("line 6: requirements_yaml holds no entry", "line 7: concept holds a NUL character", "Nothing was asked."),
     ):
         assert part in str(caught.value), part
-    assert "line 7" not in str(caught.value)
+    assert "line 8" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, "", "\n\n"])

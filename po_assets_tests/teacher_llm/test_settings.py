@@ -60,11 +60,22 @@ def test_a_key_in_the_address_is_refused_and_not_repeated() -> None:
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And from nowhere else."""
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    """And from nowhere else; the line end that it was read with is none of it."""
+    monkeypatch.setenv(KEY_VARIABLE, f"{KEY}\n")
     settings = resolve(good(api_key_variable=KEY_VARIABLE), BatchPlan())
     assert api_key(settings.endpoint) == KEY
     assert KEY not in repr(settings)
+
+
+@pytest.mark.parametrize("wrong", ["\n", "\x7f", "ü", "\u2011"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    """Two keys in two lines, or a hyphen that a word processor made pretty."""
+    monkeypatch.setenv(KEY_VARIABLE, f"{KEY}{wrong}{KEY}")
+    with pytest.raises(
+        SettingsError, match=f"the key in the environment variable {KEY_VARIABLE} holds a character that"
+    ) as caught:
+        resolve(good(api_key_variable=KEY_VARIABLE), BatchPlan())
+    assert KEY not in str(caught.value)
 
 
 def test_only_what_decides_the_answers_decides_the_journal() -> None:
