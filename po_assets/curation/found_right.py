@@ -7,7 +7,6 @@ deleted from it brings its answer back.
 from collections.abc import Iterable
 
 import orjson
-from upath import UPath
 
 from po_assets.curation.landing import land
 from po_assets.storage import Layout, digest_of
