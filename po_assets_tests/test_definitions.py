@@ -37,6 +37,7 @@ CHECKS = {
     },
     "supervised_dataset": {
         "schema": True,
+        "ledger_balances": True,
         "conflicts_share": True,
         "no_eval_overlap": True,
         "fits_context": True,

@@ -22,11 +22,14 @@ from po_assets.dataset.training_row import Rule, TrainingRow
 from po_assets.dataset.verdicts import ConflictsRule, FitsContextRule, SchemaRule, ValidTargetsRule, retention
 from po_assets.presentation import Verdict, to_check_result
 from po_assets.storage import Artifacts, Layout, file_digest, open_buffered, read_manifest
-from po_assets.teacher.ledger import Outcome, count_outcomes, read_rows
+from po_assets.teacher.landing import LandingError, sources_of
+from po_assets.teacher.ledger import Outcome, balance, read_rows
+from po_assets.teacher.verdicts import ledger_balances
 
 _ASSET = "supervised_dataset"
 _DESCRIPTIONS = {
     "schema": "Every row is a prompt and a response of the one form, and there are as many as the ledger calls kept.",
+    "ledger_balances": "Every landed line has exactly one final outcome, by counting the files' lines.",
     "conflicts_share": "Enough rows teach the status conflicts, and every one that passed the score filter is there.",
     "no_eval_overlap": "No row has the input of an evaluation case, or nearly.",
     "fits_context": "No row loses a token: all fit into the length that the base model is trained with.",
@@ -39,7 +42,7 @@ _NOT_LOST = (Outcome.KEPT, Outcome.REPLACED)
 """A replaced conflicts row is there in its corrected form."""
 _CONFLICTS = b'"conflicts"'
 """In every JSON line that has this value; other lines need no parsing."""
-BLOCKING = ("schema", "conflicts_share", "no_eval_overlap", "fits_context")
+BLOCKING = ("schema", "ledger_balances", "conflicts_share", "no_eval_overlap", "fits_context")
 
 
 @dg.multi_asset_check(
@@ -58,7 +61,7 @@ def supervised_dataset_checks(
     wanted = {key.name for key in context.selected_asset_check_keys}
     try:
         verdicts = supervised_verdicts(layout, selection, token_budget(base_model, layout), wanted)
-    except (EvalCasesError, BaseModelError) as error:
+    except (EvalCasesError, BaseModelError, LandingError) as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     if wanted == set(_DESCRIPTIONS):
         write_gate(layout.supervised_gate, file_digest(layout.supervised), verdicts)
@@ -70,10 +73,13 @@ def supervised_verdicts(
     layout: Layout, policy: SelectionPolicy, budget: TokenBudget, wanted: set[str]
 ) -> dict[str, Verdict]:
     """The verdicts of the wanted checks, from the files as they stand."""
-    outcomes = count_outcomes(read_rows(layout.ledger))
+    sources = sources_of(read_manifest(layout.raw), layout.raw)
+    counted = balance(
+        layout.raw, sources, layout.ledger, layout.normalized, layout.rejected, supervised=layout.supervised
+    )
     manifest = read_manifest(layout.supervised)
     rules: dict[str, Rule] = {
-        "schema": SchemaRule(outcomes.of(Outcome.KEPT)),
+        "schema": SchemaRule(counted.outcomes.of(Outcome.KEPT)),
         "conflicts_share": _conflicts_rule(layout, policy),
         "no_eval_overlap": OverlapRule(
             HoldOut(read_eval_cases(layout.eval_cases), policy.near_duplicate_threshold),
@@ -90,10 +96,11 @@ def supervised_verdicts(
     for row in _training_rows(layout):
         for rule in chosen.values():
             rule.add(row)
-    verdicts = {name: rule.verdict() for name, rule in chosen.items()}
-    if "retention" in wanted:
-        verdicts["retention"] = retention(outcomes, policy.min_retention, policy.max_retention)
-    return verdicts
+    verdicts = {name: rule.verdict() for name, rule in chosen.items()} | {
+        "ledger_balances": ledger_balances(counted),
+        "retention": retention(counted, policy.min_retention, policy.max_retention),
+    }
+    return {name: verdict for name, verdict in verdicts.items() if name in wanted}
 
 
 def _training_rows(layout: Layout) -> Iterator[TrainingRow]:

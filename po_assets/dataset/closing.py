@@ -14,7 +14,7 @@ import orjson
 from upath import UPath
 
 from po_assets.dataset.eval_cases import EvalCase
-from po_assets.dataset.selection import SAME_INPUT, Decisions, SelectionRules, gather, make_judge, select
+from po_assets.dataset.selection import SAME_INPUT, Decisions, ScoreSource, SelectionRules, gather, make_judge, select
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage import Layout, StagedTable, open_buffered, read_manifest, stage_lines
@@ -190,7 +190,8 @@ def _close(
     reason = detail = ""
     match outcome:
         case Outcome.BELOW_MIN_SCORE:
-            reason = f"{rules.score_source} score under {rules.min_score:g}"
+            source = ScoreSource.metric if decisions.computed[number] else rules.score_source
+            reason = f"{source} score under {rules.min_score:g}"
             detail = f"its score is {decisions.score[number]:.4f}"
         case Outcome.HELD_OUT:
             similarity = float(decisions.similarity[number])

@@ -53,13 +53,15 @@ class SelectionRules:
 
 @dataclass
 class Decisions:
-    """One entry per normalized row, in compact arrays: 70 bytes a row, whatever the rows' size."""
+    """One entry per normalized row, in compact arrays: 71 bytes a row, whatever the rows' size."""
 
     file: Array
     """Position of the landed file (int32), in the order of `files`."""
     line: Array
     score: Array
     """The score that counts, by the rules."""
+    computed: Array
+    """Whether the row declares no score, so that the metric's stands in."""
     outcome: Array
     """Code of the outcome (int8)."""
     conflicts: Array
@@ -133,6 +135,7 @@ def make_judge(
             file_positions[row["file"]],
             row["line"],
             row[source],
+            row["declared_score"] is None,
             _CODES[outcome],
             row["status"] == NEVER_SAMPLED_AWAY,
             int.from_bytes(digest),
@@ -153,6 +156,7 @@ _JUDGED: dict[str, Any] = {
     "file": np.int32,
     "line": np.int64,
     "score": np.float64,
+    "computed": np.bool_,
     "outcome": np.int8,
     "conflicts": np.bool_,
     "key": np.uint64,

@@ -14,7 +14,7 @@ from po_assets.dataset.token_budget import TokenBudget
 from po_assets.dataset.training_row import TrainingRow
 from po_assets.presentation import Verdict, bar_chart, histogram
 from po_assets.product_owner import build_prompt, validate_answer
-from po_assets.teacher.ledger import Outcome, OutcomeCounts
+from po_assets.teacher.ledger import Balance, Outcome
 from po_assets.teacher.offenders import Offenders
 from po_assets.teacher.parallel import BLOCK_ROWS
 from po_assets.teacher.wording import amount, verb
@@ -254,13 +254,14 @@ class ValidTargetsRule:
         )
 
 
-def retention(outcomes: OutcomeCounts, least: float, most: float) -> Verdict:
-    """The share of landed rows fit for training lies where it is expected; a warning."""
+def retention(counted: Balance, least: float, most: float) -> Verdict:
+    """The share of landed rows (those of the raw snapshot) fit for training lies where it is expected; a warning."""
+    outcomes, landed = counted.outcomes, counted.landed
     fit = outcomes.of(Outcome.KEPT) + outcomes.of(Outcome.OVER_MAX_SAMPLES)
-    share = fit / outcomes.total if outcomes.total else 0.0
-    numbers = {"fit_rows": fit, "landed": outcomes.total, "retention": share, "kept": outcomes.of(Outcome.KEPT)}
+    share = fit / landed if landed else 0.0
+    numbers = {"fit_rows": fit, "landed": landed, "retention": share, "kept": outcomes.of(Outcome.KEPT)}
     left = ", ".join(f"{count:,} {name}" for name, count in outcomes.by_outcome().items())
-    found = f"{fit:,} of {amount(outcomes.total, 'landed row')} ({share:.1%}) {verb(fit, 'is', 'are')} fit for training"
+    found = f"{fit:,} of {amount(landed, 'landed row')} ({share:.1%}) {verb(fit, 'is', 'are')} fit for training"
     band = f"between {least:.0%} and {most:.0%} are expected"
     if least <= share <= most:
         return Verdict(True, f"{found}, {band}: {left}.", numbers=numbers, severity="WARN")

@@ -12,14 +12,14 @@ from po_assets.presentation import bar_chart, column_schema, histogram, records_
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.storage import Artifacts, StagedTable, digest_of, read_manifest
 from po_assets.teacher.block import Summary
-from po_assets.teacher.landing import LandingError, landed_files, snapshot, sources_of, sources_record
+from po_assets.teacher.landing import LandingError, list_landing, not_taken_record, snapshot, sources_of, sources_record
 from po_assets.teacher.ledger import Outcome
 from po_assets.teacher.normalization import COLUMNS
 from po_assets.teacher.parallel import WorkerLostError
 from po_assets.teacher.pipeline import normalize_snapshot
 
-RAW_CODE_VERSION = "1"
-NORMALIZED_CODE_VERSION = f"1+metric.{METRIC_VERSION}"
+RAW_CODE_VERSION = "2"
+NORMALIZED_CODE_VERSION = f"2+metric.{METRIC_VERSION}"
 OWNERS = ["team:po-distillation"]
 GROUP = "teacher"
 
@@ -33,20 +33,23 @@ GROUP = "teacher"
     io_manager_key="io_manager",
     description=(
         "One row per landed line, verbatim: a snapshot of the landing folder; nothing is changed or left out.\n\n"
-        "Takes every `incoming/*.jsonl` in name order. Landing the same files again gives the same data version."
+        "Takes every `incoming/*.jsonl` in name order and names what else lies there. Landing the same files again "
+        "gives the same data version."
     ),
 )
 def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.MaterializeResult[Any]:
     """Copy the landed lines into one file."""
     layout = artifacts.layout
     try:
-        staged, sources = snapshot(landed_files(layout.incoming), layout.raw)
+        folder = list_landing(layout.incoming)
+        staged, sources = snapshot(folder.files, layout.raw)
     except LandingError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
+    not_taken = not_taken_record(folder)
     staged = staged.with_manifest(
         inputs={source.file: source.sha256 for source in sources},
         code_version=RAW_CODE_VERSION,
-        extra={"sources": sources_record(sources)},
+        extra={"sources": sources_record(sources), "not_taken": not_taken},
     )
     context.log.info("%d lines of %d files", staged.rows, len(sources))
     return dg.MaterializeResult(
@@ -56,11 +59,13 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
         metadata={
             "dagster/row_count": staged.rows,
             "files": len(sources),
+            "not_taken": not_taken["count"],
             "landed_files": records_table(
                 [{"file": source.file, "rows": source.rows, "sha256": source.sha256[:12]} for source in sources]
             ),
             "path": _path(layout.raw),
-        },
+        }
+        | ({"not_taken_files": records_table(not_taken["first"])} if folder.not_taken else {}),
     )
 
 

@@ -11,7 +11,7 @@ from po_assets.presentation import Verdict, to_check_result
 from po_assets.storage import Artifacts, Layout, read_manifest
 from po_assets.teacher.assets import normalized_teacher, raw_teacher
 from po_assets.teacher.landing import Source, sources_of
-from po_assets.teacher.ledger import Balance, balance, read_rows
+from po_assets.teacher.ledger import balance, read_rows
 from po_assets.teacher.policy import IntakePolicy
 from po_assets.teacher.verdicts import (
     DeclaredScoresRule,
@@ -26,7 +26,7 @@ _RAW_SPECS = [
         "has_records",
         asset=raw_teacher,
         blocking=True,
-        description="The snapshot is whole and holds at least one line that is not blank.",
+        description="The snapshot is whole and holds a line that is not blank; a warning when a file was not taken in.",
     )
 ]
 _NORMALIZED_SPECS = [
@@ -60,7 +60,10 @@ _NORMALIZED_SPECS = [
 def raw_teacher_checks(artifacts: Artifacts) -> Iterator[dg.AssetCheckResult]:
     """Run the check of raw_teacher."""
     layout = artifacts.layout
-    yield to_check_result("has_records", "raw_teacher", has_records(layout.raw, _sources(layout)))
+    manifest = read_manifest(layout.raw)
+    not_taken = manifest.extra.get("not_taken", {}) if manifest else {}
+    verdict = has_records(layout.raw, sources_of(manifest, layout.raw), not_taken)
+    yield to_check_result("has_records", "raw_teacher", verdict)
 
 
 @dg.multi_asset_check(name="normalized_teacher_checks", specs=_NORMALIZED_SPECS, can_subset=True)
@@ -82,7 +85,7 @@ def normalized_verdicts(layout: Layout, policy: IntakePolicy) -> dict[str, Verdi
     for row in read_rows(layout.normalized):
         if schema.add(row):
             scores.add(row)
-    counted: Balance = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
+    counted = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
     return {
         "schema": schema.verdict(),
         "ledger_balances": ledger_balances(counted),

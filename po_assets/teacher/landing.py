@@ -15,12 +15,15 @@ from upath import UPath
 from po_assets.storage import Manifest, StagedTable, open_buffered
 from po_assets.storage.atomic import is_local, staging_path
 from po_assets.teacher.lines import MAX_LINE_BYTES, Line
+from po_assets.teacher.wording import amount
 
 _BLOCK = 1 << 20
+_NAMED = 20
+"""So many of the entries that are not taken in are named."""
 
 
 class LandingError(Exception):
-    """The landing folder holds nothing to take in; the message says where and what to do."""
+    """What landed cannot be taken in; the message says where and what to do."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +35,108 @@ class Source:
     rows: int
 
 
+@dataclass(frozen=True)
+class LandingFolder:
+    """What one listing of the landing folder shows."""
+
+    place: UPath
+    taken: dict[str, dict[str, Any]]
+    """What the file system says of each file that is taken in, by name, in name order."""
+    not_taken: dict[str, str]
+    """Why each other entry is not, with the way out; hidden ones are none of our business."""
+
+    @property
+    def files(self) -> list[UPath]:
+        """The files that are taken in, in name order."""
+        return [self.place / name for name in self.taken]
+
+
 def is_landed_name(name: str) -> bool:
     """Whether a file of this name is taken in; hidden ones are those that other programs are still writing."""
-    return name.endswith(".jsonl") and not name.startswith(".")
+    return name.lower().endswith(".jsonl") and not name.startswith(".")
 
 
 def landed_files(incoming: UPath) -> list[UPath]:
     """The landed files in name order.
 
     Raises:
-        LandingError: the folder is not there or holds no `*.jsonl` file.
+        LandingError: as `list_landing`.
+    """
+    return list_landing(incoming).files
+
+
+def list_landing(incoming: UPath) -> LandingFolder:
+    """What lies in the landing folder, from one listing: the files that are taken in, and why the others are not.
+
+    Raises:
+        LandingError: the folder is not there, cannot be listed or holds no `*.jsonl` file that can be read.
     """
     if not incoming.is_dir():
         raise LandingError(
             f"The landing folder {str(incoming)!r} does not exist. Create it and put teacher rows into it as *.jsonl, "
             "or point PO_ARTIFACTS_ROOT to where it is."
         )
-    files = sorted(
-        (path for path in incoming.iterdir() if is_landed_name(path.name)),
-        key=lambda path: path.name,
-    )
-    if not files:
-        raise LandingError(f"The landing folder {str(incoming)!r} holds no *.jsonl file. Put teacher rows into it.")
-    return files
+    try:
+        listed = {_name(entry): entry for entry in incoming.fs.ls(incoming.path, detail=True)}
+    except OSError as error:
+        raise LandingError(
+            f"The landing folder {str(incoming)!r} cannot be listed: {error.strerror or error}. Let this user read it."
+        ) from error
+    here = is_local(incoming)
+    taken, not_taken = {}, {}
+    for name, listed_entry in sorted(listed.items()):
+        # An object store lists the folder itself, as an object without a name.
+        if not name or name.startswith(".") or _path(listed_entry) == incoming.path.rstrip("/"):
+            continue
+        entry = _followed(incoming, listed_entry)
+        if reason := _why_not(name, entry, here=here):
+            not_taken[name] = reason
+        else:
+            taken[name] = entry
+    if not taken:
+        others = "; ".join(f"'{_written(name)}' {reason}" for name, reason in list(not_taken.items())[:_NAMED])
+        raise LandingError(
+            f"The landing folder {str(incoming)!r} holds no *.jsonl file. Put teacher rows into it."
+            + (f" It holds {amount(len(not_taken), 'other name')}: {others}." if others else "")
+        )
+    return LandingFolder(incoming, taken, not_taken)
+
+
+def _path(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/")
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rsplit("/", 1)[-1]
+
+
+def _followed(incoming: UPath, entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry, or what it links to; a link that leads nowhere stays what it is."""
+    if entry.get("islink"):
+        with contextlib.suppress(OSError):
+            return {**incoming.fs.info(entry["name"]), "islink": False}
+    return entry
+
+
+def _why_not(name: str, entry: dict[str, Any], *, here: bool) -> str | None:
+    """Why an entry is not taken in, and the way out; None for one that is."""
+    if entry["type"] == "directory":
+        return "is a folder; put its *.jsonl files directly into the landing folder"
+    if not is_landed_name(name):
+        return "does not end in .jsonl; if it holds teacher rows, unpack it or rename it"
+    if entry["type"] != "file":
+        what = "a link to nothing" if entry.get("islink") else "no regular file"
+        return f"is {what}; put the file itself there, or remove it"
+    if _written(name) != name:
+        return "has a name that is not UTF-8; rename it"
+    if here and not os.access(entry["name"], os.R_OK):
+        return "may not be read by this user; change its permissions (chmod a+r)"
+    return None
+
+
+def _written(name: str) -> str:
+    """A file's name as it can be written down; bytes that are no UTF-8 as their codes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def snapshot(files: list[UPath], target: UPath) -> tuple[StagedTable, list[Source]]:
@@ -63,7 +145,7 @@ def snapshot(files: list[UPath], target: UPath) -> tuple[StagedTable, list[Sourc
     Every line of the copy ends in a newline, also the last one of a file that lacks it; nothing else is changed.
 
     Raises:
-        LandingError: the files hold not one line.
+        LandingError: the files hold not one line, or one of them cannot be read.
     """
     staging = staging_path(target)
     whole, sources = hashlib.sha256(), []
@@ -71,13 +153,12 @@ def snapshot(files: list[UPath], target: UPath) -> tuple[StagedTable, list[Sourc
         with staging.open("wb") as out:
             for path in files:
                 digest, rows, last = hashlib.sha256(), 0, b"\n"
-                with path.open("rb") as file:
-                    while block := file.read(_BLOCK):
-                        digest.update(block)
-                        whole.update(block)
-                        out.write(block)
-                        rows += block.count(b"\n")
-                        last = block[-1:]
+                for block in _blocks(path):
+                    digest.update(block)
+                    whole.update(block)
+                    out.write(block)
+                    rows += block.count(b"\n")
+                    last = block[-1:]
                 if last != b"\n":
                     whole.update(b"\n")
                     out.write(b"\n")
@@ -92,6 +173,18 @@ def snapshot(files: list[UPath], target: UPath) -> tuple[StagedTable, list[Sourc
             staging.unlink()
         raise
     return StagedTable(target, staging, sum(source.rows for source in sources), whole.hexdigest()), sources
+
+
+def _blocks(path: UPath) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except OSError as error:
+        raise LandingError(
+            f"The landed file {path.name!r} cannot be read: {error.strerror or error}. Make it readable or take it out "
+            "of the landing folder, and materialize raw_teacher again."
+        ) from error
 
 
 def _refuse_nothing(sources: list[Source], incoming: UPath) -> None:
@@ -111,6 +204,13 @@ def sources_of(manifest: Manifest | None, raw: UPath) -> list[Source]:
     if manifest is None or "sources" not in manifest.extra or not raw.exists():
         raise LandingError(f"There is no complete snapshot at {str(raw)!r}. Materialize raw_teacher again.")
     return [Source(**source) for source in manifest.extra["sources"]]
+
+
+def not_taken_record(folder: LandingFolder) -> dict[str, Any]:
+    """What was not taken in, as a manifest keeps it: how many entries, and the first of them with the reason."""
+    first = list(folder.not_taken.items())[:_NAMED]
+    rows = [{"file": _written(name), "reason": reason} for name, reason in first]
+    return {"count": len(folder.not_taken), "first": rows}
 
 
 def sources_record(sources: list[Source]) -> list[dict[str, Any]]:

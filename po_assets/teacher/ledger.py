@@ -5,7 +5,7 @@ the ledger's vocabulary, its rows and the counting of outcomes from the file; de
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -133,14 +133,6 @@ def read_rows(path: "UPath") -> Iterator[dict[str, Any]]:
             yield orjson.loads(line)
 
 
-def count_outcomes(rows: Iterable[Mapping[str, Any]]) -> OutcomeCounts:
-    """Count rows by outcome and reason."""
-    counted = OutcomeCounts()
-    for row in rows:
-        counted.add(row)
-    return counted
-
-
 @dataclass(frozen=True)
 class Balance:
     """What counting the files found: landed lines, ledger rows by outcome, and every disagreement, in words."""
@@ -150,17 +142,28 @@ class Balance:
     disagreements: list[dict[str, object]]
 
 
-def balance(raw: "UPath", sources: "list[Source]", ledger: "UPath", normalized: "UPath", rejected: "UPath") -> Balance:
+def balance(
+    raw: "UPath",
+    sources: "list[Source]",
+    ledger: "UPath",
+    normalized: "UPath",
+    rejected: "UPath",
+    *,
+    supervised: "UPath | None" = None,
+) -> Balance:
     """Count landed lines, ledger rows, normalized rows and quarantined rows, each in its own file, and compare.
 
     The ledger must name every landed line once, in landing order; the order makes one pass in constant memory enough.
+    With the `supervised` rows it must be closed, too: every outcome final, and as many kept as there are training rows.
     """
     faults: list[dict[str, object]] = []
     outcomes = OutcomeCounts()
     expected = ((source.file, number) for source in sources for number in range(1, source.rows + 1))
     known = {outcome.value for outcome in Outcome}
+    undecided = 0
     for row in read_rows(ledger):
         outcomes.add(row)
+        undecided += row["decided_by"] != CLOSED_BY and row["outcome"] != Outcome.REJECTED
         due = next(expected, None)
         if (row["file"], row["line"]) != due and len(faults) < 20:
             faults.append(
@@ -178,12 +181,19 @@ def balance(raw: "UPath", sources: "list[Source]", ledger: "UPath", normalized: 
         )
     landed = count_lines(raw)
     quarantined = outcomes.of(Outcome.REJECTED)
-    for found, wanted, what in (
+    counts = [
         (landed, sum(source.rows for source in sources), "lines in the raw snapshot, by its manifest"),
         (outcomes.total, landed, "rows in the ledger, one for each landed line"),
         (count_lines(normalized), outcomes.total - quarantined, "normalized rows, one for each row not rejected"),
         (count_lines(rejected), quarantined, "quarantined rows, one for each rejected row"),
-    ):
+    ]
+    if supervised is not None:
+        kept = outcomes.of(Outcome.KEPT)
+        counts += [
+            (undecided, 0, "rows that supervised_dataset has not decided about"),
+            (count_lines(supervised), kept, "training rows, one for each row that the ledger calls kept"),
+        ]
+    for found, wanted, what in counts:
         if found != wanted:
             faults.append({"file": "", "line": None, "fault": f"{found:,} found where {wanted:,} are due: {what}"})
     return Balance(landed, outcomes, faults)

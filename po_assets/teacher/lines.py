@@ -5,7 +5,9 @@ rejection that a person can act on. What the object means belongs to `formats`.
 """
 
 import json
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,24 +93,69 @@ def _unreadable(text: bytes, error: orjson.JSONDecodeError) -> Rejected:
         )
     if "depth limit" in error.msg:  # orjson's own limit lies far above ours
         return Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
-    constant = re.search(r":\s*(-?(?:NaN|Infinity))\b", decoded)
-    if constant and _only_constants_are_wrong(decoded):
-        key = re.search(r'"([^"]*)"\s*$', decoded[: constant.start()])
-        name = f"{key[1]} is" if key else "it holds"
-        return Rejected(
-            Reason.BAD_SCORE if key and key[1] == "score" else Reason.NOT_JSON,
-            f"{name} {constant[1]}, which is no JSON number; leave the value out or make it a number",
-        )
+    if rejected := _no_number(decoded):
+        return rejected
     message = error.msg.split(":")[0]
     return Rejected(Reason.NOT_JSON, f"{message} at character {error.pos + 1}: {_around(decoded, error.pos)}")
 
 
-def _only_constants_are_wrong(text: str) -> bool:
+@dataclass(frozen=True)
+class _NoNumber:
+    """What stands in place of a number and is none that JSON or a float can hold, in words."""
+
+    words: str
+
+
+def _no_number(text: str) -> Rejected | None:
+    """The rejection of a line in which nothing but such values is wrong; it names the score before any other."""
+    found: list[tuple[str, _NoNumber]] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(
+            (f"{key[:_SNIPPET]} {is_or_holds}", odd) for key, value in pairs for is_or_holds, odd in _odd_in(value)
+        )
+        return dict(pairs)
+
     try:
-        json.loads(text)
+        row = json.loads(text, parse_constant=_constant, parse_int=_integer, parse_float=_real, object_pairs_hook=note)
     except (ValueError, RecursionError):
-        return False
-    return True
+        return None
+    score = row.get("score") if isinstance(row, dict) else None
+    if isinstance(score, _NoNumber):
+        found.insert(0, ("score is", score))
+    elif not isinstance(row, dict):
+        found += [("it holds", odd) for _, odd in _odd_in(row)]
+    if not found:
+        return None
+    return Rejected(
+        Reason.BAD_SCORE if isinstance(score, _NoNumber) else Reason.NOT_JSON,
+        f"{found[0][0]} {found[0][1].words}; leave the value out or make it a number",
+    )
+
+
+def _odd_in(value: object) -> Iterator[tuple[str, _NoNumber]]:
+    """What is no number in a value, and in the arrays in it."""
+    if isinstance(value, _NoNumber):
+        yield "is", value
+    while isinstance(value, list):
+        yield from (("holds", item) for item in value if isinstance(item, _NoNumber))
+        value = [child for item in value if isinstance(item, list) for child in item] or None
+
+
+def _constant(name: str) -> _NoNumber:
+    return _NoNumber(f"{name}, which is no JSON number")
+
+
+def _integer(digits: str) -> _NoNumber | None:
+    if math.isfinite(float(digits)):
+        return None
+    return _NoNumber(f"an integer of {len(digits.lstrip('-')):,} digits, which is more than a number can hold")
+
+
+def _real(number: str) -> _NoNumber | None:
+    if math.isfinite(float(number)):
+        return None
+    return _NoNumber(f"{number[:_SNIPPET]}, which is more than a number can hold")
 
 
 def _refuse_duplicate_keys(text: bytes) -> None:

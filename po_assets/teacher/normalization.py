@@ -4,6 +4,7 @@ Everything about a row that can be said from the row alone is said here: its par
 valid. What depends on other rows or on settings belongs to `dataset`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "input_digest": ("string", "Digest of concept and requirements, blind to case, white space and YAML style."),
     "metadata": ("json", "Whatever else the teacher said about the row."),
 }
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""A number written as text. (Python's own `float` also takes 0.8_5, and digits of other scripts.)"""
+
+_HUGE_INTEGER = re.compile(r"it holds .* value has ([0-9]+) digits.*", re.DOTALL)
+"""Python's words for an integer that it does not convert, with advice to programmers."""
+_HUGE_INTEGER_PLAINLY = r"it holds an integer of \1 digits; put it in quotes or correct it"
 
 _DOCUMENTS = ("REQUIREMENTS", "VISION", "REVIEW")
 
@@ -116,10 +124,9 @@ def read_score(value: Any) -> tuple[float | None, str]:
     note = ""
     number = value
     if isinstance(value, str):
-        try:
-            number = float(value.strip())
-        except ValueError:
-            raise _bad_score(value) from None
+        if not _NUMBER.fullmatch(value.strip()):
+            raise _bad_score(value)
+        number = float(value)
         note = f"the declared score is text ({value!r:.40}) and was read as a number"
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise _bad_score(value)
@@ -137,7 +144,11 @@ def _bad_score(value: object) -> Rejected:
 def _read_documents(documents: list[str]) -> tuple[dict[Any, Any], str]:
     """The parsed requirements and the review's status; every document that does not read is named."""
     readings = [read_yaml(text) for text in documents]
-    errors = [f"{name}: {reading.error}" for name, reading in zip(_DOCUMENTS, readings, strict=True) if reading.error]
+    errors = [
+        f"{name}: {_HUGE_INTEGER.sub(_HUGE_INTEGER_PLAINLY, reading.error)}"
+        for name, reading in zip(_DOCUMENTS, readings, strict=True)
+        if reading.error
+    ]
     if errors:
         raise Rejected(Reason.BAD_YAML, "; ".join(errors))
     status = readings[2].value.get("status")

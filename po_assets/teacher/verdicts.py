@@ -5,6 +5,7 @@ once (`add`) and then gives its verdict, so that one pass over a table serves al
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from upath import UPath
@@ -22,8 +23,11 @@ _FORMATS = {known.name for known in FORMATS}
 _TEXTS = ("record_id", "file", "concept", "requirements_yaml", "vision_yaml", "review_yaml", "input_digest")
 
 
-def has_records(raw: UPath, sources: list[Source]) -> Verdict:
-    """The snapshot holds the lines that its manifest promises, and at least one that is not blank."""
+def has_records(raw: UPath, sources: list[Source], not_taken: Mapping[str, Any]) -> Verdict:
+    """The snapshot holds the lines that its manifest promises, and at least one that is not blank.
+
+    A warning when something in the landing folder was not taken in (`landing.not_taken_record`).
+    """
     records, lines = 0, sum(source.rows for source in sources)
     without = {source.file: source.rows for source in sources}
     try:
@@ -33,7 +37,8 @@ def has_records(raw: UPath, sources: list[Source]) -> Verdict:
                 without.pop(line.file, None)
     except LandingError as error:
         return Verdict(False, str(error), next_step="Materialize raw_teacher again.")
-    numbers = {"records": records, "blank_lines": lines - records, "files": len(sources)}
+    others = not_taken.get("count", 0)
+    numbers = {"records": records, "blank_lines": lines - records, "files": len(sources), "not_taken": others}
     files = amount(len(sources), "landed file")
     empty = [{"file": name, "lines": rows, "reason": "holds no record"} for name, rows in without.items()]
     if not records:
@@ -47,7 +52,20 @@ def has_records(raw: UPath, sources: list[Source]) -> Verdict:
         )
     note = f" {len(empty):,} of the files {verb(len(empty), 'holds', 'hold')} none." if empty else ""
     found = f"There {verb(records, 'is', 'are')} {amount(records, 'record')} in {files}."
-    return Verdict(True, f"{found}{note}", rows=empty, numbers=numbers)
+    if not others:
+        return Verdict(True, f"{found}{note}", rows=empty, numbers=numbers)
+    first = not_taken["first"]
+    names = ", ".join(f"'{entry['file']}'" for entry in first) + ", …" * (others > len(first))
+    return Verdict(
+        False,
+        f"{found}{note} {amount(others, 'other name')} in the landing folder {verb(others, 'was', 'were')} not taken "
+        f"in: {names}.",
+        next_step="The table says why. What holds teacher rows belongs directly into the landing folder, readable and "
+        "named *.jsonl; move the rest elsewhere, and materialize raw_teacher again.",
+        rows=[*first, *empty],
+        numbers=numbers,
+        severity="WARN",
+    )
 
 
 class SchemaRule:

@@ -83,6 +83,7 @@ def test_good_rows_pass_every_check_and_open_the_gate(tmp_path: Path) -> None:
     longest = found["fits_context"].metadata["longest_row_tokens"].value
     assert {name: (one.passed, one.description) for name, one in found.items()} == {
         "schema": (True, "10 of 10 rows are a prompt and a response of the one form, as many as the ledger says."),
+        "ledger_balances": (True, "10 landed lines = 10 kept."),
         "conflicts_share": (
             True,
             (
@@ -147,6 +148,89 @@ def test_the_ledger_balances_after_it_is_closed(tmp_path: Path) -> None:
     found = evaluations(run(layout, dg.AssetSelection.checks_for_assets(normalized_teacher), cases=None))
     assert found["ledger_balances"].passed
     assert found["ledger_balances"].description == "12 landed lines = 10 kept + 1 rejected + 1 below_min_score."
+
+
+def closed_ledger(tmp_path: Path) -> tuple[Layout, list[bytes]]:
+    """The closed ledger's lines: of ten rows kept, one rejected and three below the minimum score, in this order."""
+    layout = land(tmp_path, a=GOOD, b=b"{\n", c=[row(number, score=0.1) for number in range(20, 23)])
+    run(layout, max_rejected_share=0.5)
+    return layout, layout.ledger.read_bytes().splitlines(keepends=True)
+
+
+def balance_of(layout: Layout) -> dg.AssetCheckEvaluation:
+    """What the balance check of the closed ledger says of the files as they stand."""
+    found = {one.asset_key: one for one in run_checks(layout) if one.check_name == "ledger_balances"}
+    return found[supervised_dataset.key]
+
+
+def run_checks(layout: Layout) -> list[dg.AssetCheckEvaluation]:
+    """All evaluations of the dataset's checks."""
+    selection = dg.AssetSelection.checks_for_assets(supervised_dataset)
+    return run(layout, selection, cases=None).get_asset_check_evaluations()
+
+
+def test_the_closed_ledger_balances(tmp_path: Path) -> None:
+    """Every final outcome counts."""
+    layout, _ = closed_ledger(tmp_path)
+    found = balance_of(layout)
+    assert found.passed
+    assert found.description == "14 landed lines = 10 kept + 1 rejected + 3 below_min_score."
+
+
+@pytest.mark.parametrize("gone", [slice(11, 14), slice(11, 12), slice(13, 14)])
+def test_rows_gone_from_the_closed_ledger_are_missed(tmp_path: Path, gone: slice) -> None:
+    """All left out for their score, one of them, the last line: each stops the graph and shuts the gate."""
+    layout, lines = closed_ledger(tmp_path)
+    left = len(lines) - len(lines[gone])
+    del lines[gone]
+    layout.ledger.write_bytes(b"".join(lines))
+    found = balance_of(layout)
+    assert (found.passed, found.severity, found.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)
+    assert "The ledger does not balance: 14 lines landed, the ledger says 10 kept + 1 rejected" in found.description
+    faults = [one["fault"] for one in table(found)]
+    assert f"{left} found where 14 are due: rows in the ledger, one for each landed line" in faults
+    message = refusal(layout.supervised_gate, file_digest(layout.supervised))
+    assert message is not None
+    assert "ledger_balances: The ledger does not balance" in message
+
+
+def test_a_row_in_the_ledger_twice_is_noticed(tmp_path: Path) -> None:
+    """The number of rows alone may be right."""
+    layout, lines = closed_ledger(tmp_path)
+    layout.ledger.write_bytes(b"".join([*lines[:-1], lines[-2]]))
+    found = balance_of(layout)
+    assert not found.passed
+    assert [(one["file"], one["line"], one["fault"]) for one in table(found)] == [
+        ("c.jsonl", 2, "the ledger's row 14 should be c.jsonl, line 3")
+    ]
+
+
+def test_as_many_rows_are_trained_on_as_the_ledger_calls_kept(tmp_path: Path) -> None:
+    """Counted in the file of the training rows."""
+    layout, _ = closed_ledger(tmp_path)
+    rewrite(layout, list(read_rows(layout.supervised))[:8])
+    (fault,) = table(balance_of(layout))
+    assert fault["fault"] == "8 found where 10 are due: training rows, one for each row that the ledger calls kept"
+
+
+def test_a_ledger_that_is_only_opened_is_not_final(tmp_path: Path) -> None:
+    """Normalizing again opens it anew; the training rows are then those of a ledger that is gone."""
+    layout, _ = closed_ledger(tmp_path)
+    run(layout, dg.AssetSelection.assets(normalized_teacher).without_checks(), cases=None)
+    faults = [one["fault"] for one in table(balance_of(layout))]
+    assert faults == [
+        "13 found where 0 are due: rows that supervised_dataset has not decided about",
+        "10 found where 13 are due: training rows, one for each row that the ledger calls kept",
+    ]
+
+
+def test_without_the_snapshot_nothing_can_be_proved(tmp_path: Path) -> None:
+    """One clear message."""
+    layout = land(tmp_path, a=GOOD)
+    run(layout)
+    layout.raw.unlink()
+    result = run(layout, dg.AssetSelection.checks_for_assets(supervised_dataset), cases=None)
+    assert "There is no complete snapshot at" in failure_message(result, "supervised_dataset_checks")
 
 
 def test_eval_cases_are_read_and_never_rewritten(tmp_path: Path) -> None:
@@ -332,6 +416,15 @@ def test_retention_warns_outside_the_expected_band(tmp_path: Path) -> None:
     assert table(found)[0]["reason"] == "declared score under 0.82"
     assert evaluations(run(layout, min_retention=0.4))["retention"].passed
     assert not evaluations(run(layout, min_retention=0.1, max_retention=0.4))["retention"].passed
+
+
+def test_retention_is_a_share_of_what_landed(tmp_path: Path) -> None:
+    """Of the snapshot's lines, not of the ledger's rows, which may be too few."""
+    layout, lines = closed_ledger(tmp_path)
+    layout.ledger.write_bytes(b"".join(lines[:11]))
+    found = recheck(layout)["retention"]
+    assert "10 of 14 landed rows (71.4%) are fit for training, between 80% and 100% are expected" in found.description
+    assert found.metadata["landed"].value == 14
 
 
 def test_schema_fails_when_rows_are_missing_from_the_file(tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def test_the_score_may_be_the_metrics_own(tmp_path: Path) -> None:
     assert entries(layout)[0]["reason"].startswith("metric score under")
 
 
+def test_the_reason_names_the_score_that_the_row_has(tmp_path: Path) -> None:
+    """A row that declares none was called one whose declared score is too low."""
+    bare = texts(1) | {"vision": "product_name: x"}
+    layout = normalized_tables(tmp_path, a=[pair_row(bare), row(2, score=0.5)])
+    close(layout)
+    assert [entry["reason"] for entry in entries(layout)] == ["metric score under 0.82", "declared score under 0.82"]
+    assert entries(layout)[0]["note"].startswith("no score was declared; the metric gives ")
+
+
 def test_a_missing_score_is_not_a_perfect_one(tmp_path: Path) -> None:
     """Fault 2 of the manual process: it counted as 1.0."""
     bare = texts(1) | {"vision": "product_name: x\nproduct_summary: y"}

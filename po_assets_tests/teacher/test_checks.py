@@ -16,6 +16,7 @@ from po_assets.teacher.ledger import read_rows
 from po_assets.teacher.policy import IntakePolicy
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 from po_assets_tests.teacher.landed_rows import land, prompt_output_row, teacher_row
+from po_assets_tests.teacher.test_landing import lock, odd_entries
 
 METRIC = score_product_owner(REQUIREMENTS, VISION, REVIEW).total
 GOOD = teacher_row(score=METRIC)
@@ -170,6 +171,30 @@ def test_has_records_names_files_without_records(tmp_path: Path) -> None:
     assert found.passed
     assert found.description == "There is 1 record in 2 landed files. 1 of the files holds none."
     assert table(found)[0]["file"] == "b.jsonl"
+
+
+def test_has_records_warns_of_what_was_not_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that are there go on; the others are named in the asset's metadata, too."""
+    layout = land(tmp_path, a=[GOOD])
+    odd_entries(tmp_path / "incoming")
+    lock(monkeypatch)
+    result = run(layout)
+    assert result.success
+    found = evaluations(result)["has_records"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (
+        "There are 2 records in 2 landed files. 8 other names in the landing folder were not taken in: "
+        "'caf\\xe9.jsonl', 'gone.jsonl', 'locked.jsonl', 'old', 'pipe.jsonl', 'second.json', 'third.jsonl.gz', "
+        "'x.jsonl'." in found.description
+    )
+    assert "readable and named *.jsonl; move the rest elsewhere" in found.description
+    shown = {row["file"]: row["reason"] for row in table(found)}
+    assert shown["second.json"] == "does not end in .jsonl; if it holds teacher rows, unpack it or rename it"
+    (raw,) = result.asset_materializations_for_node("raw_teacher")
+    assert raw.metadata["not_taken"].value == 8
+    listed = raw.metadata["not_taken_files"]
+    assert isinstance(listed, dg.TableMetadataValue)
+    assert [record.data for record in listed.records] == table(found)
 
 
 def test_has_records_fails_on_a_snapshot_that_was_changed(tmp_path: Path) -> None:

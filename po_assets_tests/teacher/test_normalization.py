@@ -53,7 +53,10 @@ def test_numbers_and_numbers_written_as_text_are_scores(value: object, number: f
     assert bool(read_score(value)[1]) == isinstance(value, str)
 
 
-@pytest.mark.parametrize("value", [-0.01, 1.01, 90, "high", "", "nan", "inf", True, [0.9], {"value": 0.9}, 10**400])
+@pytest.mark.parametrize(
+    "value",
+    [-0.01, 1.01, 90, "high", "", "nan", "inf", True, [0.9], {"value": 0.9}, 10**400, "0.8_5", "٠.٩", "１", "0x1"],
+)
 def test_a_score_that_is_no_number_from_0_to_1_rejects_the_row(value: object) -> None:
     """A wrong score must not pass for a missing one; the value is quoted."""
     with pytest.raises(Rejected) as rejected:
@@ -82,8 +85,8 @@ def test_a_score_that_is_no_number_from_0_to_1_rejects_the_row(value: object) ->
         ),
         ({"vision": "a: " + "[" * 60 + "]" * 60}, "nests more than 40 levels"),
         ({"requirements": "a: " + "x" * 300_000}, "characters, at most 50,000 are read"),
-        ({"vision": "a: " + "9" * 5000}, "a value that YAML cannot read"),
-        ({"vision": "last_updated: 2024-99-99"}, "month must be in 1..12"),
+        ({"vision": "a: " + "9" * 5000}, "VISION: it holds an integer of 5000 digits; put it in quotes or correct it"),
+        ({"vision": "last_updated: 2024-99-99"}, "a value that YAML cannot read: month must be in 1..12"),
         ({"vision": "a: \x07"}, "control characters are not allowed"),
     ],
 )
