@@ -11,7 +11,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: .venv/.runtime ## install the package and its pinned dependencies into .venv
+setup: .venv/.runtime ## install the package and its pinned dependencies into .venv: make setup EXTRAS=s3,cuda
+	@test -z "$(EXTRAS)" || $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 
 run: .venv/.runtime ## materialize the whole graph with its checks, then print the gate
 	@$(BIN)/po-assets run

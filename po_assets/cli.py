@@ -36,10 +36,14 @@ def run() -> int:
         return 1
     import dagster as dg
 
+    try:
+        from po_assets.definitions import defs  # reads the environment: PO_GPUS, PO_NUM_WORKERS, PO_EXECUTOR
+    except ValueError as error:
+        _say(str(error))
+        return 1
     from po_assets.automation.jobs import main_job
     from po_assets.automation.processes import LOCK, end_left_over_runs, process_tag
     from po_assets.base_model import BaseModel, require_hardware
-    from po_assets.definitions import defs
     from po_assets.storage import Artifacts
     from po_assets.storage.lease import HeldError, held
 

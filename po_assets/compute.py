@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+EXECUTOR_VARIABLE = "PO_EXECUTOR"
 GPUS_VARIABLE = "PO_GPUS"
 WORKERS_VARIABLE = "PO_NUM_WORKERS"
 
@@ -26,8 +27,10 @@ RAY_ON_LOOPBACK = {
 }
 
 # A step whose process dies (out of memory, a lost node) is started again and resumes from its checkpoint or its cached
-# answers. What cannot work however often it is tried raises `dagster.Failure(allow_retries=False)`.
-CRASH_RETRY = dg.RetryPolicy(max_retries=2, delay=5)
+# answers; what cannot work however often it is tried raises `dagster.Failure(allow_retries=False)`. Only where a step
+# has a process of its own: elsewhere the run dies with it, and Dagster would start a step again that Ctrl-C interrupts.
+_OWN_PROCESS = os.environ.get(EXECUTOR_VARIABLE) in {"ray", "kubernetes"}
+CRASH_RETRY = dg.RetryPolicy(max_retries=2, delay=5) if _OWN_PROCESS else None
 
 
 class ComputeError(ValueError):

@@ -1,6 +1,7 @@
 """GPUs: demanded where there is none, by runs without the command line's preflight (UI, sensor); used where there is one."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -11,6 +12,11 @@ from po_assets.definitions import defs
 from po_assets.student.progress import Progress
 from po_assets.student.student import make_student
 from po_assets_tests.student.tiny_training import PAIRS, make_artifacts, tiny_recipe
+
+
+def whole_job() -> dg.JobDefinition:
+    """Of the code location, with its executor."""
+    return defs.resolve_job_def("product_owner_student")
 
 
 @pytest.mark.parametrize("asset", ["lora_adapter", "baseline_report", "eval_report"])
@@ -41,6 +47,28 @@ def test_each_asset_refuses_before_any_work(tmp_path: Path, monkeypatch: pytest.
     assert "PO_PROFILE=embedded" in description
     assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_whole_run_refuses_before_its_first_step(tmp_path: Path) -> None:
+    """As UI and sensor launch it: no row is read, no model looked for; a run without the model's steps is let through."""
+    root = tmp_path / "artifacts"
+    (root / "incoming").mkdir(parents=True)
+    (root / "incoming" / "rows.jsonl").write_text("{}\n")
+    config = {"resources": {"artifacts": {"config": {"root": str(root)}}}}
+    config["resources"]["base_model"] = {"config": {"profile": "paper"}}
+    with dg.instance_for_test() as instance:
+
+        def run(**selection: Any) -> dg.JobExecutionResult:
+            job = dg.reconstructable(whole_job)
+            return dg.execute_job(job, instance=instance, run_config=config, raise_on_error=False, **selection)
+
+        refused = run()
+        assert not refused.success
+        assert not (root / "distillation").exists()
+        (failure,) = [event for event in refused.all_events if event.is_run_failure]
+        assert "The profile 'paper' needs a CUDA GPU" in str(failure.event_specific_data)
+        assert instance.get_run_by_id(refused.run_id).tags["dagster/max_retries"] == "0"
+        assert run(asset_selection=[dg.AssetKey("raw_teacher")]).success
 
 
 @pytest.mark.parametrize(("gpu", "device"), [(True, "cuda"), (False, "cpu")])

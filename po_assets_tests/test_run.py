@@ -115,6 +115,15 @@ def test_the_paper_profile_refuses_without_a_gpu(workplace: Path) -> None:
     assert not (workplace / "artifacts" / "models" / "po_student_v2").exists()
 
 
+@pytest.mark.parametrize(("variable", "value"), [("PO_GPUS", "two"), ("PO_NUM_WORKERS", "0"), ("PO_EXECUTOR", "slurm")])
+def test_a_wrong_variable_is_one_clear_message(workplace: Path, variable: str, value: str) -> None:
+    """Quoting the value, without a traceback."""
+    result = run(workplace, **{variable: value})
+    assert result.returncode == 1
+    assert f"{variable} is {value!r}" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 def test_a_second_run_on_the_same_artifacts_is_refused(workplace: Path) -> None:
     """Two runs would publish over each other."""
     with (workplace / "artifacts" / ".run.lock").open("w") as lock:

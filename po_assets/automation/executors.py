@@ -4,12 +4,38 @@ The deployment chooses, with the variable PO_EXECUTOR in its own settings; run c
 """
 
 import os
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 
-from po_assets.automation.processes import one_run_per_root
+from po_assets.automation.processes import WrappedExecutor, one_run_per_root, resource_setting, wrapped
+from po_assets.compute import EXECUTOR_VARIABLE, POOL
 
-EXECUTOR_VARIABLE = "PO_EXECUTOR"
+
+class HardwareFirstExecutor(WrappedExecutor):
+    """Refuses a run before its first step where a later one demands a GPU that this machine does not have.
+
+    For steps that run here; Ray and Kubernetes place them on other machines.
+    """
+
+    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
+        """Look at profile and quantization if any step computes with the model, then execute."""
+        from po_assets.base_model import BaseModelError, require_hardware, resolve_spec
+
+        steps = [execution_plan.get_step_by_key(key) for key in execution_plan.step_keys_to_execute]
+        if any(step.pool == POOL for step in steps):
+            setting = partial(resource_setting, plan_context.dagster_run.run_config, "base_model")
+            profile, name, revision = setting("profile"), setting("base_model"), setting("revision")
+            try:
+                require_hardware(resolve_spec(profile, name, revision, quantization=setting("quantization")))
+            except BaseModelError:
+                # Trying again would find the same machine.
+                plan_context.instance.add_run_tags(plan_context.run_id, {MAX_RETRIES_TAG: "0"})
+                raise
+        yield from self._inner.execute(plan_context, execution_plan)
 
 
 def step_executor() -> dg.ExecutorDefinition:
@@ -23,7 +49,7 @@ def step_executor() -> dg.ExecutorDefinition:
         match name:
             case "in_process":
                 # One process per run: the steps of one machine wait for each other anyway, and each would import torch.
-                return one_run_per_root(dg.in_process_executor)
+                return one_run_per_root(wrapped(dg.in_process_executor, HardwareFirstExecutor))
             case "ray":
                 from po_assets.automation.ray_steps import ray_step_executor
 
@@ -34,6 +60,6 @@ def step_executor() -> dg.ExecutorDefinition:
                 return one_run_per_root(dagster_k8s.k8s_job_executor)
     except ImportError as error:
         raise ValueError(
-            f"{EXECUTOR_VARIABLE} is {name!r}, and {error.name} is not installed: pip install 'po-assets[{name}]'."
+            f"{EXECUTOR_VARIABLE} is {name!r}, and {error.name} is not installed: make setup EXTRAS={name}."
         ) from error
     raise ValueError(f"{EXECUTOR_VARIABLE} is {name!r}; choose 'in_process', 'ray' or 'kubernetes'.")

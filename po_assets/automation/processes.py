@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import dagster as dg
 import psutil
+from dagster._core.errors import raise_execution_interrupts
 from dagster._core.execution.retries import RetryMode
 
 from po_assets.automation.gates import refuse_below_failed_gate
@@ -39,7 +40,8 @@ def wait_for_root(layout: Layout, say: Callable[[str], None]) -> Iterator[None]:
                 if not told:
                     say(f"Another run writes to {layout.root} right now ({error}). Waiting until it ends.")
                 told = True
-                time.sleep(_POLL_SECONDS)
+                with raise_execution_interrupts():  # Dagster holds signals back here; a waiting run can be ended
+                    time.sleep(_POLL_SECONDS)
             else:
                 break
         yield
@@ -137,8 +139,8 @@ class OneRunPerRootExecutor(WrappedExecutor):
             yield from self._inner.execute(plan_context, execution_plan)
 
 
-def one_run_per_root(inner: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
-    """The executor with the same name and config; its runs on one artifact root come one after the other."""
+def wrapped(inner: dg.ExecutorDefinition, wrapper: type[WrappedExecutor]) -> dg.ExecutorDefinition:
+    """The executor with the same name and config, each one made in a wrapper."""
     create = inner.executor_creation_fn
     assert create is not None  # noqa: S101 - for the type checker
 
@@ -146,18 +148,27 @@ def one_run_per_root(inner: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
         name=inner.name,
         config_schema=cast("Any", inner.config_schema),  # may be given what it gives back
         requirements=inner.get_requirements,
-        executor_creation_fn=lambda init_context: OneRunPerRootExecutor(create(init_context)),
+        executor_creation_fn=lambda init_context: wrapper(create(init_context)),
         description=inner.description,
     )
 
 
+def one_run_per_root(inner: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
+    """The executor whose runs on one artifact root come one after the other."""
+    return wrapped(inner, OneRunPerRootExecutor)
+
+
+def resource_setting(run_config: Mapping[str, Any], resource: str, name: str) -> str | None:
+    """What a run's config sets for a resource, by its value or by the environment variable that it names."""
+    value = run_config.get("resources", {}).get(resource, {}).get("config", {}).get(name)
+    if isinstance(value, Mapping):
+        value = os.environ.get(str(value.get("env")))
+    return None if value is None else str(value)
+
+
 def root_of(run_config: Mapping[str, Any]) -> str:
     """The artifact root that a run's config sets, or the default."""
-    settings = run_config.get("resources", {}).get("artifacts", {}).get("config", {})
-    root = settings.get("root")
-    if isinstance(root, Mapping):
-        root = os.environ.get(str(root.get("env")))
-    return str(root or default_root())
+    return resource_setting(run_config, "artifacts", "root") or default_root()
 
 
 def _is_dead(tag: str) -> bool:

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from po_assets.automation.executors import EXECUTOR_VARIABLE
-from po_assets.compute import GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK
+from po_assets.compute import EXECUTOR_VARIABLE, GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK
 
 _START_SECONDS = 120
 _STOP_SECONDS = 30

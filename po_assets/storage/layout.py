@@ -4,6 +4,7 @@ The names are stable: people grep these files.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,6 +173,7 @@ def artifact_root(root: str) -> UPath:
     Raises:
         ArtifactRootError: nothing installed here reaches such a place.
     """
+    root = re.sub(r"^(file|local)://(?=/)", "", root)  # a folder of this machine, however it is written
     if "://" not in root:
         return UPath(root)
     try:
@@ -181,7 +183,7 @@ def artifact_root(root: str) -> UPath:
     except (ImportError, ValueError) as error:
         raise ArtifactRootError(
             f"The artifact root {root!r} ({ROOT_VARIABLE}) cannot be used: {error}. Give a folder or a URL such as "
-            "s3://bucket/prefix; for S3 install the extra: pip install 'po-assets[s3]'."
+            "s3://bucket/prefix; S3 needs an extra: make setup EXTRAS=s3."
         ) from error
     return path
 

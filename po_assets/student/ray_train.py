@@ -57,7 +57,7 @@ def make_student_together(
     except ImportError as error:
         raise TrainingError(
             f"num_workers is {recipe.num_workers}, and more than one worker needs Ray, which is not installed: "
-            "pip install 'po-assets[ray]', or set num_workers to 1."
+            "make setup EXTRAS=ray, or set num_workers to 1."
         ) from error
     ensure_base_model(recipe.model, layout)  # once, before every worker does
     with _connected(recipe.num_workers), tempfile.TemporaryDirectory(prefix="ray-train-") as folder:

@@ -43,5 +43,5 @@ def test_more_workers_without_ray_are_refused(tmp_path: Path, monkeypatch: pytes
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     layout = make_artifacts(tmp_path)
-    with pytest.raises(TrainingError, match=r"num_workers is 2, .* pip install 'po-assets\[ray\]', or set num_workers"):
+    with pytest.raises(TrainingError, match=r"num_workers is 2, .* make setup EXTRAS=ray, or set num_workers"):
         make_student(layout, PAIRS, tiny_recipe(tmp_path / "tiny", num_workers=2), Progress(print))

@@ -110,3 +110,11 @@ def test_digests_see_content_and_names_only(tmp_path: Path) -> None:
     (tmp_path / "b" / "file").rename(tmp_path / "b" / "other")
     assert directory_digest(tmp_path / "b") != digests[0]
     assert file_digest(tmp_path / "a" / "file") == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+
+
+def test_a_file_url_is_a_folder_of_this_machine(tmp_path: Path) -> None:
+    """As pandas and Spark write it; everything that works on a folder works there."""
+    assert artifact_root(f"file://{tmp_path}") == UPath(tmp_path)
+    with atomic_file(artifact_root(f"file://{tmp_path}") / "a.txt") as file:
+        file.write(b"new")
+    assert (tmp_path / "a.txt").read_bytes() == b"new"
