@@ -4,6 +4,7 @@ Off unless `PO_NOTIFY_WEBHOOK_URL` is set. A message that cannot be delivered is
 again at the next ones; it fails nothing else.
 """
 
+import http.client
 import json
 import os
 import time
@@ -74,6 +75,7 @@ def failure_messages(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         # Runs of today are no news on the day it is set.
         return _tick(Position(time.time()), f"{URL_VARIABLE} is not set: no messages are sent.")
     sent: list[str] = []
+    given_up: list[str] = []
     for record in _finished_since(context.instance, position):
         run = record.dagster_run
         text = message(run, _outcome(context.instance, run), warnings=_wants_warnings())
@@ -85,11 +87,13 @@ def failure_messages(context: dg.SensorEvaluationContext) -> dg.SensorResult:
                 if position.attempts < MAX_ATTEMPTS:
                     return _tick(position, f"The message about run {run.run_id[:8]} was not delivered: {error}. "
                                  f"Tried {position.attempts} of {MAX_ATTEMPTS} times.")  # fmt: skip
-                context.log.warning("Gave up the message about run %s: %s", run.run_id[:8], error)
+                given_up.append(f"Gave up the message about run {run.run_id[:8]}: {error}.")
+                context.log.warning(given_up[-1])
             else:
                 sent.append(run.run_id[:8])
         _advance(position, record)
-    return _tick(position, f"Posted about {', '.join(sent)}." if sent else "No run failed since the last look.")
+    news = [*given_up, *([f"Posted about {', '.join(sent)}."] if sent else [])]
+    return _tick(position, " ".join(news) or "No run failed since the last look.")
 
 
 def message(run: dg.DagsterRun, outcome: Outcome, *, warnings: bool) -> str:
@@ -109,22 +113,34 @@ def message(run: dg.DagsterRun, outcome: Outcome, *, warnings: bool) -> str:
 
 
 def post(url: str, text: str) -> None:
-    """Send one message.
+    """Send one message, to this address and no other.
 
     Raises:
         DeliveryError: the webhook is not reached within `TIMEOUT_SECONDS`, or answers anything but success.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DeliveryError(f"{URL_VARIABLE} is no http(s) address")
     body = json.dumps({"text": text}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - checked above
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise DeliveryError(f"{URL_VARIABLE} is no http(s) address")
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - checked above
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS):
             pass
     except urllib.error.HTTPError as error:
         raise DeliveryError(f"the webhook answered {error.code} {error.reason}") from None
     except OSError as error:
         raise DeliveryError(f"the webhook is out of reach ({getattr(error, 'reason', error)})") from None
+    # Their texts quote the address or what was answered.
+    except (ValueError, http.client.InvalidURL):
+        raise DeliveryError(f"{URL_VARIABLE} is no valid address") from None
+    except http.client.HTTPException as error:
+        raise DeliveryError(f"the webhook's answer is no HTTP ({type(error).__name__})") from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer that is no success: followed, it would lose the message on its way, or leak it."""
+
+    def redirect_request(self, *_arguments: object) -> None:
+        """Follow none."""
 
 
 def _finished_since(instance: dg.DagsterInstance, position: Position) -> Iterable[dg.RunRecord]:

@@ -4,6 +4,7 @@ How the folder is looked at belongs to `watching`.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -17,6 +18,7 @@ from po_assets.teacher.wording import amount, verb
 TEACHER_FILES = dg.AssetKey("teacher_files")
 _TAKEN_IN_BY = dg.AssetKey("raw_teacher")
 _NAMED_FILES = 5
+_NOT_STARTED = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
 
 
 @dg.observable_source_asset(
@@ -32,6 +34,8 @@ def teacher_files(artifacts: dg.ResourceParam[Artifacts]) -> dg.ObserveResult:
         seen = look(incoming, listing(incoming), Memory(), settle_seconds=0)
     except LandingError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
+    if seen.unreadable:
+        raise dg.Failure(_unreadable(seen), allow_retries=False)
     return dg.ObserveResult(data_version=dg.DataVersion(seen.content), metadata=_metadata(seen))
 
 
@@ -59,8 +63,10 @@ def new_teacher_data(
     memory = Memory.read(path)
     seen = look(layout.incoming, found, memory)
     memory.write(path)
+    if seen.unreadable:
+        return dg.SkipReason(_unreadable(seen))
     if seen.unsettled:
-        names = ", ".join(seen.unsettled[:_NAMED_FILES]) + " …" * (len(seen.unsettled) > _NAMED_FILES)
+        names = _named(seen.unsettled)
         young = amount(len(seen.unsettled), "file")
         return dg.SkipReason(
             f"Waiting until {young} {verb(len(seen.unsettled), 'is', 'are')} no longer written to: {names}"
@@ -69,9 +75,14 @@ def new_teacher_data(
     position = Position(listed, seen.content, before.changes if before else int(time.time()))
     if before and seen.content == before.content:
         return dg.SensorResult(skip_reason=unchanged, cursor=position.to_cursor())
+    # Looked for after the listing, since what has read nothing by now will read all that was listed; and before the
+    # look at what was taken in, lest a run fall between the two.
+    wait = _whole_run_to_wait_for(context.instance)
     if run := _whole_run_of(context.instance, layout, seen):
         reason = f"Run {run[:8]} has taken in {amount(len(found), 'landed file')} with this content already."
         return dg.SensorResult(skip_reason=reason, cursor=position.to_cursor())
+    if wait:
+        return dg.SkipReason(wait)  # and the cursor stays: this is run after all if that run never takes it in
     position = Position(listed, seen.content, position.changes + 1)
     return dg.SensorResult(
         run_requests=[
@@ -96,8 +107,40 @@ def _whole_run_of(instance: dg.DagsterInstance, layout: Layout, seen: Look) -> s
         return None
     event = instance.get_latest_materialization_event(_TAKEN_IN_BY) if taken_in == seen.files else None
     run = instance.get_run_by_id(event.run_id) if event else None
-    # Who materialized raw_teacher alone has not run the graph.
-    return run.run_id if run and run.job_name == main_job.name and not run.asset_selection else None
+    return run.run_id if run and run.job_name == main_job.name and _is_whole(run) else None
+
+
+def _whole_run_to_wait_for(instance: dg.DagsterInstance) -> str | None:
+    """What is said of a run of the whole graph that is still to read the landing folder, or may be reading it."""
+    last = instance.get_latest_materialization_event(_TAKEN_IN_BY)
+    on_their_way = dg.RunsFilter(job_name=main_job.name, statuses=[*_NOT_STARTED, dg.DagsterRunStatus.STARTED])
+    for record in instance.get_run_records(on_their_way):
+        run = record.dagster_run
+        steps = run.step_keys_to_execute  # of a run that is repeated from where it failed
+        if not _is_whole(run) or (steps and _TAKEN_IN_BY.to_user_string() not in steps):
+            continue
+        if run.status in _NOT_STARTED:
+            return f"Run {run.run_id[:8]}, which has not started, will take this in."
+        if last is None or last.run_id != run.run_id:
+            return f"Run {run.run_id[:8]} is taking in what has landed; waiting to see whether this is among it."
+    return None
+
+
+def _is_whole(run: dg.DagsterRun) -> bool:
+    """Who materialized raw_teacher alone has not run the graph."""
+    return not run.asset_selection
+
+
+def _unreadable(seen: Look) -> str:
+    return (
+        f"{amount(len(seen.unreadable), 'landed file')} cannot be read: "
+        f"{_named([f'{name} ({why})' for name, why in seen.unreadable.items()])}. "
+        "Make it readable, or take it out of the landing folder."
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED_FILES]) + " …" * (len(names) > _NAMED_FILES)
 
 
 def _memory_path(instance: dg.DagsterInstance, layout: Layout) -> Path:

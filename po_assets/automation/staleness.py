@@ -1,4 +1,4 @@
-"""Which assets are to be made again, and why: stale themselves, below one that is, or with their file gone.
+"""Which assets are to be made again, and why: stale, never checked, below one that is, or with their file gone.
 
 Dagster's own `stale_assets_only` takes what is stale at this moment. That is not enough for a catch-up: what lies below
 becomes stale only when the run is over, so that a changed setting would take one night per step; and what lies below a
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from po_assets.automation.gates import AssetGraph, failed_gate
+from po_assets.automation.gates import AssetGraph, gate_problem
 from po_assets.storage import Layout, file_digest, published_directory, read_manifest
 
 _CODE = "dagster/code_version"
@@ -52,7 +52,11 @@ def catch_up(
             continue
         parents = graph.get(key).parent_keys
         above = [parent for parent in sorted(parents) if parent in found.stale or parent in found.blocked]
-        reason = _own_reason(instance, graph, key) or problem(key, (_tags(instance, key) or {}).get(_DATA, ""))
+        reason = (
+            _own_reason(instance, graph, key)
+            or problem(key, (_tags(instance, key) or {}).get(_DATA, ""))
+            or _unchecked(instance, graph, key)
+        )
         if not reason and above:
             reason = f"depends on {above[0].to_user_string()}"
         gate = next((text for parent in sorted(parents) if (text := _gate(instance, graph, parent, found))), "")
@@ -97,8 +101,16 @@ def _gate(instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetKey, fou
     """What keeps assets below `key` from being made, or nothing. What is made again is also checked again."""
     if key in found.blocked:
         return found.blocked[key].removeprefix(_NOT_MADE)
-    check = None if key in found.stale else failed_gate(instance, graph, key)
-    return f"the check {check} of {key.to_user_string()} failed" if check else ""
+    problem = None if key in found.stale else gate_problem(instance, graph, key)
+    if not problem:
+        return ""
+    return f"the check {problem.check} of {key.to_user_string()} {'failed' if problem.failed else 'was not run'}"
+
+
+def _unchecked(instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetKey) -> str:
+    """What is missing of the asset's gate, or nothing: what a run left that ended before its checks, nobody may use."""
+    problem = gate_problem(instance, graph, key)
+    return f"was not checked by {problem.check} since it was made" if problem and not problem.failed else ""
 
 
 def _data_version(instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetKey) -> str | None:

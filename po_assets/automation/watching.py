@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from upath import UPath
 
 from po_assets.storage import atomic_file, digest_of, file_digest
-from po_assets.teacher.landing import is_landed_name, landed_files
+from po_assets.teacher.landing import LandingError, list_landing
 
 SETTLE_SECONDS = 10.0
 """A file whose last change is younger may still be being written."""
@@ -86,6 +86,8 @@ class Look:
 
     files: dict[str, str]
     unsettled: list[str]
+    unreadable: dict[str, str]
+    """Why each of those could not be read that listed as if they could."""
     size: int
     """Bytes of all files."""
 
@@ -96,23 +98,18 @@ class Look:
 
 
 def listing(incoming: UPath) -> dict[str, Stamp]:
-    """The landed files by name, from one listing of the folder.
+    """The landed files by name, from one listing of the folder: those that `raw_teacher` takes in.
 
     Raises:
-        LandingError: the folder is missing or holds no `*.jsonl` file.
+        LandingError: the folder is missing, cannot be listed or holds no `*.jsonl` file that can be read.
     """
     try:
-        entries: list[dict[str, Any]] = incoming.fs.ls(incoming.path, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        entries = []
-    found = {
-        name: _stamp(entry)
-        for entry in entries
-        if is_landed_name(name := str(entry["name"]).rsplit("/", 1)[-1]) and entry["type"] == "file"
-    }
-    if not found:
-        landed_files(incoming)  # raises, and says what is missing
-    return dict(sorted(found.items()))
+        return {name: _stamp(entry) for name, entry in list_landing(incoming).taken.items()}
+    except OSError as error:
+        raise LandingError(
+            f"The landing folder {str(incoming)!r} cannot be reached: {error.strerror or error}. Let this user read it "
+            "and enter the folders above it."
+        ) from error
 
 
 def look(incoming: UPath, found: dict[str, Stamp], memory: Memory, settle_seconds: float = SETTLE_SECONDS) -> Look:
@@ -124,6 +121,7 @@ def look(incoming: UPath, found: dict[str, Stamp], memory: Memory, settle_second
     now = time.time()
     young: dict[str, tuple[Stamp, float]] = {}
     known: dict[str, tuple[Stamp, str]] = {}
+    unreadable: dict[str, str] = {}
     for name, stamp in found.items():
         before = memory.files.get(name)
         if before and before[0] == stamp:
@@ -132,7 +130,10 @@ def look(incoming: UPath, found: dict[str, Stamp], memory: Memory, settle_second
         first = memory.young.get(name)
         since = first[1] if first and first[0] == stamp else now
         if now - stamp.modified >= settle_seconds or now - since >= settle_seconds:
-            known[name] = (stamp, file_digest(incoming / name))
+            try:
+                known[name] = (stamp, file_digest(incoming / name))
+            except OSError as error:
+                unreadable[name] = str(error.strerror or error)
         else:
             young[name] = (stamp, since)
     # A file that is being written over keeps what was known of it: it may turn out to be the same again.
@@ -141,6 +142,7 @@ def look(incoming: UPath, found: dict[str, Stamp], memory: Memory, settle_second
     return Look(
         files={name: sha256 for name, (_, sha256) in known.items()},
         unsettled=list(young),
+        unreadable=unreadable,
         size=sum(stamp.size for stamp in found.values()),
     )
 

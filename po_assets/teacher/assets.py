@@ -12,7 +12,15 @@ from po_assets.presentation import bar_chart, column_schema, histogram, records_
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.storage import Artifacts, StagedTable, digest_of, read_manifest
 from po_assets.teacher.block import Summary
-from po_assets.teacher.landing import LandingError, list_landing, not_taken_record, snapshot, sources_of, sources_record
+from po_assets.teacher.landing import (
+    LandingError,
+    Source,
+    list_landing,
+    not_taken_record,
+    snapshot,
+    sources_of,
+    sources_record,
+)
 from po_assets.teacher.ledger import Outcome
 from po_assets.teacher.normalization import COLUMNS
 from po_assets.teacher.parallel import WorkerLostError
@@ -22,10 +30,11 @@ RAW_CODE_VERSION = "2"
 NORMALIZED_CODE_VERSION = f"2+metric.{METRIC_VERSION}"
 OWNERS = ["team:po-distillation"]
 GROUP = "teacher"
+_LANDED = dg.AssetKey("teacher_files")
 
 
 @dg.asset(
-    deps=["teacher_files"],
+    deps=[_LANDED],
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "jsonl"},
@@ -52,6 +61,7 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
         extra={"sources": sources_record(sources), "not_taken": not_taken},
     )
     context.log.info("%d lines of %d files", staged.rows, len(sources))
+    _observe_what_was_read(context, sources)
     return dg.MaterializeResult(
         value=staged,
         # Which line landed in which file is part of the data: the ledger names it.
@@ -125,6 +135,20 @@ def _result(staged: StagedTable, summary: Summary, path: UPath, version: str) ->
             "scores": histogram(summary.scores(), "Scores (declared, else the metric's)", "score"),
         }
     return dg.MaterializeResult(value=staged, data_version=dg.DataVersion(version), metadata=metadata)
+
+
+def _observe_what_was_read(context: dg.AssetExecutionContext, sources: list[Source]) -> None:
+    """Tell Dagster the data version of `teacher_files` that was read, the sensor's formula over these very bytes.
+
+    Otherwise the input version on record would be of an earlier look at the folder, or of none, and the next look would
+    show `raw_teacher` as stale with nothing changed.
+    """
+    version = digest_of({source.file: source.sha256 for source in sources})
+    context.log_event(
+        dg.AssetObservation(_LANDED, metadata={"files": len(sources)}, tags={"dagster/data_version": version})
+    )
+    # Dagster looked up the inputs' versions before the step began.
+    context.get_step_execution_context().wipe_input_asset_version_info(_LANDED)
 
 
 def _path(path: UPath) -> dg.MetadataValue:

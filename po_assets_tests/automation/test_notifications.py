@@ -138,24 +138,56 @@ def test_a_refused_message_is_said_and_tried_again(instance: dg.DagsterInstance,
     assert len(hook.texts) == 2
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_no_delivery_and_is_not_followed(
+    instance: dg.DagsterInstance, hook: Webhook, status: int
+) -> None:
+    """The message was for one address; followed, it would count as delivered without its text."""
+    _, cursor = tick(instance, None)
+    hook.status, hook.location = status, hook.url.replace("secret", "other")
+    run(instance, FAILED)
+    said, _ = tick(instance, cursor)
+    assert f"the webhook answered {status} " in said
+    assert "Tried 1 of 20 times." in said
+    assert hook.texts == []
+
+
+def test_an_answer_that_is_no_http_is_tried_again(instance: dg.DagsterInstance, hook: Webhook) -> None:
+    """Something else listens there; it may quote anything, so nothing of it is repeated."""
+    _, cursor = tick(instance, None)
+    hook.garbage = b"secret\r\n"
+    run(instance, FAILED)
+    said, _ = tick(instance, cursor)
+    assert "the webhook's answer is no HTTP (BadStatusLine). Tried 1 of 20 times." in said
+    assert "secret" not in said
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
         ("http://127.0.0.1:9/secret", "the webhook is out of reach"),
         ("file:///etc/passwd", "PO_NOTIFY_WEBHOOK_URL is no http(s) address"),
+        ("http://127.0.0.1:port/secret", "PO_NOTIFY_WEBHOOK_URL is no valid address"),
+        ("http://[bad/secret", "PO_NOTIFY_WEBHOOK_URL is no valid address"),
+        ("http://127.0.0.1:9/a secret", "PO_NOTIFY_WEBHOOK_URL is no valid address"),
+        ("http://127.0.0.1:9/ä-secret", "PO_NOTIFY_WEBHOOK_URL is no valid address"),
+        ("http://", "the webhook is out of reach (no host given)"),
     ],
 )
 def test_a_webhook_that_cannot_be_reached_gives_up_in_the_end(
     instance: dg.DagsterInstance, hook: Webhook, monkeypatch: pytest.MonkeyPatch, url: str, expected: str
 ) -> None:
-    """After so many attempts later messages get their turn."""
+    """The last tick of so many says so, and no tick the secret in the address; later messages get their turn."""
     monkeypatch.setenv("PO_NOTIFY_WEBHOOK_URL", url)
     monkeypatch.setattr(notifications, "MAX_ATTEMPTS", 2)
     _, cursor = tick(instance, None)
-    run(instance, FAILED)
-    said, cursor = tick(instance, cursor)
-    assert expected in said
-    _, cursor = tick(instance, cursor)
+    run_id = run(instance, FAILED)
+    first, cursor = tick(instance, cursor)
+    assert expected in first
+    assert first.endswith("Tried 1 of 2 times.")
+    last, cursor = tick(instance, cursor)
+    assert last.startswith(f"Gave up the message about run {run_id[:8]}: {expected}")
+    assert "secret" not in first + last
     assert tick(instance, cursor)[0] == "No run failed since the last look."
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import dagster as dg
 import fsspec
 import pytest
+from dagster._core.events import StepMaterializationData
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.test_utils import create_run_for_test
 
 from po_assets.automation import watching
 from po_assets.automation.jobs import main_job
@@ -115,17 +118,88 @@ def test_a_file_from_the_future_is_taken_once_it_rests(
     assert len(tick(artifacts, instance).run_requests) == 1
 
 
-@pytest.mark.parametrize(("make", "expected"), [(False, "does not exist"), (True, "holds no *.jsonl file")])
-def test_nothing_landed_is_a_reason_to_skip(
-    tmp_path: Path, instance: dg.DagsterInstance, make: bool, expected: str
+def test_nothing_landed_is_a_reason_to_skip(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    """A missing and an empty folder are told apart; folders and files of other names do not count, whatever is inside.
+
+    What is there and not taken in is named.
+    """
+    place = Artifacts(root=str(tmp_path))
+    assert "does not exist" in reason(tick(place, instance))
+    (tmp_path / "incoming" / "folder.jsonl").mkdir(parents=True)
+    (tmp_path / "incoming" / "folder.jsonl" / "a.jsonl").write_text("x")
+    (tmp_path / "incoming" / "notes.txt").write_text("x")
+    (tmp_path / "incoming" / ".a.jsonl").write_text("x")
+    said = reason(tick(place, instance))
+    assert "holds no *.jsonl file" in said
+    assert "'folder.jsonl' is a folder" in said
+    assert "'notes.txt' does not end in .jsonl" in said
+
+
+def test_links_are_watched_as_raw_teacher_reads_them(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
+    """A link to a file is its content, also when that changes where it lies; a link to nothing is not taken in."""
+    incoming = Path(str(artifacts.layout.incoming))
+    linked = land(artifacts, "../elsewhere", "A\n")
+    (incoming / "link.jsonl").symlink_to(linked)
+    (incoming / "broken.jsonl").symlink_to(incoming / "nowhere")
+    first = tick(artifacts, instance)
+    assert first.asset_events[0].metadata["files"].value == 1
+    assert reason(tick(artifacts, instance, first.cursor)) == "The content of 1 landed file has not changed."
+    land(artifacts, "../elsewhere", "B\n", age=30)
+    assert len(tick(artifacts, instance, first.cursor).run_requests) == 1
+    taken_in(artifacts, instance, main_job.name, None)
+    assert "has taken in 1 landed file" in reason(tick(artifacts, instance, first.cursor))
+
+
+def test_what_cannot_be_read_is_a_reason_to_skip(
+    artifacts: Artifacts, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A missing and an empty folder are told apart, and files of other names do not count."""
-    if make:
-        (tmp_path / "incoming" / "folder.jsonl").mkdir(parents=True)
-        (tmp_path / "incoming" / "notes.txt").write_text("x")
-        (tmp_path / "incoming" / ".a.jsonl").write_text("x")
-        (tmp_path / "incoming" / "folder.jsonl").rmdir()
-    assert expected in reason(tick(Artifacts(root=str(tmp_path)), instance))
+    """A file gives its reason and the way out, and costs no second reading of the others; so does observing."""
+    land(artifacts, "a.jsonl", "A\n")
+    land(artifacts, "b.jsonl", "B\n")
+    digest, read = watching.file_digest, []
+
+    def locked(path: Any) -> str:
+        if path.name == "b.jsonl":
+            raise PermissionError(13, "Permission denied", str(path))
+        read.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(watching, "file_digest", locked)
+    expected = (
+        "1 landed file cannot be read: b.jsonl (Permission denied). "
+        "Make it readable, or take it out of the landing folder."
+    )
+    assert reason(tick(artifacts, instance)) == expected
+    assert reason(tick(artifacts, instance)) == expected
+    assert read == ["a.jsonl"]
+    with pytest.raises(dg.Failure, match="1 landed file cannot be read"):
+        observe(artifacts, instance)
+    monkeypatch.setattr(watching, "file_digest", digest)
+    assert len(tick(artifacts, instance).run_requests) == 1
+
+
+@pytest.mark.parametrize("locked", ["is_dir", "ls"])
+def test_a_folder_that_cannot_be_listed_is_a_reason_to_skip(
+    artifacts: Artifacts, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    """The folder itself, or one above it."""
+
+    def denied(*_arguments: Any, **_options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    incoming = artifacts.layout.incoming
+    monkeypatch.setattr(type(incoming) if locked == "is_dir" else type(incoming.fs), locked, denied)
+    said = reason(tick(artifacts, instance))
+    assert "Permission denied. Let this user read it" in said
+    with pytest.raises(dg.Failure, match="Let this user read it"):
+        observe(artifacts, instance)
+
+
+def observe(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
+    """What the button Observe does."""
+    defs = dg.Definitions(assets=[teacher_files], resources={"artifacts": artifacts})
+    job = defs.resolve_implicit_global_asset_job_def()
+    job.execute_in_process(instance=instance, asset_selection=[TEACHER_FILES])
 
 
 @pytest.fixture
@@ -207,6 +281,68 @@ def test_what_make_run_took_in_is_not_run_again(artifacts: Artifacts, instance: 
     assert len(tick(artifacts, instance, second.cursor).run_requests) == 1
 
 
+def queue(instance: dg.DagsterInstance, **run: Any) -> dg.DagsterRun:
+    """A run that waits for its turn."""
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("po_assets"), "__repository__")
+    origin = RemoteJobOrigin(repository, main_job.name)
+    run = {"job_name": main_job.name, "remote_job_origin": origin, "status": dg.DagsterRunStatus.QUEUED, **run}
+    return create_run_for_test(instance, **run)
+
+
+def test_landings_before_a_run_has_read_wait_for_it(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
+    """A queued run reads the folder when it starts: three landings are one run, and nothing is asked for twice."""
+    land(artifacts, "a.jsonl", "A\n")
+    cursor = tick(artifacts, instance).cursor
+    queued = queue(instance)
+    for name in ("b.jsonl", "c.jsonl"):
+        land(artifacts, name, "more\n")
+        result = tick(artifacts, instance, cursor)
+        assert isinstance(result, dg.SkipReason), "the cursor would move"
+        assert reason(result) == f"Run {queued.run_id[:8]}, which has not started, will take this in."
+    instance.report_dagster_event(dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, main_job.name), queued.run_id)
+    assert reason(tick(artifacts, instance, cursor)) == (
+        f"Run {queued.run_id[:8]} is taking in what has landed; waiting to see whether this is among it."
+    )
+    taken_in(artifacts, instance, main_job.name, None)
+    assert "has taken in 3 landed files" in reason(tick(artifacts, instance, cursor))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"status": dg.DagsterRunStatus.CANCELED},
+        {"asset_selection": frozenset({dg.AssetKey("raw_teacher")})},
+        {"job_name": "ask_teacher"},
+        {"step_keys_to_execute": ["lora_adapter"]},
+    ],
+)
+def test_a_run_that_will_not_run_the_graph_on_it_is_not_waited_for(
+    artifacts: Artifacts, instance: dg.DagsterInstance, other: dict[str, Any]
+) -> None:
+    """One that was ended in the queue, of a part, of another job, and one repeated from a later step."""
+    land(artifacts, "a.jsonl", "A\n")
+    queue(instance, **other)
+    assert len(tick(artifacts, instance).run_requests) == 1
+
+
+def test_a_run_that_has_read_is_not_waited_for(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
+    """It may train for hours; what lands meanwhile is queued behind it."""
+    land(artifacts, "a.jsonl", "A\n")
+    first = tick(artifacts, instance)
+    running = create_run_for_test(instance, job_name=main_job.name, status=dg.DagsterRunStatus.STARTED)
+    land(artifacts, "b.jsonl", "B\n")
+    assert isinstance(tick(artifacts, instance, first.cursor), dg.SkipReason)
+    instance.report_dagster_event(
+        dg.DagsterEvent(
+            dg.DagsterEventType.ASSET_MATERIALIZATION.value,
+            main_job.name,
+            event_specific_data=StepMaterializationData(dg.AssetMaterialization("raw_teacher")),
+        ),
+        running.run_id,
+    )
+    assert len(tick(artifacts, instance, first.cursor).run_requests) == 1
+
+
 def test_a_run_of_raw_teacher_alone_does_not_count(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
     """It took the files in, and nothing after it was made."""
     land(artifacts, "a.jsonl", "A\n")
@@ -231,9 +367,7 @@ def test_observing_gives_the_sensors_data_version(artifacts: Artifacts, instance
     """So that Dagster's staleness and the sensor speak of the same thing."""
     land(artifacts, "a.jsonl", "{}\n")
     (observation,) = tick(artifacts, instance).asset_events
-    defs = dg.Definitions(assets=[teacher_files], resources={"artifacts": artifacts})
-    job = defs.resolve_implicit_global_asset_job_def()
-    assert job.execute_in_process(instance=instance, asset_selection=[TEACHER_FILES]).success
+    observe(artifacts, instance)
     (record,) = instance.fetch_observations(TEACHER_FILES, limit=1).records
     assert record.asset_observation is not None
     assert record.asset_observation.tags["dagster/data_version"] == observation.tags["dagster/data_version"]

@@ -15,6 +15,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.test_utils import create_run_for_test
 
+from po_assets.automation.gates import refuse_below_failed_gate
 from po_assets.automation.jobs import main_job
 from po_assets.automation.schedules import nightly_catch_up
 from po_assets.automation.staleness import artifact_problem, catch_up
@@ -115,6 +116,32 @@ def test_the_same_data_again_leaves_everything_fresh_and_costs_nothing(
     assert [data_version(instance, key) for key in keys] == versions
     assert instance.get_latest_materialization_code_versions(keys) == before
     assert unsynced(instance, defs) == set()
+
+
+def observe(place: Workplace, instance: dg.DagsterInstance, defs: dg.Definitions) -> None:
+    """What the button Observe of `teacher_files` does."""
+    job = defs.resolve_implicit_global_asset_job_def()
+    config = {"resources": {"artifacts": {"config": {"root": str(place.root)}}}}
+    job.execute_in_process(instance=instance, asset_selection=[dg.AssetKey("teacher_files")], run_config=config)
+
+
+def test_observing_makes_stale_only_what_has_changed(
+    place: Workplace, instance: dg.DagsterInstance, tiny: Path
+) -> None:
+    """After `make run`, with which no sensor ever looked, and after a run that read more than the last look saw."""
+    defs = tiny_definitions(tiny)
+    observe(place, instance, defs)
+    assert unsynced(instance, defs) == set()
+    assert to_catch_up(place, instance, defs) == (set(), set())
+    place.land("more", good_row("CrossPlan41"))
+    run(place, instance, defs)
+    observe(place, instance, defs)
+    assert unsynced(instance, defs) == set()
+    assert tick(place, instance, defs).skip_message == "Nothing is stale."
+    place.land("more", good_row("CrossPlan42"))
+    observe(place, instance, defs)
+    assert unsynced(instance, defs) == {"raw_teacher"}
+    assert "raw_teacher was made from other teacher_files" in tick(place, instance, defs).tags["po_assets/reason"]
 
 
 def data_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str:
@@ -298,6 +325,101 @@ def test_below_a_failed_gate_nothing_is_made_by_hand(
     place.land("corrected", good_row("CrossPlan41"))
     select = "raw_teacher,normalized_teacher,supervised_dataset"
     assert execute(place, module, "asset", "materialize", "--select", select).returncode == 0
+
+
+def run_part(
+    place: Workplace,
+    instance: dg.DagsterInstance,
+    defs: dg.Definitions,
+    assets: set[str],
+    checks: set[dg.AssetCheckKey],
+) -> dg.ExecuteInProcessResult:
+    """Run exactly these assets and these checks."""
+    part = defs.resolve_job_def(main_job.name).get_subset(
+        asset_selection={dg.AssetKey(name) for name in assets}, asset_check_selection=checks
+    )
+    config = {"loggers": {"console": {}}, "resources": {"artifacts": {"config": {"root": str(place.root)}}}}
+    return part.execute_in_process(instance=instance, run_config=config, raise_on_error=False)
+
+
+def refusal(instance: dg.DagsterInstance, defs: dg.Definitions, *assets: str) -> str:
+    """What a run of these assets with their checks is told before its first step; empty when it may begin."""
+    keys = [dg.AssetKey(name) for name in assets]
+    try:
+        refuse_below_failed_gate(instance, defs.resolve_asset_graph(), keys, keys)
+    except dg.Failure as failure:
+        return failure.description or ""
+    return ""
+
+
+def checks_of(defs: dg.Definitions, *assets: str) -> set[dg.AssetCheckKey]:
+    return {key for key in defs.resolve_asset_graph().asset_check_keys if key.asset_key.to_user_string() in assets}
+
+
+def test_what_was_not_checked_since_it_was_made_counts_as_not_passed(
+    place: Workplace, instance: dg.DagsterInstance, tiny: Path
+) -> None:
+    """As when the check's process dies. The verdict about older data does not count; running the checks alone does."""
+    defs = tiny_definitions(tiny)
+    place.land("more", good_row("CrossPlan41"))
+    assert run_part(place, instance, defs, TEACHER, set()).success
+    assert refusal(instance, defs, "supervised_dataset", "lora_adapter") == (
+        "Nothing was made: the blocking check ledger_balances of normalized_teacher has not been run on the data that "
+        "normalized_teacher holds now. Run the checks of normalized_teacher, or materialize normalized_teacher "
+        "together with what is below."
+    )
+    assert "has_records of raw_teacher has not been run" in refusal(instance, defs, "normalized_teacher")
+    assert refusal(instance, defs, *TEACHER, "supervised_dataset") == ""
+    assert refusal(instance, defs, "eval_report") == ""
+
+    only_one = {dg.AssetCheckKey(dg.AssetKey("normalized_teacher"), "ledger_balances")}
+    assert run_part(place, instance, defs, set(), only_one).success
+    assert "rejected_share of normalized_teacher has not been run" in refusal(instance, defs, "supervised_dataset")
+    assert run_part(place, instance, defs, set(), checks_of(defs, *TEACHER)).success
+    assert refusal(instance, defs, "supervised_dataset") == ""
+    assert to_catch_up(place, instance, defs) == ({"supervised_dataset", *STUDENT}, set())
+
+
+def test_the_night_checks_what_was_left_unchecked(place: Workplace, instance: dg.DagsterInstance, tiny: Path) -> None:
+    """It makes the inputs again with their checks, finds out that they are bad, and leaves it at that."""
+    defs = tiny_definitions(tiny)
+    place.land("bad", *["no json"] * 4)
+    assert run_part(place, instance, defs, TEACHER, set()).success
+    request = tick(place, instance, defs)
+    assert request.tags["po_assets/reason"].startswith(
+        "raw_teacher was not checked by has_records since it was made; "
+        "normalized_teacher was not checked by ledger_balances since it was made; supervised_dataset "
+    )
+    before = (place.root / "distillation" / "po_teacher_supervised.jsonl").read_bytes()
+    result = run(place, instance, defs, *(key.to_user_string() for key in request.asset_selection))
+    assert {"raw_teacher_checks", "normalized_teacher_checks"} <= steps(result)
+    assert "supervised_dataset" not in steps(result)
+    assert (place.root / "distillation" / "po_teacher_supervised.jsonl").read_bytes() == before
+    assert "rejected_share of normalized_teacher failed when it was last run" in refusal(
+        instance, defs, "supervised_dataset"
+    )
+    assert "the check rejected_share of normalized_teacher failed" in str(tick(place, instance, defs).skip_message)
+
+
+def test_a_check_that_was_planned_and_not_reached_takes_no_verdict_back(
+    place: Workplace, instance: dg.DagsterInstance, tiny: Path
+) -> None:
+    """A run that ends at its first asset has planned every check; what the assets hold has passed all the same."""
+    defs = tiny_definitions(tiny)
+    place.land("good", "")
+    assert "normalized_teacher" not in steps(run(place, instance, defs))
+    (planned,) = instance.event_log_storage.get_asset_check_execution_history(
+        dg.AssetCheckKey(dg.AssetKey("supervised_dataset"), "schema"), limit=1
+    )
+    assert planned.status.value == "PLANNED"
+    assert refusal(instance, defs, "lora_adapter") == ""
+
+
+def test_what_this_instance_never_made_is_not_refused(tmp_path: Path, tiny: Path) -> None:
+    """Artifacts that were brought here, and what has no checks; the steps look at the files themselves."""
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as empty:
+        assert refusal(empty, tiny_definitions(tiny), "lora_adapter") == ""
+        assert refusal(empty, tiny_definitions(tiny), "raw_teacher") == ""
 
 
 def test_reexecution_from_failure_repeats_only_what_is_needed(

@@ -14,6 +14,10 @@ class Webhook:
 
     url: str = ""
     status: int = 200
+    location: str = ""
+    """Where a redirect leads."""
+    garbage: bytes = b""
+    """What is answered in place of HTTP."""
     texts: list[str] = field(default_factory=list)
 
 
@@ -27,9 +31,19 @@ def webhook() -> Iterator[Webhook]:
             content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert self.headers["Content-Type"] == "application/json"
             assert list(content) == ["text"]
+            if hook.garbage:
+                self.wfile.write(hook.garbage)
+                return
             if hook.status == 200:
                 hook.texts.append(content["text"])
             self.send_response(hook.status)
+            if hook.location:
+                self.send_header("Location", hook.location)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            hook.texts.append(f"GET {self.path}")
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, *_arguments: object) -> None:
