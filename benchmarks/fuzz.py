@@ -79,7 +79,7 @@ def main() -> None:
         print("nothing went wrong")
         return
     if "atheris" not in globals():
-        sys.exit("Fuzzing needs atheris: pip install 'po-assets[fuzz]'")
+        sys.exit("Fuzzing needs atheris: make setup EXTRAS=fuzz")
     with atheris.instrument_imports(include=["po_assets.product_owner", "po_assets.teacher"]):
         import po_assets_tests.teacher.invariants  # noqa: F401
     with tempfile.TemporaryDirectory() as temporary:

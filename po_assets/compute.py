@@ -41,7 +41,7 @@ def gpus_per_step() -> float:
     """GPUs that a step asks for: 1, or what `PO_GPUS` says: 0 (compute on CPUs) or a part of one GPU to be shared.
 
     Raises:
-        ComputeError: the variable holds anything else.
+        ComputeError: the variable holds anything else, or a part of a GPU where the steps are Kubernetes Jobs.
     """
     text = os.environ.get(GPUS_VARIABLE) or "1"
     try:
@@ -52,6 +52,11 @@ def gpus_per_step() -> float:
         raise ComputeError(
             f"{GPUS_VARIABLE} is {text!r}. Use 1 (a GPU for each step, the default), 0 (no GPU: compute on CPUs), or a "
             f"fraction such as 0.5 (two steps share a GPU). More GPUs for one training: {WORKERS_VARIABLE}."
+        )
+    if gpus not in {0, 1} and os.environ.get(EXECUTOR_VARIABLE) == "kubernetes":
+        raise ComputeError(
+            f"{GPUS_VARIABLE} is {text!r}, and Kubernetes gives a pod whole GPUs only. Use 1 (the default) or 0 (no "
+            "GPU: compute on CPUs). To share GPUs there, turn on time-slicing in NVIDIA's device plugin and keep the 1."
         )
     return gpus
 

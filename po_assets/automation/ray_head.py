@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from po_assets.compute import EXECUTOR_VARIABLE, GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK
+from po_assets.compute import EXECUTOR_VARIABLE, GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK, gpus_per_step
 
 _START_SECONDS = 120
 _STOP_SECONDS = 30
@@ -109,6 +109,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def steps_at_once(gpus: int) -> int:
+    """How many steps that ask for GPUs fit on this machine's; Ray never puts a share of one step on two GPUs."""
+    share = gpus_per_step()
+    return max(1, gpus * int(1 / share)) if share else 1
+
+
 def main() -> int:
     """Start Ray, then the Dagster UI on it; both end together."""
     import dagster as dg
@@ -122,7 +128,7 @@ def main() -> int:
         os.environ |= {DASHBOARD_VARIABLE: url, EXECUTOR_VARIABLE: "ray"}
         os.environ.setdefault(GPUS_VARIABLE, "1" if gpus else "0")
         with dg.DagsterInstance.get() as instance:
-            instance.event_log_storage.set_concurrency_slots(POOL, max(1, gpus))
+            instance.event_log_storage.set_concurrency_slots(POOL, steps_at_once(gpus))
         _say(f"Ray is up with {gpus} GPU(s): {url}. The Dagster UI follows on http://127.0.0.1:3000; Ctrl-C ends both.")
         command = ["-m", "dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", "3000"]
         ui = subprocess.Popen([sys.executable, *command, *sys.argv[1:]], start_new_session=True)  # noqa: S603

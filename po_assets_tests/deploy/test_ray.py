@@ -16,8 +16,9 @@ import psutil
 import pytest
 import yaml
 
-from po_assets.automation.ray_head import local_head
+from po_assets.automation.ray_head import local_head, steps_at_once
 from po_assets.automation.ray_steps import PASSED_ON, unmet_needs
+from po_assets.compute import POOL
 from po_assets.storage import Layout
 from po_assets.student.student import adapter_problem
 from po_assets_tests.deploy.ray_deployment import REPOSITORY, Deployment, dagster_processes, deployment, wait_until
@@ -85,6 +86,42 @@ def test_materialize_gets_a_gpu_and_recovers_from_dead_workers(tmp_path: Path, m
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("gpus", "share", "devices"), [(2, "1", ["0", "1"]), (1, "0.5", ["0", "0"])])
+def test_steps_side_by_side_share_a_gpu_only_when_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, share: str, devices: list[str]
+) -> None:
+    """Training and the baseline's answers in one run: the later starts before the earlier ends."""
+    layout = make_artifacts(tmp_path / "artifacts")
+    layout.eval_cases.parent.mkdir()
+    cases = REPOSITORY / "artifacts" / "evaluation" / "po_eval_cases.jsonl"
+    layout.eval_cases.write_text("".join(cases.read_text().splitlines(keepends=True)[:1]))
+    resources = tiny_resources(layout, epochs=10.0) | {
+        "decoding": {"mode": "free", "max_new_tokens": 4, "free_cases": 0}
+    }
+    root = str(layout.root)
+    with deployment(tmp_path / "home", ONE_BOX, monkeypatch, gpus=gpus, PO_ARTIFACTS_ROOT=root, PO_GPUS=share) as ray:
+        ray.instance.event_log_storage.set_concurrency_slots(POOL, steps_at_once(gpus))
+        run = ray.wait_for(ray.materialize("lora_adapter", "baseline_report", resources=resources))
+        assert run.status == dg.DagsterRunStatus.SUCCESS, ray.said(run.run_id)
+        pair = ("baseline_report", "lora_adapter")
+        times = ray.instance.get_run_step_stats(run.run_id, list(pair))
+        assert max(step.start_time for step in times) < min(step.end_time for step in times)
+        assert sorted(device for step in pair for device in ray.seen.devices[step]) == devices
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "steps"),
+    [(0, "1", 1), (4, "1", 4), (1, "0.5", 2), (2, "0.4", 4), (3, "0.1", 30), (2, "0.75", 2), (4, "0", 1)],
+)
+def test_the_pool_holds_as_many_steps_as_the_gpus(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, share: str, steps: int
+) -> None:
+    """Each GPU by itself: what is left of two GPUs is no third one."""
+    monkeypatch.setenv("PO_GPUS", share)
+    assert steps_at_once(gpus) == steps
+
+
+@pytest.mark.slow
 def test_a_run_that_wants_a_gpu_fails_at_once_where_the_cluster_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +147,7 @@ def test_a_run_that_wants_a_gpu_fails_at_once_where_the_cluster_has_none(
 
 @pytest.mark.slow
 def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
-    """As `make ui-ray`, on a machine whose GPUs are what Ray finds; Ctrl-C leaves no process behind."""
+    """As `make ui-ray`, with a GPU that Ray is told of, for two steps; Ctrl-C leaves no process behind."""
     shutil.copy(ONE_BOX, tmp_path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -119,6 +156,7 @@ def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "po_assets.automation.ray_head", "--port", str(port)]
     # An empty artifact root: the sensor of this UI finds nothing to run.
     environment = {**os.environ, "DAGSTER_HOME": mark, "PO_TEST_DEPLOYMENT": mark, "PO_ARTIFACTS_ROOT": mark}
+    environment |= {"RAY_OVERRIDE_RESOURCES": '{"GPU": 1}', "PO_GPUS": "0.5"}
     with (tmp_path / "ui.log").open("wb") as log:
         ui = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
 
@@ -134,6 +172,8 @@ def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
         assert {"raylet", "gcs_server"} <= names
         listening = [c.laddr.ip for p in marked_processes(mark) for c in p.net_connections() if c.status == "LISTEN"]
         assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+        with dg.DagsterInstance.from_config(mark) as instance:
+            assert instance.event_log_storage.get_concurrency_info(POOL).slot_count == 2
     finally:
         ui.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
