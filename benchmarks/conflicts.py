@@ -44,7 +44,7 @@ from po_assets.sample_data import write_sample_data
 from po_assets.storage import Artifacts, Layout, digest_of, file_digest, local_copy, read_jsonl
 from po_assets.student.progress import Progress
 from po_assets.student.recipe import Recipe, make_recipe
-from po_assets.teacher.landing import landed_files, snapshot, sources_record
+from po_assets.teacher.landing import list_landing, snapshot, sources_record
 from po_assets.teacher.ledger import read_rows
 from po_assets.teacher.pipeline import normalize_snapshot
 
@@ -114,7 +114,7 @@ def run_arm(arm: str, root: Path, study: Study) -> dict[str, Any]:
 
 def take_in(layout: Layout) -> None:
     """Snapshot and normalize what has landed."""
-    staged, sources = snapshot(landed_files(layout.incoming), layout.raw)
+    staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
     staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
     table, _ = normalize_snapshot(layout, sources, staged.sha256)
     table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()

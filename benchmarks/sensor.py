@@ -50,7 +50,7 @@ def measure(root: Path, files: int) -> None:
 
     from po_assets.automation.sensors import new_teacher_data
     from po_assets.storage import Artifacts, digest_of, file_digest
-    from po_assets.teacher.landing import landed_files
+    from po_assets.teacher.landing import list_landing
 
     artifacts = Artifacts(root=str(root))
     with dg.DagsterInstance.ephemeral(tempdir=str(root / "instance")) as instance:
@@ -66,7 +66,7 @@ def measure(root: Path, files: int) -> None:
             return "skipped"
 
         def hash_all() -> str:
-            return digest_of({path.name: file_digest(path) for path in landed_files(artifacts.layout.incoming)})
+            return digest_of({path.name: file_digest(path) for path in list_landing(artifacts.layout.incoming).files})
 
         hash_all()  # the files are in the page cache for every way
         all_seconds = timed(hash_all)

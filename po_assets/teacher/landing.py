@@ -56,15 +56,6 @@ def is_landed_name(name: str) -> bool:
     return name.lower().endswith(".jsonl") and not name.startswith(".")
 
 
-def landed_files(incoming: UPath) -> list[UPath]:
-    """The landed files in name order.
-
-    Raises:
-        LandingError: as `list_landing`.
-    """
-    return list_landing(incoming).files
-
-
 def list_landing(incoming: UPath) -> LandingFolder:
     """What lies in the landing folder, from one listing: the files that are taken in, and why the others are not.
 

@@ -16,7 +16,7 @@ from po_assets.dataset.policy import SelectionPolicy
 from po_assets.product_owner import read_yaml
 from po_assets.sample_data import generate_rows
 from po_assets.storage import Layout
-from po_assets.teacher.landing import landed_files, snapshot, sources_record
+from po_assets.teacher.landing import list_landing, snapshot, sources_record
 from po_assets.teacher.ledger import read_rows
 from po_assets.teacher.pipeline import normalize_snapshot
 from po_assets_tests.dataset.tables import WORD_COUNT
@@ -41,7 +41,7 @@ def land(root: Path, **files: Iterable[Mapping[str, Any]]) -> Layout:
 
 def take_in(layout: Layout) -> Layout:
     """Snapshot and normalize what has landed, as the graph does."""
-    staged, sources = snapshot(landed_files(layout.incoming), layout.raw)
+    staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
     staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
     table, _ = normalize_snapshot(layout, sources, staged.sha256, workers=1)
     table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()

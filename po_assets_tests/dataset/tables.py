@@ -11,7 +11,7 @@ from po_assets.dataset.eval_cases import EvalCase, read_eval_cases
 from po_assets.dataset.selection import ScoreSource, SelectionRules
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.storage import Layout
-from po_assets.teacher.landing import landed_files, snapshot, sources_record
+from po_assets.teacher.landing import list_landing, snapshot, sources_record
 from po_assets.teacher.ledger import read_rows
 from po_assets.teacher.pipeline import normalize_snapshot
 from po_assets_tests.product_owner.documents_text import REVIEW, VISION
@@ -127,7 +127,7 @@ def normalized_tables(root: Path, cases: Iterable[Mapping[str, Any]] = (case(900
     """Land files, write cases, snapshot and normalize."""
     layout = land(root, **files)
     write_cases(layout, cases)
-    staged, sources = snapshot(landed_files(layout.incoming), layout.raw)
+    staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
     staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
     table, _ = normalize_snapshot(layout, sources, staged.sha256, workers=1)
     table.publish()

@@ -16,7 +16,6 @@ from po_assets.teacher import landing
 from po_assets.teacher.landing import (
     LandingError,
     Source,
-    landed_files,
     list_landing,
     not_taken_record,
     snapshot,
@@ -28,7 +27,7 @@ from po_assets_tests.teacher.landed_rows import land
 
 def taken(layout: Layout) -> list[Source]:
     """Snapshot the landing folder and publish it."""
-    staged, sources = snapshot(landed_files(layout.incoming), layout.raw)
+    staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
     staged.publish()
     return sources
 
@@ -59,7 +58,7 @@ def test_the_ending_is_taken_in_any_case_and_as_the_sensor_takes_it(tmp_path: Pa
     layout = land(tmp_path, a=b"x\n")
     for name in ("B.JSONL", "c.Jsonl", ".d.JSONL", "e.json"):
         (tmp_path / "incoming" / name).write_bytes(b"y\n")
-    assert [file.name for file in landed_files(layout.incoming)] == ["B.JSONL", "a.jsonl", "c.Jsonl"]
+    assert [file.name for file in list_landing(layout.incoming).files] == ["B.JSONL", "a.jsonl", "c.Jsonl"]
     assert list(listing(layout.incoming)) == ["B.JSONL", "a.jsonl", "c.Jsonl"]
 
 
@@ -128,7 +127,7 @@ def test_a_folder_of_nothing_but_other_files_says_which(tmp_path: Path) -> None:
     layout = land(tmp_path)
     (tmp_path / "incoming" / "rows.json").write_bytes(b"{}\n")
     with pytest.raises(LandingError) as raised:
-        landed_files(layout.incoming)
+        list_landing(layout.incoming)
     assert str(raised.value).endswith(
         "holds no *.jsonl file. Put teacher rows into it. It holds 1 other name: 'rows.json' does not end in .jsonl; if it "
         "holds teacher rows, unpack it or rename it."
@@ -138,7 +137,7 @@ def test_a_folder_of_nothing_but_other_files_says_which(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_after_all_is_named(tmp_path: Path) -> None:
     """Here it vanished after the folder was listed; what was copied before is not left behind."""
     layout = land(tmp_path, a=b"x\n", b=b"y\n")
-    files = landed_files(layout.incoming)
+    files = list_landing(layout.incoming).files
     (tmp_path / "incoming" / "b.jsonl").unlink()
     with pytest.raises(LandingError) as raised:
         snapshot(files, layout.raw)
@@ -183,7 +182,7 @@ def test_nothing_to_take_in_is_one_clear_error_and_damages_nothing(
     layout.raw.parent.mkdir(parents=True)
     layout.raw.write_bytes(b"older\n")
     with pytest.raises(LandingError) as raised:
-        snapshot(landed_files(layout.incoming), layout.raw)
+        snapshot(list_landing(layout.incoming).files, layout.raw)
     assert message in str(raised.value)
     assert repr(str(layout.incoming)) in str(raised.value)
     assert [path.name for path in layout.raw.parent.iterdir()] == [layout.raw.name]

@@ -18,7 +18,7 @@ from po_assets.sample_data.records import generate_rows
 from po_assets.storage import Layout
 from po_assets.teacher import block, normalization, parallel, pipeline
 from po_assets.teacher.block import Summary
-from po_assets.teacher.landing import Source, landed_files, snapshot
+from po_assets.teacher.landing import Source, list_landing, snapshot
 from po_assets.teacher.ledger import Outcome, balance, read_rows
 from po_assets.teacher.pipeline import normalize_snapshot
 from po_assets_tests.product_owner.documents_text import REVIEW
@@ -31,7 +31,7 @@ ALIAS_BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 def normalized(layout: Layout, workers: int | None = 1) -> tuple[list[Source], Summary]:
     """Snapshot, normalize and publish."""
-    staged, sources = snapshot(landed_files(layout.incoming), layout.raw)
+    staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
     staged.publish()
     table, summary = normalize_snapshot(layout, sources, staged.sha256, workers)
     table.publish()

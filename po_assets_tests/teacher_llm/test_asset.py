@@ -10,7 +10,7 @@ from po_assets.automation.jobs import ask_teacher
 from po_assets.definitions import defs
 from po_assets.storage import Artifacts, JsonlIOManager
 from po_assets.teacher.assets import normalized_teacher, raw_teacher
-from po_assets.teacher.landing import landed_files
+from po_assets.teacher.landing import list_landing
 from po_assets.teacher.ledger import read_rows
 from po_assets.teacher_llm.assets import teacher_batch
 from po_assets.teacher_llm.checks import teacher_batch_checks
@@ -115,7 +115,7 @@ def test_the_landed_file_is_taken_in_by_the_graph(scene: Scene) -> None:
     """One whole file appears in the landing folder, and every row is normalized with the score it declares."""
     with teacher() as server:
         assert materialize(scene, server).success
-    assert [path.name for path in landed_files(scene.layout.incoming)] == list(scene.landed)
+    assert [path.name for path in list_landing(scene.layout.incoming).files] == list(scene.landed)
     artifacts = Artifacts(root=str(scene.layout.root))
     result = dg.materialize(
         [raw_teacher, normalized_teacher],
