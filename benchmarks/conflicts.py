@@ -24,9 +24,7 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.base_model import BaseModel, ensure_base_model
-from po_assets.curation.conflicts import make_conflicts
-from po_assets.curation.policy import CurationPolicy
+from po_assets.dag import Artifacts, read_frame
 from po_assets.dataset.checks import supervised_dataset_checks, supervised_verdicts
 from po_assets.dataset.closing import build_supervised
 from po_assets.dataset.eval_cases import read_eval_cases
@@ -39,14 +37,16 @@ from po_assets.evaluation.cases import cases_from_frame
 from po_assets.evaluation.scoring import score_answers
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import confusion_matrix, summarize
+from po_assets.intake.landing import list_landing, snapshot, sources_record
+from po_assets.intake.pipeline import normalize_snapshot
+from po_assets.model import BaseModel, ensure_base_model
 from po_assets.product_owner import STATUSES
+from po_assets.review.conflicts import make_conflicts
+from po_assets.review.policy import CurationPolicy
 from po_assets.sample_data import write_sample_data
-from po_assets.storage import Artifacts, Layout, digest_of, file_digest, local_copy, read_jsonl
-from po_assets.student.progress import Progress
-from po_assets.student.recipe import Recipe, make_recipe
-from po_assets.teacher.landing import list_landing, snapshot, sources_record
-from po_assets.teacher.ledger import read_rows
-from po_assets.teacher.pipeline import normalize_snapshot
+from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_rows
+from po_assets.training.progress import Progress
+from po_assets.training.recipe import Recipe, make_recipe
 
 ARMS = ("none", "landed", "filled")
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
@@ -205,14 +205,14 @@ def _select(
 
 def _train_and_answer(layout: Layout, pairs: list[tuple[str, str]], study: Study, arm: str) -> dict[str, Any]:
     from po_assets.evaluation.models import load_student
-    from po_assets.student.student import make_student
+    from po_assets.training.student import make_student
 
     def say(text: str) -> None:
         print(f"{arm}: {text}", flush=True)
 
     spec, decoding = study.recipe.model, study.decoding
     student = make_student(layout, pairs, study.recipe, Progress(say, every_seconds=30))
-    cases = cases_from_frame(read_jsonl(layout.eval_cases))[: study.first_cases]
+    cases = cases_from_frame(read_frame(layout.eval_cases))[: study.first_cases]
     digest = digest_of([student.manifest.sha256, spec.quantization])
     with local_copy(layout.adapter) as adapter:
         answers = answer_cases(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from po_assets.dataset.selection import _JUDGED, SelectionRules, gather, select
-from po_assets.teacher.parallel import BLOCK_ROWS
+from po_assets.storage.workers import BLOCK_ROWS
 
 CONFLICTS_SHARE = 0.04
 TOKENS, MAX_TOKENS = 800, 2048

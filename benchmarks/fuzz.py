@@ -4,9 +4,9 @@
     python -m benchmarks.fuzz --seconds 60 --corpus .fuzz   keep the inputs that reached new code, and start from them
     python -m benchmarks.fuzz --reproduce crash-…           run one input that was found
 
-The invariants are those of the property tests (`po_assets_tests/teacher/invariants.py`): never an exception, exactly
+The invariants are those of the property tests (`po_assets_tests/intake/invariants.py`): never an exception, exactly
 one outcome for each line, the quarantine verbatim, scores within bounds, YAML as PyYAML itself reads it, bounded time.
-What is found is written to a file `crash-…` and belongs into `po_assets_tests/teacher/test_fuzzed.py`. Needs the extra
+What is found is written to a file `crash-…` and belongs into `po_assets_tests/intake/test_fuzzed.py`. Needs the extra
 `fuzz` (atheris, on Linux).
 """
 
@@ -80,8 +80,8 @@ def main() -> None:
         return
     if "atheris" not in globals():
         sys.exit("Fuzzing needs atheris: make setup EXTRAS=fuzz")
-    with atheris.instrument_imports(include=["po_assets.product_owner", "po_assets.teacher"]):
-        import po_assets_tests.teacher.invariants  # noqa: F401
+    with atheris.instrument_imports(include=["po_assets.product_owner", "po_assets.intake"]):
+        import po_assets_tests.intake.invariants  # noqa: F401
     with tempfile.TemporaryDirectory() as temporary:
         corpus = arguments.corpus or Path(temporary) / "corpus"
         corpus.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def main() -> None:
 
 def run_input(data: bytes) -> None:
     """Give one input to what its first byte stands for."""
-    from po_assets_tests.teacher.invariants import check_documents, check_landed, check_texts
+    from po_assets_tests.intake.invariants import check_documents, check_landed, check_texts
 
     kind, rest = data[:1], data[1:]
     texts = [part.decode(errors="replace") for part in rest.split(b"\x1e")]
@@ -132,9 +132,9 @@ def seeds() -> Iterator[bytes]:
     """Rows of the generator and of every format, nasty lines, and the documents of a good answer."""
     from po_assets.product_owner import build_prompt, format_answer
     from po_assets.sample_data.records import generate_rows, to_line
+    from po_assets_tests.intake.landed_rows import BUILDERS, CONCEPT, encode, vision_prompt_row
+    from po_assets_tests.intake.test_pipeline import BAD_LINES
     from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
-    from po_assets_tests.teacher.landed_rows import BUILDERS, CONCEPT, encode, vision_prompt_row
-    from po_assets_tests.teacher.test_pipeline import BAD_LINES
 
     yield from (b"L" + to_line(row) for row in generate_rows(12))
     yield from (b"L" + encode(build()) for build in (*BUILDERS.values(), vision_prompt_row))

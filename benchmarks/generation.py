@@ -32,12 +32,13 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.base_model import EMBEDDED_MODEL, ChatFormat, ensure_base_model, load_base_model, load_tokenizer
-from po_assets.base_model import resolve_spec as resolve
+from po_assets.dag import Artifacts, read_frame
 from po_assets.evaluation.answering import AnsweringModel
 from po_assets.evaluation.cases import EvaluationCase, cases_from_frame
 from po_assets.evaluation.settings import Decoding
-from po_assets.storage import Artifacts, Layout, read_jsonl
+from po_assets.model import EMBEDDED_MODEL, ChatFormat, ensure_base_model, load_base_model, load_tokenizer
+from po_assets.model import resolve_spec as resolve
+from po_assets.storage import Layout
 
 ANSWER_TOKENS = 325
 ONE_BY_ONE_CASES = 2
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--engine", action="append", default=[], metavar="NAME=PYTHON", help="vllm or llama.cpp")
     arguments = parser.parse_args()
     layout = Artifacts().layout
-    cases = cases_from_frame(read_jsonl(layout.eval_cases))[: arguments.cases]
+    cases = cases_from_frame(read_frame(layout.eval_cases))[: arguments.cases]
     print(f"{len(cases)} cases, {arguments.tokens} new tokens each, batches of {arguments.batch}, {_student(layout)}")
     best: dict[str, tuple[float, float]] = {}
     for _ in range(arguments.rounds):
@@ -103,7 +104,7 @@ def other_engine(
     name: str, python: str, cases: Sequence[EvaluationCase], tokens: int, batch: int
 ) -> tuple[float, float]:
     """Tokens a second and processor seconds a token (those with loading) of an engine in a Python of its own."""
-    from po_assets.base_model.gguf import find_embedded_gguf
+    from po_assets.model.gguf import find_embedded_gguf
 
     folder = ensure_base_model(resolve("embedded"), Artifacts().layout)
     chat = ChatFormat(load_tokenizer(folder))
@@ -139,7 +140,7 @@ def _ours(
 ) -> int:
     from po_assets.evaluation.constraint import GrammarConstraint, grammar_tokenizer
     from po_assets.evaluation.engine import Request, batches_by_length, complete_batch
-    from po_assets.evaluation.grammar import answer_grammar, limits_of
+    from po_assets.product_owner.grammar import answer_grammar, limits_of
 
     limits = limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
     view = grammar_tokenizer(answering.chat.tokenizer, int(answering.model.config.vocab_size))

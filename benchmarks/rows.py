@@ -113,13 +113,13 @@ def materialize(root: Path, _: RowLengths, *, keep_all: bool, checked: bool = Tr
     """Our way: the assets and their checks, by Dagster; seconds per step."""
     import dagster as dg
 
-    from po_assets.base_model import BaseModel
+    from po_assets.dag import Artifacts, JsonlIOManager
     from po_assets.dataset.assets import eval_cases, supervised_dataset
     from po_assets.dataset.checks import dataset_checks
     from po_assets.dataset.policy import SelectionPolicy
-    from po_assets.storage import Artifacts, JsonlIOManager
-    from po_assets.teacher.assets import normalized_teacher, raw_teacher
-    from po_assets.teacher.checks import teacher_checks
+    from po_assets.intake.assets import normalized_teacher, raw_teacher
+    from po_assets.intake.checks import teacher_checks
+    from po_assets.model import BaseModel
 
     artifacts = Artifacts(root=str(root))
     policy = SelectionPolicy(max_samples=None) if keep_all else SelectionPolicy()
@@ -148,11 +148,11 @@ def plain(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, f
     from po_assets.dataset.closing import training_row
     from po_assets.dataset.eval_cases import read_eval_cases
     from po_assets.dataset.holdout import HoldOut
+    from po_assets.intake import normalization
+    from po_assets.intake.landing import Line
+    from po_assets.intake.rejection import Rejected
     from po_assets.product_owner import documents, fast_yaml
     from po_assets.storage import Layout
-    from po_assets.teacher import normalization
-    from po_assets.teacher.landing import Line
-    from po_assets.teacher.rejection import Rejected
 
     fast_yaml._parse = None  # noqa: SLF001
     documents._C_LOADER = yaml.SafeLoader  # noqa: SLF001
@@ -237,17 +237,17 @@ def hugging_face(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict
 def _row_lengths(root: Path) -> RowLengths:
     from upath import UPath
 
-    from po_assets.base_model import BaseModel
     from po_assets.dataset.token_budget import token_budget
+    from po_assets.model import BaseModel
     from po_assets.storage import Layout
 
     return token_budget(BaseModel(), Layout(UPath(root))).row_lengths
 
 
 def _normalize_text(record: dict[str, str]) -> dict[str, Any]:
-    from po_assets.teacher.landing import Line
-    from po_assets.teacher.normalization import COLUMNS, normalize
-    from po_assets.teacher.rejection import Rejected
+    from po_assets.intake.landing import Line
+    from po_assets.intake.normalization import COLUMNS, normalize
+    from po_assets.intake.rejection import Rejected
 
     data = record["text"].encode()
     try:

@@ -49,8 +49,9 @@ def measure(root: Path, files: int) -> None:
     import dagster as dg
 
     from po_assets.automation.sensors import new_teacher_data
-    from po_assets.storage import Artifacts, digest_of, file_digest
-    from po_assets.teacher.landing import list_landing
+    from po_assets.dag import Artifacts
+    from po_assets.intake.landing import list_landing
+    from po_assets.storage import digest_of, file_digest
 
     artifacts = Artifacts(root=str(root))
     with dg.DagsterInstance.ephemeral(tempdir=str(root / "instance")) as instance:

@@ -24,13 +24,14 @@ from typing import Any
 
 from upath import UPath
 
+from po_assets.dag import Artifacts
 from po_assets.product_owner import format_answer, parse_answer, score_product_owner, validate_answer
-from po_assets.storage import Artifacts, Layout
-from po_assets.teacher_llm.payloads import generate_payloads
-from po_assets.teacher_llm.progress import BatchProgress
-from po_assets.teacher_llm.prompt import messages_for
-from po_assets.teacher_llm.run import run_batch
-from po_assets.teacher_llm.settings import BatchPlan, TeacherLLM, resolve
+from po_assets.storage import Layout
+from po_assets.teacher.payloads import generate_payloads
+from po_assets.teacher.progress import BatchProgress
+from po_assets.teacher.prompt import messages_for
+from po_assets.teacher.run import run_batch
+from po_assets.teacher.settings import BatchPlan, TeacherLLM, resolve
 
 MODEL = "fixed-latency"
 _ID = re.compile(r"- id: (\w+)")

@@ -11,7 +11,7 @@ step are not part of the time. Processor seconds are given beside the clock, sin
 * `trl`: TRL's `SFTTrainer` with its defaults (8 rows a batch, padded to the longest, gradient checkpointing, bfloat16
   autocast as far as it switches it on by itself).
 * `trl-tuned`: the same with weights in bfloat16, no gradient checkpointing, 1, 2 or 4 rows a batch (the best counts).
-* `ours`: `po_assets.student.gradients` as `lora_adapter` uses it, optimizer step included.
+* `ours`: `po_assets.training.gradients` as `lora_adapter` uses it, optimizer step included.
 * `limit`: the same matrix products alone (frozen linears, LoRA, attention, output layer on the answers), bfloat16,
   forward and backward, nothing between them.
 """
@@ -29,14 +29,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from po_assets.base_model import ChatFormat, ensure_base_model, load_base_model, load_tokenizer, resolve_spec
+from po_assets.dag import Artifacts
+from po_assets.intake.formats import detect_format
+from po_assets.model import ChatFormat, ensure_base_model, load_base_model, load_tokenizer, resolve_spec
 from po_assets.product_owner import build_prompt, format_answer
-from po_assets.storage import Artifacts
-from po_assets.student.adapter import add_adapter, trainable
-from po_assets.student.gradients import StepRow, available_cores, make_engine
-from po_assets.student.recipe import Recipe, make_recipe
-from po_assets.student.rows import TrainingRow, tokenize_rows
-from po_assets.teacher.formats import detect_format
+from po_assets.training.adapter import add_adapter, trainable
+from po_assets.training.gradients import StepRow, available_cores, make_engine
+from po_assets.training.recipe import Recipe, make_recipe
+from po_assets.training.rows import TrainingRow, tokenize_rows
 
 MANUAL_LENGTH = 2_048
 TRL_BATCHES = (1, 2, 4)
@@ -270,7 +270,7 @@ def limit(count: int, _option: int) -> dict[str, Any]:
 
     import torch
 
-    from po_assets.student.fast_attention import BLOCK
+    from po_assets.model.cpu.attention import BLOCK
 
     torch.set_num_threads(1)
     bf16 = torch.bfloat16

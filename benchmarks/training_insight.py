@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from itertools import islice
 
 from benchmarks.training import sample_pairs, sample_rows, student, trl_trainer
-from po_assets.student.adapter import trainable
-from po_assets.student.gradients import StepRow, make_engine
-from po_assets.student.progress import Progress
-from po_assets.student.recipe import Recipe, make_recipe
-from po_assets.student.rows import TrainingRow
-from po_assets.student.schedule import plan_steps
-from po_assets.student.training import train
+from po_assets.training.adapter import trainable
+from po_assets.training.gradients import StepRow, make_engine
+from po_assets.training.progress import Progress
+from po_assets.training.recipe import Recipe, make_recipe
+from po_assets.training.rows import TrainingRow
+from po_assets.training.schedule import plan_steps
+from po_assets.training.training import train
 
 KINDS = {
     "matrix products": ("mm", "bmm", "addmm", "baddbmm", "linear"),

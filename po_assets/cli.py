@@ -43,9 +43,9 @@ def run() -> int:
         return 1
     from po_assets.automation.jobs import main_job
     from po_assets.automation.processes import LOCK, end_left_over_runs, process_tag
-    from po_assets.base_model import BaseModel, require_hardware
-    from po_assets.storage import Artifacts
-    from po_assets.storage.lease import HeldError, held
+    from po_assets.dag import Artifacts
+    from po_assets.model import BaseModel, require_hardware
+    from po_assets.storage import LockedError, lock
 
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -56,8 +56,8 @@ def run() -> int:
             _say(str(error))
             return 1
         try:
-            stack.enter_context(held(layout.root / LOCK, _say))
-        except HeldError as error:
+            stack.enter_context(lock(layout.root / LOCK))
+        except LockedError as error:
             _say(f"Another run writes to {layout.root} right now ({error}). Wait until it ends, then start this again.")
             return 1
         except Exception as error:  # noqa: BLE001 - every store has errors of its own

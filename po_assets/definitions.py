@@ -10,25 +10,25 @@ from po_assets.automation.processes import left_over_runs_end
 from po_assets.automation.schedules import nightly_catch_up
 from po_assets.automation.sensors import new_teacher_data, teacher_files
 from po_assets.automation.versions import with_settings_versions
-from po_assets.base_model import BaseModel
-from po_assets.curation.assets import review_candidates, synthetic_conflicts
-from po_assets.curation.checks import curation_checks
-from po_assets.curation.policy import CurationPolicy
+from po_assets.dag import Artifacts, JsonlIOManager
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.settings import DecodingSettings
-from po_assets.storage import Artifacts, JsonlIOManager
-from po_assets.student.assets import lora_adapter
-from po_assets.student.checks import student_checks
-from po_assets.student.recipe import StudentRecipe
-from po_assets.teacher.assets import normalized_teacher, raw_teacher
-from po_assets.teacher.checks import teacher_checks
-from po_assets.teacher_llm.assets import teacher_batch
-from po_assets.teacher_llm.checks import teacher_batch_checks
-from po_assets.teacher_llm.settings import BatchPlan, TeacherLLM
+from po_assets.intake.assets import normalized_teacher, raw_teacher
+from po_assets.intake.checks import teacher_checks
+from po_assets.model import BaseModel
+from po_assets.review.assets import review_candidates, synthetic_conflicts
+from po_assets.review.checks import curation_checks
+from po_assets.review.policy import CurationPolicy
+from po_assets.teacher.assets import teacher_batch
+from po_assets.teacher.checks import teacher_batch_checks
+from po_assets.teacher.settings import BatchPlan, TeacherLLM
+from po_assets.training.assets import lora_adapter
+from po_assets.training.checks import student_checks
+from po_assets.training.recipe import StudentRecipe
 
 artifacts = Artifacts.configure_at_launch()
 base_model = BaseModel.configure_at_launch()

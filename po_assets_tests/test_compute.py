@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from po_assets.compute import POOL, ComputeError, default_num_workers, gpus_per_step, op_tags
+from po_assets.dag.compute import POOL, default_num_workers, gpus_per_step, op_tags
 from po_assets.definitions import defs
+from po_assets.errors import UserError
 
 GPU_STEPS = {"lora_adapter", "baseline_report", "eval_report", "lora_adapter_checks"}
 
@@ -58,7 +59,7 @@ def test_without_gpus_a_step_asks_for_the_machine_s_cores(monkeypatch: pytest.Mo
 def test_impossible_numbers_of_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """Quoting the value, with the ways out."""
     monkeypatch.setenv("PO_GPUS", value)
-    with pytest.raises(ComputeError, match=f"PO_GPUS is '{value}'. Use 1 .* PO_NUM_WORKERS"):
+    with pytest.raises(UserError, match=f"PO_GPUS is '{value}'. Use 1 .* PO_NUM_WORKERS"):
         gpus_per_step()
 
 
@@ -66,7 +67,7 @@ def test_impossible_numbers_of_gpus_are_refused(monkeypatch: pytest.MonkeyPatch,
 def test_impossible_numbers_of_workers_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """Quoting the value."""
     monkeypatch.setenv("PO_NUM_WORKERS", value)
-    with pytest.raises(ComputeError, match=f"PO_NUM_WORKERS is '{value}'"):
+    with pytest.raises(UserError, match=f"PO_NUM_WORKERS is '{value}'"):
         default_num_workers()
 
 

@@ -7,11 +7,11 @@ import dagster as dg
 import pytest
 import torch
 
-from po_assets.base_model import best_device, require_hardware, resolve_spec
 from po_assets.definitions import defs
-from po_assets.student.progress import Progress
-from po_assets.student.student import make_student
-from po_assets_tests.student.tiny_training import PAIRS, make_artifacts, tiny_recipe
+from po_assets.model import best_device, require_hardware, resolve_spec
+from po_assets.training.progress import Progress
+from po_assets.training.student import make_student
+from po_assets_tests.training.tiny_training import PAIRS, make_artifacts, tiny_recipe
 
 
 def whole_job() -> dg.JobDefinition:

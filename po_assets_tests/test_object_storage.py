@@ -16,16 +16,16 @@ import pytest
 from upath import UPath
 
 from po_assets.automation.jobs import main_job
+from po_assets.dag import Artifacts, read_frame
 from po_assets.definitions import defs
 from po_assets.evaluation.gate import GateRecord, load_gate
 from po_assets.evaluation.promotion import promote, promoted_adapter
-from po_assets.storage import Artifacts, Layout, file_digest, local_copy, read_jsonl, read_manifest
+from po_assets.storage import Layout, file_digest, local_copy, read_manifest
 from po_assets.storage.layout import artifact_root
-from po_assets.storage.lease import held
-from po_assets_tests.base_model.tiny_model import make_tiny_model
+from po_assets_tests.model.tiny_model import make_tiny_model
 from po_assets_tests.storage.s3_server import s3_server
-from po_assets_tests.student import crash_driver
-from po_assets_tests.student.tiny_training import make_artifacts
+from po_assets_tests.training import crash_driver
+from po_assets_tests.training.tiny_training import make_artifacts
 
 SAMPLES = Path(__file__).resolve().parents[1] / "artifacts"
 TABLES = ("raw", "normalized", "ledger", "rejected", "supervised")
@@ -123,7 +123,7 @@ def test_answers_and_report_are_those_made_on_disk(both: dict[str, tuple[Layout,
     """Up to times."""
     (disk, _), (s3, _) = both["disk"], both["s3"]
     for table in ("baseline_answers", "student_answers"):
-        frames = [read_jsonl(getattr(layout, table)).drop(columns="seconds") for layout in (disk, s3)]
+        frames = [read_frame(getattr(layout, table)).drop(columns="seconds") for layout in (disk, s3)]
         assert frames[0].to_json() == frames[1].to_json()
     for document in ("baseline_report", "report_json"):
         texts = [without_times(json.loads(getattr(layout, document).read_text())) for layout in (disk, s3)]
@@ -241,15 +241,6 @@ def command_line(tmp_path: Path, **variables: str) -> subprocess.CompletedProces
     environment = os.environ | {"DAGSTER_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), **variables}
     command = [sys.executable, "-m", "po_assets.cli", "run"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_a_second_run_on_the_same_bucket_is_refused(bucket: str, tmp_path: Path) -> None:
-    """From whatever machine; the message names the first."""
-    root = f"{bucket}/locked"
-    with held(artifact_root(root) / ".run.lock", print, renew=0.5):
-        result = command_line(tmp_path, PO_ARTIFACTS_ROOT=root)
-    assert result.returncode == 1
-    assert f"Another run writes to {root} right now (process {os.getpid()} on " in result.stdout
 
 
 @pytest.mark.parametrize("root", ["s3://no-such-bucket/x", "foo://x"])

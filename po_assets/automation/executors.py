@@ -12,7 +12,8 @@ import dagster as dg
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 from po_assets.automation.processes import WrappedExecutor, one_run_per_root, resource_setting, wrapped
-from po_assets.compute import EXECUTOR_VARIABLE, POOL
+from po_assets.dag.compute import EXECUTOR_VARIABLE, POOL
+from po_assets.errors import UserError
 
 
 class HardwareFirstExecutor(WrappedExecutor):
@@ -23,7 +24,7 @@ class HardwareFirstExecutor(WrappedExecutor):
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         """Look at profile and quantization if any step computes with the model, then execute."""
-        from po_assets.base_model import BaseModelError, require_hardware, resolve_spec
+        from po_assets.model import require_hardware, resolve_spec
 
         steps = [execution_plan.get_step_by_key(key) for key in execution_plan.step_keys_to_execute]
         if any(step.pool == POOL for step in steps):
@@ -31,7 +32,7 @@ class HardwareFirstExecutor(WrappedExecutor):
             profile, name, revision = setting("profile"), setting("base_model"), setting("revision")
             try:
                 require_hardware(resolve_spec(profile, name, revision, quantization=setting("quantization")))
-            except BaseModelError:
+            except UserError:
                 # Trying again would find the same machine.
                 plan_context.instance.add_run_tags(plan_context.run_id, {MAX_RETRIES_TAG: "0"})
                 raise

@@ -18,9 +18,7 @@ from dagster._core.errors import raise_execution_interrupts
 from dagster._core.execution.retries import RetryMode
 
 from po_assets.automation.gates import refuse_below_failed_gate
-from po_assets.storage import Layout, remove_left_over_staging
-from po_assets.storage.layout import artifact_root, default_root
-from po_assets.storage.lease import HeldError, held
+from po_assets.storage import Layout, LockedError, artifact_root, default_root, lock, remove_left_over_staging
 
 PROCESS_TAG = "po_assets/process"
 LOCK = ".run.lock"
@@ -35,8 +33,8 @@ def wait_for_root(layout: Layout, say: Callable[[str], None]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(held(layout.root / LOCK, say))
-            except HeldError as error:
+                stack.enter_context(lock(layout.root / LOCK))
+            except LockedError as error:
                 if not told:
                     say(f"Another run writes to {layout.root} right now ({error}). Waiting until it ends.")
                 told = True

@@ -17,14 +17,11 @@ from pathlib import Path
 
 import psutil
 
-from po_assets.compute import EXECUTOR_VARIABLE, GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK, gpus_per_step
+from po_assets.dag.compute import EXECUTOR_VARIABLE, GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK, gpus_per_step
+from po_assets.errors import UserError
 
 _START_SECONDS = 120
 _STOP_SECONDS = 30
-
-
-class RayHeadError(RuntimeError):
-    """Ray did not start; the message ends with what it said."""
 
 
 @contextlib.contextmanager
@@ -100,7 +97,7 @@ def _wait_until_ready(head: subprocess.Popen[bytes], url: str, output: Path) -> 
             problem = error
         time.sleep(0.5)
     said = "\n".join(output.read_text(errors="replace").strip().splitlines()[-10:])
-    raise RayHeadError(f"Ray did not start within {_START_SECONDS} s ({problem}); it said:\n{said}") from problem
+    raise UserError(f"Ray did not start within {_START_SECONDS} s ({problem}); it said:\n{said}") from problem
 
 
 def _free_port() -> int:

@@ -21,7 +21,8 @@ from dagster_ray.configs import RayExecutionConfig
 from dagster_ray.core.executor import RayStepHandler
 
 from po_assets.automation.processes import WrappedExecutor, one_run_per_root
-from po_assets.compute import GPUS_VARIABLE
+from po_assets.dag.compute import GPUS_VARIABLE
+from po_assets.errors import UserError
 
 AUTOSCALING_VARIABLE = "PO_RAY_AUTOSCALING"
 DASHBOARD_VARIABLE = "PO_RAY_DASHBOARD"
@@ -43,10 +44,6 @@ Secrets are none of them: they are the nodes' own.
 
 # Ray shows a job that asks for GPUs exactly those, but one that asks for none all of them.
 _NO_GPU = "CUDA_VISIBLE_DEVICES="
-
-
-class UnmetNeedError(RuntimeError):
-    """No node of the Ray cluster can hold a step."""
 
 
 class _StepHandler(StepHandler):
@@ -92,7 +89,7 @@ class _FittingExecutor(WrappedExecutor):
         if not os.environ.get(AUTOSCALING_VARIABLE) and (reason := unmet_needs(steps, node_totals(self._dashboard))):
             # Trying again would find the same cluster.
             plan_context.instance.add_run_tags(plan_context.run_id, {MAX_RETRIES_TAG: "0"})
-            raise UnmetNeedError(reason)
+            raise UserError(reason)
         yield from self._inner.execute(plan_context, execution_plan)
 
 
@@ -121,7 +118,7 @@ def unmet_needs(steps: Mapping[str, Mapping[str, str]], nodes: Sequence[Mapping[
     if without["CPU"]:
         return (
             f"{_listed(without['CPU'])} ask(s) for more CPUs than any of the cluster's {_nodes(nodes)} has "
-            f"({most['CPU']:g}). Start Ray with more, or let the step ask for fewer in po_assets/compute.py."
+            f"({most['CPU']:g}). Start Ray with more, or let the step ask for fewer in po_assets/dag/compute.py."
         )
     return None
 

@@ -6,7 +6,7 @@ import dagster as dg
 
 from po_assets.automation.jobs import main_job
 from po_assets.automation.staleness import artifact_problem, catch_up
-from po_assets.storage import Artifacts
+from po_assets.dag import Artifacts
 
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,

@@ -11,9 +11,11 @@ import dagster as dg
 
 from po_assets.automation.jobs import main_job
 from po_assets.automation.watching import Look, Memory, Position, listing, look
-from po_assets.storage import Artifacts, Layout, digest_of, read_manifest
-from po_assets.teacher.landing import LandingError, sources_of
-from po_assets.teacher.wording import amount, verb
+from po_assets.dag import Artifacts
+from po_assets.errors import UserError
+from po_assets.intake.landing import sources_of
+from po_assets.storage import Layout, digest_of, read_manifest
+from po_assets.text import amount, verb
 
 TEACHER_FILES = dg.AssetKey("teacher_files")
 _TAKEN_IN_BY = dg.AssetKey("raw_teacher")
@@ -32,7 +34,7 @@ def teacher_files(artifacts: dg.ResourceParam[Artifacts]) -> dg.ObserveResult:
     incoming = artifacts.layout.incoming
     try:
         seen = look(incoming, listing(incoming), Memory(), settle_seconds=0)
-    except LandingError as error:
+    except UserError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     if seen.unreadable:
         raise dg.Failure(_unreadable(seen), allow_retries=False)
@@ -52,7 +54,7 @@ def new_teacher_data(
     layout, before = artifacts.layout, Position.from_cursor(context.cursor)
     try:
         found = listing(layout.incoming)
-    except LandingError as error:
+    except UserError as error:
         return dg.SkipReason(str(error))
     unchanged = f"The content of {amount(len(found), 'landed file')} has not changed."
     listed = digest_of(found)
@@ -103,7 +105,7 @@ def _whole_run_of(instance: dg.DagsterInstance, layout: Layout, seen: Look) -> s
     """The run of the whole graph whose snapshot was made from these very files, if the last snapshot is one."""
     try:
         taken_in = {source.file: source.sha256 for source in sources_of(read_manifest(layout.raw), layout.raw)}
-    except LandingError:
+    except UserError:
         return None
     event = instance.get_latest_materialization_event(_TAKEN_IN_BY) if taken_in == seen.files else None
     run = instance.get_run_by_id(event.run_id) if event else None

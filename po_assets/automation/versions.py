@@ -12,11 +12,11 @@ from typing import Any
 
 import dagster as dg
 
-from po_assets.base_model import BaseModel
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.evaluation.settings import DecodingSettings
+from po_assets.model import BaseModel
 from po_assets.storage import digest_of
-from po_assets.student.recipe import StudentRecipe
+from po_assets.training.recipe import StudentRecipe
 
 
 def with_settings_versions(

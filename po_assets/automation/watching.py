@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from upath import UPath
 
+from po_assets.errors import UserError
+from po_assets.intake.landing import list_landing
 from po_assets.storage import atomic_file, digest_of, file_digest
-from po_assets.teacher.landing import LandingError, list_landing
 
 SETTLE_SECONDS = 10.0
 """A file whose last change is younger may still be being written."""
@@ -101,12 +102,12 @@ def listing(incoming: UPath) -> dict[str, Stamp]:
     """The landed files by name, from one listing of the folder: those that `raw_teacher` takes in.
 
     Raises:
-        LandingError: the folder is missing, cannot be listed or holds no `*.jsonl` file that can be read.
+        UserError: the folder is missing, cannot be listed or holds no `*.jsonl` file that can be read.
     """
     try:
         return {name: _stamp(entry) for name, entry in list_landing(incoming).taken.items()}
     except OSError as error:
-        raise LandingError(
+        raise UserError(
             f"The landing folder {str(incoming)!r} cannot be reached: {error.strerror or error}. Let this user read it "
             "and enter the folders above it."
         ) from error

@@ -9,19 +9,19 @@ from typing import Any
 
 import dagster as dg
 
-from po_assets.base_model import BaseModel, BaseModelError
-from po_assets.dataset.closing import Closed, TablesDisagreeError, build_supervised
+from po_assets.dag import Artifacts, bar_chart, column_schema, histogram, records_table
+from po_assets.dataset.closing import Closed, build_supervised
 from po_assets.dataset.eval_cases import COLUMNS as CASE_COLUMNS
-from po_assets.dataset.eval_cases import EvalCasesError, read_eval_cases
+from po_assets.dataset.eval_cases import read_eval_cases
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.dataset.selection import Array, SelectionRules
 from po_assets.dataset.token_budget import TokenBudget, token_budget
-from po_assets.presentation import bar_chart, column_schema, histogram, records_table
+from po_assets.errors import UserError
+from po_assets.intake.assets import OWNERS, normalized_teacher
+from po_assets.intake.ledger import Outcome
+from po_assets.model import BaseModel
 from po_assets.product_owner import PROMPT_VERSION
-from po_assets.storage import Artifacts, StagedTable, digest_of, file_digest, read_manifest
-from po_assets.teacher.assets import OWNERS, normalized_teacher
-from po_assets.teacher.ledger import Outcome
-from po_assets.teacher.parallel import WorkerLostError
+from po_assets.storage import StagedTable, digest_of, file_digest, read_manifest
 
 CASES_CODE_VERSION = "1"
 SUPERVISED_CODE_VERSION = f"1+prompt.{PROMPT_VERSION}"
@@ -50,7 +50,7 @@ def eval_cases(artifacts: Artifacts) -> dg.MaterializeResult[Any]:
     path = artifacts.layout.eval_cases
     try:
         cases = read_eval_cases(path)
-    except EvalCasesError as error:
+    except UserError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     return dg.MaterializeResult(
         data_version=dg.DataVersion(file_digest(path)),
@@ -90,7 +90,7 @@ def supervised_dataset(
         cases = read_eval_cases(layout.eval_cases)
         budget = token_budget(base_model, layout)
         staged, closed = build_supervised(layout, rules, cases, budget)
-    except (EvalCasesError, BaseModelError, TablesDisagreeError, WorkerLostError) as error:
+    except UserError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     normalized = read_manifest(layout.normalized)
     staged = staged.with_manifest(

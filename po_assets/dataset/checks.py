@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import dagster as dg
 import orjson
 
-from po_assets.base_model import BaseModel, BaseModelError
+from po_assets.dag import Artifacts, Verdict, to_check_result
 from po_assets.dataset.assets import supervised_dataset
 from po_assets.dataset.closing import kept_places
-from po_assets.dataset.eval_cases import EvalCasesError, read_eval_cases
+from po_assets.dataset.eval_cases import read_eval_cases
 from po_assets.dataset.gate import write_gate
 from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.leakage import AnswerNotInPromptRule, DuplicatePromptsRule, OverlapRule
@@ -20,11 +20,12 @@ from po_assets.dataset.selection import ScoreSource
 from po_assets.dataset.token_budget import TokenBudget, token_budget
 from po_assets.dataset.training_row import Rule, TrainingRow
 from po_assets.dataset.verdicts import ConflictsRule, FitsContextRule, SchemaRule, ValidTargetsRule, retention
-from po_assets.presentation import Verdict, to_check_result
-from po_assets.storage import Artifacts, Layout, file_digest, open_buffered, read_manifest
-from po_assets.teacher.landing import LandingError, sources_of
-from po_assets.teacher.ledger import Outcome, balance, read_rows
-from po_assets.teacher.verdicts import ledger_balances
+from po_assets.errors import UserError
+from po_assets.intake.landing import sources_of
+from po_assets.intake.ledger import Outcome, balance
+from po_assets.intake.verdicts import ledger_balances
+from po_assets.model import BaseModel
+from po_assets.storage import Layout, file_digest, open_buffered, read_manifest, read_rows
 
 _ASSET = "supervised_dataset"
 _DESCRIPTIONS = {
@@ -61,7 +62,7 @@ def supervised_dataset_checks(
     wanted = {key.name for key in context.selected_asset_check_keys}
     try:
         verdicts = supervised_verdicts(layout, selection, token_budget(base_model, layout), wanted)
-    except (EvalCasesError, BaseModelError, LandingError) as error:
+    except UserError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     if wanted == set(_DESCRIPTIONS):
         write_gate(layout.supervised_gate, file_digest(layout.supervised), verdicts)

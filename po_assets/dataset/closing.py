@@ -16,19 +16,24 @@ from upath import UPath
 from po_assets.dataset.eval_cases import EvalCase
 from po_assets.dataset.selection import SAME_INPUT, Decisions, ScoreSource, SelectionRules, gather, make_judge, select
 from po_assets.dataset.token_budget import TokenBudget
+from po_assets.errors import UserError
+from po_assets.intake.identity import REPLACES
+from po_assets.intake.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts
 from po_assets.product_owner import build_prompt, format_answer
-from po_assets.storage import Layout, StagedTable, open_buffered, read_manifest, stage_lines
-from po_assets.teacher.identity import REPLACES
-from po_assets.teacher.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts, read_rows
-from po_assets.teacher.parallel import group, map_blocks
-from po_assets.teacher.wording import verb
-from po_assets.teacher.writing import LineWriter, published_lines
+from po_assets.storage import (
+    Layout,
+    LineWriter,
+    StagedTable,
+    open_buffered,
+    published_lines,
+    read_manifest,
+    read_rows,
+    stage_lines,
+)
+from po_assets.storage.workers import group, map_blocks
+from po_assets.text import verb
 
 PREVIEW_ROWS = 3
-
-
-class TablesDisagreeError(Exception):
-    """Ledger and normalized table do not belong together; the message says what to do."""
 
 
 @dataclass
@@ -52,7 +57,7 @@ def build_supervised(
     Publishes the closed ledger; the training rows are returned staged, for the IO manager, in landing order.
 
     Raises:
-        TablesDisagreeError: a table is missing, or the ledger was opened for another normalized table.
+        UserError: a table is missing, or the ledger was opened for another normalized table.
     """
     files = landed_file_names(layout)
     closed = Closed(decide(lambda: _lines(layout.normalized), files, rules, cases, budget, workers=workers))
@@ -83,19 +88,19 @@ def landed_file_names(layout: Layout) -> list[str]:
     """The landed files in order, after making sure that the three tables belong together.
 
     Raises:
-        TablesDisagreeError: a table is missing, or the ledger was opened for another normalized table.
+        UserError: a table is missing, or the ledger was opened for another normalized table.
     """
     paths = (layout.raw, layout.normalized, layout.ledger)
     raw, normalized, ledger = manifests = [read_manifest(path) if path.exists() else None for path in paths]
     if raw is None or normalized is None or ledger is None:
         missing = [path.name for path, manifest in zip(paths, manifests, strict=True) if manifest is None]
-        raise TablesDisagreeError(
+        raise UserError(
             f"{' and '.join(missing)} {verb(len(missing), 'is', 'are')} missing under "
             f"{str(layout.normalized.parent)!r}, or without manifest. "
             "Materialize raw_teacher and normalized_teacher first."
         )
     if ledger.inputs.get("normalized_teacher") != normalized.sha256:
-        raise TablesDisagreeError(
+        raise UserError(
             f"The ledger {str(layout.ledger)!r} was opened for another normalized table. "
             "Materialize normalized_teacher again."
         )
@@ -146,7 +151,7 @@ def _write(
             if not _was_rejected(entry):
                 number, line = next(rows, (len(decisions), b""))
                 if number >= len(decisions) or decisions.place(number) != (entry["file"], entry["line"]):
-                    raise TablesDisagreeError(
+                    raise UserError(
                         f"The ledger's row for {entry['file']}, line {entry['line']} has no normalized row. "
                         "Materialize normalized_teacher again."
                     )
@@ -159,9 +164,7 @@ def _write(
             closed_rows.append(orjson.dumps(entry))
         ledger.write(closed_rows)
     if next(rows, None) is not None:
-        raise TablesDisagreeError(
-            "The normalized table has rows that the ledger lacks. Materialize normalized_teacher again."
-        )
+        raise UserError("The normalized table has rows that the ledger lacks. Materialize normalized_teacher again.")
 
 
 def _was_rejected(entry: dict[str, Any]) -> bool:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from po_assets.errors import UserError
+from po_assets.intake.identity import input_digest
 from po_assets.product_owner import STATUSES, read_status, read_yaml
-from po_assets.teacher.identity import input_digest
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -40,20 +41,16 @@ class EvalCase:
     status: str
 
 
-class EvalCasesError(Exception):
-    """The file of evaluation cases cannot be used; the message names every faulty line."""
-
-
 def read_eval_cases(path: "UPath") -> list[EvalCase]:
     """The evaluation cases, validated.
 
     Raises:
-        EvalCasesError: the file is missing or empty, or cases are faulty; all faults of the file are named.
+        UserError: the file is missing or empty, or cases are faulty; all faults of the file are named.
     """
     from po_assets.storage import open_buffered  # brings Dagster and pandas, which no worker needs
 
     if not path.exists():
-        raise EvalCasesError(
+        raise UserError(
             f"The evaluation cases {str(path)!r} do not exist. Put the file there (it is committed with the project: "
             "`git checkout` brings it back), one JSON object with "
             f"{', '.join(COLUMNS)} per line."
@@ -72,7 +69,7 @@ def read_eval_cases(path: "UPath") -> list[EvalCase]:
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         listed = "; ".join(problems[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-        raise EvalCasesError(
+        raise UserError(
             f"The evaluation cases {str(path)!r} have {len(problems)} fault{'' if len(problems) == 1 else 's'}: "
             f"{listed}. Correct the file and materialize eval_cases again."
         )

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from upath import UPath
 
-from po_assets.presentation import Verdict
+from po_assets.dag import Verdict
 from po_assets.storage import atomic_file
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from po_assets.dag import Verdict
+from po_assets.dag.violations import Violations
 from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.training_row import TrainingRow
-from po_assets.presentation import Verdict
 from po_assets.product_owner import STATUSES, read_yaml
-from po_assets.teacher.offenders import Offenders
-from po_assets.teacher.wording import amount, verb
+from po_assets.text import amount, verb
 
 _TELLING_SUMMARY_CHARACTERS = 40
 """A product summary this long does not stand in a prompt by chance."""
@@ -30,7 +30,7 @@ class OverlapRule:
         self._threshold = threshold
         self._rows = self._same = 0
         self._cases: set[str] = set()
-        self._offenders = Offenders()
+        self._violations = Violations()
 
     def add(self, row: TrainingRow) -> None:
         """Look at one row."""
@@ -41,13 +41,13 @@ class OverlapRule:
             self._same += overlap.same_input
             self._cases.add(overlap.case_id)
             kind = "same input" if overlap.same_input else "nearly the same input"
-            self._offenders.add(
+            self._violations.add(
                 row.named(case=overlap.case_id, overlap=kind, similarity=overlap.similarity), overlap.similarity
             )
 
     def verdict(self) -> Verdict:
         """Whether evaluation measures something new."""
-        count = self._offenders.count
+        count = self._violations.count
         numbers = {"overlapping_rows": count, "same_input": self._same, "overlapping_cases": len(self._cases)}
         if not count:
             return Verdict(
@@ -63,7 +63,7 @@ class OverlapRule:
             f"{count - self._same:,} with one at least {self._threshold:.0%} similar.",
             next_step="Materialize supervised_dataset again: it holds such rows out. If you changed the file by hand, "
             "remove the rows.",
-            rows=self._offenders.rows,
+            rows=self._violations.rows,
             numbers=numbers,
         )
 
@@ -74,22 +74,22 @@ class AnswerNotInPromptRule:
     def __init__(self, vision_in_landed_prompt: int = 0) -> None:
         self._landed = vision_in_landed_prompt
         self._rows = 0
-        self._offenders = Offenders()
+        self._violations = Violations()
 
     def add(self, row: TrainingRow) -> None:
         """Look at one row."""
         self._rows += 1
         if row.parts.vision_yaml is not None:
-            self._offenders.add(row.named(status=row.status, given_away="a VISION stands in the prompt"), 1)
+            self._violations.add(row.named(status=row.status, given_away="a VISION stands in the prompt"), 1)
             return
         summary = read_yaml(row.answer.vision_yaml).value.get("product_summary")
         told = _plain(summary) if isinstance(summary, str) else ""
         if len(told) >= _TELLING_SUMMARY_CHARACTERS and told in _plain(row.prompt):
-            self._offenders.add(row.named(status=row.status, given_away=f"product_summary: {summary}"))
+            self._violations.add(row.named(status=row.status, given_away=f"product_summary: {summary}"))
 
     def verdict(self) -> Verdict:
         """Whether the prompt leaves the answer to the student; a warning."""
-        count = self._offenders.count
+        count = self._violations.count
         numbers = {"answers_in_prompt": count, "visions_cut_out_of_landed_prompts": self._landed}
         cut = f" A vision was cut out of {amount(self._landed, 'landed prompt')}." if self._landed else ""
         if not count:
@@ -105,7 +105,7 @@ class AnswerNotInPromptRule:
             f"must contain, or its summary.{cut}",
             next_step="The student learns to copy instead of to answer. Land these rows with a concept of their own, "
             "as the evaluation cases have.",
-            rows=self._offenders.rows,
+            rows=self._violations.rows,
             numbers=numbers,
             severity="WARN",
         )
@@ -134,12 +134,12 @@ class DuplicatePromptsRule:
         order, starts, counts = self._groups()
         copies = rows - len(np.unique(np.frombuffer(self._pairs, np.uint64)))
         repeated = np.flatnonzero(counts > 1)
-        offenders, contradicting = Offenders(), 0
+        violations, contradicting = Violations(), 0
         for position in repeated.tolist():
             members = order[starts[position] : starts[position] + counts[position]].tolist()
             statuses = Counter(self._status(member) for member in members)
             contradicting += len(statuses) > 1
-            offenders.add(
+            violations.add(
                 {
                     "file": list(self._file_names)[self._files[members[0]]],
                     "line": self._lines[members[0]],
@@ -165,7 +165,7 @@ class DuplicatePromptsRule:
             f"{amount(copies, 'row')} {verb(copies, 'is an exact copy', 'are exact copies')}.",
             next_step="Several answers to one prompt weigh it more. To keep only the best one, set `drop_duplicates: "
             "true` in the resource `selection`. Answers with different statuses contradict each other: correct them.",
-            rows=offenders.rows,
+            rows=violations.rows,
             numbers=numbers,
             severity="WARN",
         )

@@ -6,7 +6,7 @@ How the settings are applied belongs to `selection`; what the intake tolerates i
 from pydantic import Field
 
 from po_assets.dataset.selection import ScoreSource, SelectionRules
-from po_assets.teacher.policy import IntakePolicy
+from po_assets.intake.policy import IntakePolicy
 
 
 class SelectionPolicy(IntakePolicy):

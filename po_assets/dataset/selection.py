@@ -16,9 +16,9 @@ import orjson
 
 from po_assets.dataset.eval_cases import EvalCase
 from po_assets.dataset.holdout import HoldOut
+from po_assets.intake.identity import content_digest, replaced_record
+from po_assets.intake.ledger import Outcome
 from po_assets.product_owner import build_prompt
-from po_assets.teacher.identity import content_digest, replaced_record
-from po_assets.teacher.ledger import Outcome
 
 
 class ScoreSource(StrEnum):

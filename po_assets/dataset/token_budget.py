@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from po_assets.base_model import BaseModel, ChatFormat, ensure_tokenizer, load_tokenizer
+from po_assets.model import BaseModel, ChatFormat, ensure_tokenizer, load_tokenizer
 from po_assets.storage import Layout
 
 _MOST_REMEMBERED = 1 << 17
@@ -30,7 +30,7 @@ def token_budget(base_model: BaseModel, layout: Layout) -> TokenBudget:
     """The budget of the configured base model.
 
     Raises:
-        BaseModelError: the base model's settings are wrong, or it cannot be had.
+        UserError: the base model's settings are wrong, or it cannot be had.
     """
     spec = base_model.resolved()
     return TokenBudget(spec.name, spec.max_length, _row_lengths(ensure_tokenizer(spec, layout)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from po_assets.presentation import Verdict
+from po_assets.dag import Verdict
 from po_assets.product_owner import ParsedAnswer, PromptParts, parse_answer, read_status, split_prompt
 
 

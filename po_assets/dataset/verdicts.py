@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from po_assets.dag import Verdict, bar_chart, histogram
+from po_assets.dag.violations import Violations
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.dataset.training_row import TrainingRow
-from po_assets.presentation import Verdict, bar_chart, histogram
+from po_assets.intake.ledger import Balance, Outcome
 from po_assets.product_owner import build_prompt, validate_answer
-from po_assets.teacher.ledger import Balance, Outcome
-from po_assets.teacher.offenders import Offenders
-from po_assets.teacher.parallel import BLOCK_ROWS
-from po_assets.teacher.wording import amount, verb
+from po_assets.storage.workers import BLOCK_ROWS
+from po_assets.text import amount, verb
 
 _PARTICULARS = re.compile(r"'.*'|[0-9]+", re.DOTALL)
 """What differs from row to row in the validator's reasons; without it, they can be counted."""
@@ -32,7 +32,7 @@ class SchemaRule:
     def __init__(self, kept: int) -> None:
         self._kept = kept
         self._rows = 0
-        self._offenders = Offenders()
+        self._violations = Violations()
 
     def add(self, row: TrainingRow) -> None:
         """Look at one row."""
@@ -44,19 +44,19 @@ class SchemaRule:
             faults.append("its prompt is not the one that evaluation uses")
         faults += row.answer.missing
         if faults:
-            self._offenders.add(row.named(fault="; ".join(faults)))
+            self._violations.add(row.named(fault="; ".join(faults)))
 
     def verdict(self) -> Verdict:
         """Whether all rows are sound."""
-        numbers = {"checked_rows": self._rows, "kept_by_the_ledger": self._kept, "faulty_rows": self._offenders.count}
+        numbers = {"checked_rows": self._rows, "kept_by_the_ledger": self._kept, "faulty_rows": self._violations.count}
         faults: list[str] = []
         if self._rows != self._kept:
             faults.append(f"The file has {amount(self._rows, 'row')}, the ledger calls {self._kept:,} kept")
         if not self._rows:
             faults.append("There is no training row")
-        if self._offenders:
+        if self._violations:
             faults.append(
-                f"{self._offenders.count:,} of {amount(self._rows, 'row')} {verb(self._offenders.count, 'is', 'are')} "
+                f"{self._violations.count:,} of {amount(self._rows, 'row')} {verb(self._violations.count, 'is', 'are')} "
                 "not of the one form"
             )
         if faults:
@@ -65,7 +65,7 @@ class SchemaRule:
                 f"{'; '.join(faults)}.",
                 next_step="Materialize normalized_teacher and supervised_dataset again. With no row left, see the "
                 "outcomes in the asset's metadata for where the rows went.",
-                rows=self._offenders.rows,
+                rows=self._violations.rows,
                 numbers=numbers,
             )
         return Verdict(
@@ -82,7 +82,7 @@ class ConflictsRule:
     def __init__(self, min_share: float, max_share: float = 1.0) -> None:
         self._min_share, self._max_share = min_share, max_share
         self._rows = self._conflicts = self._held_out = 0
-        self._lost = Offenders()
+        self._lost = Violations()
 
     def add(self, row: TrainingRow) -> None:
         """Look at one row."""
@@ -158,7 +158,7 @@ class FitsContextRule:
     def __init__(self, budget: TokenBudget) -> None:
         self._budget = budget
         self._lengths = array("i")
-        self._offenders = Offenders()
+        self._violations = Violations()
         self._waiting: list[TrainingRow] = []
 
     def add(self, row: TrainingRow) -> None:
@@ -172,7 +172,7 @@ class FitsContextRule:
         self._lengths.extend(lengths)
         for row, tokens in zip(self._waiting, lengths, strict=True):
             if tokens > self._budget.max_length:
-                self._offenders.add(row.named(tokens=tokens, over=tokens - self._budget.max_length), tokens)
+                self._violations.add(row.named(tokens=tokens, over=tokens - self._budget.max_length), tokens)
         self._waiting.clear()
 
     def verdict(self) -> Verdict:
@@ -182,7 +182,7 @@ class FitsContextRule:
         longest = max(self._lengths, default=0)
         numbers = {
             "longest_row_tokens": longest,
-            "rows_over_length": self._offenders.count,
+            "rows_over_length": self._violations.count,
             "tokens": sum(self._lengths),
         }
         extra = (
@@ -190,15 +190,15 @@ class FitsContextRule:
             if rows
             else {}
         )
-        if self._offenders:
+        if self._violations:
             return Verdict(
                 False,
-                f"{self._offenders.count:,} of {amount(rows, 'row')} {verb(self._offenders.count, 'has', 'have')} more "
+                f"{self._violations.count:,} of {amount(rows, 'row')} {verb(self._violations.count, 'has', 'have')} more "
                 f"than the {limit:,} tokens that {self._budget.model} is trained with, the longest {longest:,}: "
                 "their ends would be lost.",
                 next_step="Materialize supervised_dataset again with this base model: rows over length are then left "
                 "out and named in the ledger. Or raise max_length in the resource base_model.",
-                rows=self._offenders.rows,
+                rows=self._violations.rows,
                 numbers=numbers,
                 extra=extra,
             )
@@ -217,7 +217,7 @@ class ValidTargetsRule:
     def __init__(self) -> None:
         self._rows = 0
         self._reasons: Counter[str] = Counter()
-        self._offenders = Offenders()
+        self._violations = Violations()
 
     def add(self, row: TrainingRow) -> None:
         """Look at one row."""
@@ -225,11 +225,11 @@ class ValidTargetsRule:
         verdict = validate_answer(row.answer.vision_yaml, row.answer.review_yaml)
         if not verdict:
             self._reasons[_PARTICULARS.sub("…", verdict.reason)] += 1
-            self._offenders.add(row.named(status=row.status, reason=verdict.reason))
+            self._violations.add(row.named(status=row.status, reason=verdict.reason))
 
     def verdict(self) -> Verdict:
         """Whether the student is taught answers that the evaluation accepts; a warning."""
-        count = self._offenders.count
+        count = self._violations.count
         share = count / self._rows if self._rows else 0.0
         numbers = {"invalid_targets": count, "invalid_targets_share": share}
         if not count:
@@ -247,7 +247,7 @@ class ValidTargetsRule:
             f"that the student's answers must pass, most often ({amount(often, 'time')}) because {reason}.",
             next_step="The student learns what it is shown. Correct these answers and land them again, or let the "
             "teacher answer once more.",
-            rows=self._offenders.rows,
+            rows=self._violations.rows,
             numbers=numbers,
             severity="WARN",
             extra={"reasons": bar_chart(dict(self._reasons.most_common(8)), "Why responses are not valid")},

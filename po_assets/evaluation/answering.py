@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from po_assets.evaluation.answers import Answer, AnswerCache
 from po_assets.evaluation.cases import EvaluationCase
-from po_assets.evaluation.grammar import GrammarLimits, answer_grammar, limits_of
 from po_assets.evaluation.settings import ENGINE_VERSION, Decoding
 from po_assets.product_owner import parse_answer, validate_answer
+from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
 from po_assets.storage import digest_of
 
 if TYPE_CHECKING:
-    from po_assets.base_model import ChatFormat
     from po_assets.evaluation.engine import Completion, Request
+    from po_assets.model import ChatFormat
 
 Log = Callable[[str], None]
 

@@ -12,12 +12,12 @@ import dagster as dg
 import pandas as pd
 from upath import UPath
 
-from po_assets.base_model import BaseModel
-from po_assets.compute import CRASH_RETRY, GPU_STEP, POOL
+from po_assets.dag import Artifacts, column_schema, figure_picture, records_table, stage_frames
+from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
 from po_assets.evaluation.settings import ENGINE_VERSION, DecodingSettings
-from po_assets.presentation import column_schema, figure_picture, records_table
+from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
-from po_assets.storage import Artifacts, atomic_file, digest_of, file_digest, read_manifest, stage_jsonl
+from po_assets.storage import atomic_file, digest_of, file_digest, read_manifest
 
 if TYPE_CHECKING:
     from po_assets.evaluation.scoring import ScoredAnswer
@@ -171,7 +171,7 @@ def _answers_result(
     from po_assets.evaluation.scoring import answers_frame
     from po_assets.evaluation.statistics import summarize
 
-    staged = stage_jsonl(path, [answers_frame(scored)])
+    staged = stage_frames(path, [answers_frame(scored)])
     summary = summarize(scored)
     lowest = sorted(scored, key=lambda answer: answer.total)
     return dg.MaterializeResult(

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from po_assets.dag import Artifacts, Verdict, read_frame, to_check_result
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.gate import evaluate_gate
 from po_assets.evaluation.gate_rows import THRESHOLDS, GateRow
 from po_assets.evaluation.scoring import answers_from_records
-from po_assets.presentation import Verdict, to_check_result
-from po_assets.storage import Artifacts, read_jsonl
 
 _ASSET = "eval_report"
 _DESCRIPTIONS = {
@@ -49,7 +48,7 @@ def eval_report_gate(context: dg.AssetCheckExecutionContext, artifacts: Artifact
     """Compute the gate from the two answers tables, the unit of truth, and give each row as a check."""
     layout = artifacts.layout
     baseline, student = (
-        answers_from_records(read_jsonl(path).to_dict(orient="records"), str(path))
+        answers_from_records(read_frame(path).to_dict(orient="records"), str(path))
         for path in (layout.baseline_answers, layout.student_answers)
     )
     selected = {key.name for key in context.selected_asset_check_keys}

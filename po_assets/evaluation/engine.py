@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from po_assets.evaluation.kv_cache import BlockCache
 from po_assets.evaluation.settings import Decoding
+from po_assets.model.cpu.kv_cache import BlockCache
 
 FinishReason = Literal["stop", "length"]
 

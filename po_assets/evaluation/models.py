@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from po_assets.base_model import ChatFormat, load_base_model, load_tokenizer
 from po_assets.evaluation.answering import AnsweringModel
+from po_assets.model import ChatFormat, load_base_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from po_assets.base_model import BaseModelSpec
+    from po_assets.model import BaseModelSpec
 
 
 def load_baseline(folder: Path, spec: "BaseModelSpec") -> AnsweringModel:
     """The base model as it is."""
-    from po_assets.evaluation.cpu_decoding import prepare_for_decoding
+    from po_assets.model.cpu.decoding import prepare_for_decoding
 
     model = load_base_model(folder, quantization=spec.quantization)
     prepare_for_decoding(model)
@@ -34,8 +34,8 @@ def load_student(folder: Path, spec: "BaseModelSpec", adapter: Path) -> Answerin
     """
     from peft import PeftModel
 
-    from po_assets.base_model import best_device, choose_precision
-    from po_assets.evaluation.cpu_decoding import prepare_for_decoding
+    from po_assets.model import best_device, choose_precision
+    from po_assets.model.cpu.decoding import prepare_for_decoding
 
     quantized = spec.quantization != "none"
     base = load_base_model(folder, None if quantized else "float32", quantization=spec.quantization, device="cpu")

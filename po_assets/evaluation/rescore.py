@@ -17,6 +17,8 @@ from typing import Any
 
 from upath import UPath
 
+from po_assets.dag import Artifacts, read_frame
+from po_assets.errors import UserError
 from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.cases import EvaluationCase, cases_from_frame
 from po_assets.evaluation.gate import GateRecord, evaluate_gate, gate_passed
@@ -24,21 +26,17 @@ from po_assets.evaluation.pictures import data_uri, evaluation_figures
 from po_assets.evaluation.report import build_report, now, read_report, write_report
 from po_assets.evaluation.scoring import ScoredAnswer, answers_from_records, score_answers
 from po_assets.product_owner import format_answer
-from po_assets.storage import Artifacts, file_digest, read_jsonl
+from po_assets.storage import file_digest
 
 _DECODING = "elsewhere"
 _FINISH_REASONS = ("stop", "length", "missing")
-
-
-class AnswersError(ValueError):
-    """A file of answers that cannot be read as such. The message names the place and the way out."""
 
 
 def read_answers(path: Path, cases: Sequence[EvaluationCase]) -> list[Answer]:
     """The answers of a file, for these cases.
 
     Raises:
-        AnswersError: naming every answer that is none, is of an unknown case, comes twice, or has wrong details.
+        UserError: naming every answer that is none, is of an unknown case, comes twice, or has wrong details.
     """
     records = _records(path)
     known, seen, faults, answers = {case.case_id for case in cases}, set(), [], []
@@ -59,7 +57,7 @@ def read_answers(path: Path, cases: Sequence[EvaluationCase]) -> list[Answer]:
                 faults.append(f"answer {number} ({case_id}) has {error}")
     if faults:
         more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise AnswersError(f"{path}: {'; '.join(faults[:10])}{more}")
+        raise UserError(f"{path}: {'; '.join(faults[:10])}{more}")
     return answers
 
 
@@ -143,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _cases(table: UPath) -> list[EvaluationCase]:
     if not table.is_file():
         raise FileNotFoundError(f"there are no evaluation cases in {table}; give them with --cases")
-    return cases_from_frame(read_jsonl(table))
+    return cases_from_frame(read_frame(table))
 
 
 def _baseline(path: Path | None, cases: Sequence[EvaluationCase], answers_table: UPath) -> list[ScoredAnswer]:
@@ -155,7 +153,7 @@ def _baseline(path: Path | None, cases: Sequence[EvaluationCase], answers_table:
             f"there is no baseline to compare with in {answers_table}; give one with --baseline, or materialize "
             "baseline_report"
         )
-    return answers_from_records(read_jsonl(answers_table).to_dict(orient="records"), str(answers_table))
+    return answers_from_records(read_frame(answers_table).to_dict(orient="records"), str(answers_table))
 
 
 def _records(path: Path) -> list[Any]:
@@ -167,10 +165,10 @@ def _records(path: Path) -> list[Any]:
         else:
             document = json.loads(text)
     except (OSError, ValueError) as error:
-        raise AnswersError(f"{path} cannot be read as JSON (.jsonl: one answer per line): {error}") from error
+        raise UserError(f"{path} cannot be read as JSON (.jsonl: one answer per line): {error}") from error
     records = document.get("cases") if isinstance(document, dict) else document
     if not isinstance(records, list) or not records:
-        raise AnswersError(f"{path} holds no list of answers; see `python -m po_assets.evaluation.rescore --help`")
+        raise UserError(f"{path} holds no list of answers; see `python -m po_assets.evaluation.rescore --help`")
     return records
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pandas as pd
 
-from po_assets.base_model import BaseModelSpec, base_model_digest, ensure_base_model, require_hardware
 from po_assets.evaluation.answering import Log, answer_cases
 from po_assets.evaluation.answers import AnswerCache
 from po_assets.evaluation.cases import EvaluationCase
@@ -31,9 +30,10 @@ from po_assets.evaluation.promotion import promote, promoted_adapter
 from po_assets.evaluation.report import FreeRun, build_report, free_run, now, read_report, write_report
 from po_assets.evaluation.scoring import ScoredAnswer, answers_from_records, score_answers
 from po_assets.evaluation.settings import Decoding, DecodingSettings
+from po_assets.model import BaseModelSpec, base_model_digest, ensure_base_model, require_hardware
 from po_assets.storage import Layout, digest_of, file_digest, local_copy, published_directory, read_manifest
-from po_assets.student.model_card import write_gate_verdict
-from po_assets.student.student import adapter_problem
+from po_assets.training.model_card import write_gate_verdict
+from po_assets.training.student import adapter_problem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

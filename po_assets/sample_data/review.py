@@ -36,10 +36,10 @@ def write_review(rng: Random, scenario: Scenario, shape: Shape) -> dict[str, obj
 
 def _words(rng: Random, scenario: Scenario) -> dict[str, str]:
     """What the forms may speak of; `missing` is empty where every need is served."""
-    offenders = [entry.id for entry in scenario.functional if entry.offends]
-    fitting = [entry.id for entry in scenario.functional if not entry.offends] or offenders
+    violations = [entry.id for entry in scenario.functional if entry.offends]
+    fitting = [entry.id for entry in scenario.functional if not entry.offends] or violations
     limits = join([entry.id for entry in scenario.limits])
-    one = len(offenders) == 1
+    one = len(violations) == 1
     return {
         "product": scenario.product,
         "a_category": article(scenario.domain.category),
@@ -56,7 +56,7 @@ def _words(rng: Random, scenario: Scenario) -> dict[str, str]:
         "limit": pick(rng, scenario.limits).id,
         "limits": limits,
         "Limits": limits,
-        "offenders": join(offenders),
+        "violations": join(violations),
         "ask": "asks" if one else "ask",
         "do": "does" if one else "do",
         "describe": "describes" if one else "describe",

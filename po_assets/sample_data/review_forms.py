@@ -54,14 +54,14 @@ FINDINGS = {
         "{product} is described well, but not completely",
     ),
     "violated_non_goal": (
-        "{offenders} would make {product} {never}",
+        "{violations} would make {product} {never}",
         "The document contradicts what {product} excludes",
-        "The concept and {offenders} exclude each other",
-        "The concept rules out what {offenders} {ask} for",
+        "The concept and {violations} exclude each other",
+        "The concept rules out what {violations} {ask} for",
     ),
     "scope_mismatch": (
         "The requirements describe another product than {product}",
-        "{offenders} {do} not belong to {a_category}",
+        "{violations} {do} not belong to {a_category}",
         "The document would not give {user} what the concept names",
         "Concept and requirements speak of different products",
     ),
@@ -82,9 +82,9 @@ COMPLETING_ACTIONS = (
     "Add an entry so that {doer} can {missing}",
 )
 CORRECTING_ACTIONS = (
-    "Remove {offenders} from the document",
-    "Drop {offenders} or change the concept first",
-    "Move {offenders} to another product",
+    "Remove {violations} from the document",
+    "Drop {violations} or change the concept first",
+    "Move {violations} to another product",
 )
 RESTORING_ACTIONS = (
     "Add a requirement to {missing}",
@@ -113,13 +113,13 @@ NARRATIVES = {
         "All entries belong to {product}, but none of them helps to {missing}.",
     ),
     "violated_non_goal": (
-        "{offenders} would make {product} {never}, and the concept rules that out.",
-        "The concept says that {product} does not {never}, so {offenders} cannot be built.",
-        "Other entries may fit, but {offenders} {ask} for what the concept excludes.",
+        "{violations} would make {product} {never}, and the concept rules that out.",
+        "The concept says that {product} does not {never}, so {violations} cannot be built.",
+        "Other entries may fit, but {violations} {ask} for what the concept excludes.",
     ),
     "scope_mismatch": (
-        "The concept asks for {a_category}, but {offenders} {describe} another product.",
-        "{offenders} would not help {user}, because they belong to another product.",
+        "The concept asks for {a_category}, but {violations} {describe} another product.",
+        "{violations} would not help {user}, because they belong to another product.",
         "Built as written, {product} could not {need}, as the document is about {foreign}.",
     ),
 }

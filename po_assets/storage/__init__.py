@@ -1,6 +1,7 @@
-"""Where artifacts live and how they are written: names, atomic publication, manifests, JSONL tables.
+"""Where artifacts live and how they are written: names, publication in one step, manifests, lines, locks, workers.
 
-What a table holds belongs to the stage that makes it; how one is drawn in the UI belongs to `presentation`.
+Plain Python: no Dagster and no pandas, since worker processes and tools import it. What a table holds belongs to the
+stage that makes it; frames, resources and the IO manager belong to `dag`.
 """
 
 from po_assets.storage.atomic import (
@@ -10,9 +11,9 @@ from po_assets.storage.atomic import (
     published_directory,
     remove_left_over_staging,
 )
-from po_assets.storage.io_manager import JsonlIOManager
-from po_assets.storage.jsonl import StagedTable, TableStream, read_jsonl, read_jsonl_chunks, stage_jsonl, stage_lines
-from po_assets.storage.layout import Artifacts, Layout
+from po_assets.storage.jsonl import LineWriter, StagedTable, published_lines, read_rows, stage_lines
+from po_assets.storage.layout import Layout, artifact_root, default_root
+from po_assets.storage.lock import LockedError, lock
 from po_assets.storage.manifest import (
     Manifest,
     digest_of,
@@ -24,26 +25,27 @@ from po_assets.storage.manifest import (
 from po_assets.storage.reading import local_copy, open_buffered
 
 __all__ = [
-    "Artifacts",
-    "JsonlIOManager",
     "Layout",
+    "LineWriter",
+    "LockedError",
     "Manifest",
     "StagedTable",
-    "TableStream",
+    "artifact_root",
     "atomic_directory",
     "atomic_file",
+    "default_root",
     "digest_of",
     "directory_digest",
     "file_digest",
     "is_disk_full",
     "local_copy",
+    "lock",
     "open_buffered",
     "published_directory",
-    "read_jsonl",
-    "read_jsonl_chunks",
+    "published_lines",
     "read_manifest",
+    "read_rows",
     "remove_left_over_staging",
-    "stage_jsonl",
     "stage_lines",
     "write_manifest",
 ]

@@ -1,4 +1,7 @@
-"""JSONL tables: read whole or in chunks, staged beside their place, published in one step with their manifest."""
+"""JSONL files: one writer, staged beside their place and published in one step with a manifest, and one reader.
+
+What the lines mean belongs to the stages; frames of pandas belong to `dag.frames`.
+"""
 
 import contextlib
 import hashlib
@@ -6,17 +9,53 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
-import pandas as pd
 from upath import UPath
 
-from po_assets.storage.atomic import is_local, publish_file, staging_path
+from po_assets.errors import UserError
+from po_assets.storage.atomic import atomic_file, is_local, publish_file, staging_path
 from po_assets.storage.manifest import Manifest, write_manifest
 from po_assets.storage.reading import open_buffered
 
 CHUNK_ROWS = 2_000
+
+
+class LineWriter:
+    """Appends lines to an open file and keeps count and digest."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.rows = 0
+        self.inputs: dict[str, str] = {}
+        """Digests of what the file was made from; `published_lines` puts them into its manifest."""
+
+    def write(self, lines: list[bytes]) -> None:
+        """Append lines verbatim, each of which gets its newline."""
+        if lines:
+            block = b"\n".join(lines) + b"\n"
+            self._file.write(block)
+            self._digest.update(block)
+            self.rows += len(lines)
+
+    @property
+    def sha256(self) -> str:
+        """Digest (hex) of what has been written."""
+        return self._digest.hexdigest()
+
+
+@contextlib.contextmanager
+def published_lines(path: UPath, code_version: str = "") -> Iterator[LineWriter]:
+    """A writer whose file replaces `path` when the block ends well, and vanishes when it raises.
+
+    For files that are filled beside a table, in the same pass; a table itself goes through `stage_lines`.
+    """
+    with atomic_file(path) as file:
+        writer = LineWriter(file)
+        yield writer
+    write_manifest(path, Manifest(writer.sha256, writer.rows, writer.inputs, code_version=code_version))
 
 
 @dataclass(frozen=True)
@@ -53,33 +92,15 @@ class StagedTable:
             self.staging.unlink()
 
 
-@dataclass(frozen=True)
-class TableStream:
-    """A published table that may not fit in memory: iterating gives frames of at most `CHUNK_ROWS` rows, every time."""
-
-    path: UPath
-
-    def __iter__(self) -> Iterator[pd.DataFrame]:
-        return read_jsonl_chunks(self.path)
-
-
-def stage_jsonl(target: UPath, chunks: Iterable[pd.DataFrame]) -> StagedTable:
-    """Write data frames as one JSON object per row beside `target`; missing values become null."""
-    return stage_lines(target, (line for chunk in chunks for line in encode_rows(chunk)))
-
-
 def stage_lines(target: UPath, lines: Iterable[bytes]) -> StagedTable:
     """Write lines verbatim beside `target`, each ended by one newline."""
     staging = staging_path(target)
-    digest, rows = hashlib.sha256(), 0
     try:
         with staging.open("wb") as file:
+            writer = LineWriter(file)
             remaining = iter(lines)
             while batch := list(islice(remaining, CHUNK_ROWS)):
-                block = b"\n".join(batch) + b"\n"
-                file.write(block)
-                digest.update(block)
-                rows += len(batch)
+                writer.write(batch)
             file.flush()
             if is_local(target):
                 os.fsync(file.fileno())
@@ -87,47 +108,22 @@ def stage_lines(target: UPath, lines: Iterable[bytes]) -> StagedTable:
         with contextlib.suppress(FileNotFoundError):
             staging.unlink()
         raise
-    return StagedTable(target, staging, rows, digest.hexdigest())
+    return StagedTable(target, staging, writer.rows, writer.sha256)
 
 
-def encode_rows(frame: pd.DataFrame) -> Iterator[bytes]:
-    """One JSON line (without newline) per row."""
-    columns = [str(column) for column in frame.columns]
-    values = [frame[column].tolist() for column in frame.columns]
-    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    for row in zip(*values, strict=True):
-        yield orjson.dumps(dict(zip(columns, row, strict=True)), option=options)
-
-
-def read_jsonl(path: UPath) -> pd.DataFrame:
-    """The whole table; an empty file gives an empty frame.
+def read_rows(path: UPath) -> Iterator[dict[str, Any]]:
+    """The rows of a table that this project wrote, one at a time.
 
     Raises:
         FileNotFoundError: the table is not there.
-        ValueError: a line is no JSON object; the message names file and line.
+        UserError: a line is not a JSON object; the message names file and line.
     """
-    return pd.DataFrame(_records(path))
-
-
-def read_jsonl_chunks(path: UPath, rows: int = CHUNK_ROWS) -> Iterator[pd.DataFrame]:
-    """The table in frames of at most `rows` rows, with a running index; errors as `read_jsonl`."""
-    records, start = _iterate(path), 0
-    while batch := list(islice(records, rows)):
-        yield pd.DataFrame(batch, index=range(start, start + len(batch)))
-        start += len(batch)
-
-
-def _records(path: UPath) -> list[dict[str, object]]:
-    return list(_iterate(path))
-
-
-def _iterate(path: UPath) -> Iterator[dict[str, object]]:
     with open_buffered(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is no JSON ({error}): materialize it again") from error
+                raise UserError(f"{path}, line {number} is not JSON ({error}): materialize it again") from error
             if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {number} is no JSON object but {line[:60]!r}")  # noqa: TRY004 - bad data
+                raise UserError(f"{path}, line {number} must be a JSON object, got {line[:60]!r}: materialize it again")
             yield record

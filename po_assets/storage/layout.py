@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import dagster as dg
-from pydantic import Field
 from upath import UPath
+
+from po_assets.errors import UserError
 
 ROOT_VARIABLE = "PO_ARTIFACTS_ROOT"
 
@@ -158,10 +158,6 @@ class Layout:
         return tables[asset]
 
 
-class ArtifactRootError(ValueError):
-    """An artifact root that cannot be used. The message names it and the way out."""
-
-
 def default_root() -> str:
     """`PO_ARTIFACTS_ROOT`, or `artifacts/` beside the package."""
     return os.environ.get(ROOT_VARIABLE) or str(Path(__file__).resolve().parents[2] / "artifacts")
@@ -171,7 +167,7 @@ def artifact_root(root: str) -> UPath:
     """The root as a path that sees what other machines write.
 
     Raises:
-        ArtifactRootError: nothing installed here reaches such a place.
+        UserError: nothing installed here reaches such a place.
     """
     root = re.sub(r"^(file|local)://(?=/)", "", root)  # a folder of this machine, however it is written
     if "://" not in root:
@@ -181,22 +177,8 @@ def artifact_root(root: str) -> UPath:
         path = UPath(root, use_listings_cache=False)
         path.fs  # noqa: B018 - loads what speaks the protocol
     except (ImportError, ValueError) as error:
-        raise ArtifactRootError(
+        raise UserError(
             f"The artifact root {root!r} ({ROOT_VARIABLE}) cannot be used: {error}. Give a folder or a URL such as "
             "s3://bucket/prefix; S3 needs an extra: make setup EXTRAS=s3."
         ) from error
     return path
-
-
-class Artifacts(dg.ConfigurableResource["Artifacts"]):
-    """Where artifacts are kept."""
-
-    root: str = Field(
-        default_factory=default_root,
-        description="Folder or fsspec URL (s3://…) that holds every artifact; PO_ARTIFACTS_ROOT sets the default.",
-    )
-
-    @property
-    def layout(self) -> Layout:
-        """The artifacts' places under this root."""
-        return Layout(artifact_root(self.root))

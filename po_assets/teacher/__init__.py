@@ -1,4 +1,5 @@
-"""From landed lines to readable rows: `raw_teacher` and `normalized_teacher`, their checks, and the row ledger.
+"""Asking a teacher LLM for new rows: `teacher_batch`, its checks, and a small local server to try it with.
 
-Which of the readable rows are trained on belongs to `dataset`; the metric and the validator to `product_owner`.
+What lands goes into `incoming/` like any other file; taking it in belongs to `teacher`, starting the graph to the
+sensor in `automation`.
 """

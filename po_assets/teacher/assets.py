@@ -1,155 +1,82 @@
-"""The assets raw_teacher and normalized_teacher: read, call the plain functions, say what came out.
+"""The asset `teacher_batch`. Thin: the work is in `run`, its checks are in `checks`."""
 
-How lines are copied, read and written belongs to `landing` and `pipeline`.
-"""
-
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from upath import UPath
 
-from po_assets.presentation import bar_chart, column_schema, histogram, records_table
+from po_assets.dag import Artifacts, records_table
+from po_assets.errors import UserError
 from po_assets.product_owner import METRIC_VERSION
-from po_assets.storage import Artifacts, StagedTable, digest_of, read_manifest
-from po_assets.teacher.block import Summary
-from po_assets.teacher.landing import (
-    LandingError,
-    Source,
-    list_landing,
-    not_taken_record,
-    snapshot,
-    sources_of,
-    sources_record,
-)
-from po_assets.teacher.ledger import Outcome
-from po_assets.teacher.normalization import COLUMNS
-from po_assets.teacher.parallel import WorkerLostError
-from po_assets.teacher.pipeline import normalize_snapshot
+from po_assets.storage import digest_of
+from po_assets.teacher.prompt import TEACHER_PROMPT_VERSION
+from po_assets.teacher.settings import BatchPlan, TeacherLLM, resolve
 
-RAW_CODE_VERSION = "2"
-NORMALIZED_CODE_VERSION = f"2+metric.{METRIC_VERSION}"
+if TYPE_CHECKING:
+    from po_assets.teacher.report import BatchReport
+
+GROUP = "teacher_llm"
 OWNERS = ["team:po-distillation"]
-GROUP = "teacher"
-_LANDED = dg.AssetKey("teacher_files")
+CODE_VERSION = f"2+prompt.{TEACHER_PROMPT_VERSION}+metric.{METRIC_VERSION}"
 
 
 @dg.asset(
-    deps=[_LANDED],
     group_name=GROUP,
     owners=OWNERS,
-    kinds={"python", "jsonl"},
-    code_version=RAW_CODE_VERSION,
-    io_manager_key="io_manager",
-    description=(
-        "One row per landed line, verbatim: a snapshot of the landing folder; nothing is changed or left out.\n\n"
-        "Takes every `incoming/*.jsonl` in name order and names what else lies there. Landing the same files again "
-        "gives the same data version."
-    ),
+    kinds={"python", "openai", "jsonl"},
+    code_version=CODE_VERSION,
+    description="New teacher rows: asks a teacher LLM about concepts with requirements, keeps every answer at once, "
+    "validates and scores it, and lands what is accepted as one file in `incoming/`, where the sensor takes over.\n\n"
+    "Stops cleanly at its budget, goes on where it was interrupted, and never pays for an answer twice. The **ledger "
+    "of attempts** says what became of every request.",
 )
-def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.MaterializeResult[Any]:
-    """Copy the landed lines into one file."""
-    layout = artifacts.layout
+def teacher_batch(
+    context: dg.AssetExecutionContext, artifacts: Artifacts, teacher_llm: TeacherLLM, batch_plan: BatchPlan
+) -> dg.MaterializeResult[Any]:
+    """Ask, keep, judge, land."""
+    from po_assets.teacher.progress import BatchProgress
+    from po_assets.teacher.run import OutageError, run_batch
+
+    def observe(numbers: dict[str, float]) -> None:
+        # Plotted by the UI while the asset is still being made.
+        context.log_event(dg.AssetObservation(asset_key=context.asset_key, metadata=numbers))
+
     try:
-        folder = list_landing(layout.incoming)
-        staged, sources = snapshot(folder.files, layout.raw)
-    except LandingError as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
-    not_taken = not_taken_record(folder)
-    staged = staged.with_manifest(
-        inputs={source.file: source.sha256 for source in sources},
-        code_version=RAW_CODE_VERSION,
-        extra={"sources": sources_record(sources), "not_taken": not_taken},
-    )
-    context.log.info("%d lines of %d files", staged.rows, len(sources))
-    _observe_what_was_read(context, sources)
+        report = run_batch(
+            resolve(teacher_llm, batch_plan), batch_plan, artifacts.layout, BatchProgress(context.log.info, observe)
+        )
+    except (UserError, OutageError) as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
     return dg.MaterializeResult(
-        value=staged,
-        # Which line landed in which file is part of the data: the ledger names it.
-        data_version=dg.DataVersion(digest_of([staged.sha256, sources_record(sources)])),
-        metadata={
-            "dagster/row_count": staged.rows,
-            "files": len(sources),
-            "not_taken": not_taken["count"],
-            "landed_files": records_table(
-                [{"file": source.file, "rows": source.rows, "sha256": source.sha256[:12]} for source in sources]
-            ),
-            "path": _path(layout.raw),
-        }
-        | ({"not_taken_files": records_table(not_taken["first"])} if folder.not_taken else {}),
+        data_version=dg.DataVersion(digest_of([report.journal, report.landed_file, report.accepted, report.requests])),
+        metadata=_metadata(report),
     )
 
 
-@dg.asset(
-    deps=[raw_teacher],
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"python", "pandas", "jsonl"},
-    code_version=NORMALIZED_CODE_VERSION,
-    io_manager_key="io_manager",
-    metadata={"dagster/column_schema": column_schema(COLUMNS)},
-    description=(
-        "One row per readable teacher row, all formats brought into one form, scored by the metric and validated.\n\n"
-        "Opens the **row ledger** (`distillation/po_teacher_ledger.jsonl`: an outcome for every landed line) and sets "
-        "what cannot be read aside, verbatim and with the reason, in `distillation/po_teacher_rejected.jsonl`."
-    ),
-)
-def normalized_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.MaterializeResult[Any]:
-    """Normalize every line of the snapshot."""
-    layout = artifacts.layout
-    manifest = read_manifest(layout.raw)
-    try:
-        sources = sources_of(manifest, layout.raw)
-        raw_sha256 = manifest.sha256 if manifest else ""
-        staged, summary = normalize_snapshot(layout, sources, raw_sha256)
-    except (LandingError, WorkerLostError) as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
-    staged = staged.with_manifest(inputs={"raw_teacher": raw_sha256}, code_version=NORMALIZED_CODE_VERSION)
-    context.log.info(
-        "%d rows normalized, %d of %d landed lines rejected",
-        summary.rows,
-        summary.outcomes.of(Outcome.REJECTED),
-        summary.outcomes.total,
-    )
-    opened = read_manifest(layout.ledger)
-    # What is rejected is not in the table, and still changes the ledger, which supervised_dataset closes.
-    version = digest_of([staged.sha256, opened.sha256 if opened else ""])
-    return _result(staged, summary, layout.normalized, version)
+def _metadata(report: "BatchReport") -> dict[str, Any]:
+    from po_assets.teacher.ledger import read_ledger, totals_of
 
-
-def _result(staged: StagedTable, summary: Summary, path: UPath, version: str) -> dg.MaterializeResult[Any]:
-    metadata: dict[str, dg.MetadataValue | int | float] = {
-        "dagster/row_count": summary.rows,
-        "landed": summary.outcomes.total,
-        "rejected": summary.outcomes.of(Outcome.REJECTED),
-        "invalid_answers": summary.invalid,
-        "scored_by_the_metric": summary.score_sources["metric"],
-        "outcomes": records_table(summary.outcomes.table()),
-        "preview": records_table(summary.preview),
-        "path": _path(path),
+    metadata: dict[str, Any] = {
+        "model": f"{report.model} at {report.provider}",
+        "ended": report.reason,
+        "dagster/row_count": report.accepted,
+        "payloads": report.payloads,
+        "left_to_ask": report.open + report.failed,
+        "given_up": report.given_up,
+        "requests": report.requests,
+        "acceptance_rate": report.acceptance,
+        "tokens": report.tokens,
+        "cost": report.cost,
+        "cost_without_a_bill": report.estimated_cost,
+        "seconds": report.seconds,
+        "rows_per_minute": report.rows_per_minute,
+        "outcomes": records_table(totals_of(read_ledger(report.ledger)).table()),
+        "landed_rows": report.landed_rows,
+        "landed_file": report.landed_file or "none: there is no new accepted row",
+        "ledger": dg.MetadataValue.path(report.ledger),
+        "journal": dg.MetadataValue.path(report.journal),
     }
-    if summary.rows:
-        metadata |= {
-            "formats": bar_chart(dict(summary.formats.most_common()), "Record formats"),
-            "statuses": bar_chart(dict(summary.statuses.most_common()), "Review status"),
-            "tiers": bar_chart(dict(summary.tiers.most_common()), "Tiers"),
-            "scores": histogram(summary.scores(), "Scores (declared, else the metric's)", "score"),
-        }
-    return dg.MaterializeResult(value=staged, data_version=dg.DataVersion(version), metadata=metadata)
-
-
-def _observe_what_was_read(context: dg.AssetExecutionContext, sources: list[Source]) -> None:
-    """Tell Dagster the data version of `teacher_files` that was read, the sensor's formula over these very bytes.
-
-    Otherwise the input version on record would be of an earlier look at the folder, or of none, and the next look would
-    show `raw_teacher` as stale with nothing changed.
-    """
-    version = digest_of({source.file: source.sha256 for source in sources})
-    context.log_event(
-        dg.AssetObservation(_LANDED, metadata={"files": len(sources)}, tags={"dagster/data_version": version})
-    )
-    # Dagster looked up the inputs' versions before the step began.
-    context.get_step_execution_context().wipe_input_asset_version_info(_LANDED)
-
-
-def _path(path: UPath) -> dg.MetadataValue:
-    return dg.MetadataValue.path(str(path))
+    if report.left_out:
+        metadata["left_out"] = records_table(report.left_out)
+    if report.journal_faults:
+        metadata["journal_faults"] = "; ".join(report.journal_faults)
+    return metadata

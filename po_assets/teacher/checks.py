@@ -1,101 +1,59 @@
-"""The checks of raw_teacher and normalized_teacher, those of one asset in one step.
-
-What they look at, and what they say, belongs to `verdicts`.
-"""
+"""The checks of teacher_batch, in one step. What they look at, and what they say, belongs to `verdicts`."""
 
 from collections.abc import Iterator
 
 import dagster as dg
 
-from po_assets.presentation import Verdict, to_check_result
-from po_assets.storage import Artifacts, Layout, read_manifest
-from po_assets.teacher.assets import normalized_teacher, raw_teacher
-from po_assets.teacher.landing import Source, sources_of
-from po_assets.teacher.ledger import balance, read_rows
-from po_assets.teacher.policy import IntakePolicy
-from po_assets.teacher.verdicts import (
-    DeclaredScoresRule,
-    SchemaRule,
-    has_records,
-    ledger_balances,
-    rejected_share,
-)
+from po_assets.dag import Artifacts, Verdict, to_check_result
+from po_assets.storage import Layout
+from po_assets.teacher.assets import teacher_batch
+from po_assets.teacher.ledger import read_ledger, totals_of
+from po_assets.teacher.report import read_report, report_path
+from po_assets.teacher.verdicts import acceptance_rate, ledger_balances, no_report, within_budget
 
-_RAW_SPECS = [
-    dg.AssetCheckSpec(
-        "has_records",
-        asset=raw_teacher,
-        blocking=True,
-        description="The snapshot is whole and holds a line that is not blank; a warning when a file was not taken in.",
-    )
-]
-_NORMALIZED_SPECS = [
-    dg.AssetCheckSpec(
-        "schema",
-        asset=normalized_teacher,
-        blocking=True,
-        description="Every row has exactly the columns, with sound values, in landing order.",
-    ),
+_SPECS = [
     dg.AssetCheckSpec(
         "ledger_balances",
-        asset=normalized_teacher,
+        asset=teacher_batch,
         blocking=True,
-        description="Every landed line has exactly one outcome, by counting the lines of the files themselves.",
+        description="Every request has one outcome, and tokens, money, payloads and landed rows add up, by counting "
+        "journal, ledger and landed files.",
     ),
     dg.AssetCheckSpec(
-        "rejected_share",
-        asset=normalized_teacher,
-        blocking=True,
-        description="Few enough landed rows were rejected (max_rejected_share); a warning when any was.",
+        "acceptance_rate",
+        asset=teacher_batch,
+        description="Enough of the answers were accepted (min_acceptance).",
     ),
     dg.AssetCheckSpec(
-        "declared_scores_match_metric",
-        asset=normalized_teacher,
-        description="The scores that rows declare are those that this project's metric gives them.",
+        "within_budget",
+        asset=teacher_batch,
+        blocking=True,
+        description="Rows, tokens and money stayed within the budget; says what is left.",
     ),
 ]
 
 
-@dg.multi_asset_check(name="raw_teacher_checks", specs=_RAW_SPECS)
-def raw_teacher_checks(artifacts: Artifacts) -> Iterator[dg.AssetCheckResult]:
-    """Run the check of raw_teacher."""
-    layout = artifacts.layout
-    manifest = read_manifest(layout.raw)
-    not_taken = manifest.extra.get("not_taken", {}) if manifest else {}
-    verdict = has_records(layout.raw, sources_of(manifest, layout.raw), not_taken)
-    yield to_check_result("has_records", "raw_teacher", verdict)
-
-
-@dg.multi_asset_check(name="normalized_teacher_checks", specs=_NORMALIZED_SPECS, can_subset=True)
-def normalized_teacher_checks(
-    context: dg.AssetCheckExecutionContext, artifacts: Artifacts, selection: dg.ResourceParam[IntakePolicy]
-) -> Iterator[dg.AssetCheckResult]:
-    """Run the selected checks of normalized_teacher: one pass over the table, one over the ledger."""
+@dg.multi_asset_check(name="teacher_batch_checks", specs=_SPECS, can_subset=True)
+def teacher_batch_checks(context: dg.AssetCheckExecutionContext, artifacts: Artifacts) -> Iterator[dg.AssetCheckResult]:
+    """Run the selected checks on the last run's report, ledger and journal."""
     wanted = {key.name for key in context.selected_asset_check_keys}
-    verdicts = normalized_verdicts(artifacts.layout, selection)
-    for name, verdict in verdicts.items():
+    for name, verdict in batch_verdicts(artifacts.layout).items():
         if name in wanted:
-            yield to_check_result(name, "normalized_teacher", verdict)
+            yield to_check_result(name, "teacher_batch", verdict)
 
 
-def normalized_verdicts(layout: Layout, policy: IntakePolicy) -> dict[str, Verdict]:
-    """The verdict of every check of normalized_teacher."""
-    sources = _sources(layout)
-    schema, scores = SchemaRule(sources), DeclaredScoresRule(policy.score_tolerance)
-    for row in read_rows(layout.normalized):
-        if schema.add(row):
-            scores.add(row)
-    counted = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
+def batch_verdicts(layout: Layout) -> dict[str, Verdict]:
+    """The verdict of every check of teacher_batch."""
+    report = read_report(report_path(layout))
+    if report is None:
+        return {spec.name: no_report() for spec in _SPECS}
+    balances = ledger_balances(report, layout.incoming)
+    try:
+        totals = totals_of(read_ledger(report.ledger))
+    except FileNotFoundError:
+        return {spec.name: balances for spec in _SPECS}
     return {
-        "schema": schema.verdict(),
-        "ledger_balances": ledger_balances(counted),
-        "rejected_share": rejected_share(counted.outcomes, policy.max_rejected_share),
-        "declared_scores_match_metric": scores.verdict(),
+        "ledger_balances": balances,
+        "acceptance_rate": acceptance_rate(report, totals),
+        "within_budget": within_budget(report),
     }
-
-
-def _sources(layout: Layout) -> list[Source]:
-    return sources_of(read_manifest(layout.raw), layout.raw)
-
-
-teacher_checks = [raw_teacher_checks, normalized_teacher_checks]

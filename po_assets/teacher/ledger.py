@@ -1,219 +1,146 @@
-"""The row ledger: one row for every landed line, with its outcome and why.
+"""The ledger of attempts: one row per request, with its outcome, reason, tokens and cost; and whether it balances.
 
-`normalized_teacher` opens it (rejected, or for the time being kept), `supervised_dataset` closes it. This module holds
-the ledger's vocabulary, its rows and the counting of outcomes from the file; deciding belongs to those who decide.
+It is written anew from the journal at the end of every run, whatever the run's end. What an outcome is belongs to
+`outcomes`.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import orjson
+from upath import UPath
 
-if TYPE_CHECKING:  # workers count outcomes and never look at files
-    from upath import UPath
+from po_assets.storage import atomic_file
+from po_assets.teacher.journal import Contents
+from po_assets.teacher.outcomes import Judged, Outcome
+from po_assets.teacher.settings import Prices
 
-    from po_assets.teacher.landing import Source
-
-OPENED_BY = "normalized_teacher"
-CLOSED_BY = "supervised_dataset"
-EXAMPLES_PER_OUTCOME = 3
-
-
-class Outcome(StrEnum):
-    """Where a landed line ended."""
-
-    KEPT = "kept"
-    REJECTED = "rejected"
-    REPLACED = "replaced"
-    DUPLICATE = "duplicate"
-    BELOW_MIN_SCORE = "below_min_score"
-    HELD_OUT = "held_out"
-    OVER_LENGTH = "over_length"
-    OVER_MAX_SAMPLES = "over_max_samples"
-
-
-def ledger_row(
-    *,
-    file: str,
-    line: int,
-    record_id: str,
-    format_name: str | None,
-    outcome: Outcome,
-    reason: str = "",
-    detail: str = "",
-    note: str = "",
-    decided_by: str = OPENED_BY,
-) -> dict[str, Any]:
-    """One row of the ledger.
-
-    `reason` is short and the same for all rows of its kind; `detail` says it in a sentence for this row; `note` is what
-    had to be decided on the way (a missing score computed, a concept derived) and stays whatever the outcome.
-    """
-    return {
-        "file": file,
-        "line": line,
-        "record_id": record_id,
-        "format": format_name,
-        "outcome": outcome.value,
-        "reason": str(reason),
-        "detail": detail,
-        "note": note,
-        "decided_by": decided_by,
-    }
+COLUMNS: dict[str, tuple[str, str]] = {
+    "request": ("string", "Id of the request, as in the journal and in the landed row's metadata."),
+    "payload": ("string", "Digest of what was asked."),
+    "concept_id": ("string", "The payload's name, where it has one."),
+    "in_batch": ("bool", "Whether the payload belongs to the last batch."),
+    "attempt": ("int", "Number of the request among those for its payload, from 1."),
+    "kind": ("string", "question, or reminder after an answer with a missing block."),
+    "outcome": ("string", f"{', '.join(Outcome)}."),
+    "reason": ("string", "Short, the same for all of its kind."),
+    "detail": ("string", "The reason in a sentence."),
+    "score": ("float", "The metric's score of a valid answer."),
+    "status": ("string", "The status in the answer."),
+    "prompt_tokens": ("int", "Tokens of the question."),
+    "completion_tokens": ("int", "Tokens of the answer, thinking included."),
+    "estimated": ("bool", "No bill came: tokens are the most that the request can have had."),
+    "cost": ("float", "By the prices of the settings."),
+    "seconds": ("float", "From sending to the last byte."),
+    "sent_at": ("string", "When it was sent (UTC)."),
+    "landed_in": ("string", "File in incoming/ that holds the row."),
+}
 
 
-@dataclass
-class OutcomeCounts:
-    """Rows by outcome and reason, with a few examples of each."""
-
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    examples: dict[tuple[str, str], list[Mapping[str, Any]]] = field(default_factory=dict)
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Count one ledger row."""
-        key = (str(row["outcome"]), str(row["reason"]))
-        before = self.counts.get(key, 0)
-        self.counts[key] = before + 1
-        if before < EXAMPLES_PER_OUTCOME:
-            self.examples.setdefault(key, []).append(row)
-
-    def merge(self, other: "OutcomeCounts") -> None:
-        """Add the counts and, where there is room, the examples of another part of the ledger."""
-        self.counts.update(other.counts)
-        for key, rows in other.examples.items():
-            kept = self.examples.setdefault(key, [])
-            kept += rows[: EXAMPLES_PER_OUTCOME - len(kept)]
-
-    @property
-    def total(self) -> int:
-        """All rows."""
-        return self.counts.total()
-
-    def of(self, outcome: Outcome) -> int:
-        """Rows of one outcome."""
-        return sum(count for (name, _), count in self.counts.items() if name == outcome)
-
-    def by_outcome(self) -> dict[str, int]:
-        """Rows of each outcome that occurs, in the order of `Outcome`."""
-        return {outcome.value: count for outcome in Outcome if (count := self.of(outcome))}
-
-    def table(self) -> list[dict[str, object]]:
-        """One row per outcome and reason, most frequent first: how many, their share, an example, more places."""
-        return [
-            {
-                "outcome": outcome,
-                "reason": reason or "–",
-                "rows": count,
-                "share": f"{count / self.total:.1%}",
-                "example": _example(self.examples[outcome, reason][0]),
-                "also": ", ".join(f"{row['file']}:{row['line']}" for row in self.examples[outcome, reason][1:]),
+def ledger_rows(
+    histories: Iterable[Sequence[Judged]], batch_keys: set[str], prices: Prices, contents: Contents
+) -> Iterator[dict[str, Any]]:
+    """The rows of all attempts, those for one payload together and in order."""
+    landed = {name: landing.file for landing in contents.landings.values() for name in landing.ids}
+    for history in histories:
+        for number, judged in enumerate(history, start=1):
+            sent, done = judged.attempt.sent, judged.attempt.done
+            prompt, completion = judged.attempt.tokens
+            yield {
+                "request": sent.id,
+                "payload": sent.key,
+                "concept_id": sent.payload.concept_id,
+                "in_batch": sent.key in batch_keys,
+                "attempt": number,
+                "kind": sent.kind,
+                "outcome": judged.outcome.value,
+                "reason": judged.reason,
+                "detail": judged.detail,
+                "score": judged.score,
+                "status": judged.status,
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "estimated": judged.estimated,
+                "cost": prices.cost(prompt, completion),
+                "seconds": done.seconds if done else None,
+                "sent_at": sent.at,
+                "landed_in": landed.get(sent.id),
             }
-            for (outcome, reason), count in self.counts.most_common()
-        ]
-
-    def example_rows(self, outcome: Outcome) -> list[dict[str, object]]:
-        """A few rows of one outcome, over all its reasons."""
-        return [
-            {"file": row["file"], "line": row["line"], "reason": row["reason"], "detail": row["detail"]}
-            for (name, _), rows in self.examples.items()
-            if name == outcome
-            for row in rows
-        ]
 
 
-def read_rows(path: "UPath") -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL table, one at a time."""
-    from po_assets.storage import open_buffered  # brings Dagster and pandas, which no worker needs
+def write_ledger(path: Path | UPath, rows: Iterable[dict[str, Any]]) -> None:
+    """Replace the ledger in one step."""
+    with atomic_file(path) as file:
+        for row in rows:
+            file.write(orjson.dumps(row) + b"\n")
 
-    with open_buffered(path) as file:
+
+def read_ledger(path: Path | UPath) -> Iterator[dict[str, Any]]:
+    """The rows of a ledger."""
+    with UPath(path).open("rb") as file:
         for line in file:
             yield orjson.loads(line)
 
 
-@dataclass(frozen=True)
-class Balance:
-    """What counting the files found: landed lines, ledger rows by outcome, and every disagreement, in words."""
+@dataclass
+class Totals:
+    """Sums over ledger rows."""
 
-    landed: int
-    outcomes: OutcomeCounts
-    disagreements: list[dict[str, object]]
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Requests by outcome and reason."""
+    tokens_by: Counter[tuple[str, str]] = field(default_factory=Counter)
+    cost_by: dict[tuple[str, str], float] = field(default_factory=dict)
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)
+    tokens: int = 0
+    cost: float = 0.0
+    estimated_cost: float = 0.0
 
+    def add(self, row: dict[str, Any]) -> None:
+        """Count one row."""
+        key = (row["outcome"], row["reason"])
+        tokens = row["prompt_tokens"] + row["completion_tokens"]
+        self.outcomes[key] += 1
+        self.tokens_by[key] += tokens
+        self.cost_by[key] = self.cost_by.get(key, 0.0) + row["cost"]
+        self.tokens += tokens
+        self.cost += row["cost"]
+        self.estimated_cost += row["cost"] * row["estimated"]
+        if key not in self.examples:
+            name = row["concept_id"] or row["payload"][:12]
+            self.examples[key] = f"{name}, attempt {row['attempt']}: {row['detail'] or _score(row)}"
 
-def balance(
-    raw: "UPath",
-    sources: "list[Source]",
-    ledger: "UPath",
-    normalized: "UPath",
-    rejected: "UPath",
-    *,
-    supervised: "UPath | None" = None,
-) -> Balance:
-    """Count landed lines, ledger rows, normalized rows and quarantined rows, each in its own file, and compare.
+    def of(self, outcome: Outcome) -> int:
+        """Requests of one outcome."""
+        return sum(count for (name, _), count in self.outcomes.items() if name == outcome)
 
-    The ledger must name every landed line once, in landing order; the order makes one pass in constant memory enough.
-    With the `supervised` rows it must be closed, too: every outcome final, and as many kept as there are training rows.
-    """
-    faults: list[dict[str, object]] = []
-    outcomes = OutcomeCounts()
-    expected = ((source.file, number) for source in sources for number in range(1, source.rows + 1))
-    known = {outcome.value for outcome in Outcome}
-    undecided = 0
-    for row in read_rows(ledger):
-        outcomes.add(row)
-        undecided += row["decided_by"] != CLOSED_BY and row["outcome"] != Outcome.REJECTED
-        due = next(expected, None)
-        if (row["file"], row["line"]) != due and len(faults) < 20:
-            faults.append(
-                {
-                    "file": row["file"],
-                    "line": row["line"],
-                    "fault": f"the ledger's row {outcomes.total} should be {_name(due)}",
-                }
-            )
-        if row["outcome"] not in known and len(faults) < 20:
-            faults.append({"file": row["file"], "line": row["line"], "fault": f"unknown outcome {row['outcome']!r}"})
-    if (due := next(expected, None)) is not None:
-        faults.append(
-            {"file": due[0], "line": due[1], "fault": "the ledger has no row for this line and those after it"}
-        )
-    landed = count_lines(raw)
-    quarantined = outcomes.of(Outcome.REJECTED)
-    counts = [
-        (landed, sum(source.rows for source in sources), "lines in the raw snapshot, by its manifest"),
-        (outcomes.total, landed, "rows in the ledger, one for each landed line"),
-        (count_lines(normalized), outcomes.total - quarantined, "normalized rows, one for each row not rejected"),
-        (count_lines(rejected), quarantined, "quarantined rows, one for each rejected row"),
-    ]
-    if supervised is not None:
-        kept = outcomes.of(Outcome.KEPT)
-        counts += [
-            (undecided, 0, "rows that supervised_dataset has not decided about"),
-            (count_lines(supervised), kept, "training rows, one for each row that the ledger calls kept"),
+    def table(self) -> list[dict[str, object]]:
+        """One row per outcome and reason, most frequent first, with an example."""
+        total = self.outcomes.total()
+        return [
+            {
+                "outcome": key[0],
+                "reason": key[1] or "–",
+                "requests": count,
+                "share": f"{count / total:.1%}",
+                "tokens": self.tokens_by[key],
+                "cost": self.cost_by[key],
+                "example": self.examples[key],
+            }
+            for key, count in self.outcomes.most_common()
         ]
-    for found, wanted, what in counts:
-        if found != wanted:
-            faults.append({"file": "", "line": None, "fault": f"{found:,} found where {wanted:,} are due: {what}"})
-    return Balance(landed, outcomes, faults)
 
 
-def count_lines(path: "UPath") -> int:
-    """Lines of a file, each of which ends in a newline; 0 where there is no file."""
-    if not path.exists():
-        return 0
-    total = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total += block.count(b"\n")
-    return total
+def totals_of(rows: Iterable[dict[str, Any]], *, batch_only: bool = True) -> Totals:
+    """Sums over the rows of the last batch, or over all."""
+    totals = Totals()
+    for row in rows:
+        if row["in_batch"] or not batch_only:
+            totals.add(row)
+    return totals
 
 
-def _example(row: Mapping[str, Any]) -> str:
-    text = f"{row['file']}:{row['line']}"
-    return f"{text} {row['detail'][:160]}".rstrip()
-
-
-def _name(place: tuple[str, int] | None) -> str:
-    return f"{place[0]}, line {place[1]}" if place else "missing: there are no more landed lines"
+def _score(row: dict[str, Any]) -> str:
+    return f"scores {row['score']:.3f}" if row["score"] is not None else ""

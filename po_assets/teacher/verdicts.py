@@ -1,269 +1,161 @@
-"""The rules of raw_teacher and normalized_teacher: what each looks at, and what it says in numbers and rows.
+"""The rules of teacher_batch: what each looks at, and what it says. Free of Dagster; `checks` runs these."""
 
-Nothing here knows Dagster's checks; `checks` runs these and shows what they say. A rule over many rows sees each row
-once (`add`) and then gives its verdict, so that one pass over a table serves all its rules in constant memory.
-"""
-
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from pathlib import Path
 
 from upath import UPath
 
-from po_assets.presentation import Verdict
-from po_assets.product_owner import STATUSES
-from po_assets.teacher.formats import FORMATS
-from po_assets.teacher.landing import LandingError, Source, snapshot_lines
-from po_assets.teacher.ledger import Balance, Outcome, OutcomeCounts
-from po_assets.teacher.normalization import COLUMNS
-from po_assets.teacher.offenders import Offenders
-from po_assets.teacher.wording import amount, verb
+from po_assets.dag import Verdict
+from po_assets.intake.ledger import count_lines
+from po_assets.teacher.journal import Contents, read_journal
+from po_assets.teacher.ledger import Totals, read_ledger, totals_of
+from po_assets.teacher.outcomes import Outcome
+from po_assets.teacher.report import BatchReport
+from po_assets.text import amount, verb
 
-_FORMATS = {known.name for known in FORMATS}
-_TEXTS = ("record_id", "file", "concept", "requirements_yaml", "vision_yaml", "review_yaml", "input_digest")
+_KNOWN = {outcome.value for outcome in Outcome}
+_TOLERANCE = 1e-9
+"""Of sums of money: the same figures added in another order."""
 
 
-def has_records(raw: UPath, sources: list[Source], not_taken: Mapping[str, Any]) -> Verdict:
-    """The snapshot holds the lines that its manifest promises, and at least one that is not blank.
+def no_report() -> Verdict:
+    """There is nothing to check yet."""
+    return Verdict(False, "No batch has been run yet.", next_step="Materialize teacher_batch.")
 
-    A warning when something in the landing folder was not taken in (`landing.not_taken_record`).
-    """
-    records, lines = 0, sum(source.rows for source in sources)
-    without = {source.file: source.rows for source in sources}
+
+def ledger_balances(report: BatchReport, incoming: UPath) -> Verdict:
+    """Every request of the journal has one outcome in the ledger, and tokens, money, payloads and rows add up."""
     try:
-        for line in snapshot_lines(raw, sources):
-            if line.data.strip():
-                records += 1
-                without.pop(line.file, None)
-    except LandingError as error:
-        return Verdict(False, str(error), next_step="Materialize raw_teacher again.")
-    others = not_taken.get("count", 0)
-    numbers = {"records": records, "blank_lines": lines - records, "files": len(sources), "not_taken": others}
-    files = amount(len(sources), "landed file")
-    empty = [{"file": name, "lines": rows, "reason": "holds no record"} for name, rows in without.items()]
-    if not records:
+        rows = list(read_ledger(report.ledger))
+        contents = read_journal(Path(report.journal))
+    except FileNotFoundError as error:
+        return Verdict(False, f"{error.filename} is missing.", next_step="Materialize teacher_batch again.")
+    totals = totals_of(rows)
+    faults = [
+        *_request_faults(rows, contents),
+        *_sum_faults(report, totals),
+        *_landing_faults(rows, contents, incoming),
+    ]
+    numbers = {"requests": report.requests, "ledger_rows": len(rows), "disagreements": len(faults)}
+    numbers |= {outcome.value: totals.of(outcome) for outcome in Outcome}
+    if faults:
         return Verdict(
             False,
-            f"There is no teacher row: {files} {verb(len(sources), 'holds', 'hold')} nothing but "
-            f"{amount(lines, 'blank line')}.",
-            next_step="Put teacher rows into the landing folder and materialize raw_teacher again.",
-            rows=empty,
+            f"The ledger of attempts does not balance: {amount(len(faults), 'disagreement')} found.",
+            next_step=f"Materialize teacher_batch again, which writes the ledger anew from {report.journal}, and "
+            "change neither by hand. Nothing is paid for twice by that.",
+            rows=[{"fault": fault} for fault in faults],
             numbers=numbers,
         )
-    note = f" {len(empty):,} of the files {verb(len(empty), 'holds', 'hold')} none." if empty else ""
-    found = f"There {verb(records, 'is', 'are')} {amount(records, 'record')} in {files}."
-    if not others:
-        return Verdict(True, f"{found}{note}", rows=empty, numbers=numbers)
-    first = not_taken["first"]
-    names = ", ".join(f"'{entry['file']}'" for entry in first) + ", …" * (others > len(first))
+    parts = " + ".join(f"{count:,} {name}" for name in Outcome if (count := totals.of(name))) or "nothing"
+    return Verdict(
+        True,
+        f"{amount(report.requests, 'request')} = {parts}; {amount(report.payloads, 'payload')} = {report.accepted:,} "
+        f"accepted + {report.given_up:,} given up + {report.failed:,} failed + {report.open:,} open.",
+        numbers=numbers,
+    )
+
+
+def acceptance_rate(report: BatchReport, totals: Totals) -> Verdict:
+    """Enough of the answers were accepted; a warning, since what was accepted is good."""
+    numbers = {"acceptance_rate": report.acceptance, "answers": report.answers, "accepted": report.accepted}
+    if not report.answers:
+        return Verdict(
+            report.payloads == 0 or report.ended == "budget",
+            f"No answer came: {report.reason}.",
+            next_step="See the reasons in the table.",
+            rows=totals.table(),
+            numbers=numbers,
+            severity="WARN",
+        )
+    said = f"{report.accepted:,} of {amount(report.answers, 'answer')} ({report.acceptance:.1%}) were accepted"
+    if report.acceptance >= report.min_acceptance:
+        return Verdict(True, f"{said}.", numbers=numbers, severity="WARN")
     return Verdict(
         False,
-        f"{found}{note} {amount(others, 'other name')} in the landing folder {verb(others, 'was', 'were')} not taken "
-        f"in: {names}.",
-        next_step="The table says why. What holds teacher rows belongs directly into the landing folder, readable and "
-        "named *.jsonl; move the rest elsewhere, and materialize raw_teacher again.",
-        rows=[*first, *empty],
+        f"{said}, at least {report.min_acceptance:.0%} should be.",
+        next_step="The table says why the others were not. When blocks are missing or the validator fails, the model "
+        "does not keep to the form: set `instructions`, or ask a larger model. When answers are cut, raise "
+        "max_output_tokens: only they are asked again.",
+        rows=totals.table(),
         numbers=numbers,
         severity="WARN",
     )
 
 
-class SchemaRule:
-    """Every normalized row has exactly the columns, with values that can be, in landing order."""
-
-    def __init__(self, sources: list[Source]) -> None:
-        self._positions = {source.file: position for position, source in enumerate(sources)}
-        self._last = (-1, 0)
-        self._rows = 0
-        self._offenders = Offenders()
-
-    def add(self, row: dict[str, Any]) -> bool:
-        """Look at one row; whether it is sound."""
-        self._rows += 1
-        faults = _row_faults(row)
-        if not faults:
-            place = (self._positions.get(row["file"], -1), row["line"])
-            if place <= self._last:
-                faults = ["it stands twice or out of landing order, or is of a file that did not land"]
-            self._last = max(self._last, place)
-        if faults:
-            self._offenders.add({"file": row.get("file"), "line": row.get("line"), "fault": "; ".join(faults)})
-        return not faults
-
-    def verdict(self) -> Verdict:
-        """Whether all rows are sound."""
-        numbers = {"checked_rows": self._rows, "faulty_rows": self._offenders.count}
-        if not self._rows:
-            return Verdict(
-                False,
-                "There is no normalized row: every landed line was rejected.",
-                next_step="See the reasons under rejected_share, correct the rows and land them again.",
-                numbers=numbers,
-            )
-        if self._offenders:
-            return Verdict(
-                False,
-                f"{self._offenders.count:,} of {amount(self._rows, 'normalized row')} "
-                f"{verb(self._offenders.count, 'breaks', 'break')} the schema.",
-                next_step="Materialize normalized_teacher again. If the fault stays, the row's record format is "
-                "converted wrongly (po_assets/teacher/formats.py).",
-                rows=self._offenders.rows,
-                numbers=numbers,
-            )
-        return Verdict(
-            True,
-            f"{self._rows:,} of {amount(self._rows, 'row')} have the {len(COLUMNS)} columns with sound values.",
-            numbers=numbers,
-        )
-
-
-class DeclaredScoresRule:
-    """Declared scores are those that the metric gives."""
-
-    def __init__(self, tolerance: float) -> None:
-        self._tolerance = tolerance
-        self._rows = self._declared = 0
-        self._offenders = Offenders()
-        self._largest = 0.0
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Look at one row that passed the schema."""
-        self._rows += 1
-        declared, metric = row["declared_score"], row["metric_score"]
-        if declared is None:
-            return
-        self._declared += 1
-        difference = abs(declared - metric)
-        self._largest = max(self._largest, difference)
-        if difference > self._tolerance:
-            self._offenders.add(
-                {
-                    "file": row["file"],
-                    "line": row["line"],
-                    "declared": declared,
-                    "metric": metric,
-                    "difference": declared - metric,
-                    "status": row["status"],
-                },
-                weight=difference,
-            )
-
-    def verdict(self) -> Verdict:
-        """Whether declared and measured scores agree; a warning, since the policy may trust the declared ones."""
-        numbers = {
-            "declared_scores": self._declared,
-            "missing_scores": self._rows - self._declared,
-            "disagreeing_scores": self._offenders.count,
-            "largest_difference": self._largest,
-        }
-        missing = self._rows - self._declared
-        note = (
-            f" {amount(missing, 'row')} {verb(missing, 'declares', 'declare')} none; the metric's score stands in."
-            if missing
-            else ""
-        )
-        if not self._offenders:
-            return Verdict(
-                True,
-                f"{self._declared:,} of {amount(self._declared, 'declared score')} agree with the metric to within "
-                f"{self._tolerance:g}.{note}",
-                numbers=numbers,
-                severity="WARN",
-            )
-        return Verdict(
-            False,
-            f"{self._offenders.count:,} of {amount(self._declared, 'declared score')} "
-            f"{verb(self._offenders.count, 'differs', 'differ')} from the metric's by more than {self._tolerance:g}, "
-            f"the worst by {self._largest:.3f}.{note}",
-            next_step="Find out who scored these rows and how. To select by the metric's own scores instead, set "
-            "`score_source: metric` in the resource `selection`.",
-            rows=self._offenders.rows,
-            numbers=numbers,
-            severity="WARN",
-        )
-
-
-def ledger_balances(found: Balance) -> Verdict:
-    """Every landed line has exactly one outcome, by counting the files."""
-    parts = " + ".join(f"{count:,} {name}" for name, count in found.outcomes.by_outcome().items()) or "nothing"
-    numbers = {
-        "landed": found.landed,
-        "ledger_rows": found.outcomes.total,
-        "disagreements": len(found.disagreements),
-    }
-    if found.disagreements:
-        return Verdict(
-            False,
-            f"The ledger does not balance: {amount(found.landed, 'line')} landed, the ledger says {parts}; "
-            f"{amount(len(found.disagreements), 'disagreement')} found.",
-            next_step="The files under distillation/ do not belong together. Materialize normalized_teacher and "
-            "supervised_dataset again, and change none of them by hand.",
-            rows=found.disagreements,
-            numbers=numbers,
-        )
-    return Verdict(True, f"{amount(found.landed, 'landed line')} = {parts}.", numbers=numbers)
-
-
-def rejected_share(outcomes: OutcomeCounts, max_share: float) -> Verdict:
-    """Few enough landed rows were rejected; a warning when any was."""
-    rejected, landed = outcomes.of(Outcome.REJECTED), outcomes.total
-    share = rejected / landed if landed else 0.0
-    numbers = {"rejected": rejected, "rejected_share": share}
-    if not rejected:
-        return Verdict(True, f"None of {amount(landed, 'landed row')} was rejected.", numbers=numbers)
-    above = share > max_share
-    reasons = ", ".join(
-        f"{count:,} {reason}"
-        for (outcome, reason), count in outcomes.counts.most_common()
-        if outcome == Outcome.REJECTED
+def within_budget(report: BatchReport) -> Verdict:
+    """No limit was exceeded; says what is left and how the batch ended."""
+    used = (
+        ("rows", report.accepted, report.max_rows),
+        ("tokens", report.tokens, report.max_tokens),
+        ("cost", report.cost, report.max_cost),
     )
+    numbers: dict[str, float] = {name: value for name, value, _ in used}
+    numbers["estimated_cost"] = report.estimated_cost
+    numbers |= {f"{name}_left": limit - value for name, value, limit in used if limit is not None}
+    over = [
+        {"limit": f"max_{name}", "is": limit, "used": value}
+        for name, value, limit in used
+        if limit is not None and value > limit + _TOLERANCE
+    ]
+    if over:
+        return Verdict(
+            False,
+            f"The budget was exceeded: {', '.join(str(row['limit']) for row in over)}.",
+            next_step="Either the limit is lower than in an earlier run of this batch, or the server charges more "
+            "tokens than max_output_tokens allows (some do for thinking): see the ledger's largest rows, and set "
+            "token_limit_parameter or extra_body so that it keeps to the limit.",
+            rows=over,
+            numbers=numbers,
+        )
+    limits = "; ".join(f"{value:,g} of {limit:,g} {name}" for name, value, limit in used if limit is not None)
+    waiting = report.open + report.failed
     return Verdict(
-        False,
-        f"{rejected:,} of {amount(landed, 'landed row')} ({share:.1%}) {verb(rejected, 'was', 'were')} rejected, "
-        f"at most {max_share:.1%} may be: {reasons}.",
-        next_step="Their lines stand verbatim, with the reason, in distillation/po_teacher_rejected.jsonl: correct "
-        "them, land them again as a new file, and delete them from the old one."
-        + (" Nothing is trained on this data until then, or until max_rejected_share is raised." if above else ""),
-        rows=outcomes.example_rows(Outcome.REJECTED),
+        True,
+        f"The batch ended: {report.reason}. Used: {limits or 'no limit is set'}; {amount(waiting, 'payload')} "
+        f"{verb(waiting, 'is', 'are')} left to ask.",
         numbers=numbers,
-        severity="ERROR" if above else "WARN",
     )
 
 
-def _row_faults(row: dict[str, Any]) -> list[str]:
-    """Everything that is wrong with one normalized row, in words."""
-    if list(row) != list(COLUMNS):
-        missing, surplus = set(COLUMNS) - set(row), set(row) - set(COLUMNS)
-        wrong = [f"no column {name}" for name in sorted(missing)] + [
-            f"unknown column {name}" for name in sorted(surplus)
-        ]
-        return wrong or ["its columns are not in order"]
-    faults = [f"{name} is no text or blank" for name in _TEXTS if not _is_text(row[name])]
-    if not isinstance(row["line"], int) or row["line"] < 1:
-        faults.append(f"line is {row['line']!r}")
-    if row["format"] not in _FORMATS:
-        faults.append(f"unknown format {row['format']!r}")
-    if row["status"] not in STATUSES:
-        faults.append(f"unknown status {row['status']!r}")
-    faults += [f"{name} is {row[name]!r}" for name in ("score", "metric_score") if not _is_share(row[name])]
-    declared = row["declared_score"]
-    if declared is not None and not _is_share(declared):
-        faults.append(f"declared_score is {declared!r}")
-    source = "metric" if declared is None else "declared"
-    if row["score_source"] != source or row["score"] != row[f"{source}_score"]:
-        faults.append(f"score is not the {source} score")
-    if not isinstance(row["valid"], bool) or row["valid"] is bool(row["invalid_reason"]):
-        faults.append("valid and invalid_reason contradict each other")
-    if not isinstance(row["vision_in_prompt"], bool):
-        faults.append(f"vision_in_prompt is {row['vision_in_prompt']!r}")
-    if not isinstance(row["metadata"], dict):
-        faults.append("metadata is no object")
+def _request_faults(rows: list[dict[str, object]], contents: Contents) -> list[str]:
+    listed = Counter(str(row["request"]) for row in rows)
+    faults = [f"request {name} has {count} rows in the ledger" for name, count in listed.items() if count > 1]
+    faults += [f"request {name} of the journal is not in the ledger" for name in contents.attempts.keys() - listed]
+    faults += [f"request {name} of the ledger is not in the journal" for name in listed.keys() - contents.attempts]
+    faults += [f"request {row['request']} ends as {row['outcome']!r}" for row in rows if row["outcome"] not in _KNOWN]
+    for row in rows:
+        attempt = contents.attempts.get(str(row["request"]))
+        if attempt and (row["prompt_tokens"], row["completion_tokens"]) != attempt.tokens:
+            faults.append(f"request {row['request']} has other tokens in the ledger than in the journal")
+    accepted = Counter(str(row["payload"]) for row in rows if row["outcome"] == Outcome.ACCEPTED)
+    faults += [f"payload {key} was accepted {count} times" for key, count in accepted.items() if count > 1]
     return faults
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _sum_faults(report: BatchReport, totals: Totals) -> list[str]:
+    states = report.accepted + report.given_up + report.failed + report.open
+    pairs = (
+        ("requests of the batch", report.requests, totals.outcomes.total()),
+        ("accepted payloads", report.accepted, totals.of(Outcome.ACCEPTED)),
+        ("tokens", report.tokens, totals.tokens),
+        ("payloads over all states", report.payloads, states),
+    )
+    faults = [
+        f"{what}: the report says {said:,}, counting gives {found:,}" for what, said, found in pairs if said != found
+    ]
+    if abs(report.cost - totals.cost) > _TOLERANCE:
+        faults.append(f"cost: the report says {report.cost:.6f}, adding up gives {totals.cost:.6f}")
+    return faults
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
+def _landing_faults(rows: list[dict[str, object]], contents: Contents, incoming: UPath) -> list[str]:
+    by_file = Counter(str(row["landed_in"]) for row in rows if row["landed_in"])
+    faults = []
+    for name, landing in contents.landings.items():
+        if by_file[name] != len(landing.ids):
+            faults.append(f"{name}: {by_file[name]} rows in the ledger, {len(landing.ids)} in the journal")
+        path = incoming / name  # people may move a file away once it is taken in
+        if path.exists() and (lines := count_lines(path)) != len(landing.ids):
+            faults.append(f"{name}: {lines} lines in incoming/, {len(landing.ids)} in the journal")
+    return faults

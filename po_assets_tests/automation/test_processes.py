@@ -22,7 +22,7 @@ from po_assets.automation.processes import (
     process_tag,
     root_of,
 )
-from po_assets.storage.lease import held
+from po_assets.storage import lock
 from po_assets_tests.automation.live import LOCATION
 from po_assets_tests.automation.workplace import REPOSITORY, Workplace, make_workplace
 
@@ -121,7 +121,7 @@ def test_a_run_waits_for_another_on_the_same_artifacts(place: Workplace) -> None
     left = place.root / "models" / ".staging-po_student_v2-1a2b"
     left.mkdir(parents=True)
     os.utime(left, (0, 0))
-    with held(UPath(place.root / LOCK), print):
+    with lock(UPath(place.root / LOCK)):
         run = start(place, "-m", "dagster", "asset", "materialize", "--select", "raw_teacher", "-m", LOCATION)
         said = read_until(run, "Waiting until it ends")
         assert f"Another run writes to {place.root} right now" in said
@@ -139,7 +139,7 @@ def test_a_waiting_run_can_be_ended(place: Workplace, end: signal.Signals) -> No
     """At once, not when the other run has ended."""
     from upath import UPath
 
-    with held(UPath(place.root / LOCK), print):
+    with lock(UPath(place.root / LOCK)):
         run = start(place, "-m", "dagster", "asset", "materialize", "--select", "raw_teacher", "-m", LOCATION)
         read_until(run, "Waiting until it ends")
         run.send_signal(end)
@@ -153,7 +153,7 @@ def test_an_interrupted_training_is_not_started_again(tmp_path: Path) -> None:
     script = f"""
 import po_assets.definitions
 from po_assets_tests.automation.tiny_definitions import tiny_definitions
-from po_assets.student import training
+from po_assets.training import training
 from pathlib import Path
 po_assets.definitions.defs = tiny_definitions(Path({str(place.folder / "tiny")!r}))
 import time

@@ -16,7 +16,8 @@ from dagster._core.test_utils import create_run_for_test
 from po_assets.automation import watching
 from po_assets.automation.jobs import main_job
 from po_assets.automation.sensors import TEACHER_FILES, new_teacher_data, teacher_files
-from po_assets.storage import Artifacts, Layout
+from po_assets.dag import Artifacts
+from po_assets.storage import Layout
 from po_assets_tests.storage.s3_server import s3_server
 
 
@@ -255,8 +256,8 @@ def test_a_reset_sensor_launches_under_a_key_of_its_own(artifacts: Artifacts, in
 
 def taken_in(artifacts: Artifacts, instance: dg.DagsterInstance, job: str, selection: list[dg.AssetKey] | None) -> None:
     """Run raw_teacher under a job of this name."""
-    from po_assets.storage import JsonlIOManager
-    from po_assets.teacher.assets import raw_teacher
+    from po_assets.dag import JsonlIOManager
+    from po_assets.intake.assets import raw_teacher
 
     defs = dg.Definitions(
         assets=[teacher_files, raw_teacher],

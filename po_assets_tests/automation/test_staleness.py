@@ -19,7 +19,7 @@ from po_assets.automation.gates import refuse_below_failed_gate
 from po_assets.automation.jobs import main_job
 from po_assets.automation.schedules import nightly_catch_up
 from po_assets.automation.staleness import artifact_problem, catch_up
-from po_assets.storage import Artifacts
+from po_assets.dag import Artifacts
 from po_assets_tests.automation.tiny_definitions import tiny_definitions
 from po_assets_tests.automation.workplace import Workplace, good_row, make_workplace
 
@@ -101,7 +101,7 @@ def test_the_same_data_again_leaves_everything_fresh_and_costs_nothing(
     shutil.copy(place.incoming / "good.jsonl", place.incoming / "again")
     (place.incoming / "again").replace(place.incoming / "good.jsonl")
     from po_assets.evaluation import models
-    from po_assets.student import student
+    from po_assets.training import student
 
     def never(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was loaded")

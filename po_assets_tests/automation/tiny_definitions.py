@@ -7,10 +7,10 @@ import dagster as dg
 
 from po_assets import definitions
 from po_assets.automation.versions import with_settings_versions
-from po_assets.base_model import BaseModel
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.evaluation.settings import DecodingSettings
-from po_assets.student.recipe import StudentRecipe
+from po_assets.model import BaseModel
+from po_assets.training.recipe import StudentRecipe
 
 RECIPE = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4}
 DECODING = {"mode": "free", "max_new_tokens": 8, "batch_size": 4, "free_cases": 0}

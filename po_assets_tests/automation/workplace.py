@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from po_assets_tests.base_model.tiny_model import make_tiny_model
 from po_assets_tests.evaluation.scenes import CONCEPT, REQUIREMENTS, REVIEW, VISION, cases, cases_table
+from po_assets_tests.model.tiny_model import make_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROWS = 8

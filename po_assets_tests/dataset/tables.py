@@ -10,12 +10,11 @@ from po_assets.dataset.closing import Closed, build_supervised
 from po_assets.dataset.eval_cases import EvalCase, read_eval_cases
 from po_assets.dataset.selection import ScoreSource, SelectionRules
 from po_assets.dataset.token_budget import TokenBudget
-from po_assets.storage import Layout
-from po_assets.teacher.landing import list_landing, snapshot, sources_record
-from po_assets.teacher.ledger import read_rows
-from po_assets.teacher.pipeline import normalize_snapshot
+from po_assets.intake.landing import list_landing, snapshot, sources_record
+from po_assets.intake.pipeline import normalize_snapshot
+from po_assets.storage import Layout, read_rows
+from po_assets_tests.intake.landed_rows import land, teacher_row
 from po_assets_tests.product_owner.documents_text import REVIEW, VISION
-from po_assets_tests.teacher.landed_rows import land, teacher_row
 
 WORDS = [
     "harbour",

@@ -8,21 +8,22 @@ import dagster as dg
 import orjson
 import pytest
 
-from po_assets.base_model import BaseModel, BaseModelError
+from po_assets.dag import Artifacts, JsonlIOManager
 from po_assets.dataset import assets, checks
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks
 from po_assets.dataset.gate import read_gate, refusal
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.dataset.token_budget import TokenBudget
+from po_assets.errors import UserError
+from po_assets.intake.assets import normalized_teacher, raw_teacher
+from po_assets.intake.checks import teacher_checks
+from po_assets.model import BaseModel
 from po_assets.product_owner import build_prompt
-from po_assets.storage import Artifacts, JsonlIOManager, Layout, file_digest, read_manifest
-from po_assets.teacher.assets import normalized_teacher, raw_teacher
-from po_assets.teacher.checks import teacher_checks
-from po_assets.teacher.ledger import read_rows
+from po_assets.storage import Layout, file_digest, read_manifest, read_rows
 from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
-from po_assets_tests.teacher.landed_rows import land, pair_row, vision_prompt_row
-from po_assets_tests.teacher.test_checks import evaluations, failure_message, table
+from po_assets_tests.intake.landed_rows import land, pair_row, vision_prompt_row
+from po_assets_tests.intake.test_checks import evaluations, failure_message, table
 
 EVERYTHING = [raw_teacher, normalized_teacher, eval_cases, supervised_dataset, *teacher_checks, *dataset_checks]
 GOOD = [row(number) for number in range(9)] + [row(9, "conflicts")]
@@ -268,7 +269,7 @@ def test_a_base_model_that_is_not_there_leaves_the_dataset_as_it_was(
     made = {path.name: path.read_bytes() for path in (layout.supervised, layout.ledger, layout.supervised_gate)}
 
     def no_model(*_: object) -> TokenBudget:
-        raise BaseModelError("The base model 'x' is neither a folder nor a Hub id")
+        raise UserError("The base model 'x' is neither a folder nor a Hub id")
 
     monkeypatch.setattr(assets, "token_budget", no_model)
     result = run(layout, [supervised_dataset], cases=None)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from po_assets.dataset.eval_cases import EvalCasesError, read_eval_cases
+from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.errors import UserError
 from po_assets_tests.dataset.tables import case
 
 
@@ -38,7 +39,7 @@ def test_all_faults_of_the_file_are_named_at_once(tmp_path: Path) -> None:
         case(5),
         case(5) | {"case_id": "other"},
     )
-    with pytest.raises(EvalCasesError) as raised:
+    with pytest.raises(UserError) as raised:
         read_eval_cases(path)
     message = str(raised.value)
     assert message.startswith(f"The evaluation cases {str(path)!r} have ")
@@ -59,18 +60,18 @@ def test_all_faults_of_the_file_are_named_at_once(tmp_path: Path) -> None:
 
 def test_many_faults_are_cut_to_a_readable_number(tmp_path: Path) -> None:
     """The rest is counted."""
-    with pytest.raises(EvalCasesError, match=r"have 30 faults: .*; and 10 more\. Correct"):
+    with pytest.raises(UserError, match=r"have 30 faults: .*; and 10 more\. Correct"):
         read_eval_cases(write(tmp_path, *["{"] * 30))
 
 
 def test_an_empty_file_is_a_fault(tmp_path: Path) -> None:
     """Nothing to evaluate is no success."""
-    with pytest.raises(EvalCasesError, match="have 1 fault: it is empty"):
+    with pytest.raises(UserError, match="have 1 fault: it is empty"):
         read_eval_cases(write(tmp_path))
 
 
 def test_a_missing_file_names_the_way_out(tmp_path: Path) -> None:
     """Where it should be and how to bring it back."""
     path = UPath(tmp_path / "none.jsonl")
-    with pytest.raises(EvalCasesError, match=r"do not exist\. Put the file there"):
+    with pytest.raises(UserError, match=r"do not exist\. Put the file there"):
         read_eval_cases(path)

@@ -11,17 +11,17 @@ import orjson
 import pytest
 from upath import UPath
 
-from po_assets.base_model import ChatFormat
+from po_assets.dag import Artifacts
 from po_assets.dataset.assets import supervised_dataset
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.scoring import ScoredAnswer, answers_frame, score_answers
+from po_assets.model import ChatFormat
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
-from po_assets.storage import Artifacts, Layout, read_manifest
-from po_assets.student import verdicts as student_verdicts
-from po_assets.student.rows import Batch, TrainingRow, collate
-from po_assets.teacher.ledger import read_rows
+from po_assets.storage import Layout, read_manifest, read_rows
+from po_assets.training import verdicts as student_verdicts
+from po_assets.training.rows import Batch, TrainingRow, collate
 from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
 from po_assets_tests.dataset.test_checks import (
     GOOD,
@@ -36,11 +36,11 @@ from po_assets_tests.evaluation.scenes import GOOD as GOOD_ANSWER
 from po_assets_tests.evaluation.scenes import VISION as EVALUATED_VISION
 from po_assets_tests.evaluation.scenes import cases as evaluation_cases
 from po_assets_tests.evaluation.scenes import scored
+from po_assets_tests.intake.landed_rows import land, pair_row, prompt_output_row, vision_prompt_row
 from po_assets_tests.product_owner.documents_text import REVIEW
-from po_assets_tests.student.test_asset import materialize as train
-from po_assets_tests.student.test_asset import run_checks as adapter_checks
-from po_assets_tests.student.tiny_training import make_artifacts
-from po_assets_tests.teacher.landed_rows import land, pair_row, prompt_output_row, vision_prompt_row
+from po_assets_tests.training.test_asset import materialize as train
+from po_assets_tests.training.test_asset import run_checks as adapter_checks
+from po_assets_tests.training.tiny_training import make_artifacts
 
 __all__ = ["words_for_tokens"]  # the fixture that counts words for tokens
 

@@ -11,12 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from po_assets.dataset import closing
-from po_assets.dataset.closing import TablesDisagreeError
 from po_assets.dataset.token_budget import TokenBudget
+from po_assets.errors import UserError
 from po_assets.product_owner import build_prompt, format_answer
-from po_assets.storage import Layout
-from po_assets.teacher import parallel
-from po_assets.teacher.ledger import read_rows
+from po_assets.storage import Layout, read_rows, workers
 from po_assets_tests.dataset.tables import (
     WORD_COUNT,
     case,
@@ -28,7 +26,7 @@ from po_assets_tests.dataset.tables import (
     row,
     texts,
 )
-from po_assets_tests.teacher.landed_rows import pair_row
+from po_assets_tests.intake.landed_rows import pair_row
 
 
 def entries(layout: Layout) -> list[dict[str, Any]]:
@@ -244,7 +242,7 @@ def test_a_ledger_of_other_rows_is_refused(tmp_path: Path) -> None:
     normalized_tables(tmp_path, a=[row(2)])
     layout.ledger.write_bytes(ledger[0])
     (layout.ledger.parent / f"{layout.ledger.name}.manifest.json").write_bytes(ledger[1])
-    with pytest.raises(TablesDisagreeError, match=r"opened for another normalized table\. Materialize"):
+    with pytest.raises(UserError, match=r"opened for another normalized table\. Materialize"):
         close(layout)
 
 
@@ -252,7 +250,7 @@ def test_missing_tables_are_named(tmp_path: Path) -> None:
     """With the way out."""
     layout = normalized_tables(tmp_path, a=[row(1)])
     layout.ledger.unlink()
-    with pytest.raises(TablesDisagreeError, match=r"po_teacher_ledger.jsonl is missing.*Materialize raw_teacher and"):
+    with pytest.raises(UserError, match=r"po_teacher_ledger.jsonl is missing.*Materialize raw_teacher and"):
         close(layout)
 
 
@@ -261,7 +259,7 @@ def test_a_ledger_with_a_row_missing_is_refused_and_nothing_is_published(tmp_pat
     layout = normalized_tables(tmp_path, a=[row(1), row(2)])
     lines = layout.ledger.read_bytes().splitlines(keepends=True)
     layout.ledger.write_bytes(lines[1] + lines[0])
-    with pytest.raises(TablesDisagreeError, match=r"a\.jsonl, line 2 has no normalized row"):
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2 has no normalized row"):
         close(layout)
     assert not layout.supervised.exists()
     assert layout.ledger.read_bytes() == lines[1] + lines[0]
@@ -269,11 +267,11 @@ def test_a_ledger_with_a_row_missing_is_refused_and_nothing_is_published(tmp_pat
 
 def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judging rows in two processes gives the files that one gives."""
-    monkeypatch.setattr(parallel, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(workers, "BLOCK_ROWS", 3)
     layout = normalized_tables(tmp_path, a=[row(number, score=0.8 + number / 400) for number in range(40)])
     written = []
-    for workers in (1, 2):
-        close(layout, workers=workers, max_samples=20)
+    for processes in (1, 2):
+        close(layout, workers=processes, max_samples=20)
         written.append((layout.supervised.read_bytes(), layout.ledger.read_bytes()))
     assert written[0] == written[1]
 

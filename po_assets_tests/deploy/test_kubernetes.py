@@ -24,7 +24,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from po_assets.compute import ComputeError, gpus_per_step, op_tags
+from po_assets.dag.compute import gpus_per_step, op_tags
+from po_assets.errors import UserError
 from po_assets.storage import Layout, read_manifest
 from po_assets.storage.layout import artifact_root
 from po_assets_tests.automation.workplace import REPOSITORY, make_workplace
@@ -326,7 +327,7 @@ def test_a_part_of_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, gpus: str) 
     """Kubernetes knows none: the step would silently take a whole one."""
     monkeypatch.setenv("PO_EXECUTOR", "kubernetes")
     monkeypatch.setenv("PO_GPUS", gpus)
-    with pytest.raises(ComputeError, match=f"PO_GPUS is '{gpus}', and Kubernetes gives a pod whole GPUs only. Use 1"):
+    with pytest.raises(UserError, match=f"PO_GPUS is '{gpus}', and Kubernetes gives a pod whole GPUs only. Use 1"):
         op_tags()
     for whole in ("0", "1"):
         monkeypatch.setenv("PO_GPUS", whole)

@@ -18,11 +18,11 @@ import yaml
 
 from po_assets.automation.ray_head import local_head, steps_at_once
 from po_assets.automation.ray_steps import PASSED_ON, unmet_needs
-from po_assets.compute import POOL
+from po_assets.dag.compute import POOL
 from po_assets.storage import Layout
-from po_assets.student.student import adapter_problem
+from po_assets.training.student import adapter_problem
 from po_assets_tests.deploy.ray_deployment import REPOSITORY, Deployment, dagster_processes, deployment, wait_until
-from po_assets_tests.student.tiny_training import make_artifacts
+from po_assets_tests.training.tiny_training import make_artifacts
 
 ONE_BOX = REPOSITORY / "deploy" / "ray" / "dagster.yaml"
 

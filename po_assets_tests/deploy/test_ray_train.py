@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from po_assets.student.progress import Progress
-from po_assets.student.student import make_student
-from po_assets.student.training import TrainingError
-from po_assets_tests.student.tiny_training import PAIRS, make_artifacts, tiny_recipe
+from po_assets.errors import UserError
+from po_assets.training.progress import Progress
+from po_assets.training.student import make_student
+from po_assets_tests.training.tiny_training import PAIRS, make_artifacts, tiny_recipe
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_two_workers_make_the_student_of_one(tmp_path: Path, monkeypatch: pytest
     two.supervised_gate.unlink()
     with pytest.raises(Exception, match="gate") as refusal:
         make_student(two, PAIRS, recipe, Progress(said.append))
-    assert type(refusal.value).__name__ == "StudentRefusedError"
+    assert type(refusal.value).__name__ == "UserError"
 
 
 def test_more_workers_without_ray_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,5 +43,5 @@ def test_more_workers_without_ray_are_refused(tmp_path: Path, monkeypatch: pytes
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     layout = make_artifacts(tmp_path)
-    with pytest.raises(TrainingError, match=r"num_workers is 2, .* make setup EXTRAS=ray, or set num_workers"):
+    with pytest.raises(UserError, match=r"num_workers is 2, .* make setup EXTRAS=ray, or set num_workers"):
         make_student(layout, PAIRS, tiny_recipe(tmp_path / "tiny", num_workers=2), Progress(print))

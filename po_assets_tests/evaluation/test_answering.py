@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from po_assets.base_model import ChatFormat, load_base_model, load_tokenizer
 from po_assets.evaluation import engine
 from po_assets.evaluation.answering import AnsweringModel, answer_cases, tokens_left
 from po_assets.evaluation.answers import Answer, AnswerCache
 from po_assets.evaluation.settings import Decoding
+from po_assets.model import ChatFormat, load_base_model, load_tokenizer
 from po_assets.product_owner import parse_answer
-from po_assets_tests.base_model.tiny_model import make_tiny_model
 from po_assets_tests.evaluation.scenes import GOOD, case, cases
+from po_assets_tests.model.tiny_model import make_tiny_model
 
 FREE = Decoding(mode="free", max_new_tokens=12, batch_size=2)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from upath import UPath
 
-from po_assets.base_model import BaseModel, base_model_digest
+from po_assets.dag import Artifacts, JsonlIOManager, read_frame
 from po_assets.evaluation import models, student_evaluation
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
@@ -17,10 +17,11 @@ from po_assets.evaluation.gate import load_gate
 from po_assets.evaluation.promotion import promoted_adapter
 from po_assets.evaluation.settings import DecodingSettings
 from po_assets.evaluation.student_evaluation import spread
-from po_assets.storage import Artifacts, JsonlIOManager, Layout, Manifest, file_digest, read_jsonl, write_manifest
-from po_assets.student.adapter import CONFIG, WEIGHTS
-from po_assets_tests.base_model.tiny_model import make_tiny_model
+from po_assets.model import BaseModel, base_model_digest
+from po_assets.storage import Layout, Manifest, file_digest, write_manifest
+from po_assets.training.adapter import CONFIG, WEIGHTS
 from po_assets_tests.evaluation.scenes import GOOD, cases, cases_table
+from po_assets_tests.model.tiny_model import make_tiny_model
 
 COUNT = 3
 DECODING = DecodingSettings(mode="free", max_new_tokens=10, batch_size=2, free_cases=0)
@@ -104,7 +105,7 @@ def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(evaluated
     assert "3 cases were evaluated, 40 are wanted." in checks["case_count"].description
     assert not checks["valid_answers"].passed
     assert checks["valid_answers"].metadata["rows"].value.records[0].data["case"] == "EVAL-01"
-    answers = read_jsonl(layout.student_answers)
+    answers = read_frame(layout.student_answers)
     assert answers["case_id"].tolist() == ["EVAL-01", "EVAL-02", "EVAL-03"]
     assert set(answers["finish_reason"]) <= {"stop", "length"}
     record = load_gate(layout)
@@ -133,7 +134,7 @@ def test_the_metadata_shows_the_gate_the_pictures_and_the_report(evaluated: tupl
 def test_the_student_is_the_adapter_and_not_the_base(evaluated: tuple[Layout, Any]) -> None:
     """Elsewhere an evaluation measured the base model twice."""
     layout, _ = evaluated
-    student, baseline = read_jsonl(layout.student_answers), read_jsonl(layout.baseline_answers)
+    student, baseline = read_frame(layout.student_answers), read_frame(layout.baseline_answers)
     assert (student["text"] != baseline["text"]).all()
     assert set(student["model_digest"]).isdisjoint(baseline["model_digest"])
 
@@ -167,7 +168,7 @@ def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypat
         for request in batch:
             yield engine.Completion(request.key, tokens, "stop", 1.0)
 
-    from po_assets.base_model import load_tokenizer
+    from po_assets.model import load_tokenizer
 
     tokens = load_tokenizer(base_folder)(GOOD)["input_ids"]
     monkeypatch.setattr(engine, "complete_batch", good)
@@ -255,7 +256,7 @@ def test_the_student_is_also_asked_without_grammar(layout: Layout, base_folder: 
     )
     assert event.metadata["without_grammar"].value == expected
     assert expected in layout.report_html.read_text()
-    assert read_jsonl(layout.student_answers)["valid"].dtype == bool
+    assert read_frame(layout.student_answers)["valid"].dtype == bool
 
 
 def test_free_cases_are_spread_over_all() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from po_assets.base_model import load_base_model
-from po_assets.evaluation.cpu_decoding import ATTENTION, pack_linears, prepare_for_decoding
 from po_assets.evaluation.engine import Completion, Request, batches_by_length, complete_batch
 from po_assets.evaluation.settings import Decoding
-from po_assets_tests.base_model.tiny_model import make_tiny_model
+from po_assets.model import load_base_model
+from po_assets.model.cpu.decoding import ATTENTION, pack_linears, prepare_for_decoding
+from po_assets_tests.model.tiny_model import make_tiny_model
 
 EOS = 1
 PROMPTS = [[5, 9, 200, 31], [17, 4, 4, 80, 99, 120, 7], [40], [61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 72]]

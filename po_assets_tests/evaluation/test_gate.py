@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from po_assets.dag import check_description
 from po_assets.evaluation.checks import verdict_of
 from po_assets.evaluation.gate import evaluate_gate, gate_passed
 from po_assets.evaluation.gate_rows import GateRow
 from po_assets.evaluation.scoring import ScoredAnswer
-from po_assets.presentation import check_description
 from po_assets_tests.evaluation.scenes import both_sides, case, scored
 
 GOOD_TOTALS = [0.88 + 0.002 * (number % 10) for number in range(40)]

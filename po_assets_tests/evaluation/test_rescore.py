@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from po_assets.dag import stage_frames
 from po_assets.evaluation.rescore import main
-from po_assets.storage import stage_jsonl
 from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION, cases, cases_table
 
 
@@ -17,7 +17,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from upath import UPath
 
     monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(tmp_path))
-    stage_jsonl(UPath(tmp_path / "evaluation" / "po_eval_cases.jsonl"), [cases_table(cases(40))]).publish()
+    stage_frames(UPath(tmp_path / "evaluation" / "po_eval_cases.jsonl"), [cases_table(cases(40))]).publish()
     return tmp_path
 
 

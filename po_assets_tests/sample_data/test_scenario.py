@@ -72,14 +72,14 @@ def test_gaps_name_what_is_missing_and_conflicts_what_offends():
         answered = answer_case(rng, scenario)
         gaps = answered.review_yaml.split("  gaps:")[1].split("  conflicts:")[0]
         conflicts = answered.review_yaml.split("  conflicts:")[1].split("recommended_actions:")[0]
-        offenders = {entry.id for entry in (*scenario.functional, *scenario.limits) if entry.offends}
+        violations = {entry.id for entry in (*scenario.functional, *scenario.limits) if entry.offends}
         assert read_status(answered.review_yaml) == scenario.status
-        assert set(cited_ids(conflicts)) == offenders
+        assert set(cited_ids(conflicts)) == violations
         assert all(need.text in gaps for need in scenario.missing[:2])
         if scenario.status == "needs_adjustment":
             actions = answered.review_yaml.split("recommended_actions:")[1]
             assert all(need.text in actions for need in scenario.missing)
-        assert bool(offenders) == (scenario.status == "conflicts")
+        assert bool(violations) == (scenario.status == "conflicts")
 
 
 def test_both_patterns_of_conflict_occur():

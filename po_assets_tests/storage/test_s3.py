@@ -1,32 +1,28 @@
 """What holds on an S3 server: crashes leave readers the old artifact, and a lease keeps writers on many machines apart."""
 
-import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from upath import UPath
 
+from po_assets.dag import Artifacts, read_frame
+from po_assets.errors import UserError
 from po_assets.storage import (
     Manifest,
+    artifact_root,
     atomic_directory,
     atomic_file,
     local_copy,
     open_buffered,
     published_directory,
-    read_jsonl,
     read_manifest,
     stage_lines,
     write_manifest,
 )
-from po_assets.storage.layout import ArtifactRootError, Artifacts, artifact_root
-from po_assets.storage.lease import HeldError, held
 from po_assets_tests.storage.s3_server import s3_server
 
 
@@ -79,7 +75,7 @@ def test_killed_while_publishing_the_old_artifact_stays(root: UPath, method: str
     publish(root / "model", "old")
     command = [sys.executable, "-c", KILLED, str(root), method, str(calls)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert len(read_jsonl(root / "table.jsonl")) == rows
+    assert len(read_frame(root / "table.jsonl")) == rows
     with local_copy(root / "model") as copy:
         assert {path.name: path.read_text() for path in copy.iterdir() if path.name != "manifest.json"} == {
             "settings": "old",
@@ -143,72 +139,5 @@ def test_a_misspelt_bucket_is_not_made(bucket: str) -> None:
 
 def test_an_unreachable_kind_of_root_is_one_sentence() -> None:
     """With the value and the way out."""
-    with pytest.raises(
-        ArtifactRootError, match=r"The artifact root 'foo://x' .* cannot be used: .* s3://bucket/prefix"
-    ):
+    with pytest.raises(UserError, match=r"The artifact root 'foo://x' .* cannot be used: .* s3://bucket/prefix"):
         _ = Artifacts(root="foo://x").layout
-
-
-QUICK = {"renew": 0.2, "expire": 1.5}
-
-
-def test_a_held_lease_refuses_others_and_is_let_go(root: UPath) -> None:
-    """The refusal names the holder; afterwards nothing is left."""
-    place, told = root / ".lock", []
-    with held(place, told.append, **QUICK):
-        with pytest.raises(HeldError, match=f"process {os.getpid()} on "), held(place, told.append, **QUICK):
-            pytest.fail("two hold it")
-        assert place.exists()
-    assert not place.exists()
-    assert told == []
-    with held(place, told.append, **QUICK):
-        assert place.exists()
-
-
-def test_the_lease_of_a_killed_process_is_taken_over(root: UPath) -> None:
-    """After its time is up, and not before; what happened is said."""
-    code = (
-        "import os, signal, sys; from po_assets.storage.layout import artifact_root as a;"
-        "from po_assets.storage.lease import held;"
-        "lease = held(a(sys.argv[1]), print); lease.__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(root / ".lock")], check=False)
-    told: list[str] = []
-    began = time.monotonic()
-    with held(root / ".lock", told.append, **QUICK):
-        assert time.monotonic() - began >= QUICK["expire"]
-    assert len(told) == 2
-    assert told[0].startswith("Waiting up to 2 seconds to see whether process ")
-    assert "which gave no sign of life for 2 seconds" in told[1]
-
-
-def test_of_many_that_wait_for_a_dead_holder_one_gets_it(root: UPath) -> None:
-    """Taking over is a conditional write, which the store grants once."""
-    (root / ".lock").write_bytes(b'{"holder": "one that died"}')
-    got, refused = [], []
-
-    def wait() -> None:
-        try:
-            with held(root / ".lock", lambda _line: None, **QUICK):
-                got.append(1)
-                time.sleep(2)
-        except HeldError:
-            refused.append(1)
-
-    threads = [threading.Thread(target=wait) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(got), len(refused)) == (1, 4)
-
-
-def test_a_lease_that_was_lost_is_reported_and_left_to_its_new_holder(root: UPath) -> None:
-    """A process that was suspended too long finds another's object in the place of its own."""
-    told: list[str] = []
-    with ExitStack() as stack:
-        stack.enter_context(held(root / ".lock", told.append, **QUICK))
-        (root / ".lock").write_bytes(b'{"holder": "another"}')
-        time.sleep(1)
-    assert told == [f"The lease {(root / '.lock').path} was lost, since this process did not renew it in time."]
-    assert (root / ".lock").read_bytes() == b'{"holder": "another"}'

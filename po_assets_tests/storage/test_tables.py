@@ -8,20 +8,8 @@ import pandas as pd
 import pytest
 from upath import UPath
 
-from po_assets.storage import (
-    Artifacts,
-    JsonlIOManager,
-    Layout,
-    Manifest,
-    StagedTable,
-    TableStream,
-    file_digest,
-    read_jsonl,
-    read_jsonl_chunks,
-    read_manifest,
-    stage_jsonl,
-    stage_lines,
-)
+from po_assets.dag import Artifacts, JsonlIOManager, TableStream, read_frame, read_frames, stage_frames
+from po_assets.storage import Layout, Manifest, StagedTable, file_digest, read_manifest, stage_lines
 
 FRAME = pd.DataFrame({"n": [1, 2, 3], "text": ["a", "ñ\n", None], "more": [{"k": [1]}, {}, None]})
 
@@ -29,7 +17,7 @@ FRAME = pd.DataFrame({"n": [1, 2, 3], "text": ["a", "ñ\n", None], "more": [{"k"
 def test_a_published_table_has_a_manifest_of_its_bytes(tmp_path: Path) -> None:
     """sha256 and rows are the file's own."""
     target = UPath(tmp_path / "t.jsonl")
-    staged = stage_jsonl(target, [FRAME.head(2), FRAME.tail(1)])
+    staged = stage_frames(target, [FRAME.head(2), FRAME.tail(1)])
     assert not target.exists()
     staged.with_manifest(inputs={"raw": "1"}, config="2", code_version="3").publish()
     assert read_manifest(target) == Manifest(file_digest(target), 3, {"raw": "1"}, "2", "3")
@@ -52,17 +40,17 @@ def test_a_failing_stream_leaves_nothing_behind(tmp_path: Path) -> None:
         raise RuntimeError("source broke")
 
     with pytest.raises(RuntimeError, match="source broke"):
-        stage_jsonl(UPath(tmp_path / "t.jsonl"), chunks())
+        stage_frames(UPath(tmp_path / "t.jsonl"), chunks())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_chunks_together_are_the_whole_table(tmp_path: Path) -> None:
     """With an index that runs on."""
     target = UPath(tmp_path / "t.jsonl")
-    stage_jsonl(target, [FRAME]).publish()
-    chunks = list(read_jsonl_chunks(target, rows=2))
+    stage_frames(target, [FRAME]).publish()
+    chunks = list(read_frames(target, rows=2))
     assert [len(chunk) for chunk in chunks] == [2, 1]
-    assert pd.concat(chunks).to_json() == read_jsonl(target).to_json()
+    assert pd.concat(chunks).to_json() == read_frame(target).to_json()
 
 
 @pytest.mark.parametrize(("line", "reason"), [(b"{", "line 2 is no JSON"), (b"[1]", "line 2 is no JSON object")])
@@ -71,7 +59,7 @@ def test_a_damaged_table_names_file_and_line(tmp_path: Path, line: bytes, reason
     target = UPath(tmp_path / "t.jsonl")
     target.write_bytes(b'{"a":1}\n' + line + b"\n")
     with pytest.raises(ValueError, match=reason):
-        read_jsonl(target)
+        read_frame(target)
 
 
 def test_an_unreadable_manifest_counts_as_none(tmp_path: Path) -> None:
@@ -89,7 +77,7 @@ def test_assets_pass_tables_through_the_io_manager(tmp_path: Path, kind: str) ->
 
     @dg.asset
     def normalized_teacher() -> dg.MaterializeResult:
-        values = {"frame": FRAME, "stream": iter([FRAME]), "staged": stage_jsonl(layout.normalized, [FRAME])}
+        values = {"frame": FRAME, "stream": iter([FRAME]), "staged": stage_frames(layout.normalized, [FRAME])}
         return dg.MaterializeResult(value=values[kind], data_version=dg.DataVersion("v"))
 
     @dg.asset

@@ -1,0 +1,37 @@
+"""What is Dagster's in every stage: verdicts and checks, resources, the IO manager, tables and pictures of the UI.
+
+How a figure is computed belongs to the stage that knows it; here it only gets its shape.
+"""
+
+from po_assets.dag.checks import AssetChecks, RowCheck
+from po_assets.dag.failures import user_errors_fail_the_step
+from po_assets.dag.frames import TableStream, read_frame, read_frames, stage_frames
+from po_assets.dag.io_manager import JsonlIOManager
+from po_assets.dag.pictures import bar_chart, figure_picture, histogram, line_chart
+from po_assets.dag.resources import Artifacts
+from po_assets.dag.tables import column_schema, records_table
+from po_assets.dag.verdict import Severity, Verdict, check_description, to_check_result
+from po_assets.dag.violations import Violations
+
+__all__ = [
+    "Artifacts",
+    "AssetChecks",
+    "JsonlIOManager",
+    "RowCheck",
+    "Severity",
+    "TableStream",
+    "Verdict",
+    "Violations",
+    "bar_chart",
+    "check_description",
+    "column_schema",
+    "figure_picture",
+    "histogram",
+    "line_chart",
+    "read_frame",
+    "read_frames",
+    "records_table",
+    "stage_frames",
+    "to_check_result",
+    "user_errors_fail_the_step",
+]

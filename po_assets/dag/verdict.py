@@ -1,0 +1,71 @@
+"""The verdict of a check: passed or not, one sentence, the violating rows, the next step."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import dagster as dg
+
+from po_assets.dag.tables import SHOWN_ROWS, records_table
+
+Severity = Literal["ERROR", "WARN"]
+_SMALL = 0.01
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found; made by plain functions, shown by `to_check_result`."""
+
+    passed: bool
+    summary: str
+    """One sentence with the numbers, what is against what should be."""
+    next_step: str = ""
+    """What to do about it; shown when the check did not pass."""
+    rows: Sequence[Mapping[str, object]] = ()
+    """The violating rows (file, line, reason …)."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Plotted over time by the UI."""
+    severity: Severity | None = None
+    """Empty: as the check was registered. Set where it depends on what was found."""
+    extra: Mapping[str, dg.MetadataValue] = field(default_factory=dict)
+    """Further evidence, pictures for example."""
+    of: int | None = None
+    """How many rows there are where `rows` holds only the first or worst of them."""
+
+
+def check_description(verdict: Verdict) -> str:
+    """The text the UI shows first (markdown)."""
+    parts = [verdict.summary]
+    if verdict.rows and not verdict.passed:
+        total, shown = verdict.of or len(verdict.rows), min(SHOWN_ROWS, len(verdict.rows))
+        if total > shown:
+            parts.append(f"The table shows {shown} of {total:,} rows.")
+    if verdict.next_step and not verdict.passed:
+        parts.append(f"**What to do:** {verdict.next_step}")
+    return "\n\n".join(parts)
+
+
+def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckResult:
+    """The verdict as Dagster's result: sentence inline, rows as a table, numbers as plots."""
+    metadata: dict[str, dg.MetadataValue | float | int] = {}
+    if verdict.rows:
+        metadata["rows"] = records_table(verdict.rows)
+    metadata |= {key: _readable(value) for key, value in verdict.numbers.items()}
+    metadata |= dict(verdict.extra)
+    return dg.AssetCheckResult(
+        passed=verdict.passed,
+        asset_key=asset,
+        check_name=name,
+        severity=dg.AssetCheckSeverity(verdict.severity or "ERROR"),
+        description=check_description(verdict),
+        metadata=metadata,
+    )
+
+
+def _readable(number: float) -> float:
+    """Four decimals, of small numbers four digits: the UI shows as many as there are."""
+    value = float(number)
+    if not math.isfinite(value):
+        return value
+    return float(f"{value:.4g}") if abs(value) < _SMALL else round(value, 4)

@@ -1,0 +1,205 @@
+"""One landed line: from its bytes to a JSON object, bounded in size and nesting, or the reason why not.
+
+The line is read strictly: what a lenient reader would silently repair (duplicate keys, NaN, half a character) is a
+rejection that a person can act on. What the object means belongs to `formats`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from po_assets.intake.rejection import Reason, Rejected
+
+MAX_ROW_BYTES = 1 << 20
+"""A landed row may have 1 MiB: two hundred times a real row of 5 kB."""
+
+MAX_JSON_NESTING = 64
+"""Levels of objects and arrays; real rows nest three deep."""
+
+MAX_LINE_BYTES = 16 << 20
+"""A longer line is never held in memory as a whole: of it, only this many bytes are read."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_KEY = re.compile(rb'"\s*:')
+_SNIPPET = 40
+
+
+@dataclass(frozen=True)
+class Line:
+    """One landed line: its bytes (the first `MAX_LINE_BYTES` of them) and its full length, without its newline."""
+
+    file: str
+    number: int
+    data: bytes
+    length: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `data` is the whole line."""
+        return len(self.data) == self.length
+
+
+def read_object(line: bytes, length: int | None = None) -> dict[str, Any]:
+    """The JSON object that one landed line holds.
+
+    Args:
+        line: the line's bytes; its line ending may still be there.
+        length: the line's full length in bytes where `line` is only its beginning.
+
+    Raises:
+        Rejected: the line is blank, too long, no UTF-8, no JSON, no object, nests too deep or names a key twice.
+    """
+    length = len(line) if length is None else length
+    if length > MAX_ROW_BYTES:
+        raise Rejected(
+            Reason.LINE_TOO_LONG,
+            f"the line has {length:,} bytes, a row may have {MAX_ROW_BYTES:,}; split or shorten it",
+        )
+    text = line.removeprefix(_BYTE_ORDER_MARK).strip()
+    if not text:
+        raise Rejected(Reason.BLANK_LINE, "the line holds nothing but white space; delete it")
+    try:
+        row = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _unreadable(text, error) from None
+    if not isinstance(row, dict):
+        raise Rejected(Reason.NOT_AN_OBJECT, f"the line holds {_kind(row)}, a row is a JSON object: {_quoted(text)}")
+    if text.count(b"{") + text.count(b"[") > MAX_JSON_NESTING and _nesting(row) > MAX_JSON_NESTING:
+        raise Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
+    # Every key of the text is followed by a colon, so as many colons as keys proves that no key was overwritten.
+    if len(_KEY.findall(text)) != _count_keys(row):
+        _refuse_duplicate_keys(text)
+    return row
+
+
+def _unreadable(text: bytes, error: orjson.JSONDecodeError) -> Rejected:
+    """The most telling reason for a line that is no JSON."""
+    if b"\x00" in text:
+        where = text.index(b"\x00") + 1
+        return Rejected(
+            Reason.NOT_JSON, f"the line holds a NUL byte (byte {where}); is the file UTF-16? Save it as UTF-8"
+        )
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError as fault:
+        bad = text[fault.start : fault.start + 1].hex()
+        return Rejected(
+            Reason.NOT_UTF8, f"byte {fault.start + 1} (0x{bad}) is no UTF-8 ({fault.reason}); save the file as UTF-8"
+        )
+    if "depth limit" in error.msg:  # orjson's own limit lies far above ours
+        return Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
+    if rejected := _no_number(decoded):
+        return rejected
+    message = error.msg.split(":")[0]
+    return Rejected(Reason.NOT_JSON, f"{message} at character {error.pos + 1}: {_around(decoded, error.pos)}")
+
+
+@dataclass(frozen=True)
+class _NoNumber:
+    """What stands in place of a number and is none that JSON or a float can hold, in words."""
+
+    words: str
+
+
+def _no_number(text: str) -> Rejected | None:
+    """The rejection of a line in which nothing but such values is wrong; it names the score before any other."""
+    found: list[tuple[str, _NoNumber]] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(
+            (f"{key[:_SNIPPET]} {is_or_holds}", odd) for key, value in pairs for is_or_holds, odd in _odd_in(value)
+        )
+        return dict(pairs)
+
+    try:
+        row = json.loads(text, parse_constant=_constant, parse_int=_integer, parse_float=_real, object_pairs_hook=note)
+    except (ValueError, RecursionError):
+        return None
+    score = row.get("score") if isinstance(row, dict) else None
+    if isinstance(score, _NoNumber):
+        found.insert(0, ("score is", score))
+    elif not isinstance(row, dict):
+        found += [("it holds", odd) for _, odd in _odd_in(row)]
+    if not found:
+        return None
+    return Rejected(
+        Reason.BAD_SCORE if isinstance(score, _NoNumber) else Reason.NOT_JSON,
+        f"{found[0][0]} {found[0][1].words}; leave the value out or make it a number",
+    )
+
+
+def _odd_in(value: object) -> Iterator[tuple[str, _NoNumber]]:
+    """What is no number in a value, and in the arrays in it."""
+    if isinstance(value, _NoNumber):
+        yield "is", value
+    while isinstance(value, list):
+        yield from (("holds", item) for item in value if isinstance(item, _NoNumber))
+        value = [child for item in value if isinstance(item, list) for child in item] or None
+
+
+def _constant(name: str) -> _NoNumber:
+    return _NoNumber(f"{name}, which is no JSON number")
+
+
+def _integer(digits: str) -> _NoNumber | None:
+    if math.isfinite(float(digits)):
+        return None
+    return _NoNumber(f"an integer of {len(digits.lstrip('-')):,} digits, which is more than a number can hold")
+
+
+def _real(number: str) -> _NoNumber | None:
+    if math.isfinite(float(number)):
+        return None
+    return _NoNumber(f"{number[:_SNIPPET]}, which is more than a number can hold")
+
+
+def _refuse_duplicate_keys(text: bytes) -> None:
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                repeated.append(key)
+            seen.add(key)
+
+    json.loads(text, object_pairs_hook=note)
+    if repeated:
+        names = ", ".join(f'"{key[:_SNIPPET]}"' for key in dict.fromkeys(repeated[:5]))
+        raise Rejected(Reason.DUPLICATE_KEY, f"{names} stands more than once in one object; leave one of them")
+
+
+def _count_keys(value: object) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(_count_keys(item) for item in value.values() if isinstance(item, dict | list))
+    if isinstance(value, list):
+        return sum(_count_keys(item) for item in value if isinstance(item, dict | list))
+    return 0
+
+
+def _nesting(value: object) -> int:
+    """Levels of objects and arrays, counted level by level so that depth costs no recursion."""
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _kind(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _around(text: str, position: int) -> str:
+    start = max(0, position - _SNIPPET // 2)
+    return repr(text[start : start + _SNIPPET])
+
+
+def _quoted(text: bytes) -> str:
+    return repr(text[:_SNIPPET].decode(errors="replace"))

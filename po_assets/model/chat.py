@@ -1,0 +1,105 @@
+"""From a prompt and an answer to tokens: the one path for token budget, training, baseline and student.
+
+Nothing else in the project turns text into a model's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, cast
+
+from po_assets.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARK = "\ue000po_assets\ue000"  # private-use characters: in no chat template and in no special token
+
+
+def load_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model folder (see `ensure_base_model`); `UserError` if it cannot chat."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The folder {str(path)!r} has no tokenizer that transformers can load ({_first_line(error)}); put the "
+            "model's tokenizer.json and tokenizer_config.json there."
+        ) from error
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+class ChatFormat:
+    """The tokenizer's own chat template with one user turn, and the answer with its end-of-sequence token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise `UserError` for a tokenizer without chat template or without end-of-sequence token."""
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruct (chat) "
+                "model as base."
+            )
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"The tokenizer of {tokenizer.name_or_path!r} has no end-of-sequence token, so that a student could "
+                "not learn to stop; set eos_token in its tokenizer_config.json."
+            )
+        self.tokenizer = tokenizer
+        self._special_texts = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
+        return int(cast("int", self.tokenizer.eos_token_id))
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Tokens of the user turn up to and including the opening of the assistant's turn."""
+        if not self._names_special_token(prompt):
+            return self._encode(self._render(prompt))
+        # Text of the data must never act as a control token: encode it as plain text between the template's two parts.
+        before, _, after = self._render(_MARK).partition(_MARK)
+        return self._encode(before) + self._encode(prompt, split_special_tokens=True) + self._encode(after)
+
+    def answer_ids(self, response: str) -> list[int]:
+        """Tokens of the answer and one end-of-sequence token, the only one among them."""
+        return [*self._encode(response, split_special_tokens=self._names_special_token(response)), self.eos_id]
+
+    def row_length(self, prompt: str, response: str) -> int:
+        """Tokens of the whole training row, which is never cut."""
+        return len(self.prompt_ids(prompt)) + len(self.answer_ids(response))
+
+    def row_lengths(self, rows: Sequence[tuple[str, str]]) -> list[int]:
+        """`row_length` of many rows (prompt, response) at once: at half the cost, and on all cores."""
+        odd = [self._names_special_token(prompt) or self._names_special_token(response) for prompt, response in rows]
+        texts = [
+            text for row, is_odd in zip(rows, odd, strict=True) if not is_odd for text in (self._render(row[0]), row[1])
+        ]
+        encoded = (
+            self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False) if texts else {}
+        )
+        lengths = map(len, encoded.get("input_ids", ()))
+        return [
+            self.row_length(*row) if is_odd else next(lengths) + next(lengths) + 1
+            for row, is_odd in zip(rows, odd, strict=True)
+        ]
+
+    def answer_text(self, ids: list[int]) -> str:
+        """Text of generated ids, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _render(self, content: str) -> str:
+        turns = [{"role": "user", "content": content}]
+        return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+    def _encode(self, text: str, **options: Any) -> list[int]:
+        # The template writes its own special tokens; a second beginning-of-sequence token would be a fault.
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])
+
+    def _names_special_token(self, text: str) -> bool:
+        return any(token in text for token in self._special_texts)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

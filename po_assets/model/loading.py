@@ -1,0 +1,144 @@
+"""Load a base model into memory: the number format the hardware is good at, the device, and the one loader.
+
+Training, baseline and student load through `load_base_model`, so that they cannot differ in precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Literal, cast
+
+from po_assets.errors import UserError
+from po_assets.model.spec import BaseModelSpec, Quantization
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+DType = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of weights and activations, and in words why."""
+
+    dtype: DType
+    reason: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The same as a torch type."""
+        import torch
+
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[self.dtype]
+
+
+def best_device() -> Literal["cuda", "cpu"]:
+    """`cuda` where PyTorch sees a GPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(requested: str | None = None) -> Precision:
+    """`requested` (`bfloat16` or `float32`) when given, else the fastest format this hardware has instructions for.
+
+    float16 is not offered: its gradients overflow without loss scaling, and whatever has fast float16 and matters
+    here has bfloat16 too.
+    """
+    import torch
+
+    if requested not in (None, "auto"):
+        if requested not in ("bfloat16", "float32"):
+            raise UserError(f"precision is {requested!r}; choose 'bfloat16', 'float32' or 'auto'.")
+        return Precision(cast("DType", requested), "as the recipe asks")
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bfloat16", f"{torch.cuda.get_device_name()} computes in bfloat16")
+        return Precision("float32", f"{torch.cuda.get_device_name()} has no bfloat16 units")
+    if torch.cpu._is_amx_tile_supported():  # noqa: SLF001  # PyTorch has no public name for either
+        return Precision("bfloat16", "this CPU multiplies bfloat16 matrices (AMX)")
+    if torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001
+        return Precision("bfloat16", "this CPU has bfloat16 dot products (AVX512-BF16)")
+    return Precision("float32", "this CPU has no bfloat16 instructions")
+
+
+def require_hardware(spec: BaseModelSpec) -> None:
+    """Raise `UserError` where the profile or the quantization needs a CUDA GPU and there is none."""
+    import torch
+
+    needs = [
+        text
+        for text, needed in (
+            (f"The profile {spec.profile!r}", spec.profile == "paper"),
+            (f"The quantization {spec.quantization!r}", spec.quantization == "nf4"),
+        )
+        if needed
+    ]
+    if needs and not torch.cuda.is_available():
+        raise UserError(
+            f"{needs[0]} needs a CUDA GPU, and PyTorch {torch.__version__} sees none on this machine. Run it where "
+            "there is one, or choose the profile 'embedded' (PO_PROFILE=embedded), which runs anywhere."
+        )
+
+
+def load_base_model(
+    path: str | PathLike[str],
+    precision: Precision | DType | None = None,
+    *,
+    quantization: Quantization = "none",
+    device: str | None = None,
+    attention: str | None = None,
+) -> PreTrainedModel:
+    """The model of the folder `path` (see `ensure_base_model`) in evaluation mode, on the GPU where there is one.
+
+    `precision` left out is chosen by `choose_precision`; `attention` is transformers' `attn_implementation`.
+    """
+    if not isinstance(precision, Precision):
+        precision = choose_precision(precision)
+    model = load_model_folder(path, precision.torch_dtype, quantization=quantization, attention=attention)
+    if quantization == "none":
+        model.to(device or best_device())
+    return model
+
+
+def load_model_folder(
+    path: str | PathLike[str],
+    dtype: torch.dtype,
+    *,
+    quantization: Quantization = "none",
+    attention: str | None = None,
+) -> PreTrainedModel:
+    """Read a model folder as it is: safetensors only, no code of its own, no network."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging as hf_logging
+
+    options: dict[str, object] = {}
+    if attention:
+        options["attn_implementation"] = attention
+    if quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options["device_map"] = {"": 0}
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()  # a bar that redraws itself is noise in a run's log
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(
+            f"The base model in {str(path)!r} cannot be loaded ({first}). Delete the folder if po_assets made it, and "
+            "it will be made again; else repair it or give another base_model."
+        ) from error
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+    return cast("PreTrainedModel", model.eval())

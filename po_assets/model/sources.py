@@ -1,0 +1,214 @@
+"""Bring a base model onto this machine: a folder with config, safetensors weights and tokenizer.
+
+Three kinds: the embedded one (converted once from its GGUF file), a local folder, a pinned revision on the Hugging
+Face Hub. Nothing here runs code that comes with a model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from po_assets.errors import UserError
+from po_assets.model.gguf import convert_gguf, find_embedded_gguf
+from po_assets.model.spec import BaseModelSpec
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from po_assets.storage import Layout
+
+_RECORD = "conversion.json"
+_DIGESTED = {".json", ".safetensors", ".jinja", ".model", ".txt"}
+_TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def ensure_base_model(spec: BaseModelSpec, layout: Layout) -> Path:
+    """Folder of the base model, which is converted or downloaded on first use.
+
+    Raises `UserError`, with the way out, for a model that is missing, cannot be reached, holds no safetensors
+    weights, needs code of its own, or has a context shorter than `spec.max_length`.
+    """
+    return _ensure(spec, layout, weights=True)
+
+
+def ensure_tokenizer(spec: BaseModelSpec, layout: Layout) -> Path:
+    """Folder with the tokenizer of the base model; of a Hub model only the small files are downloaded."""
+    return _ensure(spec, layout, weights=False)
+
+
+def _ensure(spec: BaseModelSpec, layout: Layout, *, weights: bool) -> Path:
+    if spec.kind == "embedded":
+        folder = _embedded(spec, layout)
+    elif spec.kind == "folder":
+        folder = Path(spec.name).expanduser()
+        if not folder.is_dir():
+            raise UserError(
+                f"The base model {spec.name!r} is neither a folder on this machine nor a Hub id (owner/model); correct "
+                "base_model, or leave it empty for the profile's model."
+            )
+    else:
+        folder = _from_hub(spec, weights=weights)
+    _refuse_unusable(folder, spec, weights=weights)
+    return folder
+
+
+def _embedded(spec: BaseModelSpec, layout: Layout) -> Path:
+    from po_assets.storage import atomic_directory
+
+    target = _local_models(layout.base_models) / spec.name
+    if not _is_whole(target):
+        gguf = find_embedded_gguf()
+        with _only_one_at_a_time(target):
+            if not _is_whole(target):  # another process may have made it meanwhile
+                with atomic_directory(_upath(target)) as staging:
+                    convert_gguf(gguf, staging)
+                    _write_record(staging, gguf)
+    return target
+
+
+def _local_models(base_models: UPath) -> Path:
+    """Models are memory-mapped from a local disk: with a remote artifact root they are kept in the user's cache."""
+    if base_models.protocol in ("", "file", "local"):
+        return Path(base_models.path).absolute()
+    return Path.home() / ".cache" / "po_assets" / "models"
+
+
+def _upath(path: Path) -> UPath:
+    from upath import UPath
+
+    return UPath(path)
+
+
+def _only_one_at_a_time(target: Path) -> AbstractContextManager[Any]:
+    """Two assets of a run may want the model at once; the second waits for the first's instead of converting again."""
+    from filelock import FileLock
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(target.parent / f".{target.name}.lock")
+
+
+def _write_record(folder: Path, gguf: Path) -> None:
+    """Record source and hashes: what `_is_whole` compares and what digests of later artifacts build on."""
+    from po_assets.storage import file_digest
+
+    files = {f.name: {**_state(f), "sha256": file_digest(f)} for f in sorted(folder.iterdir())}
+    record = {"source": gguf.name, "source_sha256": file_digest(gguf), "files": files}
+    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _state(file: Path) -> dict[str, int]:
+    """By which a file that was not touched is known without reading it."""
+    stat = file.stat()
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files of a conversion as they were written; empty for a folder that was not converted here."""
+    try:
+        files = json.loads((folder / _RECORD).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def _file_sha256(file: Path, entry: dict[str, Any]) -> str:
+    """The recorded hash of an untouched file, else its own."""
+    state = _state(file)
+    return str(entry["sha256"]) if {**entry, **state} == entry else _sha256(file, **state)
+
+
+@lru_cache
+def _sha256(file: Path, **_state: int) -> str:
+    """Hash of a file in this state: several gigabytes are read once per process."""
+    from po_assets.storage import file_digest
+
+    return file_digest(file)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Every file of the conversion is as it was written: publication is atomic, this finds later damage."""
+    files = _recorded(folder)
+    try:
+        return bool(files) and all(_file_sha256(folder / name, e) == e["sha256"] for name, e in files.items())
+    except (OSError, KeyError, TypeError):
+        return False
+
+
+def base_model_digest(folder: Path) -> str:
+    """Digest of the weights and the tokenizer in `folder`, for the provenance of what is trained on it."""
+    from po_assets.storage import digest_of
+
+    if re.fullmatch(r"[0-9a-f]{40}", folder.name) and folder.parent.name == "snapshots":
+        return digest_of({"commit": folder.name})  # the Hub's cache names the folder by the commit
+    recorded = _recorded(folder)
+    kept = [f for f in sorted(folder.iterdir()) if f.suffix in _DIGESTED and f.name != _RECORD]
+    return digest_of({f.name: _file_sha256(f, recorded.get(f.name, {})) for f in kept})
+
+
+def _from_hub(spec: BaseModelSpec, *, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [*_TOKENIZER_FILES, *(["*.safetensors"] if weights else [])]
+    try:
+        folder = Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=wanted))
+        # Without network the client gives what it has, which may be the tokenizer alone.
+        if weights:
+            _refuse_incomplete(folder)
+    except Exception as error:  # the client raises a dozen types for offline, missing, gated, damaged; all end the same
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(
+            f"The base model {spec.name!r} at revision {spec.revision} could not be had from the Hugging Face Hub "
+            f"({reason}). Check name, revision and network (a gated model needs HF_TOKEN), or set base_model to a "
+            "local folder; the profile 'embedded' needs no network."
+        ) from error
+    return folder
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    if missing := _missing_weights(folder):
+        raise FileNotFoundError(f"{folder} lacks {missing}: there is no network, or the Hub has no safetensors of it")
+
+
+def _refuse_unusable(folder: Path, spec: BaseModelSpec, *, weights: bool) -> None:
+    problems: list[str] = []
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        config = {}
+        problems.append(f"its config.json cannot be read ({type(error).__name__}).")
+    if weights and (missing := _missing_weights(folder)):
+        problems.append(f"it lacks {missing} (pickled weights are not loaded, since they can run code).")
+    if "auto_map" in config and not _known_architecture(config):
+        problems.append(
+            f"its type {config.get('model_type')!r} needs Python code from the model's author, which is not run."
+        )
+    context = (config.get("text_config") or config).get("max_position_embeddings")
+    if isinstance(context, int) and context < spec.max_length:
+        problems.append(f"its context is {context} tokens, but max_length is {spec.max_length}; lower max_length.")
+    if problems:
+        raise UserError(
+            f"The base model {spec.name!r} in {str(folder)!r} cannot be used: {' '.join(problems)} Give another "
+            "base_model, or leave it empty for the profile's model."
+        )
+
+
+def _missing_weights(folder: Path) -> str:
+    """In words which weights are not there; empty when all are."""
+    if not any(folder.glob("*.safetensors")):
+        return "the *.safetensors weights"
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return ", ".join(sorted(name for name in set(index.values()) if not (folder / name).exists()))
+
+
+def _known_architecture(config: dict[str, Any]) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return config.get("model_type") in CONFIG_MAPPING_NAMES

@@ -1,0 +1,229 @@
+"""One request to an OpenAI-compatible endpoint, through the `openai` client; every way it can end becomes a `Reply`.
+
+Nothing is trusted: servers send HTML under status 200, streams without an end, usage without numbers. Retries, pace and
+budget belong to `batch`.
+
+The client sends, but its objects are not used: making one of every piece of a stream takes it 15 ms an answer, most of
+a core at thirty answers a second (`benchmarks/teacher_batch.py`).
+"""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from po_assets.teacher.replies import Charge, Fault, Reply, Usage
+from po_assets.teacher.settings import Endpoint
+
+if TYPE_CHECKING:
+    from openai import APIConnectionError, APIStatusError
+
+_DETAIL_CHARACTERS = 300
+_REQUEST_TIMEOUT, _CONFLICT, _RATE_LIMITED, _SERVER_ERROR = 408, 409, 429, 500
+_USELESS = {401: "key refused", 403: "not permitted", 404: "no such model or address"}
+"""What no other payload would change."""
+_OUT_OF_MONEY = "insufficient_quota"
+"""OpenAI's code for an account without credit, under 429."""
+# Names, because the exception classes are those of httpx or httpx2, as the openai package has it.
+_NEVER_ARRIVED = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+_NEVER_SENT = {"LocalProtocolError", "UnicodeEncodeError"}
+"""Our own side refuses the request, a header above all, before a byte has left."""
+_TIME_OUT, _TRANSPORT = "TimeoutException", "TransportError"
+
+
+class TeacherClient:
+    """Asks one endpoint. Close it with `close`; its connections are pooled."""
+
+    def __init__(self, endpoint: Endpoint, key: str) -> None:
+        from openai import AsyncOpenAI
+
+        self._endpoint, self._key = endpoint, key
+        self._client = AsyncOpenAI(
+            base_url=endpoint.base_url,
+            api_key=key,
+            # Retried by us: each request is to have its own row in the ledger.
+            max_retries=0,
+            timeout=endpoint.timeout_seconds,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def ask(self, messages: list[dict[str, str]]) -> Reply:
+        """Send one request; whatever happens to it is in the reply. Only cancellation is raised."""
+        import openai
+
+        received = _Received()
+        try:
+            async with asyncio.timeout(self._endpoint.timeout_seconds):
+                await self._send(messages, received)
+        except (TimeoutError, openai.APITimeoutError) as error:
+            fault = self._time_out(error)
+        except openai.APIConnectionError as error:
+            fault = self._lost(error)
+        except openai.APIStatusError as error:
+            fault = self._refused_by_status(error)
+        except _AnswerError as error:
+            fault = self._fault("server error in the answer", error, cut=True, again=True)
+        except Exception as error:  # noqa: BLE001 - what no server should send still has to end in the ledger
+            fault = self._broken(error)
+        else:
+            return received.reply(self._redacted)
+        return Reply(text="".join(received.parts), model=received.model, usage=received.usage, fault=fault)
+
+    async def _send(self, messages: list[dict[str, str]], received: "_Received") -> None:
+        endpoint = self._endpoint
+        options: dict[str, Any] = {endpoint.token_limit_parameter: endpoint.max_output_tokens}
+        if endpoint.temperature is not None:
+            options["temperature"] = endpoint.temperature
+        if endpoint.extra_body:
+            options["extra_body"] = endpoint.extra_body
+        if endpoint.stream:
+            options |= {"stream": True, "stream_options": {"include_usage": True}}
+        send: Callable[..., Any] = self._client.chat.completions.with_streaming_response.create
+        async with send(model=endpoint.model, messages=messages, **options) as response:
+            # What came decides, not what was asked for: a server that does not stream has answered all the same.
+            if "text/event-stream" in response.headers.get("content-type", ""):
+                async for line in response.iter_lines():
+                    if line.startswith("data:") and (event := line[5:].strip()) != "[DONE]":
+                        received.take(json.loads(event))
+            else:
+                received.take(json.loads(await response.read()))
+
+    def _time_out(self, error: Exception) -> Fault:
+        if _cause(error) in _NEVER_ARRIVED:
+            return Fault("no connection", "the server did not accept it in time", again=True, charge=Charge.NOTHING)
+        return Fault("time-out", f"no whole answer within {self._endpoint.timeout_seconds:g} s", again=True)
+
+    def _broken(self, error: Exception) -> Fault:
+        """What went wrong outside the connection: nearly always after the response had begun."""
+        if isinstance(error, UnicodeEncodeError):  # raised while the request is put together, not after
+            return self._not_sent(error)
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if _TIME_OUT in kinds:
+            return self._time_out(error)
+        if _TRANSPORT in kinds:
+            return Fault("connection lost", self._redacted(f"{type(error).__name__}: {error}"), cut=True, again=True)
+        return self._fault("not a chat completion", error, again=True)
+
+    def _lost(self, error: "APIConnectionError") -> Fault:
+        if _cause(error) in _NEVER_ARRIVED:
+            detail = f"{self._endpoint.base_url}: {error.__cause__}"
+            return Fault("no connection", self._redacted(detail), again=True, charge=Charge.NOTHING)
+        if _cause(error) in _NEVER_SENT:
+            return self._not_sent(error.__cause__ or error)
+        detail = f"{_cause(error)}: {error.__cause__}"
+        return Fault("connection lost", self._redacted(detail), cut=True, again=True)
+
+    def _not_sent(self, error: BaseException) -> Fault:
+        """Any other payload would be refused in the same way: all have the same headers and settings."""
+        detail = self._redacted(f"{type(error).__name__}: {error}")
+        return Fault("request cannot be sent", detail, stops=True, charge=Charge.NOTHING)
+
+    def _refused_by_status(self, error: "APIStatusError") -> Fault:
+        status = error.status_code
+        if error.code == _OUT_OF_MONEY:
+            return self._fault("account without credit", error, stops=True, charge=Charge.NOTHING)
+        if status in _USELESS:
+            return self._fault(f"{_USELESS[status]} ({status})", error, stops=True, charge=Charge.NOTHING)
+        if status == _RATE_LIMITED:
+            wait = retry_after(error.response.headers)
+            return self._fault("rate limited (429)", error, again=True, wait=wait, charge=Charge.NOTHING)
+        if status >= _SERVER_ERROR or status in (_REQUEST_TIMEOUT, _CONFLICT):
+            wait = retry_after(error.response.headers)
+            return self._fault(f"server error ({status})", error, again=True, wait=wait, charge=Charge.NOTHING)
+        return self._fault(f"request refused ({status})", error, charge=Charge.NOTHING)
+
+    def _fault(self, reason: str, error: Exception, **options: Any) -> Fault:
+        return Fault(reason, self._redacted(str(error) or type(error).__name__), **options)
+
+    def _redacted(self, text: str) -> str:
+        """Servers repeat the key in their error messages, and HTTP libraries as Python writes it, with escapes."""
+        if self._key.strip() and self._key != "none":
+            for key in (self._key, repr(self._key)[1:-1], self._key.strip()):
+                text = text.replace(key, "[key]")
+        return text if len(text) <= _DETAIL_CHARACTERS else f"{text[: _DETAIL_CHARACTERS - 1]}…"
+
+
+class _AnswerError(Exception):
+    """A response of status 200 that reports an error."""
+
+
+class _Received:
+    """An answer as far as it has come."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.refusal: list[str] = []
+        self.finish_reason = ""
+        self.model = ""
+        self.usage: Usage | None = None
+
+    def take(self, record: Any) -> None:
+        """Add a piece of a stream, or a whole answer; anything in it may be missing or of another type.
+
+        Raises:
+            _AnswerError: it reports an error.
+        """
+        if not isinstance(record, dict):
+            return
+        if error := record.get("error"):
+            raise _AnswerError(error.get("message") or str(error) if isinstance(error, dict) else str(error))
+        if isinstance(model := record.get("model"), str):
+            self.model = model
+        self.usage = _usage(record.get("usage")) or self.usage
+        choices = record.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            return
+        content = choices[0].get("delta") or choices[0].get("message")
+        if isinstance(content, dict):
+            for name, target in (("content", self.parts), ("refusal", self.refusal)):
+                if isinstance(text := content.get(name), str):
+                    target.append(text)
+        if isinstance(reason := choices[0].get("finish_reason"), str):
+            self.finish_reason = reason
+
+    def reply(self, redacted: Callable[[str], str]) -> Reply:
+        """What it amounts to, once nothing more comes."""
+        text, refusal = "".join(self.parts), "".join(self.refusal)
+        if self.finish_reason:
+            return Reply(text, self.finish_reason, redacted(refusal), self.model, self.usage)
+        if text or refusal:
+            fault = Fault("ended early", "the answer broke off without a finish reason", cut=True, again=True)
+        else:
+            fault = Fault("not a chat completion", "the response holds no answer", again=True)
+        return Reply(text, model=self.model, usage=self.usage, fault=fault)
+
+
+def retry_after(headers: Any) -> float | None:
+    """Seconds that a response asks to wait (`Retry-After` in seconds or as a date, RFC 9110; `retry-after-ms`)."""
+    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / divisor
+        except ValueError:
+            continue
+        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    try:
+        return max(parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _usage(usage: Any) -> Usage | None:
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if isinstance(prompt, int) and isinstance(completion, int) and prompt >= 0 and completion >= 0:
+        # Gemini's endpoint leaves its thinking out of completion_tokens and only adds it to the total.
+        total = usage.get("total_tokens")
+        thinking = total - prompt - completion if isinstance(total, int) else 0
+        return Usage(prompt, completion + max(thinking, 0))
+    return None
+
+
+def _cause(error: BaseException) -> str:
+    return type(error.__cause__).__name__ if error.__cause__ else type(error).__name__

@@ -1,0 +1,151 @@
+"""What a teacher is asked about: concepts with requirements, read from a file or drawn by the project's generator.
+
+How the question is worded belongs to `prompt`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from random import Random
+from typing import Any
+
+import orjson
+from upath import UPath
+
+from po_assets.dataset.eval_cases import EvalCase
+from po_assets.dataset.holdout import HoldOut
+from po_assets.errors import UserError
+from po_assets.intake.identity import input_digest
+from po_assets.product_owner import read_yaml, requirement_entries
+
+_SHOWN_FAULTS = 20
+_NEAR_DUPLICATE = 0.8
+"""As `selection.near_duplicate_threshold`: what is asked in vain would be held out later."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One concept with its requirements document."""
+
+    concept: str
+    requirements_yaml: str
+    tier: str | None = None
+    concept_id: str | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of what is asked; case, white space and YAML style do not change it."""
+        return input_digest(self.concept, self.requirements_yaml)
+
+    def as_record(self) -> dict[str, Any]:
+        """The payload as JSON keeps it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Payloads:
+    """The payloads to ask about, and those left out: records with `payload` and `reason`."""
+
+    wanted: list[Payload]
+    left_out: list[dict[str, object]]
+
+
+def read_payloads(path: UPath) -> list[Payload]:
+    """The payloads of a JSONL file.
+
+    Raises:
+        UserError: the file is missing or empty, or lines are faulty; every faulty line is named.
+    """
+    if not path.exists():
+        raise UserError(
+            f"The payloads {str(path)!r} do not exist. Give a JSONL file with concept and requirements_yaml per line, "
+            "or leave `payloads` empty for the project's own generator."
+        )
+    found: list[Payload] = []
+    faults: list[str] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            payload, wrong = _read(line)
+            faults += [f"line {number}: {fault}" for fault in wrong]
+            if payload:
+                found.append(payload)
+    if not found and not faults:
+        faults = ["it is empty"]
+    if faults:
+        more = len(faults) - _SHOWN_FAULTS
+        listed = "; ".join(faults[:_SHOWN_FAULTS]) + (f"; and {more} more" if more > 0 else "")
+        raise UserError(f"The payloads {str(path)!r} cannot be used: {listed}. Nothing was asked.")
+    return found
+
+
+def generate_payloads(count: int, seed: int) -> Iterator[Payload]:
+    """`count` different concepts with requirements on training products; a longer list begins with a shorter one."""
+    from po_assets.sample_data.domains import load_domains
+    from po_assets.sample_data.records import draw_case
+
+    domains, number = load_domains("training"), 0
+    seen: set[str] = set()
+    while len(seen) < count:
+        # Its own stream of draws: with the same seed, `generate_rows` makes other rows.
+        scenario = draw_case(Random(f"teacher_batch/{seed}/{number}"), domains)  # noqa: S311 - no secrets
+        number += 1
+        payload = Payload(
+            concept=scenario.concept,
+            requirements_yaml=scenario.requirements_yaml,
+            tier=scenario.tier,
+            concept_id=f"GEN-{seed}-{number:05d}",
+        )
+        if payload.key not in seen:
+            seen.add(payload.key)
+            yield payload
+
+
+def choose(payloads: Iterable[Payload], cases: list[EvalCase]) -> Payloads:
+    """The payloads without repetitions and without those that equal or resemble an evaluation case."""
+    hold_out = HoldOut(cases, _NEAR_DUPLICATE)
+    wanted: dict[str, Payload] = {}
+    left_out: list[dict[str, object]] = []
+    for number, payload in enumerate(payloads, start=1):
+        name = payload.concept_id or f"payload {number}"
+        if payload.key in wanted:
+            left_out.append({"payload": name, "reason": "it asks the same as an earlier one"})
+        elif overlap := hold_out.find(payload.concept, payload.requirements_yaml, payload.key):
+            what = "equals" if overlap.same_input else f"resembles ({overlap.similarity:.2f})"
+            left_out.append({"payload": name, "reason": f"it {what} evaluation case {overlap.case_id}"})
+        else:
+            wanted[payload.key] = payload
+    return Payloads(list(wanted.values()), left_out)
+
+
+def _read(line: bytes) -> tuple[Payload | None, list[str]]:
+    try:
+        row: Any = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return None, [f"it is no JSON ({error})"]
+    if not isinstance(row, dict):
+        return None, ["it is no JSON object"]
+    faults = [
+        f"{name} is {'missing' if row.get(name) is None else 'no text or blank'}"
+        for name in ("concept", "requirements_yaml")
+        if not isinstance(row.get(name), str) or not row[name].strip()
+    ]
+    faults += [
+        f"{name} is no text"
+        for name in ("tier", "concept_id")
+        if row.get(name) is not None and not isinstance(row[name], str)
+    ]
+    if not faults:
+        if "\x00" in row["concept"]:
+            faults.append("concept holds a NUL character, with which no row is taken in; remove it")
+        if problem := read_yaml(row["requirements_yaml"]).error:
+            faults.append(f"requirements_yaml does not parse: {problem}")
+        elif not requirement_entries(row["requirements_yaml"]):
+            faults.append(
+                "requirements_yaml holds no entry with an id or a description under functional_requirements, "
+                "non_functional_requirements or constraints, so that no answer could be scored"
+            )
+    if faults:
+        return None, faults
+    return Payload(row["concept"], row["requirements_yaml"], row.get("tier"), row.get("concept_id")), []

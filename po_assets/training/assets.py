@@ -1,0 +1,92 @@
+"""The asset `lora_adapter`. Thin: the work is in `student`, its checks are in `checks`."""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pandas as pd
+
+from po_assets.dag import Artifacts, line_chart
+from po_assets.dag.compute import CRASH_RETRY, POOL, TRAINING_STEP
+from po_assets.errors import UserError
+from po_assets.product_owner import PROMPT_VERSION
+from po_assets.training.recipe import StudentRecipe
+
+if TYPE_CHECKING:
+    from po_assets.training.student import Student
+
+GROUP = "student"
+OWNERS = ["team:po-distillation"]
+CODE_VERSION = f"1+prompt.{PROMPT_VERSION}"
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "pytorch", "huggingface"},
+    pool=POOL,
+    op_tags=TRAINING_STEP,
+    retry_policy=CRASH_RETRY,
+    code_version=CODE_VERSION,
+    description="The student: a LoRA adapter (a PEFT folder) that the base model is fine-tuned with on the supervised "
+    "rows. Refuses data whose checks did not pass, resumes an interrupted training, and does not train again when "
+    "data, recipe and base model are unchanged.",
+)
+def lora_adapter(
+    context: dg.AssetExecutionContext,
+    supervised_dataset: pd.DataFrame,
+    artifacts: Artifacts,
+    recipe: StudentRecipe,
+) -> dg.MaterializeResult[Any]:
+    """Train and publish the adapter."""
+    from po_assets.training.progress import Progress
+    from po_assets.training.student import make_student
+
+    def observe(numbers: dict[str, float]) -> None:
+        # Plotted by the UI while the asset is still being made.
+        context.log_event(dg.AssetObservation(asset_key=context.asset_key, metadata=numbers))
+
+    try:
+        student = make_student(
+            artifacts.layout,
+            []
+            if supervised_dataset.empty
+            else list(supervised_dataset[["prompt", "response"]].itertuples(index=False, name=None)),
+            recipe.resolved(),
+            Progress(context.log.info, observe),
+        )
+    except UserError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    return dg.MaterializeResult(data_version=dg.DataVersion(student.manifest.sha256), metadata=_metadata(student))
+
+
+def _metadata(student: "Student") -> dict[str, Any]:
+    extra, log = student.manifest.extra, student.log
+    steps = [record.step for record in log]
+    # A step's own loss jumps with its rows; the running mean shows where it goes.
+    window = max(1, len(log) // 10)
+    mean = [sum(r.loss for r in log[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(log))]
+    return {
+        "loss_curve": line_chart(
+            {"loss of the step": (steps, [r.loss for r in log]), f"mean of {window} steps": (steps, mean)},
+            "Loss per trained token",
+            "optimizer step",
+            "nats",
+        ),
+        "unchanged": student.unchanged,
+        "path": dg.MetadataValue.path(student.folder),
+        "base_model": extra["base_model"],
+        "precision": extra["precision"],
+        "computation": extra["engine"],
+        "dagster/row_count": student.manifest.rows or 0,
+        "steps": extra["steps"],
+        "resumed_at_step": extra["resumed_at"],
+        "first_loss": extra["first_loss"],
+        "last_loss": extra["last_loss"],
+        "tokens": extra["tokens"],
+        "training_seconds": extra["seconds"],
+        "tokens_per_second": extra["tokens"] / extra["seconds"] if extra["seconds"] else 0.0,
+        "peak_memory_gib": max(record.memory_gib for record in log),
+        "trainable_parameters": extra["trainable_parameters"],
+        "recipe_digest": student.manifest.config,
+        "supervised_sha256": student.manifest.inputs["supervised_dataset"],
+    }

@@ -1,0 +1,149 @@
+"""Checkpoints of a training: whole or absent, and used only by the training they belong to.
+
+A checkpoint is a folder `step-000120` with the trained matrices, the optimizer's state, the log so far, and a manifest
+with the sha256 of each file and the digest of data and recipe. It is published in one step. Nothing in it is pickled,
+so that reading one never runs code. They lie under the artifact root, also when that is an object store: a run that is
+retried on another node goes on from them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upath import UPath
+
+from po_assets.storage import (
+    Manifest,
+    atomic_directory,
+    digest_of,
+    file_digest,
+    is_disk_full,
+    published_directory,
+    read_manifest,
+    write_manifest,
+)
+from po_assets.training.progress import StepRecord
+
+if TYPE_CHECKING:
+    import torch
+
+_TENSORS = "state.safetensors"
+_LOG = "log.json"
+_PREFIX = "step-"
+KEPT = 2  # the newest one, and the one before it in case the disk damages the newest
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `step` finished steps."""
+
+    step: int
+    tensors: Mapping[str, torch.Tensor]
+    log: list[StepRecord]
+
+
+class CheckpointStore:
+    """The checkpoints below one folder, seen by one training (`run_digest`: its data, recipe, base model and code)."""
+
+    def __init__(self, folder: UPath | Path, run_digest: str, report: Callable[[str], None]) -> None:
+        """`report` is told which checkpoint is used and why others are not."""
+        self._folder, self._digest, self._report = UPath(folder), run_digest, report
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then drop this training's old ones.
+
+        A full disk costs the checkpoint, not the training: it is reported, and training goes on.
+        """
+        from safetensors.torch import save_file
+
+        target = self._folder / f"{_PREFIX}{checkpoint.step:06d}"
+        try:
+            with atomic_directory(target) as staging:
+                save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, staging / _TENSORS)
+                (staging / _LOG).write_text(json.dumps([asdict(record) for record in checkpoint.log]))
+                files = {name: file_digest(staging / name) for name in (_TENSORS, _LOG)}
+                extra = {"step": checkpoint.step, "files": files}
+                write_manifest(staging, Manifest(digest_of(files), inputs={"training": self._digest}, extra=extra))
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            self._report(
+                f"The disk is full: no checkpoint of step {checkpoint.step} in {str(self._folder)!r}. Training goes on "
+                "without it; free some space, or a crash costs the steps since the last checkpoint."
+            )
+            return
+        for path in self._mine()[:-KEPT]:
+            _remove(path)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint of this training; every other one that is found is reported."""
+        for path in reversed(self._steps()):
+            problem = self._problem(path)
+            if problem is None:
+                self._report(f"Resuming after step {_step(path)} from the checkpoint {path.name}.")
+                return self._read(path)
+            self._report(f"Not used: checkpoint {path.name}, since {problem}.")
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints and what interrupted writes left: the training they served is published."""
+        if self._folder.exists():
+            for path in list(self._folder.iterdir()):
+                _remove(path)
+
+    def drop_leftovers(self) -> None:
+        """Remove half-written folders of a killed run. Only for the holder of the training lock."""
+        if self._folder.exists():
+            for path in list(self._folder.iterdir()):
+                if not path.name.startswith(_PREFIX):
+                    self._report(f"Removed {path.name}, which an interrupted run left half-written.")
+                    _remove(path)
+
+    def _steps(self) -> list[UPath]:
+        if not self._folder.exists():
+            return []
+        return sorted((p for p in self._folder.iterdir() if p.name.startswith(_PREFIX)), key=lambda p: p.name)
+
+    def _mine(self) -> list[UPath]:
+        manifests = [(path, read_manifest(path)) for path in self._steps()]
+        return [path for path, manifest in manifests if manifest and manifest.inputs.get("training") == self._digest]
+
+    def _problem(self, path: UPath) -> str | None:
+        path = published_directory(path)
+        manifest = read_manifest(path)
+        if manifest is None:
+            return "its manifest is missing or damaged"
+        if manifest.inputs.get("training") != self._digest:
+            return "it belongs to other data or another recipe"
+        for name, digest in manifest.extra.get("files", {}).items():
+            if not (path / name).exists():
+                return f"its file {name} is missing"
+            if file_digest(path / name) != digest:
+                return f"its file {name} is damaged"
+        return None
+
+    def _read(self, path: UPath) -> Checkpoint:
+        from safetensors.torch import load
+
+        folder = published_directory(path)
+        log: list[dict[str, Any]] = json.loads((folder / _LOG).read_text())
+        return Checkpoint(_step(path), load((folder / _TENSORS).read_bytes()), [StepRecord(**record) for record in log])
+
+
+def _step(path: UPath) -> int:
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def _remove(path: UPath) -> None:
+    if path.is_dir():
+        if path.protocol in ("", "file", "local"):
+            shutil.rmtree(path.path, ignore_errors=True)
+        else:
+            path.rmdir(recursive=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""What a check's page and an asset's metadata say."""
+
+import base64
+
+import dagster as dg
+import pytest
+
+from po_assets.dag import (
+    Verdict,
+    bar_chart,
+    check_description,
+    column_schema,
+    histogram,
+    line_chart,
+    records_table,
+    to_check_result,
+)
+
+ROWS = [{"file": "a.jsonl", "line": number, "reason": "x" * 300} for number in range(1, 26)]
+
+
+def test_a_failed_verdict_says_what_where_and_what_to_do() -> None:
+    """In the description, which the UI shows without unfolding."""
+    verdict = Verdict(False, "25 of 30 rows were rejected.", "Fix them and land them again.", ROWS)
+    assert check_description(verdict) == (
+        "25 of 30 rows were rejected.\n\nThe table shows the first 20 of 25 rows.\n\n"
+        "**What to do:** Fix them and land them again."
+    )
+
+
+def test_a_passed_verdict_gives_no_orders() -> None:
+    """Nothing is to be done."""
+    assert check_description(Verdict(True, "All is well.", "Fix it.", ROWS)) == "All is well."
+
+
+def test_a_verdict_becomes_dagsters_result() -> None:
+    """Rows as a table of 20, numbers as floats that are plotted, severity as given."""
+    result = to_check_result("schema", "raw", Verdict(False, "Bad.", rows=ROWS, numbers={"share": 1}, severity="WARN"))
+    assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert result.metadata["share"] == dg.FloatMetadataValue(1.0)
+    table = result.metadata["rows"]
+    assert isinstance(table, dg.TableMetadataValue)
+    assert len(table.records) == 20
+    assert table.records[0].data["reason"] == "x" * 199 + "…"
+
+
+def test_tables_take_any_value() -> None:
+    """Missing keys, lists and bytes that are no text included."""
+    records = records_table([{"a": 1.23456, "b": True}, {"c": ["\udc80"]}]).records
+    assert [record.data for record in records] == [
+        {"a": 1.2346, "b": True, "c": None},
+        {"a": None, "b": None, "c": "['\\udc80']"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: histogram([0.8, 0.9, 0.95], "Scores", "score", {"minimum": 0.82}),
+        lambda: bar_chart({"aligned": 240, "conflicts": 10}, "Status"),
+        lambda: line_chart({"loss": ([1, 2], [3.0, 2.0]), "other": ([1, 2], [1.0, 1.0])}, "Loss", "step", "loss"),
+        lambda: bar_chart({}, "Nothing"),
+    ],
+)
+def test_pictures_are_small_png_files_and_repeatable(draw: object) -> None:
+    """They go into the event log, and equal data must give equal metadata."""
+    first, second = draw(), draw()  # type: ignore[operator]
+    assert first == second
+    prefix, data = first.value.rstrip(")").split(";base64,")
+    assert prefix.endswith("(data:image/png")
+    picture = base64.b64decode(data)
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 30_000
+
+
+def test_a_column_schema_has_types_and_descriptions() -> None:
+    """As Dagster's catalogue shows them."""
+    (column,) = column_schema({"line": ("integer", "Line number.")}).columns
+    assert (column.name, column.type, column.description) == ("line", "integer", "Line number.")
+
+
+def test_no_number_on_a_page_is_longer_than_people_read() -> None:
+    """Four decimals; of small numbers four digits; counts whole."""
+    numbers = {"mean": 0.9166666666, "rate": 0.000123456, "tokens": 67023, "nothing": 0}
+    metadata = to_check_result("schema", "raw", Verdict(True, "Fine.", numbers=numbers)).metadata
+    assert {name: metadata[name].value for name in numbers} == {
+        "mean": 0.9167,
+        "rate": 0.0001235,
+        "tokens": 67023.0,
+        "nothing": 0.0,
+    }
+
+
+def test_a_missing_number_does_not_hide_its_row() -> None:
+    """NaN is no JSON: the UI shows "Could not parse record" for a row that holds it."""
+    (record,) = records_table([{"case": "EVAL-01", "status": float("nan")}]).records
+    assert record.data == {"case": "EVAL-01", "status": "nan"}

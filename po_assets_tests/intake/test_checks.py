@@ -1,0 +1,352 @@
+"""The checks of raw_teacher and normalized_teacher in Dagster: passing on good data, and what they say on bad data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+import pytest
+
+from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.intake.assets import normalized_teacher, raw_teacher
+from po_assets.intake.checks import teacher_checks
+from po_assets.intake.policy import IntakePolicy
+from po_assets.product_owner import build_prompt, format_answer, score_product_owner
+from po_assets.storage import Layout, read_manifest, read_rows
+from po_assets_tests.intake.landed_rows import land, prompt_output_row, teacher_row
+from po_assets_tests.intake.test_landing import lock, odd_entries
+from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
+
+METRIC = score_product_owner(REQUIREMENTS, VISION, REVIEW).total
+GOOD = teacher_row(score=METRIC)
+
+
+def run(layout: Layout, selection: list[Any] | None = None, **policy: Any) -> dg.ExecuteInProcessResult:
+    """Materialize both assets with their checks, or only what is selected."""
+    artifacts = Artifacts(root=str(layout.root))
+    return dg.materialize(
+        [raw_teacher, normalized_teacher, *teacher_checks],
+        selection=selection,
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "selection": IntakePolicy(**policy),
+        },
+        raise_on_error=False,
+    )
+
+
+def evaluations(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+    """Evaluations by check name."""
+    return {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
+
+
+def table(evaluation: dg.AssetCheckEvaluation) -> list[Mapping[str, Any]]:
+    """The offending rows that a check shows."""
+    value = evaluation.metadata["rows"]
+    assert isinstance(value, dg.TableMetadataValue)
+    return [record.data for record in value.records]
+
+
+def failure_message(result: dg.ExecuteInProcessResult, step: str) -> str:
+    """What a failed step says."""
+    (event,) = (event for event in result.get_step_failure_events() if event.step_key == step)
+    error = event.step_failure_data.error
+    assert error is not None
+    return error.message
+
+
+def recheck(layout: Layout, **policy: Any) -> dict[str, dg.AssetCheckEvaluation]:
+    """Run the checks of normalized_teacher alone, on the files as they stand."""
+    artifacts = Artifacts(root=str(layout.root))
+    result = dg.materialize(
+        [raw_teacher, normalized_teacher, *teacher_checks],
+        selection=dg.AssetSelection.checks_for_assets(normalized_teacher),
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "selection": IntakePolicy(**policy),
+        },
+        raise_on_error=False,
+    )
+    return evaluations(result)
+
+
+def test_good_rows_pass_every_check(tmp_path: Path) -> None:
+    """And the sentences give the numbers."""
+    result = run(land(tmp_path, a=[GOOD, GOOD], b=[GOOD]))
+    assert result.success
+    assert {name: (found.passed, found.description) for name, found in evaluations(result).items()} == {
+        "has_records": (True, "There are 3 records in 2 landed files."),
+        "schema": (True, "3 of 3 rows have the 20 columns with sound values."),
+        "ledger_balances": (True, "3 landed lines = 3 kept."),
+        "rejected_share": (True, "None of 3 landed rows was rejected."),
+        "declared_scores_match_metric": (True, "3 of 3 declared scores agree with the metric to within 0.005."),
+    }
+
+
+def test_the_assets_say_what_came_out(tmp_path: Path) -> None:
+    """Row counts, landed files, outcomes with an example, and pictures."""
+    result = run(land(tmp_path, a=[GOOD, {"a": 1}], b=[{"b": 1}]), max_rejected_share=1)
+    (raw,) = result.asset_materializations_for_node("raw_teacher")
+    (normalized,) = result.asset_materializations_for_node("normalized_teacher")
+    assert raw.metadata["dagster/row_count"].value == 3
+    assert normalized.metadata["dagster/row_count"].value == 1
+    assert normalized.metadata["rejected"].value == 2
+    outcomes = [record.data for record in normalized.metadata["outcomes"].records]  # type: ignore[union-attr]
+    assert [(row["outcome"], row["reason"], row["rows"]) for row in outcomes] == [
+        ("rejected", "unknown format", 2),
+        ("kept", "–", 1),
+    ]
+    assert str(outcomes[0]["example"]).startswith("a.jsonl:2 the row has a; known formats are")
+    assert outcomes[0]["also"] == "b.jsonl:1"
+    for picture in ("formats", "statuses", "tiers", "scores"):
+        assert "data:image/png;base64," in str(normalized.metadata[picture].value)
+
+
+def test_manifests_tie_the_tables_together(tmp_path: Path) -> None:
+    """Each names the digest of what it was made from."""
+    layout = land(tmp_path, a=[GOOD])
+    run(layout)
+    raw, normalized, ledger = (read_manifest(path) for path in (layout.raw, layout.normalized, layout.ledger))
+    assert raw
+    assert normalized
+    assert ledger
+    assert normalized.inputs == {"raw_teacher": raw.sha256}
+    assert ledger.inputs == {"raw_teacher": raw.sha256, "normalized_teacher": normalized.sha256}
+    assert raw.extra["sources"][0]["rows"] == 1
+
+
+def test_landing_the_same_again_gives_the_same_data_versions(tmp_path: Path) -> None:
+    """Everything downstream stays fresh then."""
+    layout = land(tmp_path, a=[GOOD])
+    versions = [
+        {
+            event.asset_key: event.step_materialization_data.materialization.tags["dagster/data_version"]
+            for event in run(layout).get_asset_materialization_events()
+        }
+        for _ in range(2)
+    ]
+    assert versions[0] == versions[1]
+    assert len(versions[0]) == 2
+
+
+@pytest.mark.parametrize("files", [None, {}, {"a": b""}])
+def test_an_empty_landing_folder_fails_raw_teacher_and_keeps_what_was_made(
+    tmp_path: Path, files: dict[str, bytes] | None
+) -> None:
+    """One clear message with the folder and the way out; nothing already made is damaged."""
+    layout = land(tmp_path, a=[GOOD])
+    run(layout)
+    made = {path.name: path.read_bytes() for path in layout.raw.parent.iterdir()}
+    (layout.incoming / "a.jsonl").unlink()
+    if files is None:
+        layout.incoming.rmdir()
+    else:
+        land(tmp_path, **files)
+    result = run(layout)
+    assert not result.success
+    message = failure_message(result, "raw_teacher")
+    assert str(layout.incoming) in message
+    assert "teacher rows into it" in message
+    assert not evaluations(result)
+    assert {path.name: path.read_bytes() for path in layout.raw.parent.iterdir()} == made
+
+
+def test_has_records_fails_when_every_line_is_blank(tmp_path: Path) -> None:
+    """And stops the graph."""
+    result = run(land(tmp_path, a=b"\n\n", b=b"  \r\n"))
+    found = evaluations(result)["has_records"]
+    assert not found.passed
+    assert "There is no teacher row: 2 landed files hold nothing but 3 blank lines." in found.description
+    assert "Put teacher rows into the landing folder" in found.description
+    assert [(row["file"], row["lines"]) for row in table(found)] == [("a.jsonl", 2), ("b.jsonl", 1)]
+    assert not result.asset_materializations_for_node("normalized_teacher")
+
+
+def test_has_records_names_files_without_records(tmp_path: Path) -> None:
+    """A file of blank lines beside a good one is worth a word."""
+    found = evaluations(run(land(tmp_path, a=[GOOD], b=b"\n"), max_rejected_share=1))["has_records"]
+    assert found.passed
+    assert found.description == "There is 1 record in 2 landed files. 1 of the files holds none."
+    assert table(found)[0]["file"] == "b.jsonl"
+
+
+def test_has_records_warns_of_what_was_not_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that are there go on; the others are named in the asset's metadata, too."""
+    layout = land(tmp_path, a=[GOOD])
+    odd_entries(tmp_path / "incoming")
+    lock(monkeypatch)
+    result = run(layout)
+    assert result.success
+    found = evaluations(result)["has_records"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (
+        "There are 2 records in 2 landed files. 8 other names in the landing folder were not taken in: "
+        "'caf\\xe9.jsonl', 'gone.jsonl', 'locked.jsonl', 'old', 'pipe.jsonl', 'second.json', 'third.jsonl.gz', "
+        "'x.jsonl'." in found.description
+    )
+    assert "readable and named *.jsonl; move the rest elsewhere" in found.description
+    shown = {row["file"]: row["reason"] for row in table(found)}
+    assert shown["second.json"] == "does not end in .jsonl; if it holds teacher rows, unpack it or rename it"
+    (raw,) = result.asset_materializations_for_node("raw_teacher")
+    assert raw.metadata["not_taken"].value == 8
+    listed = raw.metadata["not_taken_files"]
+    assert isinstance(listed, dg.TableMetadataValue)
+    assert [record.data for record in listed.records] == table(found)
+
+
+def test_has_records_fails_on_a_snapshot_that_was_changed(tmp_path: Path) -> None:
+    """The manifest says how many lines there were."""
+    layout = land(tmp_path, a=[GOOD, GOOD])
+    run(layout)
+    layout.raw.write_bytes(layout.raw.read_bytes().splitlines()[0] + b"\n")
+    result = run(layout, selection=dg.AssetSelection.checks_for_assets(raw_teacher))
+    found = evaluations(result)["has_records"]
+    assert not found.passed
+    assert "ends before line 2 of a.jsonl" in found.description
+
+
+def test_rejected_share_fails_above_the_limit_and_stops_the_graph(tmp_path: Path) -> None:
+    """It counts the reasons, shows rows with their lines, and says where to correct them."""
+    result = run(land(tmp_path, a=[GOOD] * 8 + [{"a": 1}], b=b"{\n"))
+    found = evaluations(result)["rejected_share"]
+    assert not found.passed
+    assert found.severity == dg.AssetCheckSeverity.ERROR
+    assert "2 of 10 landed rows (20.0%) were rejected, at most 5.0% may be" in found.description
+    assert "1 unknown format, 1 not JSON" in found.description
+    assert "po_teacher_rejected.jsonl" in found.description
+    assert [(row["file"], row["line"], row["reason"]) for row in table(found)] == [
+        ("a.jsonl", 9, "unknown format"),
+        ("b.jsonl", 1, "not JSON"),
+    ]
+    assert not result.success
+
+
+def test_rejected_share_warns_below_the_limit(tmp_path: Path) -> None:
+    """Even one rejected row is shown; the graph goes on."""
+    result = run(land(tmp_path, a=[GOOD] * 30 + [{"a": 1}]))
+    found = evaluations(result)["rejected_share"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "1 of 31 landed rows (3.2%) was rejected, at most 5.0% may be" in found.description
+    assert result.success
+
+
+def test_declared_scores_that_are_not_the_metrics_are_listed_worst_first(tmp_path: Path) -> None:
+    """A warning with both figures; the policy may trust the declared ones."""
+    result = run(land(tmp_path, a=[GOOD, teacher_row(score=METRIC - 0.1), teacher_row(score=0.2)]))
+    found = evaluations(result)["declared_scores_match_metric"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "2 of 3 declared scores differ from the metric's by more than 0.005" in found.description
+    assert "score_source: metric" in found.description
+    assert [(row["line"], row["declared"]) for row in table(found)] == [(3, 0.2), (2, round(METRIC - 0.1, 4))]
+    assert result.success
+
+
+def test_a_difference_within_the_tolerance_is_none(tmp_path: Path) -> None:
+    """The tolerance is a setting."""
+    layout = land(tmp_path, a=[teacher_row(score=METRIC - 0.02)])
+    assert not evaluations(run(layout))["declared_scores_match_metric"].passed
+    assert evaluations(run(layout, score_tolerance=0.03))["declared_scores_match_metric"].passed
+
+
+def test_missing_scores_are_counted(tmp_path: Path) -> None:
+    """They are computed, and said to be."""
+    row = {"prompt": build_prompt("c", REQUIREMENTS), "response": format_answer(VISION, REVIEW)}
+    found = evaluations(run(land(tmp_path, a=[row, GOOD])))["declared_scores_match_metric"]
+    assert found.passed
+    assert found.description.endswith("1 row declares none; the metric's score stands in.")
+
+
+def test_ledger_balances_fails_when_a_landed_line_has_no_row(tmp_path: Path) -> None:
+    """It counts the lines of the files, not what somebody counted."""
+    layout = land(tmp_path, a=[GOOD, GOOD, GOOD])
+    run(layout)
+    lines = layout.ledger.read_bytes().splitlines(keepends=True)
+    layout.ledger.write_bytes(lines[0] + lines[2])
+    found = recheck(layout)["ledger_balances"]
+    assert not found.passed
+    assert "3 lines landed, the ledger says 2 kept" in found.description
+    faults = [row["fault"] for row in table(found)]
+    assert "the ledger's row 2 should be a.jsonl, line 2" in faults
+    assert "2 found where 3 are due: rows in the ledger, one for each landed line" in faults
+
+
+def test_ledger_balances_fails_when_a_normalized_row_is_gone(tmp_path: Path) -> None:
+    """A row that the ledger calls kept must be in the table."""
+    layout = land(tmp_path, a=[GOOD, GOOD])
+    run(layout)
+    layout.normalized.write_bytes(layout.normalized.read_bytes().splitlines(keepends=True)[0])
+    found = recheck(layout)["ledger_balances"]
+    assert not found.passed
+    assert table(found)[0]["fault"] == "1 found where 2 are due: normalized rows, one for each row not rejected"
+
+
+def test_schema_names_each_fault_of_each_row(tmp_path: Path) -> None:
+    """A row that was changed by hand, or that a format converts wrongly."""
+    layout = land(tmp_path, a=[GOOD, GOOD, GOOD])
+    run(layout)
+    rows = list(read_rows(layout.normalized))
+    rows[0] |= {"status": "fine", "score": 2, "valid": "yes"}
+    del rows[1]["concept"]
+    rows[2]["line"] = 1
+    layout.normalized.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    found = recheck(layout)["schema"]
+    assert not found.passed
+    assert "2 of 3 normalized rows break the schema." in found.description or "3 of 3" in found.description
+    faults = {row["line"]: row["fault"] for row in table(found)}
+    assert "unknown status 'fine'; score is 2; score is not the declared score" in faults[1]
+    assert faults[2] == "no column concept"
+
+
+def test_schema_fails_on_rows_out_of_landing_order(tmp_path: Path) -> None:
+    """The ledger is matched to the table by order."""
+    layout = land(tmp_path, a=[GOOD, GOOD])
+    run(layout)
+    rows = layout.normalized.read_bytes().splitlines(keepends=True)
+    layout.normalized.write_bytes(rows[1] + rows[0])
+    found = recheck(layout)["schema"]
+    assert "it stands twice or out of landing order" in str(table(found)[0]["fault"])
+
+
+def test_schema_fails_when_every_row_was_rejected(tmp_path: Path) -> None:
+    """A table without rows is no success."""
+    found = evaluations(run(land(tmp_path, a=b"{\n"), max_rejected_share=1))["schema"]
+    assert not found.passed
+    assert "There is no normalized row: every landed line was rejected." in found.description
+
+
+def test_a_single_check_can_be_run_alone(tmp_path: Path) -> None:
+    """As people do from the check's page."""
+    layout = land(tmp_path, a=[GOOD])
+    run(layout)
+    key = dg.AssetCheckKey(dg.AssetKey("normalized_teacher"), "schema")
+    assert set(evaluations(run(layout, selection=dg.AssetSelection.checks(key)))) == {"schema"}
+
+
+def test_a_run_without_the_snapshot_says_what_to_do(tmp_path: Path) -> None:
+    """normalized_teacher alone, on a fresh root."""
+    result = run(land(tmp_path, a=[GOOD]), selection=[normalized_teacher])
+    assert "Materialize raw_teacher again." in failure_message(result, "normalized_teacher")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"max_rejected_share": 1.5}, {"score_tolerance": -1}, {"max_rejected_share": "many"}, {"unknown": 1}]
+)
+def test_a_wrong_setting_is_refused_with_its_name(setting: dict[str, Any]) -> None:
+    """Before anything runs; unknown names are wrong too."""
+    with pytest.raises(Exception, match=next(iter(setting))):
+        IntakePolicy(**setting)
+
+
+def test_prompt_output_rows_with_flattering_scores_are_found(tmp_path: Path) -> None:
+    """Fault 3 of the manual process: hand-made rows declared 0.85 to 0.90 where the metric gives 0.64 to 0.72."""
+    flat = "FR001: Enable several users to edit\nFR002: Sync documents to a cloud drive"
+    review = REVIEW.replace("NFR001", "FR002").replace("C001", "FR001")
+    row = prompt_output_row({"requirements": flat, "review": review}, score=0.89)
+    found = evaluations(run(land(tmp_path, a=[GOOD] * 9 + [row])))["declared_scores_match_metric"]
+    assert not found.passed
+    (offender,) = table(found)
+    assert (offender["file"], offender["line"], offender["declared"]) == ("a.jsonl", 10, 0.89)
+    assert offender["metric"] <= 0.75

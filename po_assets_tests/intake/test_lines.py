@@ -1,0 +1,114 @@
+"""From a landed line to a JSON object, or the reason why not."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from po_assets.intake.lines import MAX_JSON_NESTING, MAX_ROW_BYTES, read_object
+from po_assets.intake.rejection import Reason, Rejected
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=8), values, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"a": 1}', b'\xef\xbb\xbf{"a": 1}', b'{"a": 1}\r', b'{"a": 1}\r\n', b'  {"a" : 1}\t', b'\xef\xbb\xbf {"a":1}'],
+)
+def test_what_surrounds_the_object_does_not_matter(line: bytes) -> None:
+    """A byte-order mark, white space and either line ending are no part of a row."""
+    assert read_object(line) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        (b"", Reason.BLANK_LINE, "nothing but white space"),
+        (b" \t\r\n", Reason.BLANK_LINE, "nothing but white space"),
+        (b"\xef\xbb\xbf", Reason.BLANK_LINE, "nothing but white space"),
+        (b'{"a": 1', Reason.NOT_JSON, "at character 8"),
+        (b"{'a': 1}", Reason.NOT_JSON, "\"{'a': 1}\""),
+        (b"not JSON at all", Reason.NOT_JSON, "'not JSON at all'"),
+        (b'{"a": 1} {"b": 2}', Reason.NOT_JSON, "at character 10"),
+        (b'{"a": "\xff"}', Reason.NOT_UTF8, "byte 8 (0xff) is no UTF-8 (invalid start byte); save the file as UTF-8"),
+        (b'{"a": "x\x00"}', Reason.NOT_JSON, "a NUL byte (byte 9); is the file UTF-16?"),
+        ('{"a": 1}'.encode("utf-16"), Reason.NOT_JSON, "NUL byte"),
+        (b'{"a": "\\ud800"}', Reason.NOT_JSON, "at character"),
+        (b"[1, 2]", Reason.NOT_AN_OBJECT, "an array, a row is a JSON object: '[1, 2]'"),
+        (b'"text"', Reason.NOT_AN_OBJECT, "a string"),
+        (b"3", Reason.NOT_AN_OBJECT, "a number"),
+        (b"null", Reason.NOT_AN_OBJECT, "null"),
+        (b"true", Reason.NOT_AN_OBJECT, "a truth value"),
+        (b'{"score": NaN}', Reason.BAD_SCORE, "score is NaN, which is no JSON number"),
+        (b'{"score": -Infinity, "b": 1}', Reason.BAD_SCORE, "score is -Infinity"),
+        (b'{"metadata": {"seconds": NaN}}', Reason.NOT_JSON, "seconds is NaN"),
+        (b'{"metadata": {"score": NaN}}', Reason.NOT_JSON, "score is NaN"),
+        (b'{"x": Infinity, "score": NaN}', Reason.BAD_SCORE, "score is NaN"),
+        (b'{"a": [1, [NaN]]}', Reason.NOT_JSON, "a holds NaN, which is no JSON number"),
+        (b"[NaN]", Reason.NOT_JSON, "it holds NaN"),
+        (b'{"score": "NaN \\": NaN", "x": -Infinity}', Reason.NOT_JSON, "x is -Infinity, which is no JSON number"),
+        (b'{"a": NaN', Reason.NOT_JSON, "at character 7"),
+        (
+            b'{"score": -' + b"1" * 40_000 + b"}",
+            Reason.BAD_SCORE,
+            "score is an integer of 40,000 digits, which is more than a number can hold; leave the value out",
+        ),
+        (b'{"a": 1e999}', Reason.NOT_JSON, "a is 1e999, which is more than a number can hold"),
+        (b'{"a": 1, "a": 2}', Reason.DUPLICATE_KEY, '"a" stands more than once'),
+        (b'{"a" : 1, "a" :2}', Reason.DUPLICATE_KEY, '"a" stands more than once'),
+        (b'{"a": {"b": 1, "b": 1}, "c": ["d\\":"]}', Reason.DUPLICATE_KEY, '"b" stands more than once'),
+        (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", Reason.NESTED_TOO_DEEP, "more than 64 levels"),
+        (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", Reason.NESTED_TOO_DEEP, "more than 64 levels"),
+        (b'{"a":' * 70 + b"1" + b"}" * 70, Reason.NESTED_TOO_DEEP, "more than 64 levels"),
+        (b'{"a": "' + b"x" * MAX_ROW_BYTES + b'"}', Reason.LINE_TOO_LONG, "the line has 1,048,585 bytes"),
+    ],
+)
+def test_a_bad_line_is_rejected_for_a_reason_a_person_understands(line: bytes, reason: Reason, detail: str) -> None:
+    """Reason for counting, detail with place and value."""
+    with pytest.raises(Rejected) as rejected:
+        read_object(line)
+    assert rejected.value.reason == reason
+    assert detail in rejected.value.detail
+
+
+def test_a_key_like_text_is_no_duplicate_key() -> None:
+    """Only real keys count, whatever strings contain."""
+    row = {"a": 'he said "a": 1', "b": ['"b":', {"a": "\\"}]}
+    assert read_object(json.dumps(row).encode()) == row
+
+
+def test_nesting_up_to_the_limit_is_read() -> None:
+    """The limit is that of the sentence, not one less."""
+    depth = MAX_JSON_NESTING - 1
+    assert read_object(b'{"a": ' + b"[" * depth + b"]" * depth + b"}")
+
+
+@given(st.dictionaries(st.text(), JSON_VALUES, max_size=6), st.booleans())
+def test_every_object_is_read_as_the_standard_library_reads_it(row: dict[str, object], escape: bool) -> None:
+    """The fast reader and its guards change no value and refuse no object."""
+    line = json.dumps(row, ensure_ascii=escape).encode("utf-8", "surrogatepass")
+    try:
+        line.decode()
+    except UnicodeDecodeError:  # lone surrogates are no text
+        return
+    if "\\ud" in line.decode().lower():
+        return
+    assert read_object(line) == json.loads(line)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_an_object_or_a_reason(line: bytes) -> None:
+    """Nothing that lands can raise anything else."""
+    try:
+        assert isinstance(read_object(line), dict)
+    except Rejected as rejected:
+        assert rejected.detail  # noqa: PT017

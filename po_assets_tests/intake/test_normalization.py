@@ -1,0 +1,215 @@
+"""What is said about a row from the row alone: score, status, validity, identity."""
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from po_assets.intake.identity import input_digest
+from po_assets.intake.normalization import COLUMNS, normalize, read_score
+from po_assets.intake.rejection import Reason, Rejected
+from po_assets.product_owner import score_product_owner, validate_answer
+from po_assets_tests.intake.landed_rows import CONCEPT, line_of, pair_row, teacher_row
+from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
+
+
+def test_a_row_has_the_columns_in_order() -> None:
+    """The table's schema is what the rows have."""
+    assert list(normalize(line_of(teacher_row())).row) == list(COLUMNS)
+
+
+def test_metric_and_validity_are_those_of_the_product_owner_package() -> None:
+    """The row's figures are the metric's and the validator's own."""
+    short = REVIEW.replace("- Keep FR001 and FR002 as they are.\n", "")
+    row = normalize(line_of(teacher_row({"review": short}))).row
+    assert row["metric_score"] == score_product_owner(REQUIREMENTS, VISION, short).total
+    assert row["valid"] is False
+    assert row["invalid_reason"] == validate_answer(VISION, short).reason
+    assert "recommended_actions holds 1" in row["invalid_reason"]
+
+
+def test_a_declared_score_counts_and_is_kept() -> None:
+    """Declared and measured score stand beside each other."""
+    row = normalize(line_of(teacher_row(score=0.5))).row
+    assert (row["score"], row["score_source"], row["declared_score"]) == (0.5, "declared", 0.5)
+
+
+@pytest.mark.parametrize("row", [teacher_row(score=None), pair_row()])
+def test_a_missing_score_is_computed_and_said_so(row: dict[str, Any]) -> None:
+    """The manual process took it for 1.0."""
+    normalized = normalize(line_of(row))
+    metric = score_product_owner(REQUIREMENTS, VISION, REVIEW).total
+    assert (normalized.row["score"], normalized.row["score_source"]) == (metric, "metric")
+    assert normalized.row["declared_score"] is None
+    assert f"no score was declared; the metric gives {metric:.3f}" in normalized.notes
+
+
+@pytest.mark.parametrize(("value", "number"), [(0, 0.0), (1, 1.0), (0.875, 0.875), ("0.91", 0.91), (" 1 ", 1.0)])
+def test_numbers_and_numbers_written_as_text_are_scores(value: object, number: float) -> None:
+    """A number in quotation marks is read, and noted."""
+    assert read_score(value)[0] == number
+    assert bool(read_score(value)[1]) == isinstance(value, str)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [-0.01, 1.01, 90, "high", "", "nan", "inf", True, [0.9], {"value": 0.9}, 10**400, "0.8_5", "٠.٩", "１", "0x1"],
+)
+def test_a_score_that_is_no_number_from_0_to_1_rejects_the_row(value: object) -> None:
+    """A wrong score must not pass for a missing one; the value is quoted."""
+    with pytest.raises(Rejected) as rejected:
+        read_score(value)
+    assert rejected.value.reason == Reason.BAD_SCORE
+    assert f"the declared score is {value!r:.60}, a number from 0 to 1 is expected" in rejected.value.detail
+
+
+@pytest.mark.parametrize(
+    ("texts", "detail"),
+    [
+        ({"review": REVIEW.replace("summary:", "summary: x: y")}, "REVIEW: line 2, column 11: mapping values are not"),
+        ({"vision": "just text"}, "VISION: it is no mapping of keys to values but plain text"),
+        ({"requirements": "- a\n- b"}, "REQUIREMENTS: it is no mapping of keys to values but a list"),
+        ({"vision": "a: [1", "review": "b: ]"}, "VISION: line 2, column 1: did not find expected"),
+        ({"vision": "a: [1", "review": "b: ]"}, "REVIEW: line 1"),
+        (
+            {
+                "vision": "a: &a [x, x]\nb: &b [*a, *a]\n"
+                + "".join(
+                    f"{chr(c)}: &{chr(c)} [" + ", ".join([f"*{chr(c - 1)}"] * 9) + "]\n"
+                    for c in range(ord("c"), ord("m"))
+                )
+            },
+            "aliases expand to more than",
+        ),
+        ({"vision": "a: " + "[" * 60 + "]" * 60}, "nests more than 40 levels"),
+        ({"requirements": "a: " + "x" * 300_000}, "characters, at most 50,000 are read"),
+        ({"vision": "a: " + "9" * 5000}, "VISION: it holds an integer of 5000 digits; put it in quotes or correct it"),
+        ({"vision": "last_updated: 2024-99-99"}, "a value that YAML cannot read: month must be in 1..12"),
+        ({"vision": "a: \x07"}, "control characters are not allowed"),
+    ],
+)
+def test_yaml_that_does_not_read_rejects_the_row_with_pyyamls_reason(texts: dict[str, str], detail: str) -> None:
+    """Each unreadable document is named, with line and column where PyYAML gives them."""
+    with pytest.raises(Rejected) as rejected:
+        normalize(line_of(teacher_row(texts)))
+    assert rejected.value.reason == Reason.BAD_YAML
+    assert detail in rejected.value.detail
+    assert rejected.value.format_name == "teacher"
+
+
+@pytest.mark.parametrize("status", ["misaligned", "''", "[aligned]", "true", "3"])
+def test_a_status_of_none_of_the_three_kinds_is_refused(status: str) -> None:
+    """The student is taught exactly three."""
+    with pytest.raises(Rejected, match="expected is aligned, needs_adjustment or conflicts"):
+        normalize(line_of(teacher_row({"review": REVIEW.replace("needs_adjustment", status)})))
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("status: 0x" + "f" * 5_000, "status is ''"),
+        ("other: x", "status is missing"),
+        ("status: [a]", "status is \"['a']\""),
+    ],
+)
+def test_a_status_that_python_cannot_print_is_refused_like_any_other(status: str, said: str) -> None:
+    """An integer of more than 4,300 digits raises where it is printed."""
+    with pytest.raises(Rejected, match="expected is aligned") as rejected:
+        normalize(line_of(teacher_row({"review": REVIEW.replace("status: needs_adjustment", status)})))
+    assert rejected.value.reason == Reason.SCHEMA
+    assert said in rejected.value.detail
+
+
+def test_texts_are_kept_as_the_teacher_wrote_them_without_fences() -> None:
+    """Training shows the student the teacher's own YAML, style and all."""
+    fenced = f"```yaml\n{VISION}```"
+    assert normalize(line_of(teacher_row({"vision": fenced}))).row["vision_yaml"] == VISION.strip()
+
+
+def test_a_nul_in_the_concept_is_refused() -> None:
+    """Some tokenizers end a text there."""
+    with pytest.raises(Rejected, match="the concept holds a NUL character"):
+        normalize(line_of(teacher_row({"concept": "a\x00b"})))
+
+
+def test_the_record_id_depends_on_the_line_alone() -> None:
+    """The same line has the same id in every file, at every place, with either line ending."""
+    data = line_of(teacher_row()).data
+    here, there = normalize(line_of(data)), normalize(line_of(data + b"\r", number=7, file="b.jsonl"))
+    assert here.row["record_id"] == there.row["record_id"]
+    assert here.row["record_id"] != normalize(line_of(teacher_row(score=0.1))).row["record_id"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        REQUIREMENTS.upper().replace("FUNCTIONAL_REQUIREMENTS", "functional_requirements"),
+        REQUIREMENTS.replace("description: ", "description:    "),
+        REQUIREMENTS.replace("Route Planner", '"Route Planner"'),
+        "constraints: [{description: The service runs in the existing cluster., id: C001}]\n"
+        + REQUIREMENTS.partition("constraints:")[0],
+    ],
+)
+def test_the_input_digest_is_blind_to_style(other: str) -> None:
+    """Case, white space, quotes, key order and flow style hide no match."""
+    if "FR001" in other and "TITLE" in other:
+        other = other.replace("TITLE", "title").replace("- ID:", "- id:").replace("DESCRIPTION:", "description:")
+        other = other.replace("NON_functional", "non_functional").replace("CONSTRAINTS", "constraints")
+    assert input_digest(f"  {CONCEPT.upper()}\n", other) == input_digest(CONCEPT, REQUIREMENTS)
+
+
+def test_the_input_digest_tells_inputs_apart() -> None:
+    """One changed word is another input, also where the YAML does not parse."""
+    digests = {
+        input_digest(CONCEPT, REQUIREMENTS),
+        input_digest(CONCEPT + "s", REQUIREMENTS),
+        input_digest(CONCEPT, REQUIREMENTS.replace("photo", "film")),
+        input_digest(CONCEPT, "a: ["),
+        input_digest(CONCEPT, "b: ["),
+    }
+    assert len(digests) == 5
+
+
+TEXTS = st.text(max_size=60) | st.sampled_from([VISION, REVIEW, REQUIREMENTS, "a: 1", "status: aligned", "&a [*a]"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            key: TEXTS | st.none() | st.integers() | st.lists(TEXTS, max_size=2)
+            for key in (*teacher_row(), *pair_row(), "output", "messages", "input")
+        },
+    )
+)
+def test_any_row_gives_a_row_that_json_can_carry_or_a_reason(row: dict[str, object]) -> None:
+    """Nothing that lands can stop the others."""
+    data = orjson.dumps(row) if _is_encodable(row) else b"{}"
+    try:
+        assert orjson.loads(orjson.dumps(normalize(line_of(data)).row))
+    except Rejected as rejected:
+        assert rejected.detail  # noqa: PT017
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, TEXTS, TEXTS, TEXTS)
+def test_any_texts_give_a_row_or_a_reason(concept: str, requirements: str, vision: str, review: str) -> None:
+    """Whatever the teacher wrote, the row ends in the ledger."""
+    texts = {"concept": concept, "requirements": requirements, "vision": vision, "review": review}
+    row = teacher_row(texts)
+    try:
+        normalized = normalize(line_of(orjson.dumps(row) if _is_encodable(row) else b"{}"))
+        assert 0 <= normalized.row["metric_score"] <= 1
+    except Rejected as rejected:
+        assert rejected.detail  # noqa: PT017
+
+
+def _is_encodable(row: object) -> bool:
+    try:
+        orjson.dumps(row)
+    except (TypeError, orjson.JSONEncodeError):
+        return False
+    return True

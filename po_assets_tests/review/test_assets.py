@@ -1,0 +1,173 @@
+"""The two assets with their checks, run by Dagster."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.dataset.policy import SelectionPolicy
+from po_assets.definitions import defs
+from po_assets.model import BaseModel
+from po_assets.review.assets import review_candidates, synthetic_conflicts
+from po_assets.review.checks import curation_checks
+from po_assets.review.conflicts import audit_table, landed_path
+from po_assets.review.corrections import land_corrections
+from po_assets.review.policy import CurationPolicy
+from po_assets.storage import Layout, read_manifest, read_rows
+from po_assets_tests.model.tiny_model import make_tiny_model
+from po_assets_tests.review.scenes import land, take_in, teacher_rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"), context=8192)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    rows = teacher_rows(150)
+    return take_in(land(tmp_path, teacher=[rows[0] | {"score": 0.99}, *rows[1:]]))
+
+
+def run(layout: Layout, tokenizer: Path, *selection: str, **settings: Any) -> Any:
+    artifacts = Artifacts(root=str(layout.root))
+    return dg.materialize(
+        [synthetic_conflicts, review_candidates, *curation_checks],
+        selection=dg.AssetSelection.assets(*selection),
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "base_model": BaseModel(base_model=str(tokenizer), max_length=8000),
+            "selection": SelectionPolicy(),
+            "curation": CurationPolicy(**settings),
+        },
+        raise_on_error=False,
+    )
+
+
+def checks(result: Any) -> dict[str, dg.AssetCheckEvaluation]:
+    return {check.check_name: check for check in result.get_asset_check_evaluations()}
+
+
+def test_conflicts_are_made_audited_and_landed(layout: Layout, tokenizer: Path) -> None:
+    """What the page of the asset shows: numbers, patterns, a preview, where it landed; and three passed checks."""
+    result = run(layout, tokenizer, "synthetic_conflicts", target_conflicts_share=0.1)
+    assert result.success
+    (event,) = result.asset_materializations_for_node("synthetic_conflicts")
+    needed = event.metadata["needed"].value
+    assert event.metadata["dagster/row_count"].value == needed > 10
+    assert event.metadata["share"].value >= 0.1
+    assert event.metadata["landing"].value.startswith(f"{needed} rows landed in synthetic_conflicts.jsonl")
+    assert landed_path(layout).read_bytes() == layout.synthetic_conflicts.read_bytes()
+    said = checks(result)
+    assert {name: check.passed for name, check in said.items()} == {
+        "share_reached": True,
+        "rows_are_sound": True,
+        "form_is_not_telling": True,
+    }
+    assert (
+        0 <= said["form_is_not_telling"].metadata["auc"].value < said["form_is_not_telling"].metadata["auc_limit"].value
+    )
+    assert said["share_reached"].metadata["made"].value == needed
+    manifest = read_manifest(layout.synthetic_conflicts)
+    assert manifest is not None
+    assert manifest.extra["made"] == needed
+
+
+def test_a_row_that_was_changed_by_hand_fails_the_audit(layout: Layout, tokenizer: Path) -> None:
+    """The check names the row and every fault of it."""
+    run(layout, tokenizer, "synthetic_conflicts")
+    rows = list(read_rows(layout.synthetic_conflicts))
+    rows[0] |= {"score": 0.99, "teacher_product_owner_review": "status: aligned"}
+    rows[0]["metadata"] = {"parents": ["gone"], "pattern": "guess"}
+    layout.synthetic_conflicts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    artifacts = Artifacts(root=str(layout.root))
+    result = dg.materialize(
+        [synthetic_conflicts, *curation_checks],
+        selection=dg.AssetSelection.checks_for_assets(synthetic_conflicts),
+        resources={
+            "artifacts": artifacts,
+            "selection": SelectionPolicy(),
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "base_model": BaseModel(),
+            "curation": CurationPolicy(),
+        },
+        raise_on_error=False,
+    )
+    check = checks(result)["rows_are_sound"]
+    assert not check.passed
+    assert f"1 of {len(rows)} made rows is not sound." in check.description
+    assert (
+        check.metadata["rows"].value.records[0].data["fault"].startswith("it is not valid: the REVIEW has no summary")
+    )
+    fault = str(audit_table(layout, 0.8)["rows_are_sound"].rows[0]["fault"])
+    for part in ("it is not valid", "it scores", "it declares 0.99", "its status is not conflicts", "gone"):
+        assert part in fault
+
+
+def test_without_teacher_tables_the_way_out_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    """Nothing lands."""
+    layout = land(tmp_path)
+    result = run(layout, tokenizer, "synthetic_conflicts")
+    (event,) = result.get_step_failure_events()
+    assert (
+        "Materialize raw_teacher and normalized_teacher first." in event.step_failure_data.user_failure_data.description
+    )
+    assert not landed_path(layout).exists()
+
+
+def test_candidates_are_written_and_edits_are_never_overwritten(layout: Layout, tokenizer: Path) -> None:
+    """An edited file stays until its corrections are taken or it is deleted."""
+    result = run(layout, tokenizer, "review_candidates")
+    assert result.success
+    (event,) = result.asset_materializations_for_node("review_candidates")
+    assert (event.metadata["teacher_rows"].value, event.metadata["evaluation_cases"].value) == (1, 0)
+    assert "materialize baseline_report and eval_report first" in event.metadata["left_out"].value
+    right = ("teacher_rows_found_right", "evaluation_cases_found_right")
+    assert [event.metadata[name].value for name in right] == [0, 0]
+    (row,) = read_rows(layout.review_candidates)
+    assert (row["kind"], row["place"]) == ("teacher_row", "teacher.jsonl:1")
+    assert run(layout, tokenizer, "review_candidates").success  # untouched: written anew
+
+    layout.review_file.write_text(layout.review_file.read_text() + "# mine\n")
+    (event,) = run(layout, tokenizer, "review_candidates").get_step_failure_events()
+    assert "was edited and its corrections were not taken yet" in event.step_failure_data.user_failure_data.description
+    assert layout.review_file.read_text().endswith("# mine\n")
+
+
+def test_answers_found_right_are_counted_where_candidates_are_shown(layout: Layout, tokenizer: Path) -> None:
+    """None disappears without a number."""
+    run(layout, tokenizer, "review_candidates")
+    layout.review_file.write_text(layout.review_file.read_text().replace("verdict: ''", "verdict: right"))
+    land_corrections(layout)
+    (event,) = run(layout, tokenizer, "review_candidates").asset_materializations_for_node("review_candidates")
+    assert (event.metadata["teacher_rows"].value, event.metadata["teacher_rows_found_right"].value) == (0, 1)
+    manifest = read_manifest(layout.review_candidates)
+    assert manifest is not None
+    assert manifest.inputs["found_right"]
+
+
+def test_without_normalized_rows_the_asset_to_materialize_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    """And no review file is written."""
+    layout = land(tmp_path)
+    (event,) = run(layout, tokenizer, "review_candidates").get_step_failure_events()
+    said = event.step_failure_data.user_failure_data.description
+    assert said.startswith("The candidates cannot be collected: there is no ")
+    assert said.endswith("po_teacher_normalized.jsonl' yet. Materialize normalized_teacher first.")
+    assert not layout.review_file.exists()
+
+
+def test_each_asset_has_a_job_of_its_own() -> None:
+    """Neither runs with the graph."""
+    jobs = {name: defs.resolve_job_def(name) for name in ("conflicts_on_demand", "candidates_for_people")}
+    assert {
+        name: {key.to_user_string() for key in job.asset_layer.executable_asset_keys} for name, job in jobs.items()
+    } == {
+        "conflicts_on_demand": {"synthetic_conflicts"},
+        "candidates_for_people": {"review_candidates"},
+    }
+    main = defs.resolve_job_def("product_owner_student").asset_layer.executable_asset_keys
+    assert not {key.to_user_string() for key in main} & {"synthetic_conflicts", "review_candidates"}

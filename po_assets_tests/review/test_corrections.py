@@ -1,0 +1,399 @@
+"""Candidates for people: what is laid before a person, and what becomes of the corrections."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from po_assets.dag import stage_frames
+from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.errors import UserError
+from po_assets.evaluation.answers import Answer
+from po_assets.evaluation.cases import EvaluationCase
+from po_assets.evaluation.scoring import score_answer
+from po_assets.product_owner import STATUSES, format_answer, read_status, score_product_owner
+from po_assets.review.__main__ import main
+from po_assets.review.candidates import Collected, collect
+from po_assets.review.corrections import land_corrections
+from po_assets.review.policy import CurationPolicy
+from po_assets.review.review_file import read_review_file, write_review_file
+from po_assets.storage import Layout, file_digest, read_rows
+from po_assets_tests.review.scenes import close, land, take_in, teacher_rows
+
+BETTER = "Every entry was compared with the concept once more, and all of them serve the product as it was planned."
+
+
+def answered(layout: Layout, name: str, texts: dict[str, str]) -> None:
+    """Publish scored answers to all cases; where none is given, the reference."""
+    rows = []
+    for case in read_eval_cases(layout.eval_cases):
+        reference = format_answer(case.reference_vision_yaml, case.reference_review_yaml)
+        answer = Answer(case.case_id, texts.get(case.case_id, reference), "stop", tokens=300, seconds=1.0)
+        scored = score_answer(EvaluationCase(**asdict(case)), answer, model=name, model_digest="m", decoding="d")
+        rows.append(asdict(scored))
+    path = layout.baseline_answers if name == "baseline" else layout.student_answers
+    table = stage_frames(path, [pd.DataFrame(rows)])
+    table.with_manifest(inputs={"eval_cases": file_digest(layout.eval_cases)}).publish()
+
+
+def disagreeing(layout: Layout) -> str:
+    """The first aligned case, answered with needs_adjustment by the student."""
+    case = next(case for case in read_eval_cases(layout.eval_cases) if case.status == "aligned")
+    review = case.reference_review_yaml.replace("status: aligned", "status: needs_adjustment")
+    answered(layout, "baseline", {})
+    answered(layout, "student", {case.case_id: format_answer(case.reference_vision_yaml, review)})
+    return case.case_id
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    rows = teacher_rows(30)
+    declared = [row | {"score": 0.99} if number in {3, 5} else row for number, row in enumerate(rows)]
+    return take_in(land(tmp_path, teacher=declared))
+
+
+def collected(layout: Layout, **settings: Any) -> Collected:
+    found = collect(layout, CurationPolicy(**settings), 0.005)
+    write_review_file(layout.review_file, found.candidates)
+    return found
+
+
+def edit(layout: Layout, identifier: str, **parts: Any) -> None:
+    """What a person does in an editor."""
+    entries = yaml.safe_load(layout.review_file.read_text())
+    for entry in entries:
+        if entry["id"] == identifier:
+            entry.update(parts)
+    layout.review_file.write_text(yaml.safe_dump(entries, sort_keys=False))
+
+
+def test_rows_with_other_scores_and_cases_that_models_dispute_are_candidates(layout: Layout) -> None:
+    """With the reason; the worst first, and rows apart from cases."""
+    case_id = disagreeing(layout)
+    found = collected(layout, worst_cases=2)
+    rows = [one for one in found.candidates if one.kind == "teacher_row"]
+    cases = [one for one in found.candidates if one.kind == "evaluation_case"]
+    assert {one.place for one in rows} == {"teacher.jsonl:4", "teacher.jsonl:6"}
+    assert rows[0].why[0].startswith("it declares a score of 0.990, the metric gives 0.")
+    assert rows[0].weight >= rows[1].weight
+    assert cases[0].identifier == case_id
+    assert cases[0].why[0] == "the student says needs_adjustment, the base model aligned, the case aligned"
+    assert len(cases) == 3
+    assert all("lowest" in one.why[-1] for one in cases[1:])
+
+
+def test_without_answers_or_with_answers_to_other_cases_only_rows_are_candidates(layout: Layout) -> None:
+    """And it is said why."""
+    assert collected(layout).notes == [
+        "Evaluation cases were left out: materialize baseline_report and eval_report first."
+    ]
+    disagreeing(layout)
+    with Path(str(layout.eval_cases)).open("ab") as file:
+        file.write(b"\n")
+    found = collected(layout)
+    assert {one.kind for one in found.candidates} == {"teacher_row"}
+    assert found.notes == ["Evaluation cases were left out: they have changed since the models answered them."]
+
+
+def test_more_than_a_person_wants_to_see_are_counted(layout: Layout) -> None:
+    """The worst stay."""
+    found = collected(layout, max_candidates=1)
+    assert (len(found.candidates), found.more) == (1, {"teacher_row": 1, "evaluation_case": 0})
+
+
+def test_the_review_file_shows_documents_as_they_are(layout: Layout) -> None:
+    """Block scalars without escapes, and the way to land them in the first lines; it reads back to the same."""
+    candidates = collected(layout).candidates
+    text = layout.review_file.read_text()
+    assert "python -m po_assets.review land" in text.split("- candidate")[0]
+    assert "  review: |\n    status: " in text
+    assert "\\n" not in text
+    for one, entry in zip(candidates, read_review_file(layout.review_file), strict=True):
+        assert (entry.vision_yaml.strip(), entry.review_yaml.strip()) == (one.vision_yaml, one.review_yaml)
+
+
+def test_a_corrected_row_lands_and_replaces_the_old_one(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command; the score is the metric's, and the graph takes the rest from there."""
+    one, other = collected(layout).candidates
+    review = one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n"
+    edit(layout, one.identifier, review=review)
+    assert main(["land", "--root", str(layout.root)]) == 0
+    said = capsys.readouterr().out
+    assert "1 corrected rows landed in incoming/corrections-" in said
+    assert "1 answers were left as they are." in said
+    (landed,) = layout.incoming.glob("corrections-*.jsonl")
+    row = json.loads(landed.read_text())
+    assert row["metadata"]["replaces"] == one.identifier
+    assert row["metadata"]["corrected_from"] == one.place
+    assert row["score"] == score_product_owner(one.requirements_yaml, one.vision_yaml, review.strip()).total
+    ledger = {f"{entry['file']}:{entry['line']}": entry for entry in close(take_in(layout))}
+    assert ledger[one.place]["outcome"] == "replaced"
+    assert ledger[one.place]["detail"] == f"replaced by {landed.name}:1"
+    assert ledger[f"{landed.name}:1"]["outcome"] == "kept"
+    assert BETTER in layout.supervised.read_text()
+    assert [left.identifier for left in collect(layout, CurationPolicy(), 0.005).candidates] == [other.identifier]
+
+
+def test_a_corrected_case_changes_the_evaluation_and_nothing_else(layout: Layout) -> None:
+    """Its own line in the file of cases; nothing lands, and its input stays held out even if someone lands it."""
+    case_id = disagreeing(layout)
+    before = layout.eval_cases.read_bytes().splitlines()
+    landed_before = sorted(path.name for path in layout.incoming.iterdir())
+    case = next(case for case in read_eval_cases(layout.eval_cases) if case.case_id == case_id)
+    collected(layout)
+    review = case.reference_review_yaml.replace("status: aligned", "status: needs_adjustment")
+    edit(layout, case_id, review=review, status="needs_adjustment")
+    landed = land_corrections(layout)
+    assert (landed.cases, landed.rows) == ([case_id], [])
+    assert sorted(path.name for path in layout.incoming.iterdir()) == landed_before
+    after = layout.eval_cases.read_bytes().splitlines()
+    changed = [number for number, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
+    assert len(changed) == 1
+    now = next(case for case in read_eval_cases(layout.eval_cases) if case.case_id == case_id)
+    assert now == replace(case, reference_review_yaml=review, status="needs_adjustment")
+
+    by_hand = {
+        "concept": case.concept,
+        "requirements_yaml": case.requirements_yaml,
+        "teacher_product_vision": case.reference_vision_yaml,
+        "teacher_product_owner_review": review,
+        "score": 0.95,
+    }
+    ledger = close(take_in(land(Path(str(layout.root)), byhand=[by_hand])))
+    assert [entry["outcome"] for entry in ledger if entry["file"] == "byhand.jsonl"] == ["held_out"]
+
+
+def test_all_faults_are_listed_and_nothing_is_taken(layout: Layout) -> None:
+    """An invalid answer, a changed input, a status that contradicts its review, an unknown row."""
+    case_id = disagreeing(layout)
+    one, other = [found for found in collected(layout).candidates if found.kind == "teacher_row"]
+    edit(layout, one.identifier, review="status: aligned\n")
+    edit(layout, other.identifier, concept="Another concept", vision="product_name: A\nproduct_summary: B\n")
+    edit(layout, case_id, status="conflicts")
+    entries = yaml.safe_load(layout.review_file.read_text())
+    entries.append(entries[0] | {"id": "0" * 16})
+    layout.review_file.write_text(yaml.safe_dump(entries, sort_keys=False))
+    before = layout.eval_cases.read_bytes()
+    with pytest.raises(UserError) as error:
+        land_corrections(layout)
+    text = str(error.value)
+    assert f"the corrected answer to {one.place} is not valid: the REVIEW has no summary" in text
+    assert f"the concept of {other.place} was changed; only answers are corrected here" in text
+    assert f"row {'0' * 16} has not landed, or not any more" in text
+    assert (
+        f"case {case_id} is not valid: its REVIEW says status 'aligned', the entry's own field `status` says " in text
+    )
+    assert text.startswith("4 fault(s) in ")
+    assert not text.endswith("..")
+    assert not list(layout.incoming.glob("corrections-*"))
+    assert layout.eval_cases.read_bytes() == before
+    assert layout.review_file.exists()
+
+
+def test_a_correction_that_scores_too_little_lands_with_a_warning(layout: Layout) -> None:
+    """The person decides; what will become of it is said."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, vision="product_name: Thin\nproduct_summary: Thin.\n")
+    landed = land_corrections(layout)
+    assert len(landed.rows) == 1
+    assert "with a min_score of 0.82 it is left out of training, and so is the old one" in landed.notes[0]
+
+
+def test_landing_puts_the_file_aside_and_does_not_land_twice(layout: Layout) -> None:
+    """What was edited is kept beside it."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
+    land_corrections(layout)
+    assert not layout.review_file.exists()
+    (kept,) = layout.review_file.parent.glob("po_review_candidates.landed-*.yaml")
+    assert BETTER in str(yaml.safe_load(kept.read_text()))
+    with pytest.raises(UserError, match="There is no review file"):
+        land_corrections(layout)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- candidate: [", "is no YAML any more"),
+        ("just text", "holds no list of entries"),
+        (
+            "- candidate: teacher_row\n  id: x\n  concept: 3\n",
+            "no concept that is text; entry 1 (x) has no requirements",
+        ),
+        ("- candidate: other\n  concept: a\n  requirements: a\n  vision: a\n  review: a\n", "of kind 'other'"),
+    ],
+)
+def test_a_broken_review_file_is_named_with_its_faults(
+    layout: Layout, text: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On standard error, with a failing exit status."""
+    collected(layout)
+    layout.review_file.write_text(text)
+    assert main(["land", "--root", str(layout.root)]) == 1
+    assert reason in " ".join(capsys.readouterr().err.split())
+    assert not [row for row in read_rows(layout.normalized) if "replaces" in row["metadata"]]
+
+
+@pytest.mark.parametrize("status", ["misaligned", "on_track", "[aligned]"])
+def test_a_correction_that_would_be_rejected_does_not_land(layout: Layout, status: str) -> None:
+    """Rejected, it would replace nothing, and the old answer would be trained on as before."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, review=one.review_yaml.replace(f"status: {one.status}", f"status: {status}"))
+    with pytest.raises(UserError) as error:
+        land_corrections(layout)
+    said = f"the corrected answer to {one.place} is not valid: the REVIEW's status is "
+    assert said in str(error.value)
+    assert "expected is aligned, needs_adjustment or conflicts." in str(error.value)
+    assert not list(layout.incoming.glob("corrections-*"))
+
+
+def test_half_a_character_is_a_fault(layout: Layout) -> None:
+    """YAML has an escape for it, and no file can hold it."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, review=f"{one.review_yaml}\n# \ud800")
+    with pytest.raises(UserError, match="it holds half of a character, which no UTF-8 file can hold"):
+        land_corrections(layout)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    kind=st.sampled_from(["teacher_row", "evaluation_case"]),
+    status=st.sampled_from([*STATUSES, " Conflicts ", "misaligned", "[aligned]", "2026-01-01", "", "null", "'\0'"]),
+    narrative=st.text(max_size=40),
+    tail=st.sampled_from(["", "\n```", "\n]", "\n...", "\n---\na: b", "\nstatus: on_track", "\n\x85x: 1"]),
+)
+def test_every_corrected_answer_that_is_taken_can_be_read(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, status: str, narrative: str, tail: str
+) -> None:
+    """A row by normalization, with the score it declares; a case by the evaluation, with the status of its review."""
+    layout = take_in(land(tmp_path_factory.mktemp("root"), teacher=[teacher_rows(1)[0] | {"score": 0.99}]))
+    case_id = disagreeing(layout)
+    (one,) = (one for one in collected(layout, worst_cases=0).candidates if one.kind == kind)
+    review = one.review_yaml.replace(f"status: {one.status}", f"status: {status}")
+    changed = review.split("narrative:")[0] + f"narrative: {json.dumps(narrative)}{tail}"
+    edit(layout, one.identifier, review=changed, status="")
+    try:
+        landed = land_corrections(layout)
+    except UserError:
+        return
+    if kind == "evaluation_case":
+        case = next(case for case in read_eval_cases(layout.eval_cases) if case.case_id == case_id)
+        assert read_status(case.reference_review_yaml) == case.status
+        return
+    assert [entry["outcome"] for entry in close(take_in(layout))].count("replaced") == 1
+    (row,) = (row for row in read_rows(layout.normalized) if row["file"] == landed.file)
+    assert row["declared_score"] == row["metric_score"]
+
+
+def test_a_case_with_another_status_than_its_review_is_one_fault_that_names_both(layout: Layout) -> None:
+    """The case, and the field to set; the file of cases stays as it is."""
+    case_id = disagreeing(layout)
+    collected(layout)
+    case = next(case for case in read_eval_cases(layout.eval_cases) if case.case_id == case_id)
+    edit(layout, case_id, review=case.reference_review_yaml.replace("status: aligned", "status: conflicts"))
+    with pytest.raises(UserError) as error:
+        land_corrections(layout)
+    assert str(error.value) == (
+        f"1 fault(s) in {str(layout.review_file)!r}, nothing was taken: the corrected reference of case {case_id} is "
+        "not valid: its REVIEW says status 'conflicts', the entry's own field `status` says 'aligned'; set `status: "
+        "conflicts` in the entry, or correct the REVIEW."
+    )
+    edit(layout, case_id, status="conflicts")
+    assert land_corrections(layout).cases == [case_id]
+    assert next(one for one in read_eval_cases(layout.eval_cases) if one.case_id == case_id).status == "conflicts"
+
+
+def test_a_reference_that_does_not_parse_is_one_fault(layout: Layout) -> None:
+    """Not one for each reader that stumbles over it."""
+    case_id = disagreeing(layout)
+    collected(layout)
+    edit(layout, case_id, review="status: [aligned")
+    with pytest.raises(UserError, match=rf"^1 fault\(s\) .* case {case_id} is not valid: REVIEW: line 2"):
+        land_corrections(layout)
+
+
+def test_a_blank_line_among_the_cases_is_named_with_file_and_line(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing is taken, since the file cannot be used."""
+    case_id = disagreeing(layout)
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
+    edit(layout, case_id, status="needs_adjustment")
+    layout.eval_cases.write_text("\n" + layout.eval_cases.read_text())
+    assert main(["land", "--root", str(layout.root)]) == 1
+    said = capsys.readouterr().err
+    assert f"The evaluation cases {str(layout.eval_cases)!r} have 1 fault: line 1: it is no JSON" in said
+    assert said.endswith("materialize eval_cases again.\n")
+    assert not list(layout.incoming.glob("corrections-*"))
+
+
+def test_landing_without_normalized_rows_names_the_asset(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """Someone cleaned up in between."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
+    layout.normalized.unlink()
+    assert main(["land", "--root", str(layout.root)]) == 1
+    assert "po_teacher_normalized.jsonl': materialize normalized_teacher." in capsys.readouterr().err
+
+
+def test_an_answer_found_right_makes_room_for_the_next(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays what it is, is counted, and comes back when its line is deleted."""
+    one = collected(layout, max_candidates=1).candidates[0]
+    edit(layout, one.identifier, verdict="right")
+    assert main(["land", "--root", str(layout.root)]) == 0
+    said = "1 answers were found right and are not shown again (curation/po_found_right.jsonl).\n"
+    assert capsys.readouterr().out == said
+    assert not layout.review_file.exists()
+    assert not list(layout.incoming.glob("corrections-*"))
+    found = collected(layout, max_candidates=1)
+    (other,) = found.candidates
+    assert other.identifier != one.identifier
+    assert (found.more["teacher_row"], found.found_right) == (0, {"teacher_row": 1, "evaluation_case": 0})
+
+    edit(layout, other.identifier, verdict="right")
+    land_corrections(layout)
+    found = collected(layout)
+    assert (found.candidates, found.found_right["teacher_row"]) == ([], 2)
+    remembered = layout.review_file.with_name("po_found_right.jsonl")
+    lines = remembered.read_text().splitlines()
+    remembered.write_text("\n" + "".join(f"{line}\n" for line in lines if one.identifier not in line))
+    assert [left.identifier for left in collected(layout).candidates] == [one.identifier]
+    remembered.write_text("gone\n")
+    with pytest.raises(UserError, match=r"Line 1 of .* is 'gone', a JSON object with candidate, id, answer"):
+        collected(layout)
+
+
+def test_a_case_found_right_is_shown_again_when_its_reference_changes(layout: Layout) -> None:
+    """What was found right is that answer, not the case."""
+    case_id = disagreeing(layout)
+    collected(layout, worst_cases=0)
+    edit(layout, case_id, verdict="Right")
+    assert land_corrections(layout).untouched == 2
+    assert case_id not in {one.identifier for one in collected(layout, worst_cases=0).candidates}
+    text = layout.eval_cases.read_text().splitlines()
+    number = next(number for number, line in enumerate(text) if json.loads(line)["case_id"] == case_id)
+    case = json.loads(text[number])
+    case["reference_vision_yaml"] += "\nmotto: Another"
+    text[number] = json.dumps(case)
+    layout.eval_cases.write_text("\n".join(text) + "\n")
+    disagreeing(layout)
+    assert case_id in {one.identifier for one in collected(layout, worst_cases=0).candidates}
+
+
+def test_a_changed_answer_is_not_right_and_other_verdicts_are_unknown(layout: Layout) -> None:
+    """Which of the two was meant is for the person to say."""
+    one = collected(layout).candidates[0]
+    edit(layout, one.identifier, verdict="right", review=one.review_yaml.replace("narrative:", "narrative: So,"))
+    with pytest.raises(UserError, match=rf"the answer of {one.place} was changed, and its verdict is 'right': undo"):
+        land_corrections(layout)
+    edit(layout, one.identifier, verdict="wrong")
+    with pytest.raises(UserError, match=r"has the verdict 'wrong': write 'right', or leave it empty"):
+        land_corrections(layout)
+    assert not layout.review_file.with_name("po_found_right.jsonl").exists()

@@ -1,0 +1,169 @@
+"""teacher_batch in Dagster: its job, checks, metadata and live numbers; and its file taken in by the graph."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from po_assets.automation.jobs import ask_teacher
+from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.definitions import defs
+from po_assets.intake.assets import normalized_teacher, raw_teacher
+from po_assets.intake.landing import list_landing
+from po_assets.storage import read_rows
+from po_assets.teacher.assets import teacher_batch
+from po_assets.teacher.checks import teacher_batch_checks
+from po_assets_tests.teacher.scenes import KEY, KEY_VARIABLE, TOO_THIN, Scene, llm
+from po_assets_tests.teacher.teacher_server import Does, Teacher, in_turn, teacher
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def materialize(
+    scene: Scene, server: Teacher | None, changes: dict[str, Any] | None = None, **plan: Any
+) -> dg.ExecuteInProcessResult:
+    url = server.url if server else "nowhere"
+    return dg.materialize(
+        [teacher_batch, teacher_batch_checks],
+        resources={
+            "artifacts": Artifacts(root=str(scene.layout.root)),
+            "teacher_llm": llm(url, **(changes or {})),
+            "batch_plan": scene.plan(**plan),
+        },
+        raise_on_error=False,
+    )
+
+
+def test_a_batch_shows_outcomes_cost_and_what_is_left(scene: Scene) -> None:
+    """Numbers as numbers, so that they are plotted over runs; outcomes as a table with examples."""
+    with teacher(in_turn(Does(text=TOO_THIN), Does(status=500))) as server:
+        result = materialize(scene, server)
+    assert result.success
+    (event,) = result.asset_materializations_for_node("teacher_batch")
+    metadata = {key: value.value for key, value in event.metadata.items()}
+    assert (metadata["dagster/row_count"], metadata["requests"], metadata["left_to_ask"]) == (5, 7, 0)
+    assert metadata["acceptance_rate"] == pytest.approx(5 / 6)
+    assert metadata["cost"] == pytest.approx(6 * 0.0049)
+    assert metadata["model"] == "test-model at 127.0.0.1"
+    table = event.metadata["outcomes"]
+    assert isinstance(table, dg.TableMetadataValue)
+    # Which of two rare outcomes came first is up to the workers.
+    rows = sorted((record.data for record in table.records), key=lambda row: str(row["outcome"]))
+    assert [(row["outcome"], row["requests"]) for row in rows] == [("accepted", 5), ("below_score", 1), ("error", 1)]
+    assert "scores 0.792, 0.82 is asked for" in str(rows[1]["example"])
+    assert {one.check_name: one.passed for one in result.get_asset_check_evaluations()} == {
+        "ledger_balances": True,
+        "acceptance_rate": True,
+        "within_budget": True,
+    }
+    observed = [one for one in result.all_events if one.event_type_value == "ASSET_OBSERVATION"]
+    assert observed
+    assert "batch/cost" in observed[-1].asset_observation_data.asset_observation.metadata
+
+
+def test_wrong_settings_fail_with_all_faults_and_without_retries(scene: Scene) -> None:
+    """Before anything is asked."""
+    result = materialize(scene, None, tries=0)
+    assert not result.success
+    (failure,) = result.get_step_failure_events()
+    message = str(failure.step_failure_data.error or "") + str(failure.step_failure_data.user_failure_data)
+    assert "base_url is 'nowhere'" in message
+    assert "tries is 0" in message
+    assert scene.landed == {}
+
+
+def everything_said(scene: Scene, result: dg.ExecuteInProcessResult, printed: pytest.CaptureFixture[str]) -> str:
+    """All files of the scene, all events of the run, and all that was printed."""
+    files = [path.read_bytes().decode() for path in Path(str(scene.layout.root)).rglob("*") if path.is_file()]
+    assert len(files) > 3  # journal, ledger and report among them
+    return "\n".join([*files, *map(str, result.all_events), *printed.readouterr()])
+
+
+def test_a_key_with_a_line_end_is_used_without_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As `$(cat key.txt)` in other tools than a shell leaves it; HTTP would refuse the header and name it."""
+    monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\n")
+    with teacher() as server:
+        result = materialize(scene, server, {"api_key_variable": KEY_VARIABLE})
+    assert result.success
+    assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
+    assert KEY not in everything_said(scene, result, capfd)
+
+
+def test_a_key_that_http_refuses_is_in_no_file_and_costs_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Even where the settings let it pass: the first refusal ends the batch, before a byte has left."""
+    monkeypatch.setattr("po_assets.teacher.run.api_key", lambda _endpoint: f"{KEY}\n")
+    with teacher() as server:
+        result = materialize(scene, server, {"concurrency": 1, "retries": 5})
+    assert not result.success
+    assert not server.asked
+    said = everything_said(scene, result, capfd)
+    assert "request cannot be sent: LocalProtocolError: Illegal header value b'Bearer [key]'" in said
+    assert KEY not in said
+    assert scene.outcomes == [("error", "request cannot be sent")]
+    assert (scene.report.tokens, scene.report.cost) == (0, 0.0)
+
+
+def test_the_landed_file_is_taken_in_by_the_graph(scene: Scene) -> None:
+    """One whole file appears in the landing folder, and every row is normalized with the score it declares."""
+    with teacher() as server:
+        assert materialize(scene, server).success
+    assert [path.name for path in list_landing(scene.layout.incoming).files] == list(scene.landed)
+    artifacts = Artifacts(root=str(scene.layout.root))
+    result = dg.materialize(
+        [raw_teacher, normalized_teacher],
+        resources={"artifacts": artifacts, "io_manager": JsonlIOManager(artifacts=artifacts)},
+    )
+    assert result.success
+    rows = list(read_rows(scene.layout.normalized))
+    assert len(rows) == 6
+    for row in rows:
+        assert (row["format"], row["valid"], row["tier"]) == ("teacher", True, "simple")
+        assert row["declared_score"] == row["metric_score"]
+        assert row["metadata"]["source"] == "teacher_llm"
+
+
+def test_checks_without_a_batch_say_what_to_do(scene: Scene) -> None:
+    """They may be run from the UI at any time."""
+    result = dg.materialize(
+        [teacher_batch, teacher_batch_checks],
+        selection=dg.AssetSelection.checks_for_assets(teacher_batch),
+        resources={
+            "artifacts": Artifacts(root=str(scene.layout.root)),
+            "teacher_llm": llm("http://x/v1"),
+            "batch_plan": scene.plan(),
+        },
+        raise_on_error=False,
+    )
+    for one in result.get_asset_check_evaluations():
+        assert not one.passed
+        assert "Materialize teacher_batch." in (one.description or "")
+
+
+def test_it_has_a_job_of_its_own_that_holds_nothing_up() -> None:
+    """The graph's job does not ask a teacher, and a batch of hours does not keep the graph from running."""
+    jobs = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
+    selected = {
+        name: {key.to_user_string() for key in job.asset_layer.selected_asset_keys} for name, job in jobs.items()
+    }
+    assert selected[ask_teacher.name] == {"teacher_batch"}
+    assert not [name for name, keys in selected.items() if "teacher_batch" in keys and name != ask_teacher.name]
+    assert jobs[ask_teacher.name].executor_def is dg.in_process_executor
+
+
+def test_the_launchpad_shows_every_setting_with_its_meaning() -> None:
+    """Defaults included, so that the job starts without typing where the environment names a teacher."""
+    job = defs.resolve_job_def(ask_teacher.name)
+    fields = job.run_config_schema.config_type.fields["resources"].config_type.fields  # type: ignore[attr-defined]
+    for name, expected in (("teacher_llm", "max_output_tokens"), ("batch_plan", "max_cost")):
+        settings = fields[name].config_type.fields["config"].config_type.fields
+        assert expected in settings
+        assert not [key for key, field in settings.items() if not field.description]
+        assert not [key for key, field in settings.items() if field.is_required]

@@ -1,0 +1,489 @@
+"""A batch against a real server that misbehaves on purpose: nothing is lost, nothing is paid for twice, budgets hold."""
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from po_assets.errors import UserError
+from po_assets.teacher import batch as batch_module
+from po_assets.teacher import journal as journal_module
+from po_assets.teacher.checks import batch_verdicts
+from po_assets.teacher.ledger import write_ledger
+from po_assets.teacher.run import OutageError
+from po_assets.teacher.settings import TeacherLLM
+from po_assets_tests.teacher.scenes import (
+    BROKEN_YAML,
+    KEY,
+    KEY_VARIABLE,
+    NO_REVIEW,
+    TOO_THIN,
+    Scene,
+    llm,
+    payload,
+    write_payloads,
+)
+from po_assets_tests.teacher.teacher_server import (
+    COMPLETION_TOKENS,
+    PROMPT_TOKENS,
+    Asked,
+    Does,
+    in_turn,
+    teacher,
+)
+
+COST = (PROMPT_TOKENS * 1.0 + COMPLETION_TOKENS * 10.0) / 1e6
+TOKENS = PROMPT_TOKENS + COMPLETION_TOKENS
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def one_at_a_time(url: str, **changes: Any) -> TeacherLLM:
+    return llm(url, concurrency=1, **changes)
+
+
+def assert_sound(scene: Scene) -> None:
+    """The checks that must hold after any run."""
+    for name in ("ledger_balances", "within_budget"):
+        verdict = batch_verdicts(scene.layout)[name]
+        assert verdict.passed, (verdict.summary, verdict.rows)
+
+
+def test_good_answers_land_as_one_file_with_their_origin(scene: Scene) -> None:
+    """In the format `teacher`, in the order of the payloads, with model, time, digest and tokens."""
+    with teacher() as server:
+        report = scene.run(llm(server.url))
+    ((name, rows),) = scene.landed.items()
+    assert name == report.landed_file
+    assert [row["concept_id"] for row in rows] == [f"P-{n:03d}" for n in range(1, 7)]
+    first = rows[0]
+    assert (first["concept"], first["tier"]) == (payload(1).concept, "simple")
+    assert first["requirements_yaml"] == payload(1).requirements_yaml
+    assert first["teacher_product_vision"].startswith("product_name: TideTable")
+    assert first["teacher_product_owner_review"].startswith("status: aligned")
+    assert first["score"] == pytest.approx(0.9166, abs=1e-3)
+    origin = first["metadata"]
+    assert {key: origin[key] for key in ("source", "model", "served_as", "provider", "input_digest")} == {
+        "source": "teacher_llm",
+        "model": "test-model",
+        "served_as": "served-model",
+        "provider": "127.0.0.1",
+        "input_digest": payload(1).key,
+    }
+    assert (origin["prompt_tokens"], origin["completion_tokens"]) == (PROMPT_TOKENS, COMPLETION_TOKENS)
+    assert origin["answered_at"].startswith("20")
+    assert (report.accepted, report.requests, report.ended) == (6, 6, "finished")
+    assert report.cost == pytest.approx(6 * COST)
+    assert_sound(scene)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_kind_of_misbehaviour_ends_in_the_ledger_and_costs_no_row(scene: Scene, stream: bool) -> None:
+    """429 with Retry-After, 500, cut, garbage, a time-out, a missing block: all six rows come all the same."""
+    faults = in_turn(
+        Does(status=429, headers={"retry-after": "0.2"}),
+        Does(status=500),
+        Does(cut_after=200),
+        Does(raw=b"<html>Bad gateway</html>"),
+        Does(delay=2.0),
+        Does(text=NO_REVIEW),
+    )
+    with teacher(faults) as server:
+        report = scene.run(llm(server.url, stream=stream, timeout_seconds=1.0))
+    assert scene.outcomes == [
+        *[("accepted", "")] * 6,
+        ("cut", "connection lost"),
+        ("error", "not a chat completion"),
+        ("error", "rate limited (429)"),
+        ("error", "server error (500)"),
+        ("error", "time-out"),
+        ("unparsable", "block missing"),
+    ]
+    assert sorted(scene.landed_concepts) == sorted(payload(n).concept for n in range(1, 7))
+    assert len(server.asked) == report.requests == 12
+    assert_sound(scene)
+
+
+def test_each_outcome_keeps_its_reason_tokens_and_cost(scene: Scene) -> None:
+    """Charged answers count whatever they are worth; what the server turned away costs nothing."""
+    answers = in_turn(
+        Does(text=TOO_THIN),
+        Does(text=BROKEN_YAML),
+        Does(text="", refusal="I will not."),
+        Does(finish_reason="content_filter"),
+        Does(finish_reason="length"),
+        Does(status=400),
+    )
+    with teacher(answers) as server:
+        report = scene.run(one_at_a_time(server.url))
+    assert [(row["concept_id"], row["outcome"], row["reason"]) for row in scene.ledger] == [
+        ("P-001", "below_score", "below 0.82"),
+        ("P-002", "unparsable", "fails the validator"),
+        ("P-003", "refused", "refusal"),
+        ("P-004", "refused", "content filter"),
+        ("P-005", "cut", "token limit"),
+        ("P-006", "error", "request refused (400)"),
+    ]
+    assert [row["cost"] for row in scene.ledger] == [*[pytest.approx(COST)] * 5, 0]
+    assert scene.ledger[0]["score"] == pytest.approx(0.7917, abs=1e-3)
+    assert (report.accepted, report.given_up, report.failed) == (0, 5, 1)
+    assert scene.landed == {}
+    assert_sound(scene)
+    warning = batch_verdicts(scene.layout)["acceptance_rate"]
+    assert (warning.passed, warning.severity) == (False, "WARN")
+    assert "0 of 5 answers (0.0%) were accepted, at least 50% should be." in warning.summary
+    assert {row["reason"] for row in warning.rows} >= {"below 0.82", "refusal", "token limit"}
+
+
+def test_a_missing_block_is_asked_for_once_with_a_reminder(scene: Scene) -> None:
+    """The reminder names it, and has a row of its own."""
+    write_payloads(scene.path, [payload(1), payload(2)])
+    with teacher(in_turn(Does(text=NO_REVIEW), Does(), Does(text=NO_REVIEW), Does(text=NO_REVIEW))) as server:
+        report = scene.run(one_at_a_time(server.url))
+    questions = [asked.body["messages"][-1]["content"] for asked in server.asked]
+    assert ["the REVIEW block is missing" in question for question in questions] == [False, True, False, True]
+    assert [(row["kind"], row["attempt"], row["outcome"]) for row in scene.ledger] == [
+        ("question", 1, "unparsable"),
+        ("reminder", 2, "accepted"),
+        ("question", 1, "unparsable"),
+        ("reminder", 2, "unparsable"),
+    ]
+    assert (report.accepted, report.given_up) == (1, 1)
+
+
+def test_with_more_tries_a_poor_answer_is_asked_for_again(scene: Scene) -> None:
+    """As often as the setting says; a later run with more tries goes on from there."""
+    write_payloads(scene.path, [payload(1)])
+    with teacher(in_turn(*[Does(text=TOO_THIN)] * 4)) as server:
+        assert scene.run(one_at_a_time(server.url), tries=3).given_up == 1
+        assert len(server.asked) == 3
+        assert scene.run(one_at_a_time(server.url), tries=5).accepted == 1
+        assert len(server.asked) == 5
+    assert_sound(scene)
+
+
+def test_retry_after_is_waited_for_and_holds_everyone(scene: Scene) -> None:
+    """No request of any worker is sent before."""
+    with teacher(in_turn(Does(status=429, headers={"retry-after": "0.6"}))) as server:
+        scene.run(llm(server.url, concurrency=2, requests_per_minute=600))
+    times = [asked.at for asked in server.asked]
+    assert not [at for at in times[2:] if at < times[0] + 0.55]
+
+
+def test_a_quota_of_hours_ends_the_batch_instead_of_waiting(scene: Scene) -> None:
+    """What was accepted is kept; nothing lands, and the message says how to go on."""
+    with teacher(in_turn(Does(), Does(status=429, headers={"retry-after": "7200"}))) as server:
+        with pytest.raises(OutageError, match="asks to wait 7,200 s") as caught:
+            scene.run(one_at_a_time(server.url))
+        assert "1 of 6 payloads have an accepted answer" in str(caught.value)
+        assert scene.landed == {}
+        assert scene.report.ended == "outage"
+        assert_sound(scene)
+        assert scene.run(one_at_a_time(server.url), max_rows=1).landed_rows == 1
+        assert len(server.asked) == 2
+        assert scene.run(one_at_a_time(server.url)).landed_rows == 5
+    assert len(scene.landed) == 2
+    assert max(server.answered.values()) == 1
+
+
+def test_a_refused_key_ends_the_batch_at_once(scene: Scene) -> None:
+    """One request per worker at most, not one per payload and retry."""
+    with teacher(lambda _asked: Does(status=401)) as server, pytest.raises(OutageError, match=r"key refused \(401\)"):
+        scene.run(llm(server.url, concurrency=2))
+    assert len(server.asked) <= 2
+    assert_sound(scene)
+
+
+def test_requests_under_way_come_to_their_end_when_the_batch_ends(scene: Scene) -> None:
+    """Their answers are paid for, so they are kept."""
+    with teacher(lambda asked: Does(status=401) if asked.number == 2 else Does(delay=0.4)) as server:
+        with pytest.raises(OutageError):
+            scene.run(llm(server.url, concurrency=2))
+        assert len(server.asked) == 2
+    assert scene.outcomes == [("accepted", ""), ("error", "key refused (401)")]
+    assert_sound(scene)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda rows: rows[1:], "of the journal is not in the ledger"),
+        (lambda rows: [*rows, rows[0]], "has 2 rows in the ledger"),
+        (lambda rows: [rows[0] | {"request": "other"}, *rows[1:]], "of the ledger is not in the journal"),
+        (lambda rows: [rows[0] | {"outcome": "lost"}, *rows[1:]], "ends as 'lost'"),
+        (lambda rows: [rows[0] | {"completion_tokens": 1}, *rows[1:]], "has other tokens in the ledger"),
+        (lambda rows: [rows[0] | {"cost": 9.0}, *rows[1:]], "adding up gives"),
+        (lambda rows: [rows[0] | {"payload": rows[1]["payload"]}, *rows[1:]], "was accepted 2 times"),
+        (lambda rows: [rows[0] | {"landed_in": None}, *rows[1:]], "5 rows in the ledger, 6 in the journal"),
+    ],
+)
+def test_a_ledger_that_does_not_balance_is_found_out(scene: Scene, change: Any, fault: str) -> None:
+    """Each kind of disagreement, in words."""
+    with teacher() as server:
+        scene.run(llm(server.url))
+    write_ledger(Path(scene.report.ledger), change(scene.ledger))
+    verdict = batch_verdicts(scene.layout)["ledger_balances"]
+    assert not verdict.passed
+    assert any(fault in str(row["fault"]) for row in verdict.rows), verdict.rows
+
+
+def test_a_landed_file_that_lost_a_row_is_found_out(scene: Scene) -> None:
+    """A file that was moved away is none of its business."""
+    with teacher() as server:
+        (path,) = [scene.layout.incoming / scene.run(llm(server.url)).landed_file]
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    assert "5 lines in incoming/" in str(batch_verdicts(scene.layout)["ledger_balances"].rows)
+    path.unlink()
+    assert batch_verdicts(scene.layout)["ledger_balances"].passed
+
+
+def test_an_outage_ends_the_batch_after_ten_payloads_in_a_row(tmp_path: Path) -> None:
+    """The ledger has every request; the rest is asked when the teacher is back."""
+    scene = Scene(tmp_path, payloads=15)
+    down = [True]
+    with teacher(lambda _asked: Does(status=503) if down[0] else Does()) as server:
+        with pytest.raises(OutageError, match="10 payloads in a row brought no answer"):
+            scene.run(one_at_a_time(server.url, retries=1))
+        assert len(server.asked) == 20
+        assert (scene.report.failed, scene.report.open) == (10, 5)
+        assert_sound(scene)
+        down[0] = False
+        report = scene.run(llm(server.url))
+    assert (report.accepted, report.requests) == (15, 35)
+    assert_sound(scene)
+
+
+def test_a_second_run_asks_nothing_and_lands_nothing(scene: Scene) -> None:
+    """Same content, no second file, and the first is not touched."""
+    with teacher() as server:
+        scene.run(llm(server.url))
+        ((path,),) = [list(scene.layout.incoming.iterdir())]
+        before = path.stat().st_mtime_ns
+        report = scene.run(llm(server.url, concurrency=1, max_output_tokens=8192, timeout_seconds=5))
+        assert len(server.asked) == 6
+    assert (report.accepted, report.requests_this_run, report.landed_file) == (6, 0, "")
+    assert [one.name for one in scene.layout.incoming.iterdir()] == [path.name]
+    assert path.stat().st_mtime_ns == before
+
+
+def test_more_payloads_land_as_a_second_file_of_only_new_rows(scene: Scene) -> None:
+    """No row lands twice, also when the payload file is another one."""
+    with teacher() as server:
+        scene.run(llm(server.url))
+        write_payloads(scene.path, [payload(n) for n in range(4, 10)])
+        report = scene.run(llm(server.url))
+        assert len(server.asked) == 9
+    assert [len(rows) for rows in scene.landed.values()] in ([6, 3], [3, 6])
+    assert (report.landed_rows, report.accepted, report.payloads) == (3, 6, 6)
+    assert len(set(scene.landed_concepts)) == 9
+    assert_sound(scene)
+
+
+def test_a_lower_minimum_score_lands_what_is_paid_for_without_asking(scene: Scene) -> None:
+    """Answers are judged anew from the journal."""
+    with teacher(lambda _asked: Does(text=TOO_THIN)) as server:
+        assert scene.run(llm(server.url)).accepted == 0
+        report = scene.run(llm(server.url), min_score=0.75)
+        assert len(server.asked) == 6
+    assert (report.accepted, report.landed_rows) == (6, 6)
+    assert_sound(scene)
+
+
+def test_a_raised_token_limit_asks_again_only_what_it_cut(scene: Scene) -> None:
+    """The other answers would be the same."""
+    with teacher(in_turn(Does(), Does(finish_reason="length"))) as server:
+        assert scene.run(one_at_a_time(server.url)).accepted == 5
+        assert scene.run(one_at_a_time(server.url)).requests == 6
+        assert scene.run(one_at_a_time(server.url, max_output_tokens=8192)).accepted == 6
+    assert server.by_concept[payload(2).concept] == 2
+    assert len(server.asked) == 7
+
+
+def test_a_budget_of_rows_ends_with_exactly_so_many(tmp_path: Path) -> None:
+    """Also when every third answer is poor and several are under way; raised, it goes on."""
+    scene = Scene(tmp_path, payloads=30)
+
+    def every_third_is_poor(asked: Asked) -> Does:
+        return Does(text=TOO_THIN if asked.number % 3 == 0 else Does().text, delay=0.01)
+
+    with teacher(every_third_is_poor) as server:
+        report = scene.run(llm(server.url, concurrency=5), max_rows=7)
+        assert (report.accepted, report.ended, report.reason) == (7, "budget", "max_rows 7 is reached")
+        assert report.open == 30 - 7 - report.given_up
+        assert_sound(scene)
+        report = scene.run(llm(server.url, concurrency=5), max_rows=9)
+        assert (report.accepted, report.landed_rows) == (9, 2)
+    assert "left to ask" in batch_verdicts(scene.layout)["within_budget"].summary
+
+
+def test_a_budget_of_money_is_never_exceeded_not_even_by_requests_under_way(tmp_path: Path) -> None:
+    """Each is let go only when its most expensive end still fits."""
+    scene = Scene(tmp_path, payloads=30)
+    with teacher(lambda _asked: Does(delay=0.01)) as server:
+        report = scene.run(llm(server.url, concurrency=6, max_output_tokens=500), max_cost=0.08)
+        assert report.ended == "budget"
+        assert 0.08 - 0.008 < report.cost <= 0.08
+        assert "max_cost 0.08" in report.reason
+        assert_sound(scene)
+        report = scene.run(llm(server.url, concurrency=6, max_output_tokens=500), max_cost=0.08)
+        assert report.requests_this_run == 0  # what earlier runs of the batch spent counts
+        assert len(server.asked) == report.requests
+
+
+def test_a_budget_of_tokens_holds_in_the_same_way(tmp_path: Path) -> None:
+    """Prompt and answer together."""
+    scene = Scene(tmp_path, payloads=30)
+    with teacher() as server:
+        report = scene.run(llm(server.url, max_output_tokens=500), max_tokens=12 * TOKENS)
+    assert report.ended == "budget"
+    assert 9 * TOKENS <= report.tokens <= 12 * TOKENS
+    assert_sound(scene)
+
+
+def test_a_budget_exceeded_by_an_earlier_higher_limit_is_reported(scene: Scene) -> None:
+    """The check names the limit, and nothing more is asked."""
+    with teacher() as server:
+        scene.run(llm(server.url))
+        scene.run(llm(server.url), max_rows=4)
+        assert len(server.asked) == 6
+    verdict = batch_verdicts(scene.layout)["within_budget"]
+    assert not verdict.passed
+    assert list(verdict.rows) == [{"limit": "max_rows", "is": 4, "used": 6}]
+
+
+def test_no_more_requests_are_under_way_than_the_limit(tmp_path: Path) -> None:
+    """And as many are, when there is enough to ask."""
+    scene = Scene(tmp_path, payloads=24)
+    with teacher(lambda _asked: Does(delay=0.05)) as server:
+        scene.run(llm(server.url, concurrency=5))
+    assert server.most_under_way == 5
+
+
+def test_an_answer_is_on_disk_while_others_are_still_being_written(scene: Scene) -> None:
+    """Not at the end of the batch."""
+    seen: list[int] = []
+    answered = threading.Event()
+
+    def does(asked: Asked) -> Does:
+        if asked.number == 1:
+            return Does(after=answered.set)
+
+        def look() -> None:
+            answered.wait(5)
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline and not seen:
+                (journal,) = scene.layout.root.glob("teacher_llm/*/journal.jsonl")
+                if journal.read_bytes().count(b'"event":"done"'):
+                    seen.append(1)
+                time.sleep(0.01)
+
+        return Does(before=look)
+
+    with teacher(does) as server:
+        scene.run(llm(server.url, concurrency=2))
+    assert seen
+
+
+def test_the_key_is_in_no_file_no_line_and_no_figure(
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also when the server repeats it in an error, and with the client's own debug log."""
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    caplog.set_level("DEBUG")
+    rude = Does(status=400, error={"message": f"bad request with {KEY}", "code": "x"})
+    with teacher(in_turn(rude)) as server:
+        scene.run(llm(server.url, api_key_variable=KEY_VARIABLE))
+        assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
+    written = [path for path in Path(str(scene.layout.root)).rglob("*") if path.is_file()]
+    assert len(written) > 3
+    assert not [path for path in written if KEY.encode() in path.read_bytes()]
+    assert KEY not in "".join(scene.said)
+    assert KEY not in "".join(capfd.readouterr())
+    assert "openai" in {record.name.split(".")[0] for record in caplog.records}
+    assert KEY not in caplog.text
+    assert any("[key]" in row["detail"] for row in scene.ledger)
+
+
+def test_an_answer_that_cannot_be_kept_stops_everything(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No further answer is paid for; the next run goes on."""
+    real, left = journal_module.os.fsync, [3]
+
+    def full(file: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    with teacher(lambda _asked: Does(delay=0.05)) as server:
+        with monkeypatch.context() as broken:
+            broken.setattr(journal_module.os, "fsync", full)
+            with pytest.raises(UserError, match="No space left on device"):
+                scene.run(one_at_a_time(server.url))
+        asked = len(server.asked)
+        assert asked == 3
+        assert scene.run(llm(server.url)).accepted == 6
+    assert_sound(scene)
+
+
+def test_an_interrupted_run_has_every_request_in_its_ledger(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terminated from the UI, it writes the ledger; requests under way count as interrupted, at their most."""
+
+    async def interrupt(*_args: Any, **_options: Any) -> None:
+        await asyncio.sleep(0.3)
+        raise KeyboardInterrupt
+
+    real = batch_module.Batch.run
+
+    async def run(batch: batch_module.Batch) -> Any:
+        stopper = asyncio.create_task(interrupt())
+        try:
+            return await real(batch)
+        finally:
+            stopper.cancel()
+
+    with teacher(lambda asked: Does(delay=2.0 if asked.number > 2 else 0.0)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(batch_module.Batch, "run", run)
+            with pytest.raises(KeyboardInterrupt):
+                scene.run(llm(server.url, concurrency=2))
+        assert [outcome for outcome in scene.outcomes if outcome[0] == "error"] == [("error", "interrupted")] * 2
+        assert scene.report.estimated_cost > 0
+        assert_sound(scene)
+        server.does = lambda _asked: Does()
+        assert scene.run(llm(server.url)).accepted == 6
+    assert max(server.answered[payload(n).concept] for n in (1, 2)) == 1
+    assert_sound(scene)
+
+
+def test_progress_tells_acceptance_cost_and_time_left(tmp_path: Path) -> None:
+    """In words and in numbers."""
+    scene = Scene(tmp_path, payloads=8)
+    with teacher() as server:
+        scene.run(one_at_a_time(server.url))
+    assert scene.said[3].startswith("4 of 8 payloads settled, 4 rows accepted (100% of 4 answers), 0 requests without")
+    assert scene.said[3].endswith(" s left")
+    assert {"batch/acceptance_rate", "batch/cost", "batch/seconds_left"} <= set(scene.observed[3])
+    assert scene.observed[-1]["batch/cost"] == pytest.approx(8 * COST)
+    assert scene.observed[-1]["batch/seconds_left"] == 0.0
+
+
+def test_artifacts_in_an_object_store_need_a_local_working_folder(scene: Scene) -> None:
+    """Nothing can be appended there; nothing is asked before this is said."""
+    from upath import UPath
+
+    from po_assets.storage import Layout
+    from po_assets.teacher.run import working_folder
+
+    remote = Layout(UPath("memory://bucket/artifacts"))
+    with pytest.raises(UserError, match="set working_folder"):
+        working_folder(scene.plan(), remote)
+    assert working_folder(scene.plan(working_folder="/tmp/x"), remote) == Path("/tmp/x")

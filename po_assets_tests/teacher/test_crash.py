@@ -1,0 +1,145 @@
+"""Kill -9 at many moments: nothing that was answered is asked again, every request is accounted for, all rows land once."""
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from po_assets.teacher.checks import batch_verdicts
+from po_assets.teacher.journal import read_journal
+from po_assets_tests.teacher import crash_driver
+from po_assets_tests.teacher.scenes import Scene, llm, payload
+from po_assets_tests.teacher.teacher_server import Asked, Does, Teacher, teacher
+
+PAYLOADS = 8
+
+
+@pytest.fixture(scope="module")
+def processes() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["po_assets_tests.teacher.crash_driver"])
+    return context
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path, PAYLOADS)
+
+
+def start(
+    processes: multiprocessing.context.ForkServerContext, scene: Scene, server: Teacher, moment: str = "", at: int = 1
+) -> BaseProcess:
+    arguments = (Path(str(scene.layout.root)), scene.path, server.url, moment, at)
+    process = processes.Process(target=crash_driver.ask, args=arguments)
+    process.start()
+    return process
+
+
+def answered_on_disk(scene: Scene) -> Counter[str]:
+    """Requests for each concept whose answer has been kept, as they were asked until now."""
+    return Counter(
+        attempt.sent.payload.concept
+        for path in scene.layout.root.glob("teacher_llm/*/journal.jsonl")
+        for attempt in read_journal(Path(str(path))).attempts.values()
+        if attempt.done
+    )
+
+
+def assert_resumes(scene: Scene, server: Teacher) -> None:
+    """The next run ends with every row landed once, nothing paid for twice but what the crash took with it."""
+    kept, before = answered_on_disk(scene), server.by_concept
+    for rows in scene.landed.values():  # what can be seen is whole
+        assert len(rows) == PAYLOADS
+    report = scene.run(llm(server.url))
+    assert report.accepted == PAYLOADS
+    assert sorted(scene.landed_concepts) == sorted(payload(n).concept for n in range(1, PAYLOADS + 1))
+    assert len(scene.landed) == 1
+    for concept in kept:
+        assert server.by_concept[concept] == before[concept], "it was answered and kept, and asked again"
+    interrupted = Counter(row["concept_id"] for row in scene.ledger if row["reason"] == "interrupted")
+    names = {payload(n).concept: payload(n).concept_id for n in range(1, PAYLOADS + 1)}
+    for concept, times in server.answered.items():
+        assert times <= 1 + interrupted[names[concept]], "it was paid for twice without a crash to blame"
+    # Every request that reached the teacher has its row; a row more at most is a request that never left.
+    assert len(server.asked) <= len(scene.ledger) <= len(server.asked) + interrupted.total()
+    for name in ("ledger_balances", "within_budget"):
+        verdict = batch_verdicts(scene.layout)[name]
+        assert verdict.passed, (verdict.summary, verdict.rows)
+
+
+@pytest.mark.parametrize(
+    ("moment", "at"),
+    [
+        ("before a request is noted", 3),
+        ("in the middle of an answer's line", 1),
+        ("in the middle of an answer's line", 5),
+        ("before an answer is synced", 2),
+        ("when an answer is on disk", 1),
+        ("when an answer is on disk", 8),
+        ("when a landing is announced", 1),
+        ("while the file is written", 1),
+        ("when the file has landed", 1),
+        ("before the ledger is written", 1),
+    ],
+)
+def test_killed_at_any_moment_the_batch_resumes(
+    processes: multiprocessing.context.ForkServerContext, scene: Scene, moment: str, at: int
+) -> None:
+    """From the journal, and with the landing that was under way."""
+    with teacher() as server:
+        process = start(processes, scene, server, moment, at)
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        assert_resumes(scene, server)
+
+
+@pytest.mark.parametrize("number", [1, 4, 7])
+@pytest.mark.parametrize("answered", [False, True])
+def test_killed_while_the_teacher_answers_the_batch_resumes(
+    processes: multiprocessing.context.ForkServerContext, scene: Scene, number: int, *, answered: bool
+) -> None:
+    """Before the answer is sent, or the moment it is."""
+    killed: list[int] = []
+
+    def kill() -> None:
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        killed.append(process.pid)
+
+    def does(asked: Asked) -> Does:
+        if asked.number != number:
+            return Does(delay=0.02)
+        return Does(after=kill) if answered else Does(before=kill)
+
+    with teacher(does) as server:
+        process = start(processes, scene, server)
+        process.join(60)
+        assert killed
+        assert process.exitcode == -signal.SIGKILL
+        assert_resumes(scene, server)
+
+
+def test_a_torn_line_is_said(processes: multiprocessing.context.ForkServerContext, scene: Scene) -> None:
+    """In the run's log and in what it reports."""
+    with teacher() as server:
+        process = start(processes, scene, server, "in the middle of an answer's line", 2)
+        process.join(60)
+        report = scene.run(llm(server.url))
+    assert [fault for fault in report.journal_faults if "the last line was torn after" in fault]
+    assert [line for line in scene.said if "is cut off; what it told is asked again" in line]
+
+
+def test_killed_again_and_again_it_comes_to_its_end(
+    processes: multiprocessing.context.ForkServerContext, scene: Scene
+) -> None:
+    """Every run gets a little further."""
+    with teacher(lambda _asked: Does(delay=0.01)) as server:
+        for at in (2, 3, 2, 3):
+            process = start(processes, scene, server, "when an answer is on disk", at)
+            process.join(60)
+            assert process.exitcode in (-signal.SIGKILL, 0)
+        assert_resumes(scene, server)

@@ -1,0 +1,110 @@
+"""Payloads: read from a file with all its faults named, or drawn; never an evaluation case."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from po_assets.dag import Artifacts
+from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.errors import UserError
+from po_assets.product_owner import requirement_entries
+from po_assets.teacher.payloads import Payload, choose, generate_payloads, read_payloads
+from po_assets.teacher.prompt import INSTRUCTIONS, messages_for
+from po_assets_tests.evaluation.scenes import GOOD, REQUIREMENTS
+from po_assets_tests.teacher.scenes import make_layout, payload, write_payloads
+
+
+def test_payloads_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Tier and concept id may be missing."""
+    wanted = [payload(1), replace(payload(2), tier=None, concept_id=None)]
+    assert read_payloads(UPath(write_payloads(tmp_path / "p.jsonl", wanted))) == wanted
+
+
+def test_every_faulty_line_is_named(tmp_path: Path) -> None:
+    """And nothing is asked."""
+    lines = [
+        "no json",
+        "[1]",
+        json.dumps({"concept": "x"}),
+        json.dumps({"concept": " ", "requirements_yaml": REQUIREMENTS, "tier": 3}),
+        json.dumps({"concept": "x", "requirements_yaml": "a: [b"}),
+        json.dumps({"concept": "x", "requirements_yaml": "FR001: text"}),
+        json.dumps({"concept": "x\0", "requirements_yaml": REQUIREMENTS}),
+        json.dumps(payload(1).as_record()),
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        read_payloads(UPath(path))
+    for part in (
+        *("line 1: it is no JSON", "line 2: it is no JSON object", "line 3: requirements_yaml is missing"),
+        *("line 4: concept is no text or blank; line 4: tier is no text", "line 5: requirements_yaml does not parse"),
+        *("line 6: requirements_yaml holds no entry", "line 7: concept holds a NUL character", "Nothing was asked."),
+    ):
+        assert part in str(caught.value), part
+    assert "line 8" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "\n\n"])
+def test_a_missing_or_empty_file_is_refused(tmp_path: Path, content: str | None) -> None:
+    """With the way out."""
+    path = tmp_path / "p.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"do not exist|it is empty"):
+        read_payloads(UPath(path))
+
+
+def test_the_generator_draws_different_products_in_a_fixed_order() -> None:
+    """A longer list begins with the shorter one; another seed gives others."""
+    twenty = list(generate_payloads(20, seed=3))
+    assert list(generate_payloads(8, seed=3)) == twenty[:8]
+    assert len({one.key for one in twenty}) == 20
+    assert not {one.key for one in twenty} & {one.key for one in generate_payloads(20, seed=4)}
+    assert all(requirement_entries(one.requirements_yaml) for one in twenty)
+
+
+def test_the_generator_never_meets_the_projects_evaluation_cases() -> None:
+    """Not even nearly: they are about other products of other domains."""
+    cases = read_eval_cases(Artifacts().layout.eval_cases)
+    chosen = choose(generate_payloads(200, seed=7), cases)
+    assert len(chosen.wanted) == 200
+    assert chosen.left_out == []
+    products = {case.reference_vision_yaml.split("\n")[0].split(": ")[1] for case in cases}
+    assert not [one for one in chosen.wanted for product in products if product in one.concept]
+
+
+def test_evaluation_cases_and_repetitions_are_left_out_and_named(tmp_path: Path) -> None:
+    """What is held out of training later is not paid for now."""
+    cases = read_eval_cases(make_layout(tmp_path).eval_cases)
+    same = Payload(cases[0].concept.upper(), cases[0].requirements_yaml, concept_id="SAME")
+    near = Payload(cases[0].concept + " Today.", cases[0].requirements_yaml, concept_id="NEAR")
+    again = replace(payload(1), concept=payload(1).concept + "  ", concept_id="AGAIN")
+    chosen = choose([payload(1), same, near, again, payload(2)], cases)
+    assert chosen.wanted == [payload(1), payload(2)]
+    assert [(one["payload"], str(one["reason"])[:12]) for one in chosen.left_out] == [
+        ("SAME", "it equals ev"),
+        ("NEAR", "it resembles"),
+        ("AGAIN", "it asks the "),
+    ]
+
+
+def test_the_teacher_is_asked_with_the_students_prompt_and_told_the_form() -> None:
+    """The reminder names what was missing; own instructions take the place of the project's."""
+    system, user = messages_for(payload(1))
+    assert system["content"] == INSTRUCTIONS
+    assert payload(1).concept in user["content"]
+    assert "Reminder" not in user["content"]
+    system, user = messages_for(payload(1), "Be kind.", "the REVIEW block is missing")
+    assert system["content"] == "Be kind."
+    assert "because the REVIEW block is missing" in user["content"]
+
+
+def test_the_instructions_show_every_key_that_an_answer_needs() -> None:
+    """A teacher cannot guess them."""
+    keys = {line.split(":")[0].strip() for line in GOOD.splitlines() if ":" in line and not line.startswith("- ")}
+    for key in keys:
+        assert f"{key}:" in INSTRUCTIONS

@@ -1,0 +1,66 @@
+"""Runs `make_student` in a process that kills itself with SIGKILL at a chosen moment; for test_crash."""
+
+import functools
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401  # loaded once by the fork server, so that each process starts at once
+import torch
+import transformers  # noqa: F401
+
+from po_assets.storage import Layout, atomic
+from po_assets.storage.layout import artifact_root
+from po_assets.training import checkpoints, gradients, student
+from po_assets.training.progress import Progress
+from po_assets_tests.training.tiny_training import PAIRS, tiny_recipe
+
+
+def die(*_args: Any, **_options: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make(root: Path, moment: str = "", at: int = 1, artifacts: str = "") -> None:
+    """Train and publish (into `artifacts`, where that is not `root`); die at the `at`-th time that `moment` comes."""
+    torch.set_num_threads(1)
+    left = [at]
+
+    def dying(function: Any, *, before: bool = True) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and before:
+                die()
+            result = function(*args, **options)
+            if left[0] == 0:
+                die()
+            return result
+
+        return wrapped
+
+    match moment:
+        case "during a step":
+            gradients.FastEngine._row = dying(gradients.FastEngine._row)
+        case "while a checkpoint is written":
+            checkpoints.write_manifest = dying(checkpoints.write_manifest)
+        case "between the renames of a checkpoint":
+            atomic._swap_directory = dying(atomic._swap_directory)
+        case "between upload and pointer":
+            atomic._point = dying(atomic._point)
+        case "while the adapter is written":
+            student.render_card = dying(student.render_card)
+        case "before the adapter's manifest":
+            student.write_manifest = dying(student.write_manifest)
+        case "before the adapters change places":
+            atomic._exchanged = dying(atomic._exchanged)
+        case "after the adapters changed places":
+            atomic._exchanged = dying(atomic._exchanged, before=False)
+        case "after the adapter is published":
+            checkpoints.CheckpointStore.clear = dying(checkpoints.CheckpointStore.clear)
+    student.held = functools.partial(student.held, renew=0.2, expire=1.0)  # for the lease of one that was killed
+    recipe = tiny_recipe(root / "tiny", checkpoint_seconds=0.0, dropout=0.1)
+    lines = (root / "log.txt").open("a", buffering=1)
+    made = student.make_student(
+        Layout(artifact_root(artifacts or str(root))), PAIRS, recipe, Progress(lambda line: lines.write(line + "\n"))
+    )
+    lines.write(f"done, unchanged={made.unchanged}, resumed at {made.manifest.extra['resumed_at']}\n")

@@ -1,0 +1,300 @@
+"""The asset and its checks through Dagster: what people see when it goes well, and what each check says when it does not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.model import BaseModel
+from po_assets.storage import Layout, file_digest, read_manifest, write_manifest
+from po_assets.training.assets import lora_adapter
+from po_assets.training.checks import student_checks
+from po_assets.training.recipe import StudentRecipe
+from po_assets.training.rows import TrainingRow
+from po_assets.training.verdicts import label_faults
+from po_assets_tests.training.tiny_training import write_supervised
+
+
+@dg.asset(io_manager_key="io_manager")
+def supervised_dataset() -> None:
+    """Only stands for the real one in the graph; its file is already there."""
+
+
+def materialize(layout: Layout, **settings: Any) -> dg.ExecuteInProcessResult:
+    artifacts = Artifacts(root=str(layout.root))
+    base_model = BaseModel(base_model=str(layout.root / "tiny"))
+    recipe = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4} | settings
+    return dg.materialize(
+        [supervised_dataset, lora_adapter, *student_checks],
+        selection=dg.AssetSelection.assets(lora_adapter),
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "recipe": StudentRecipe(base_model=base_model, precision="float32", **recipe),
+        },
+        raise_on_error=False,
+    )
+
+
+def run_checks(layout: Layout, **settings: Any) -> dict[str, dg.AssetCheckEvaluation]:
+    """The checks alone, on the adapter as it stands."""
+    artifacts = Artifacts(root=str(layout.root))
+    base_model = BaseModel(base_model=str(layout.root / "tiny"))
+    result = dg.materialize(
+        [supervised_dataset, lora_adapter, *student_checks],
+        selection=dg.AssetSelection.checks_for_assets(lora_adapter),
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "recipe": StudentRecipe(base_model=base_model, precision="float32", **settings),
+        },
+        raise_on_error=False,
+    )
+    return {e.check_name: e for e in result.get_asset_check_evaluations()}
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = result.get_step_failure_events()
+    return str(event.step_failure_data.user_failure_data.description)
+
+
+def test_a_materialization_shows_what_people_want_to_see(layout: Layout):
+    """Loss curve, speed, rows, steps, parameters, precision and why; the digest is the data version; all checks pass."""
+    result = materialize(layout)
+    assert result.success
+    (event,) = result.asset_materializations_for_node("lora_adapter")
+    manifest = read_manifest(layout.adapter)
+    assert manifest is not None
+    assert event.tags is not None
+    assert event.tags["dagster/data_version"] == manifest.sha256
+    metadata = event.metadata
+    assert str(metadata["loss_curve"].value).startswith("![Loss per trained token](data:image/png;base64,")
+    assert metadata["dagster/row_count"].value == 12
+    assert metadata["steps"].value == 6
+    assert metadata["trainable_parameters"].value == sum(
+        tensor.numel() for tensor in load_file(str(layout.adapter / "adapter_model.safetensors")).values()
+    )
+    assert metadata["precision"].value == "float32 (as the recipe asks)"
+    assert "fast path" in str(metadata["computation"].value)
+    assert float(metadata["tokens_per_second"].value) > 0
+    assert metadata["last_loss"].value < metadata["first_loss"].value
+    evaluations = {e.check_name: e for e in result.get_asset_check_evaluations()}
+    assert {name: e.passed for name, e in evaluations.items()} == {
+        "loads": True,
+        "changes_the_model": True,
+        "training_is_sane": True,
+    }
+
+
+def test_numbers_are_observed_while_it_trains(layout: Layout):
+    """Numeric observations, which the UI plots before the asset is finished."""
+    events = [e for e in materialize(layout).all_events if e.event_type_value == "ASSET_OBSERVATION"]
+    observed = events[0].asset_observation_data.asset_observation.metadata
+    assert {"train/loss", "train/tokens_per_second", "train/step"} <= set(observed)
+    assert all(isinstance(value.value, float) for value in observed.values())
+
+
+def test_nothing_new_is_unchanged_with_the_same_data_version(layout: Layout):
+    """A second materialization returns at once and leaves everything downstream fresh."""
+    first, second = (materialize(layout).asset_materializations_for_node("lora_adapter")[0] for _ in range(2))
+    assert first.metadata["unchanged"].value is False
+    assert second.metadata["unchanged"].value is True
+    assert first.tags["dagster/data_version"] == second.tags["dagster/data_version"]
+    assert second.metadata["steps"].value == 6
+
+
+def test_a_failed_gate_stops_training_with_the_reason(layout: Layout):
+    """The run's page shows one sentence and the way out, and nothing is retried."""
+    write_supervised(layout, [("a", "b")], passed=False)
+    result = materialize(layout)
+    assert not result.success
+    assert "did not pass its gate. schema: 2 of 12 rows are in a wrong form." in failure(result)
+
+
+def test_every_wrong_setting_is_named_in_one_failure(layout: Layout):
+    """As many attempts as there are faults would be too many."""
+    message = failure(materialize(layout, rank=0, dropout=2.0, scheduler="cosin"))
+    for part in ("3 wrong setting(s)", "rank is 0", "dropout is 2.0", "scheduler is 'cosin'"):
+        assert part in message
+
+
+def test_an_empty_dataset_is_refused(layout: Layout):
+    """No rows, no student."""
+    write_supervised(layout, [])
+    assert "supervised_dataset is empty" in failure(materialize(layout))
+
+
+def rewrite_weights(layout: Layout, change: Any, *, honest: bool = True) -> None:
+    """Change the adapter's tensors; `honest` keeps the manifest's digests true."""
+    path = Path(str(layout.adapter / "adapter_model.safetensors"))
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    manifest = read_manifest(layout.adapter)
+    assert manifest is not None
+    if honest:
+        manifest.extra["files"][path.name] = file_digest(path)
+        write_manifest(layout.adapter, manifest)
+
+
+def test_loads_fails_without_an_adapter(layout: Layout):
+    """The message says where there is none and what to do."""
+    loads = run_checks(layout)["loads"]
+    assert not loads.passed
+    assert "no finished adapter" in str(loads.description)
+    assert "**What to do:** Materialize lora_adapter again." in str(loads.description)
+
+
+def test_loads_fails_on_a_damaged_file(layout: Layout):
+    """Bytes that are not those of the manifest are not loaded at all."""
+    materialize(layout)
+    rewrite_weights(layout, lambda tensors: {k: v + 1 for k, v in tensors.items()}, honest=False)
+    loads = run_checks(layout)["loads"]
+    assert not loads.passed
+    assert "adapter_model.safetensors" in str(loads.description)
+    assert "changed or damaged" in str(loads.description)
+
+
+def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if "layers.1.mlp.down_proj.lora_B" not in name}
+
+
+def with_nan(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    name = min(tensors)
+    return tensors | {name: torch.full_like(tensors[name], float("nan"))}
+
+
+@pytest.mark.parametrize(("change", "fault"), [(without_one, "missing"), (with_nan, "not finite")])
+def test_loads_fails_on_missing_and_on_broken_matrices(layout: Layout, change: Any, fault: str):
+    """PEFT would load both without an error; the table names the matrix."""
+    materialize(layout)
+    rewrite_weights(layout, change)
+    loads = run_checks(layout)["loads"]
+    assert not loads.passed
+    assert "matrices 1 is missing, left over or not finite" in str(loads.description)
+    (record,) = loads.metadata["rows"].records
+    assert record.data["fault"] == fault
+
+
+def test_loads_fails_on_another_base_model(layout: Layout):
+    """Shapes that do not fit are said in words, not in a stack trace."""
+    materialize(layout)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(layout.root / "tiny")
+    checks = run_checks(layout)
+    assert not checks["loads"].passed
+    assert "does not load onto" in str(checks["loads"].description)
+    assert not checks["changes_the_model"].passed
+
+
+def test_changes_the_model_fails_on_an_untrained_adapter(layout: Layout):
+    """B matrices of zeros are a valid adapter that does nothing: the evaluation would measure the base model."""
+    materialize(layout)
+    rewrite_weights(layout, lambda t: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()})
+    checks = run_checks(layout)
+    assert checks["loads"].passed
+    assert not checks["changes_the_model"].passed
+    assert "by 0.0000 nats per token (at least 0.001 wanted)" in str(checks["changes_the_model"].description)
+    assert "untrained or not in effect" in str(checks["changes_the_model"].description)
+
+
+def rewrite_losses(layout: Layout, losses: list[float]) -> None:
+    path = layout.adapter / "training_log.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.dumps(record | {"loss": loss}) for record, loss in zip(records, losses, strict=True)]
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([1.0, 1.1, 1.2, 1.2, 1.3, 1.4], "The loss did not fall: 1.000 in the first quarter, 1.400 in the last."),
+        ([2.0, 1.0, float("nan"), 0.9, 0.9, 0.8], "not finite in 1 of 6 steps, first in step 3"),
+    ],
+)
+def test_training_is_sane_fails_on_losses_that_are_not(layout: Layout, losses: list[float], expected: str):
+    """A rising and a broken loss, with advice on the learning rate."""
+    materialize(layout)
+    rewrite_losses(layout, losses)
+    sane = run_checks(layout)["training_is_sane"]
+    assert not sane.passed
+    assert expected in str(sane.description)
+    assert "Lower learning_rate" in str(sane.description)
+
+
+def test_training_is_sane_shows_a_row_with_what_is_trained_marked(layout: Layout):
+    """The prompt with its template is not trained; the answer with its end-of-sequence token is."""
+    materialize(layout)
+    sane = run_checks(layout)["training_is_sane"]
+    assert sane.passed
+    assert "All 12 rows end in a trained end-of-sequence token" in str(sane.description)
+    prompt, answer = (record.data for record in sane.metadata["rows"].records)
+    assert (prompt["trained"], answer["trained"]) == ("no", "yes")
+    assert str(prompt["text"]).endswith("<|im_start|>assistant\n")
+    assert str(answer["text"]) == "status aligned  end<|im_end|>"
+    assert "**Trained (" in str(sane.metadata["sample_row"].value)
+
+
+def test_training_is_sane_fails_when_the_data_changed_afterwards(layout: Layout):
+    """It would otherwise judge rows that were never trained on."""
+    materialize(layout)
+    write_supervised(layout, [("other", "rows")])
+    sane = run_checks(layout)["training_is_sane"]
+    assert not sane.passed
+    assert "supervised dataset changed since" in str(sane.description)
+
+
+class Mislabelled(TrainingRow):
+    """A row whose labels are wrong in a given way."""
+
+    def __init__(self, row: TrainingRow, labels: list[int]) -> None:
+        super().__init__(row.ids, row.prompt_length)
+        object.__setattr__(self, "_labels", labels)
+
+    @property
+    def labels(self) -> list[int]:
+        """The wrong ones."""
+        return list(self._labels)
+
+
+EOS = 9
+GOOD = TrainingRow((1, 2, 3, 4, EOS), prompt_length=3)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (Mislabelled(GOOD, [-100, -100, 3, 4, EOS]), "a prompt token is trained"),
+        (Mislabelled(GOOD, [-100, -100, -100, 4, -100]), "an answer token is not trained"),
+        (TrainingRow((1, 2, 3, 4, 5), 3), "it does not end in a trained end-of-sequence token"),
+        (TrainingRow((1, 2, 3), 3), "it does not end in a trained end-of-sequence token"),
+        (TrainingRow((1, 2, EOS, 4, EOS), 2), "an end-of-sequence token stands inside the answer"),
+    ],
+)
+def test_rows_trained_on_the_wrong_tokens_are_found(row: TrainingRow, reason: str):
+    """Each way in which labels can go wrong, named with the row's number."""
+    long = TrainingRow((1, 2, 3, 4, 5, 6, EOS), 3)
+    assert label_faults([long, GOOD], EOS) == []
+    assert label_faults([long, row], EOS) == [{"row": 2, "tokens": len(row.ids), "reason": reason}]
+
+
+def test_padding_that_is_trained_is_found(monkeypatch: pytest.MonkeyPatch):
+    """A collation that leaves padding to the loss would teach the student to repeat its end."""
+    from po_assets.training import verdicts
+
+    collate = verdicts.collate
+
+    def trains_padding(rows: list[TrainingRow], pad_id: int) -> Any:
+        batch = collate(rows, pad_id)
+        batch.labels[batch.attention == 0] = pad_id
+        return batch
+
+    monkeypatch.setattr(verdicts, "collate", trains_padding)
+    long = TrainingRow((1, 2, 3, 4, 5, 6, EOS), 3)
+    assert label_faults([long, GOOD], EOS) == [{"row": 2, "tokens": 5, "reason": "padding is trained"}]

@@ -1,0 +1,185 @@
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from upath import UPath
+
+from po_assets.storage.atomic import POINTER
+from po_assets.training import training
+from po_assets.training.checkpoints import KEPT, Checkpoint, CheckpointStore
+from po_assets.training.progress import StepRecord
+from po_assets_tests.training.tiny_training import FULL_DISK, run_training
+
+
+class Interrupted(BaseException):
+    """Stands for whatever ends a process in the middle."""
+
+
+def store(folder: Path, digest: str = "this") -> tuple[CheckpointStore, list[str]]:
+    lines: list[str] = []
+    return CheckpointStore(folder, digest, lines.append), lines
+
+
+def checkpoint(step: int) -> Checkpoint:
+    record = StepRecord(step, 9, 0.5, 1.5, 1e-3, 1.0, 10, 5, 0.1, 0.2)
+    return Checkpoint(step, {"parameter.a": torch.full((3,), float(step))}, [record] * step)
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt the training after the checkpoint of a step."""
+    save = CheckpointStore.save
+
+    def save_and_stop(self: CheckpointStore, saved: Checkpoint) -> None:
+        save(self, saved)
+        if saved.step == step:
+            raise Interrupted
+
+    monkeypatch.setattr(training.CheckpointStore, "save", save_and_stop)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, fast: bool
+):
+    """Matrices to the last bit and losses, wherever it stopped."""
+    settings = {"checkpoint_seconds": 0.0, "fast_path": fast, "dropout": 0.1}
+    whole, expected = run_training(tiny, **settings)
+    with monkeypatch.context() as patch:
+        stop_after(step, patch)
+        with pytest.raises(Interrupted):
+            run_training(tiny, store(tmp_path)[0], **settings)
+    checkpoints, lines = store(tmp_path)
+    resumed, matrices = run_training(tiny, checkpoints, **settings)
+    assert resumed.resumed_at == step
+    assert f"Resuming after step {step}" in lines[0]
+    assert [r.loss for r in resumed.log] == [r.loss for r in whole.log]
+    assert all(torch.equal(matrices[name], expected[name]) for name in expected)
+
+
+def test_the_newest_whole_checkpoint_is_used(tmp_path: Path):
+    """What was saved comes back."""
+    checkpoints, _ = store(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(checkpoint(step))
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 2
+    assert latest.tensors["parameter.a"].tolist() == [2.0, 2.0, 2.0]
+    assert latest.log == checkpoint(2).log
+
+
+def damage_tensor(folder: Path) -> None:
+    content = bytearray((folder / "state.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "state.safetensors").write_bytes(bytes(content))
+
+
+def other_digest(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["inputs"]["training"] = "another"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (damage_tensor, "its file state.safetensors is damaged"),
+        (lambda folder: (folder / "log.json").unlink(), "its file log.json is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), "its manifest is missing or damaged"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "its manifest is missing or damaged"),
+        (other_digest, "it belongs to other data or another recipe"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_trusted_is_reported_and_passed_over(tmp_path: Path, harm: Any, reason: str):
+    """One flipped bit is enough; the one before it is used."""
+    checkpoints, lines = store(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(checkpoint(step))
+    harm(tmp_path / "step-000002")
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 1
+    assert lines[0] == f"Not used: checkpoint step-000002, since {reason}."
+    assert "Resuming after step 1" in lines[1]
+
+
+def test_another_training_does_not_resume_from_it(tmp_path: Path):
+    """Other data or another recipe starts from the beginning, and says that it saw the checkpoint."""
+    store(tmp_path)[0].save(checkpoint(3))
+    other, lines = store(tmp_path, "that")
+    assert other.latest() is None
+    assert lines == ["Not used: checkpoint step-000003, since it belongs to other data or another recipe."]
+
+
+def test_old_checkpoints_go_and_foreign_ones_stay(tmp_path: Path):
+    """A long training keeps the newest ones only; another training's are not its to remove."""
+    foreign, _ = store(tmp_path, "that")
+    foreign.save(checkpoint(7))
+    checkpoints, _ = store(tmp_path)
+    for step in range(1, 6):
+        checkpoints.save(checkpoint(step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000004", "step-000005", "step-000007"]
+    assert KEPT == 2
+
+
+@pytest.mark.parametrize("error", FULL_DISK)
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    """It is reported with what to do; the checkpoint before it stays usable."""
+    checkpoints, lines = store(tmp_path)
+    checkpoints.save(checkpoint(1))
+
+    def full(*_args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    checkpoints.save(checkpoint(2))
+    assert "The disk is full: no checkpoint of step 2" in lines[-1]
+    assert "free some space" in lines[-1]
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 1
+
+
+def test_other_write_errors_are_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder without permission is no full disk."""
+
+    def denied(*_args: object) -> None:
+        raise PermissionError(errno.EACCES, "denied")
+
+    monkeypatch.setattr("safetensors.torch.save_file", denied)
+    with pytest.raises(PermissionError):
+        store(tmp_path)[0].save(checkpoint(1))
+
+
+def test_half_written_folders_of_a_killed_run_are_removed(tmp_path: Path):
+    """And it is said; whole checkpoints stay."""
+    checkpoints, lines = store(tmp_path)
+    checkpoints.save(checkpoint(1))
+    (tmp_path / ".staging-step-000002-abc").mkdir()
+    checkpoints.drop_leftovers()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+    assert "half-written" in lines[0]
+
+
+def test_checkpoints_live_in_an_object_store_too():
+    """A store without renames: the pointer, uploaded last, is what makes a checkpoint whole."""
+    folder = UPath("memory://po-test/checkpoints")
+    lines: list[str] = []
+    checkpoints = CheckpointStore(folder, "this", lines.append)
+    for step in (1, 2, 3):
+        checkpoints.save(checkpoint(step))
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 3
+    (folder / "step-000003" / POINTER).unlink()
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 2
+    checkpoints.clear()
+    assert checkpoints.latest() is None

@@ -1,0 +1,73 @@
+"""A small training for tests: a tiny random model, a dozen short rows, an artifact root as `supervised_dataset` leaves it."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from upath import UPath
+
+from po_assets.model import ChatFormat, load_base_model, load_tokenizer
+from po_assets.storage import Layout, Manifest, file_digest, write_manifest
+from po_assets.training.adapter import add_adapter, trainable
+from po_assets.training.progress import Progress
+from po_assets.training.recipe import Recipe, make_recipe
+from po_assets.training.rows import TrainingRow, tokenize_rows
+from po_assets.training.training import Trained, train
+from po_assets_tests.model.tiny_model import make_tiny_model
+
+FULL_DISK = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    # As safetensors says it, word for word, on a file system that is full.
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+PAIRS = [(f"product {i}: {'a lamp ' * (i % 4 + 1)}", f"status aligned {'x' * (i % 5)} end") for i in range(12)]
+
+
+def tiny_recipe(folder: Path, **settings: Any) -> Recipe:
+    """Settings with which 12 rows make 6 steps in well under a second."""
+    defaults = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4}
+    return make_recipe({"base_model": str(folder), "precision": "float32", **defaults, **settings})
+
+
+def tiny_rows(folder: Path) -> list[TrainingRow]:
+    """The pairs as tokens."""
+    return tokenize_rows(PAIRS, ChatFormat(load_tokenizer(folder)), 2048)
+
+
+def tiny_student(folder: Path, recipe: Recipe) -> Any:
+    """The tiny model with fresh LoRA matrices."""
+    return add_adapter(load_base_model(folder, recipe.precision, device="cpu"), recipe, folder)
+
+
+def run_training(folder: Path, checkpoints: Any = None, **settings: Any) -> tuple[Trained, dict[str, Any]]:
+    """Train and return the result with the trained matrices."""
+    recipe = tiny_recipe(folder, **settings)
+    model = tiny_student(folder, recipe)
+    lines: list[str] = []
+    trained = train(model, tiny_rows(folder), recipe, Progress(lines.append), checkpoints=checkpoints)
+    return trained, {name: p.detach().clone() for name, p in trainable(model).items()}
+
+
+def make_artifacts(root: Path) -> Layout:
+    """An artifact root with a supervised dataset whose gate passed, and a tiny base model beside it."""
+    layout = Layout(UPath(root))
+    layout.supervised.parent.mkdir(parents=True)
+    write_supervised(layout, PAIRS)
+    make_tiny_model(root / "tiny")
+    return layout
+
+
+def write_supervised(layout: Layout, pairs: list[tuple[str, str]], *, passed: bool = True) -> None:
+    """Write training rows with their manifest and the gate record that their checks would leave."""
+    lines = [json.dumps({"prompt": prompt, "response": response}) + "\n" for prompt, response in pairs]
+    layout.supervised.write_text("".join(lines))
+    sha256 = file_digest(layout.supervised)
+    outcomes = {"kept": len(pairs), "below_min_score": 3}
+    write_manifest(layout.supervised, Manifest(sha256, len(pairs), extra={"outcomes": outcomes}))
+    check = {"passed": passed, "severity": "ERROR", "summary": "2 of 12 rows are in a wrong form."}
+    record = {"supervised_sha256": sha256, "passed": passed, "checks": {"schema": check}, "time": "2026-11-22T12:00:00"}
+    layout.supervised_gate.write_text(json.dumps(record))
