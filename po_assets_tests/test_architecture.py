@@ -39,7 +39,9 @@ def imported(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} if node.module != "po_assets" else {f"po_assets.{alias.name}" for alias in node.names}
+            names |= (
+                {node.module} if node.module != "po_assets" else {f"po_assets.{alias.name}" for alias in node.names}
+            )
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     return {name.split(".")[1] for name in names if name.startswith("po_assets.")}

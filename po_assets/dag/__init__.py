@@ -6,9 +6,11 @@ How a figure is computed belongs to the stage that knows it; here it only gets i
 from po_assets.dag.checks import AssetChecks, RowCheck
 from po_assets.dag.failures import user_errors_fail_the_step
 from po_assets.dag.frames import TableStream, read_frame, read_frames, stage_frames
+from po_assets.dag.gate import GateRecord, gate_record, read_gate, write_gate
 from po_assets.dag.io_manager import JsonlIOManager
 from po_assets.dag.pictures import bar_chart, figure_picture, histogram, line_chart
 from po_assets.dag.resources import Artifacts
+from po_assets.dag.settings import Settings
 from po_assets.dag.tables import column_schema, records_table
 from po_assets.dag.verdict import Severity, Verdict, check_description, to_check_result
 from po_assets.dag.violations import Violations
@@ -16,8 +18,10 @@ from po_assets.dag.violations import Violations
 __all__ = [
     "Artifacts",
     "AssetChecks",
+    "GateRecord",
     "JsonlIOManager",
     "RowCheck",
+    "Settings",
     "Severity",
     "TableStream",
     "Verdict",
@@ -26,12 +30,15 @@ __all__ = [
     "check_description",
     "column_schema",
     "figure_picture",
+    "gate_record",
     "histogram",
     "line_chart",
     "read_frame",
     "read_frames",
+    "read_gate",
     "records_table",
     "stage_frames",
     "to_check_result",
     "user_errors_fail_the_step",
+    "write_gate",
 ]

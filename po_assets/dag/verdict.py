@@ -30,6 +30,10 @@ class Verdict:
     """Empty: as the check was registered. Set where it depends on what was found."""
     extra: Mapping[str, dg.MetadataValue] = field(default_factory=dict)
     """Further evidence, pictures for example."""
+    required: str = ""
+    """Of a threshold: what is asked for, in a few characters (`>= 0.82`)."""
+    value: str = ""
+    """What was found, likewise."""
     of: int | None = None
     """How many rows there are where `rows` holds only the first or worst of them."""
 

@@ -14,10 +14,10 @@ from po_assets.model.spec import EMBEDDED_MODEL, BaseModelSpec, resolve_spec
 __all__ = [
     "EMBEDDED_MODEL",
     "BaseModel",
-    "UserError",
     "BaseModelSpec",
     "ChatFormat",
     "Precision",
+    "UserError",
     "base_model_digest",
     "best_device",
     "choose_precision",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from po_assets.teacher.limits import Amount
 from po_assets.teacher.settings import Limits
-from po_assets.training.progress import duration
+from po_assets.text import duration
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from upath import UPath
 from po_assets.dag.compute import available_cores
 from po_assets.model import EMBEDDED_MODEL
 from po_assets.storage import atomic_file
-from po_assets.training.progress import duration
+from po_assets.text import duration
 from po_assets.training.recipe import Recipe
 
 CARD = "README.md"

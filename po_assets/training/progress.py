@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from po_assets.text import duration
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -75,18 +77,6 @@ class Progress:
         )
         numbers = {key: float(value) for key, value in asdict(record).items() if key not in ("steps", "seconds")}
         self.observe({f"train/{key}": value for key, value in numbers.items()} | {"train/tokens_per_second": speed})
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `45 s`, `3 min 20 s`, `2 h 5 min`."""
-    if not math.isfinite(seconds):
-        return "unknown time"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def peak_memory_gib() -> float:

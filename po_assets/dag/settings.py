@@ -1,0 +1,90 @@
+"""Settings: one pydantic class each, which is also the Dagster resource that the Launchpad shows.
+
+A field is written once, with its bound, its default and one line of description. Wrong settings are one `UserError` that
+lists all of them; it fails a run before its first step.
+"""
+
+import difflib
+from typing import Any, ClassVar
+
+import dagster as dg
+from pydantic import ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from po_assets.errors import UserError, all_faults
+from po_assets.storage import digest_of
+from po_assets.text import amount
+
+# pydantic's error types, in the words of a person who mends a setting.
+_BOUNDS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_TYPES = {
+    "bool": "true or false",
+    "dict": "a mapping",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "int": "a whole number",
+    "list": "a list",
+    "string": "a string",
+}
+
+
+class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Base of all settings: unknown keys are refused, values are not converted, all faults are told at once."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    noun: ClassVar[str] = "settings"
+    """What a person calls them, in errors: `the training recipe`."""
+    without_effect: ClassVar[frozenset[str]] = frozenset()
+    """Fields on which no result depends (how often something is saved, say); they are not part of the fingerprint."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise settings_error(type(self), error) from None
+
+    def effective(self) -> dict[str, Any]:
+        """The values on which results depend, as plain data."""
+        return {
+            name: value
+            for name in sorted(type(self).model_fields)
+            if name not in self.without_effect and not isinstance(value := getattr(self, name), dg.ConfigurableResource)
+        }
+
+    def fingerprint(self) -> str:
+        """Digest (sha256, hex) of the values on which results depend."""
+        return digest_of(self.effective())
+
+
+def settings_error(settings: type[Settings], error: ValidationError) -> UserError:
+    """Every fault of a validation, as sentences with the value and what is allowed."""
+    faults = [_sentence(settings, detail) for detail in error.errors()]
+    return all_faults(f"{settings.noun[:1].upper()}{settings.noun[1:]}: {amount(len(faults), 'wrong setting')}", faults)
+
+
+def _sentence(settings: type[Settings], detail: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(name, list(settings.model_fields), n=1)
+        known = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(settings.model_fields))}."
+        return f"{name!r} is not a setting; {known}"
+    if kind == "missing":
+        return f"{name} is missing."
+    if kind in _BOUNDS:
+        word, key = _BOUNDS[kind]
+        return f"{name} is {value!r}; it must be {word} {context[key]:g}."
+    if kind == "literal_error":
+        return f"{name} is {value!r}; it must be {context['expected']}."
+    if kind == "value_error":  # of a validator, which says what is wrong itself
+        return str(context["error"])
+    for prefix, words in _TYPES.items():
+        if kind.startswith(prefix):
+            return f"{name} is {value!r}; it must be {words}."
+    return f"{name} is {value!r}: {detail['msg']}."
