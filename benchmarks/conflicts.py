@@ -25,9 +25,9 @@ from typing import Any
 from upath import UPath
 
 from po_assets.dag import Artifacts, read_frame
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.checks import supervised_dataset_checks, supervised_verdicts
 from po_assets.dataset.closing import build_supervised
-from po_assets.dataset.eval_cases import read_eval_cases
 from po_assets.dataset.gate import write_gate
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.dataset.token_budget import token_budget

@@ -145,8 +145,8 @@ def plain(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, f
     import yaml
     from upath import UPath
 
+    from po_assets.dataset.cases import read_eval_cases
     from po_assets.dataset.closing import training_row
-    from po_assets.dataset.eval_cases import read_eval_cases
     from po_assets.dataset.holdout import HoldOut
     from po_assets.intake import normalization
     from po_assets.intake.landing import Line
@@ -202,7 +202,7 @@ def hugging_face(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict
     import datasets
     from upath import UPath
 
-    from po_assets.dataset.eval_cases import read_eval_cases
+    from po_assets.dataset.cases import read_eval_cases
     from po_assets.storage import Layout
 
     datasets.disable_progress_bars()

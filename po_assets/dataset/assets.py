@@ -10,9 +10,9 @@ from typing import Any
 import dagster as dg
 
 from po_assets.dag import Artifacts, bar_chart, column_schema, histogram, records_table
+from po_assets.dataset.cases import COLUMNS as CASE_COLUMNS
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.closing import Closed, build_supervised
-from po_assets.dataset.eval_cases import COLUMNS as CASE_COLUMNS
-from po_assets.dataset.eval_cases import read_eval_cases
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.dataset.selection import Array, SelectionRules
 from po_assets.dataset.token_budget import TokenBudget, token_budget

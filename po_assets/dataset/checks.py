@@ -10,8 +10,8 @@ import orjson
 
 from po_assets.dag import Artifacts, Verdict, to_check_result
 from po_assets.dataset.assets import supervised_dataset
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.closing import kept_places
-from po_assets.dataset.eval_cases import read_eval_cases
 from po_assets.dataset.gate import write_gate
 from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.leakage import AnswerNotInPromptRule, DuplicatePromptsRule, OverlapRule

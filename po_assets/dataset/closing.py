@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from upath import UPath
 
-from po_assets.dataset.eval_cases import EvalCase
+from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.selection import SAME_INPUT, Decisions, ScoreSource, SelectionRules, gather, make_judge, select
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.errors import UserError

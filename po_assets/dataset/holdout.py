@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from po_assets.dataset.eval_cases import EvalCase
+from po_assets.dataset.cases import EvalCase
 from po_assets.intake.identity import input_digest
 
 WORDS_IN_SEQUENCE = 3

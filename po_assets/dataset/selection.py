@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from po_assets.dataset.eval_cases import EvalCase
+from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import HoldOut
 from po_assets.intake.identity import content_digest, replaced_record
 from po_assets.intake.ledger import Outcome

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from po_assets.dataset.eval_cases import EvalCase, read_eval_cases
+from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.evaluation.gate_rows import THRESHOLDS
 from po_assets.intake.identity import replaced_record
 from po_assets.review.found_right import Known, known_by, read_found_right

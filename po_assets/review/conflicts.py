@@ -11,7 +11,7 @@ from typing import Any
 from upath import UPath
 
 from po_assets.dag import Verdict
-from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.dataset.token_budget import TokenBudget

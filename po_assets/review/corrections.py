@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from upath import UPath
 
-from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.intake.identity import REPLACES
 from po_assets.intake.rejection import Reason, Rejected

@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
+from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.closing import decide, landed_file_names
-from po_assets.dataset.eval_cases import EvalCase
 from po_assets.dataset.selection import SelectionRules
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.intake.ledger import Outcome

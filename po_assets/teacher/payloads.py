@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from upath import UPath
 
-from po_assets.dataset.eval_cases import EvalCase
+from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import HoldOut
 from po_assets.errors import UserError
 from po_assets.intake.identity import input_digest

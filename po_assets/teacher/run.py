@@ -11,7 +11,7 @@ from pathlib import Path
 
 from upath import UPath
 
-from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.storage import Layout
 from po_assets.storage.atomic import is_local

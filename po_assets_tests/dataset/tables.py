@@ -6,8 +6,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.dataset.closing import Closed, build_supervised
-from po_assets.dataset.eval_cases import EvalCase, read_eval_cases
 from po_assets.dataset.selection import ScoreSource, SelectionRules
 from po_assets.dataset.token_budget import TokenBudget
 from po_assets.intake.landing import list_landing, snapshot, sources_record

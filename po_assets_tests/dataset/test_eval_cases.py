@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets_tests.dataset.tables import case
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from po_assets.dataset.eval_cases import EvalCase
+from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import HoldOut, jaccard, word_sequences
 from po_assets_tests.dataset.tables import case, texts
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from upath import UPath
 
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.closing import build_supervised
-from po_assets.dataset.eval_cases import read_eval_cases
 from po_assets.dataset.policy import SelectionPolicy
 from po_assets.intake.landing import list_landing, snapshot, sources_record
 from po_assets.intake.pipeline import normalize_snapshot

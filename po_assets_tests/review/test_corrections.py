@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from po_assets.dag import stage_frames
-from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.cases import EvaluationCase

@@ -8,7 +8,7 @@ import pytest
 from upath import UPath
 
 from po_assets.dag import Artifacts
-from po_assets.dataset.eval_cases import read_eval_cases
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.product_owner import requirement_entries
 from po_assets.teacher.payloads import Payload, choose, generate_payloads, read_payloads

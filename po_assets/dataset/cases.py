@@ -4,16 +4,16 @@ What is done with the cases belongs to `holdout` (kept out of training) and to `
 """
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import orjson
+from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.intake.identity import input_digest
-from po_assets.product_owner import STATUSES, read_status, read_yaml
-
-if TYPE_CHECKING:
-    from upath import UPath
+from po_assets.product_owner import STATUSES, build_prompt, read_status, read_yaml, requirement_entries
+from po_assets.storage import open_buffered
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "case_id": ("string", "Unique name of the case."),
@@ -39,16 +39,33 @@ class EvalCase:
     reference_vision_yaml: str
     reference_review_yaml: str
     status: str
+    """The status that a right answer gives."""
+
+    @cached_property
+    def prompt(self) -> str:
+        """The one prompt, as in training."""
+        return build_prompt(self.concept, self.requirements_yaml)
+
+    @cached_property
+    def requirement_ids(self) -> tuple[str, ...]:
+        """The ids that an answer may cite, in document order."""
+        entries = requirement_entries(self.requirements_yaml)
+        return tuple(dict.fromkeys(entry.id for entry in entries if entry.id))
+
+    @cached_property
+    def reference_conflicts(self) -> int:
+        """How many conflicts the reference answer lists."""
+        alignment = read_yaml(self.reference_review_yaml).value.get("requirements_alignment")
+        conflicts = alignment.get("conflicts") if isinstance(alignment, dict) else None
+        return len(conflicts) if isinstance(conflicts, list) else 0
 
 
-def read_eval_cases(path: "UPath") -> list[EvalCase]:
+def read_eval_cases(path: UPath) -> list[EvalCase]:
     """The evaluation cases, validated.
 
     Raises:
         UserError: the file is missing or empty, or cases are faulty; all faults of the file are named.
     """
-    from po_assets.storage import open_buffered  # brings Dagster and pandas, which no worker needs
-
     if not path.exists():
         raise UserError(
             f"The evaluation cases {str(path)!r} do not exist. Put the file there (it is committed with the project: "
