@@ -31,7 +31,7 @@ ui: .venv/.runtime ## open the Dagster UI on http://127.0.0.1:3000, on the same 
 	@$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
 
 ui-ray: .venv/.ray ## the same on Ray: each step a Ray job, those that compute with the model on a GPU of their own
-	@DAGSTER_HOME=$(CURDIR)/deploy/ray $(BIN)/python -m po_assets.automation.ray_head
+	@DAGSTER_HOME=$(CURDIR)/deploy/ray $(BIN)/po-assets ui-ray
 
 bench: .venv/.bench ## measure every speed figure that the README quotes
 	@$(BIN)/python -m benchmarks

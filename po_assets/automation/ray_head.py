@@ -1,8 +1,9 @@
 """Ray on this machine alone: a head bound to loopback that ends with the process that started it.
 
-`python -m po_assets.automation.ray_head` is `make ui-ray`: Ray with the machine's GPUs, then the Dagster UI on it.
+`po-assets ui-ray` is `make ui-ray`: Ray with the machine's GPUs, then the Dagster UI on it.
 """
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -112,7 +113,13 @@ def steps_at_once(gpus: int) -> int:
     return max(1, gpus * int(1 / share)) if share else 1
 
 
-def main() -> int:
+def add_ui_ray(parser: argparse.ArgumentParser) -> None:
+    """The command `po-assets ui-ray`."""
+    parser.add_argument("--port", type=int, default=3000, help="of the UI, on 127.0.0.1 (default: %(default)s)")
+    parser.set_defaults(handle=lambda options: ui_on_ray(options.port))
+
+
+def ui_on_ray(port: int) -> int:
     """Start Ray, then the Dagster UI on it; both end together."""
     import dagster as dg
 
@@ -126,9 +133,11 @@ def main() -> int:
         os.environ.setdefault(GPUS_VARIABLE, "1" if gpus else "0")
         with dg.DagsterInstance.get() as instance:
             instance.event_log_storage.set_concurrency_slots(POOL, steps_at_once(gpus))
-        _say(f"Ray is up with {gpus} GPU(s): {url}. The Dagster UI follows on http://127.0.0.1:3000; Ctrl-C ends both.")
-        command = ["-m", "dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", "3000"]
-        ui = subprocess.Popen([sys.executable, *command, *sys.argv[1:]], start_new_session=True)  # noqa: S603
+        _say(
+            f"Ray is up with {gpus} GPU(s): {url}. The Dagster UI follows on http://127.0.0.1:{port}; Ctrl-C ends both."
+        )
+        command = ["-m", "dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
+        ui = subprocess.Popen([sys.executable, *command], start_new_session=True)  # noqa: S603
         # Signals reach this process alone: the UI is told, and Ray ends after it.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: ui.send_signal(signal.SIGINT))
@@ -137,7 +146,3 @@ def main() -> int:
 
 def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - a command line speaks on standard output
-
-
-if __name__ == "__main__":
-    sys.exit(main())

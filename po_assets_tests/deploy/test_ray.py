@@ -153,7 +153,7 @@ def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     mark = str(tmp_path)
-    command = [sys.executable, "-m", "po_assets.automation.ray_head", "--port", str(port)]
+    command = [sys.executable, "-m", "po_assets.cli", "ui-ray", "--port", str(port)]
     # An empty artifact root: the sensor of this UI finds nothing to run.
     environment = {**os.environ, "DAGSTER_HOME": mark, "PO_TEST_DEPLOYMENT": mark, "PO_ARTIFACTS_ROOT": mark}
     environment |= {"RAY_OVERRIDE_RESOURCES": '{"GPU": 1}', "PO_GPUS": "0.5"}

@@ -43,7 +43,7 @@ def test_the_committed_files_are_what_the_generator_writes(tmp_path):
     assert sorted(written.values()) == [10, 40, 50, 319]
     for path in written:
         committed = ARTIFACTS / path.relative_to(tmp_path)
-        assert path.read_bytes() == committed.read_bytes(), f"{committed}: run python -m po_assets.sample_data"
+        assert path.read_bytes() == committed.read_bytes(), f"{committed}: run po-assets sample-data"
 
 
 def test_another_seed_tells_other_cases():
@@ -56,8 +56,8 @@ def test_another_seed_tells_other_cases():
 
 
 def test_the_command_writes_under_its_root_and_says_what(tmp_path):
-    """`python -m po_assets.sample_data --root X` writes the four files and names them with their rows."""
-    command = [sys.executable, "-m", "po_assets.sample_data", "--root", str(tmp_path)]
+    """`po-assets sample-data --root X` writes the four files and names them with their rows."""
+    command = [sys.executable, "-m", "po_assets.cli", "sample-data", "--root", str(tmp_path)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert f"{tmp_path / FIRST_GENERATION}: 319 rows" in said
     assert (tmp_path / EVALUATION_CASES).read_bytes() == (ARTIFACTS / EVALUATION_CASES).read_bytes()
