@@ -1,7 +1,8 @@
-"""Words for people: numbers with their nouns, durations, and progress lines at a bearable rate."""
+"""Words for people: numbers with their nouns, durations, text that somebody else wrote, progress at a bearable rate."""
 
 import math
 import time
+import unicodedata
 from collections.abc import Callable
 
 
@@ -25,6 +26,32 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def printable(text: str) -> str:
+    """The text without characters that a terminal, a log or a page acts on or hides; their code points stand there.
+
+    Line ends and tabs stay; so do letters of every script, and the joiners inside emoji.
+    """
+    return "".join(char if _is_plain(char) else _code_point(char) for char in text)
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Text that somebody else wrote (a file name, a key, a label), on one line and not longer than `limit` characters.
+
+    A backtick is shown by its code point, since sentences that hold the text may be read as markdown.
+    """
+    text = printable(str(value)).replace("\n", "\\n").replace("\t", "\\t").replace("`", "\\x60")
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _is_plain(char: str) -> bool:
+    return char in "\n\t\u200d\ufe0f" or unicodedata.category(char) not in {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+
+
+def _code_point(char: str) -> str:
+    number = ord(char)
+    return f"\\x{number:02x}" if number < 0x100 else f"U+{number:04X}"
 
 
 class Progress:

@@ -1,7 +1,7 @@
 """Settings: one pydantic class each, which is also the Dagster resource that the Launchpad shows.
 
-A field is written once, with its bound, its default and one line of description. Wrong settings are one `UserError` that
-lists all of them; it fails a run before its first step.
+A field is written once, with its bound, its default and one line of description. Wrong settings are one `UserError`
+that lists all of them; it fails a run before its first step.
 """
 
 import difflib

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
+from po_assets.text import printable
+
 SHOWN_ROWS = 20
 """More make a page nobody reads; the sentence above the table says how many there are."""
 CELL_CHARACTERS = 200
@@ -36,6 +38,5 @@ def _cell(value: object) -> str | int | float | bool | None:
     if isinstance(value, float):
         # What is no number (a missing value in pandas) is no JSON either, and the UI shows no row that holds it.
         return round(value, 4) if math.isfinite(value) else str(value)
-    # Lone surrogates (bytes that are no UTF-8) cannot be stored in the event log.
-    text = str(value).encode("utf-8", "backslashreplace").decode()
+    text = printable(str(value))  # also lone surrogates (bytes that are not UTF-8), which the event log cannot store
     return text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}…"

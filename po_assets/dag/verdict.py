@@ -1,6 +1,7 @@
 """The verdict of a check: passed or not, one sentence, the violating rows, the next step."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,9 +9,13 @@ from typing import Literal
 import dagster as dg
 
 from po_assets.dag.tables import SHOWN_ROWS, records_table
+from po_assets.text import printable
 
 Severity = Literal["ERROR", "WARN"]
 _SMALL = 0.01
+_CODE_SPAN = re.compile(r"(`[^`]*`)")
+# What markdown acts on. An underscore inside a word (min_score) is none of it.
+_MARKUP = re.compile(r"[\\*\[\]<]|~~|(?<!\w)_|_(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,26 @@ class Verdict:
 
 
 def check_description(verdict: Verdict) -> str:
-    """The text the UI shows first (markdown)."""
-    parts = [verdict.summary]
+    """The text the UI shows first (markdown, of which only code spans are taken from the verdict's own words)."""
+    parts = [escaped(verdict.summary)]
     if verdict.rows and not verdict.passed:
         total, shown = verdict.of or len(verdict.rows), min(SHOWN_ROWS, len(verdict.rows))
         if total > shown:
             parts.append(f"The table shows {shown} of {total:,} rows.")
     if verdict.next_step and not verdict.passed:
-        parts.append(f"**What to do:** {verdict.next_step}")
+        parts.append(f"**What to do:** {escaped(verdict.next_step)}")
     return "\n\n".join(parts)
+
+
+def escaped(text: str) -> str:
+    """The text as markdown that shows it as it is; landed names and values may stand in it."""
+    parts = _CODE_SPAN.split(printable(text))
+    return "".join(part if part.startswith("`") else _MARKUP.sub(r"\\\g<0>", part) for part in parts)
+
+
+def unescaped(description: str) -> str:
+    """The description without markdown, for a terminal or a message."""
+    return re.sub(r"\\([\\*\[\]<~_])", r"\1", description.replace("**What to do:**", "What to do:"))
 
 
 def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckResult:

@@ -1,6 +1,7 @@
 """What a check's page and an asset's metadata say."""
 
 import base64
+import re
 
 import dagster as dg
 import pytest
@@ -15,6 +16,23 @@ from po_assets.dag import (
     records_table,
     to_check_result,
 )
+from po_assets.dag.pictures import _bounded
+from po_assets.dag.verdict import unescaped
+from po_assets.text import shown
+
+HOSTILE = (
+    "$\\frac{$",
+    "$x",
+    "\x1b[31mred",
+    "a\x00b",
+    "\u202eevil",
+    "\udc80",
+    "x" * 5_000,
+    "line\nbreak",
+    "<b>",
+    "![i](http://x)",
+    "漢字 🧑‍💻",
+)
 
 ROWS = [{"file": "a.jsonl", "line": number, "reason": "x" * 300} for number in range(1, 26)]
 
@@ -23,7 +41,7 @@ def test_a_failed_verdict_says_what_where_and_what_to_do() -> None:
     """In the description, which the UI shows without unfolding."""
     verdict = Verdict(False, "25 of 30 rows were rejected.", "Fix them and land them again.", ROWS)
     assert check_description(verdict) == (
-        "25 of 30 rows were rejected.\n\nThe table shows the first 20 of 25 rows.\n\n"
+        "25 of 30 rows were rejected.\n\nThe table shows 20 of 25 rows.\n\n"
         "**What to do:** Fix them and land them again."
     )
 
@@ -95,3 +113,38 @@ def test_a_missing_number_does_not_hide_its_row() -> None:
     """NaN is no JSON: the UI shows "Could not parse record" for a row that holds it."""
     (record,) = records_table([{"case": "EVAL-01", "status": float("nan")}]).records
     assert record.data == {"case": "EVAL-01", "status": "nan"}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_label_of_a_row_keeps_a_picture_from_being_drawn(text: str) -> None:
+    """Whatever stands in a landed tier or status: it is text, not a formula."""
+    for drawn in (
+        bar_chart({text: 3, "simple": 1}, "Tiers"),
+        histogram([0.5, 0.6], text, text, {text: 0.5}),
+        line_chart({text: ([1], [1.0]), "b": ([1], [2.0])}, "Loss", "step", "loss"),
+    ):
+        assert ";base64," in drawn.value, drawn.value
+
+
+def test_thousands_of_names_are_a_picture_that_people_can_read() -> None:
+    """The most frequent ones, and how many others there are, in a moment."""
+    counts = {f"tier {number}": 1 for number in range(1, 2_000)} | {"simple": 50}
+    assert bar_chart(counts, "Tiers").value.startswith("![Tiers](data:image/png")
+    assert _bounded(counts)[0] == ("simple", 50)
+    assert _bounded(counts)[-1] == ("and 1,986 others", 1_986)
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_note() -> None:
+    """The step that wanted it goes on."""
+    assert histogram([float("inf")], "Scores", "score").value.startswith("The picture could not be drawn: `")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_landed_text_in_a_verdict_is_shown_and_not_acted_on(text: str) -> None:
+    """Neither by the page's markdown nor by a terminal; what is read is what was written."""
+    verdict = Verdict(False, f"The file {shown(text)} is empty.", "Look at `min_score` and min_score.")
+    description = check_description(verdict)
+    assert "\x1b" not in description
+    assert not re.search(r"(?<!\\)(\]\(|<)", description)
+    assert unescaped(description).startswith(f"The file {shown(text)} is empty.")
+    assert "`min_score` and min_score." in description

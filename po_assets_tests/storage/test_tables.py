@@ -53,7 +53,7 @@ def test_chunks_together_are_the_whole_table(tmp_path: Path) -> None:
     assert pd.concat(chunks).to_json() == read_frame(target).to_json()
 
 
-@pytest.mark.parametrize(("line", "reason"), [(b"{", "line 2 is no JSON"), (b"[1]", "line 2 is no JSON object")])
+@pytest.mark.parametrize(("line", "reason"), [(b"{", "line 2 is not JSON"), (b"[1]", "line 2 must be a JSON object")])
 def test_a_damaged_table_names_file_and_line(tmp_path: Path, line: bytes, reason: str) -> None:
     """So that nobody has to search."""
     target = UPath(tmp_path / "t.jsonl")
