@@ -1,17 +1,13 @@
-"""The Product Owner domain: its documents, the one prompt, the answer's form, the validator and the metric.
+"""The Product Owner role, whole: its contract, documents, prompts, answer, metric and grammar.
 
-Everything here is plain text in, plain values out. Nothing here knows Dagster, files, models or training.
+Plain text in, plain values out. Nothing here knows Dagster, files, models or training, and the rest of the package
+asks here instead of knowing the role itself. `contract` holds the constants and `grammar` what steers decoding; both
+are imported from there.
 """
 
-from po_assets.product_owner.answer import (
-    AnswerVerdict,
-    ParsedAnswer,
-    format_answer,
-    parse_answer,
-    validate_answer,
-)
+from po_assets.product_owner.answer import AnswerVerdict, ParsedAnswer, format_answer, parse_answer, validate_answer
+from po_assets.product_owner.contract import STATUSES
 from po_assets.product_owner.documents import (
-    STATUSES,
     RequirementEntry,
     YamlReading,
     cited_ids,
@@ -21,12 +17,22 @@ from po_assets.product_owner.documents import (
     strip_fences,
 )
 from po_assets.product_owner.metric import METRIC_VERSION, ProductOwnerScore, score_product_owner
-from po_assets.product_owner.prompt import PROMPT_VERSION, PromptParts, build_prompt, split_prompt
+from po_assets.product_owner.prompts import (
+    PROMPT_VERSION,
+    TEACHER_INSTRUCTIONS,
+    TEACHER_PROMPT_VERSION,
+    PromptParts,
+    build_prompt,
+    split_prompt,
+    teacher_messages,
+)
 
 __all__ = [
     "METRIC_VERSION",
     "PROMPT_VERSION",
     "STATUSES",
+    "TEACHER_INSTRUCTIONS",
+    "TEACHER_PROMPT_VERSION",
     "AnswerVerdict",
     "ParsedAnswer",
     "ProductOwnerScore",
@@ -43,5 +49,6 @@ __all__ = [
     "score_product_owner",
     "split_prompt",
     "strip_fences",
+    "teacher_messages",
     "validate_answer",
 ]

@@ -6,29 +6,24 @@ Whether an answer is good belongs to `metric`; whether it is well-formed is said
 import re
 from dataclasses import dataclass
 
-from po_assets.product_owner.documents import as_list, cited_ids, read_yaml, strip_fences, to_text
-
-VISION_KEYS = (
-    "product_name",
-    "product_summary",
-    "target_users",
-    "value_proposition",
-    "key_capabilities",
-    "non_goals",
-    "success_metrics",
-    "last_updated",
+from po_assets.product_owner.contract import (
+    ALIGNMENT_KEYS,
+    MAX_NARRATIVE_WORDS,
+    MIN_ACTIONS,
+    NEEDED_VISION_KEYS,
+    REQUIREMENTS,
+    REVIEW,
+    REVIEW_KEYS,
+    VISION,
 )
-REVIEW_KEYS = ("status", "summary", "requirements_alignment", "recommended_actions", "narrative")
-ALIGNMENT_KEYS = ("aligned", "gaps", "conflicts")
-MIN_ACTIONS = 2
-MAX_NARRATIVE_WORDS = 120
+from po_assets.product_owner.documents import as_list, cited_ids, read_yaml, strip_fences, to_text
 
 # CommonMark: a fence may be indented by up to three spaces; what follows it on the line is its info string.
 # Possessive, since what may be repeated here overlaps: a long run of blanks would be tried in every division.
 _FENCE_LINE = re.compile(r"^ {0,3}```[ \t]*+(?:ya?ml)?+[ \t:]*+([A-Za-z]*+)[ \t]*+$", re.IGNORECASE)
-_LABELS = ("VISION", "REVIEW", "REQUIREMENTS")
+_LABELS = (VISION, REVIEW, REQUIREMENTS)
 # An unlabelled block is recognised by the first key that only this document has.
-_TELLING_KEYS = {"product_name:": "VISION", "status:": "REVIEW"}
+_TELLING_KEYS = {"product_name:": VISION, "status:": REVIEW}
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ def _keep(found: dict[str, str | None], label: str, lines: list[str], *, closed:
 
 
 def _vision_fault(vision: dict[object, object]) -> str:
-    absent = [key for key in ("product_name", "product_summary") if key not in vision]
+    absent = [key for key in NEEDED_VISION_KEYS if key not in vision]
     return f"the VISION has no {' and no '.join(absent)}" if absent else ""
 
 
@@ -124,7 +119,7 @@ def _review_fault(review: dict[object, object]) -> str:
         return f"the REVIEW has no {' and no '.join(absent)}"
     alignment = review["requirements_alignment"]
     if not isinstance(alignment, dict):
-        return f"requirements_alignment is no mapping but {to_text(alignment)[:60]!r}"
+        return f"requirements_alignment must be a mapping, got {to_text(alignment)[:60]!r}"
     wrong = [key for key in ALIGNMENT_KEYS if not isinstance(alignment.get(key), list)]
     if wrong:
         return f"requirements_alignment has no list {' and no list '.join(wrong)}"
@@ -135,7 +130,7 @@ def _review_fault(review: dict[object, object]) -> str:
         return f"recommended_actions holds {len(actions)}, at least {MIN_ACTIONS} are needed"
     narrative = review["narrative"]
     if not isinstance(narrative, str):
-        return f"narrative is no text but {to_text(narrative)[:60]!r}"
+        return f"narrative must be text, got {to_text(narrative)[:60]!r}"
     words = len(narrative.split())
     return (
         f"narrative has {words} words, at most {MAX_NARRATIVE_WORDS} are allowed" if words > MAX_NARRATIVE_WORDS else ""

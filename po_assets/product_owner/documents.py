@@ -13,10 +13,8 @@ from typing import Any
 
 import yaml
 
+from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
 from po_assets.product_owner.fast_yaml import UNSURE, is_disputed, read_plain
-
-STATUSES = ("aligned", "needs_adjustment", "conflicts")
-"""What a review may say about the requirements, from agreement to contradiction."""
 
 MAX_DOCUMENT_CHARACTERS = 50_000
 """About twenty times a real document of 1 to 3 kB, and far more than any model here is trained with."""
@@ -24,8 +22,6 @@ MAX_NESTING = 40
 """Real documents nest three deep; PyYAML's composer recurses once a level."""
 MAX_EXPANDED_CHARACTERS = MAX_DOCUMENT_CHARACTERS
 """Characters after every alias has been followed: what is repeated weighs as much as what is written out."""
-
-REQUIREMENT_SECTIONS = ("functional_requirements", "non_functional_requirements", "constraints")
 
 # libyaml reads ten times faster than PyYAML's own parser, with the same resolver and constructor.
 _C_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -87,7 +83,7 @@ def _read(text: str) -> YamlReading:
     except Exception as error:  # noqa: BLE001 - PyYAML's constructors raise many kinds for odd dates and integers
         return YamlReading(error=f"it holds a value that YAML cannot read: {str(error)[:200]}")
     if not isinstance(value, dict):
-        return YamlReading(error=f"it is no mapping of keys to values but {_kind(value)}")
+        return YamlReading(error=f"it must be a mapping of keys to values, got {_kind(value)}")
     return YamlReading(value=value)
 
 

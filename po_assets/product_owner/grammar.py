@@ -19,7 +19,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from po_assets.product_owner import STATUSES, read_yaml
+from po_assets.product_owner.contract import ALIGNMENT_KEYS, MIN_ACTIONS, STATUSES
+from po_assets.product_owner.documents import read_yaml
 
 BOUNDED_LISTS = (
     "target_users",
@@ -62,8 +63,6 @@ class GrammarLimits:
 
 _FIXED_TOKENS = 220
 """Keys, fences, date and status: 370 characters; 168 tokens with SmolLM2's tokenizer."""
-MIN_ACTIONS = 2
-"""As the validator asks."""
 _ITEM_TOKENS = 4
 """Indentation, dash and line break of a list item."""
 _WORD_ROUNDING = 5
@@ -138,7 +137,7 @@ def answer_grammar(requirement_ids: Sequence[str], limits: GrammarLimits | None 
     review = [
         rf'"```yaml REVIEW\nstatus: " ( {statuses} ) "\nsummary:\n" review_item{counts["summary"]}',
         r'"requirements_alignment:\n"',
-        *(rf'"  {key}:" ( " []\n" | "\n" nested_item{counts[key]} )' for key in ("aligned", "gaps", "conflicts")),
+        *(rf'"  {key}:" ( " []\n" | "\n" nested_item{counts[key]} )' for key in ALIGNMENT_KEYS),
         rf'"recommended_actions:\n" review_item{{{MIN_ACTIONS},{limits.items["recommended_actions"]}}}',
         r'"narrative: " narrative "\n```"',
     ]

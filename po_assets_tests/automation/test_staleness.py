@@ -185,7 +185,7 @@ def test_another_prompt_or_metric_makes_its_users_stale(
     """Their versions are in the code versions: a code location of another version sees the old assets as stale."""
     script = f"""
 import po_assets.product_owner as product_owner
-import po_assets.product_owner.{"prompt" if name == "PROMPT_VERSION" else "metric"} as module
+import po_assets.product_owner.{"prompts" if name == "PROMPT_VERSION" else "metric"} as module
 product_owner.{name} = module.{name} = "next"
 from pathlib import Path
 from po_assets_tests.automation.test_staleness import instance_of, to_catch_up, unsynced

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from po_assets.intake.identity import input_digest
-from po_assets.intake.normalization import COLUMNS, normalize, read_score
-from po_assets.intake.rejection import Reason, Rejected
+from po_assets.intake.lines import Reason, Rejected
+from po_assets.intake.normalization import COLUMNS, input_digest, normalize, read_score
 from po_assets.product_owner import score_product_owner, validate_answer
 from po_assets_tests.intake.landed_rows import CONCEPT, line_of, pair_row, teacher_row
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
@@ -69,8 +68,8 @@ def test_a_score_that_is_no_number_from_0_to_1_rejects_the_row(value: object) ->
     ("texts", "detail"),
     [
         ({"review": REVIEW.replace("summary:", "summary: x: y")}, "REVIEW: line 2, column 11: mapping values are not"),
-        ({"vision": "just text"}, "VISION: it is no mapping of keys to values but plain text"),
-        ({"requirements": "- a\n- b"}, "REQUIREMENTS: it is no mapping of keys to values but a list"),
+        ({"vision": "just text"}, "VISION: it must be a mapping of keys to values, got plain text"),
+        ({"requirements": "- a\n- b"}, "REQUIREMENTS: it must be a mapping of keys to values, got a list"),
         ({"vision": "a: [1", "review": "b: ]"}, "VISION: line 2, column 1: did not find expected"),
         ({"vision": "a: [1", "review": "b: ]"}, "REVIEW: line 1"),
         (

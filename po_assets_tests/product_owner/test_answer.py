@@ -69,18 +69,18 @@ FAULTS = [
     (None, None, "the VISION and the REVIEW block are missing"),
     ("a: b: c", "also: b: c", "the VISION does not parse as YAML: line 1, column 5"),
     (VISION, "a: b: c", "the REVIEW does not parse as YAML"),
-    (VISION, "- a", "the REVIEW does not parse as YAML: it is no mapping of keys to values but a list"),
+    (VISION, "- a", "the REVIEW does not parse as YAML: it must be a mapping of keys to values, got a list"),
     (_without(VISION, "product_name", "target_users"), REVIEW, "the VISION has no product_name and no product_summary"),
     (VISION, _without(REVIEW, "narrative"), "the REVIEW has no narrative"),
     (
         VISION,
         _without(REVIEW, "  aligned", "recommended").replace("alignment:", "alignment: []"),
-        "is no mapping but '[]'",
+        "must be a mapping, got '[]'",
     ),
     (VISION, _without(REVIEW, "  gaps", "  conflicts"), "requirements_alignment has no list gaps"),
     (VISION, REVIEW.replace("FR0", "R0").replace("C0", "K0").replace("NR0", "N0"), "names a requirement id"),
     (VISION, REVIEW.replace("- Keep FR001 and FR002 as they are.\n", ""), "recommended_actions holds 1, at least 2"),
-    (VISION, _without(REVIEW, "narrative") + "narrative: 7", "narrative is no text but '7'"),
+    (VISION, _without(REVIEW, "narrative") + "narrative: 7", "narrative must be text, got '7'"),
     (VISION, _without(REVIEW, "narrative") + LONG, "narrative has 121 words, at most 120"),
 ]
 
