@@ -4,17 +4,17 @@
     python -m benchmarks.fuzz --seconds 60 --corpus .fuzz   keep the inputs that reached new code, and start from them
     python -m benchmarks.fuzz --reproduce crash-…           run one input that was found
 
-The invariants are those of the property tests (`po_assets_tests/intake/invariants.py`): never an exception, exactly
-one outcome for each line, the quarantine verbatim, scores within bounds, YAML as PyYAML itself reads it, bounded time.
-What is found is written to a file `crash-…` and belongs into `po_assets_tests/intake/test_fuzzed.py`. Needs the extra
-`fuzz` (atheris, on Linux).
+The invariants are those of the property tests (`benchmarks/invariants.py`): never an exception, exactly one outcome for
+each line, the quarantine verbatim, scores within bounds, YAML as PyYAML itself reads it, bounded time. What is found is
+written to a file `crash-…` and belongs into the tests of `intake` (`test_fuzzed.py`). Needs the extra `fuzz` (atheris,
+on Linux).
 """
 
 import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import orjson
@@ -33,38 +33,26 @@ TOKENS = (
     *("```yaml VISION\n", "```yaml REVIEW\n", "```\n", "CONCEPT:\n", "REQUIREMENTS:\n", "VISION:", "product_name: "),
     *("product_summary: ", "status: ", "aligned", "needs_adjustment", "conflicts", "requirements_alignment:\n"),
     *("  gaps: []\n", "recommended_actions:\n- ", "narrative: ", "functional_requirements:\n- id: FR001\n", "FR001"),
-    *(
-        "&a ",
-        "*a",
-        "<<: ",
-        "!!str ",
-        "!!python/none ",
-        "? ",
-        ": ",
-        "- ",
-        "|\n  ",
-        ">-\n  ",
-        "'",
-        '\\"',
-        "#",
-        "%YAML 1.1\n",
-    ),
-    *(
-        "---\n",
-        "...\n",
-        "2024-01-01",
-        "2024-99-99",
-        "0x",
-        "0o7",
-        "1:59:59",
-        "1_000",
-        ".inf",
-        "yes",
-        "~",
-        "null",
-        "\u2028",
-    ),
+    *("&a ", "*a", "<<: ", "!!str ", "!!python/none ", "? ", ": ", "- ", "|\n  ", ">-\n  ", "'", '\\"', "#"),
+    *("%YAML 1.1\n", "---\n", "...\n", "2024-01-01", "2024-99-99", "0x", "0o7", "1:59:59", "1_000", ".inf", "yes"),
+    *("~", "null", "\u2028"),
 )
+NASTY_LINES = (
+    *(
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"a": 1}',
+        b"\xff\xfe",
+        b'{"concept": "\x00"}',
+        b'{"score": NaN}',
+        b'{"a": 1, "a": 2}',
+    ),
+    *(b'{"prompt": "x", "response": "y"}', b'{"metadata": ' + b"[" * 200 + b"]" * 200 + b"}", b'{"score": 1e999}'),
+    *(b'{"messages": [3]}', b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}'),
+)
+NASTY_YAML = ("a: &a [*a]", "a: " + "[" * 60, "- " * 60, "a: " + "9" * 5_000, "a: 1:59:59", "last_updated: 2024-99-99")
 
 
 def main() -> None:
@@ -81,7 +69,7 @@ def main() -> None:
     if "atheris" not in globals():
         sys.exit("Fuzzing needs atheris: make setup EXTRAS=fuzz")
     with atheris.instrument_imports(include=["po_assets.product_owner", "po_assets.intake"]):
-        import po_assets_tests.intake.invariants  # noqa: F401
+        import benchmarks.invariants  # noqa: F401
     with tempfile.TemporaryDirectory() as temporary:
         corpus = arguments.corpus or Path(temporary) / "corpus"
         corpus.mkdir(parents=True, exist_ok=True)
@@ -104,7 +92,7 @@ def main() -> None:
 
 def run_input(data: bytes) -> None:
     """Give one input to what its first byte stands for."""
-    from po_assets_tests.intake.invariants import check_documents, check_landed, check_texts
+    from benchmarks.invariants import check_documents, check_landed, check_texts
 
     kind, rest = data[:1], data[1:]
     texts = [part.decode(errors="replace") for part in rest.split(b"\x1e")]
@@ -129,25 +117,42 @@ def run_input(data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """Rows of the generator and of every format, nasty lines, and the documents of a good answer."""
+    """Rows of the generator, one of them in every format, nasty lines, and the documents of good and odd answers."""
     from po_assets.product_owner import build_prompt, format_answer
     from po_assets.sample_data.records import generate_rows, to_line
-    from po_assets_tests.intake.landed_rows import BUILDERS, CONCEPT, encode, vision_prompt_row
-    from po_assets_tests.intake.test_pipeline import BAD_LINES
-    from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
-    yield from (b"L" + to_line(row) for row in generate_rows(12))
-    yield from (b"L" + encode(build()) for build in (*BUILDERS.values(), vision_prompt_row))
-    yield from (b"L" + line for line, _ in BAD_LINES.values() if len(line) < MAX_INPUT_BYTES)
-    yield b"L\xef\xbb\xbf" + encode(BUILDERS["pair"]()) + b"\r\n\n{}"
-    for kind, texts in (
-        ("D", (REQUIREMENTS, VISION, REVIEW)),
-        ("R", (CONCEPT, REQUIREMENTS, VISION, REVIEW)),
-        ("P", (build_prompt(CONCEPT, REQUIREMENTS), format_answer(VISION, REVIEW))),
-        ("T", (build_prompt(CONCEPT, REQUIREMENTS), format_answer(VISION, REVIEW))),
+    generated = list(generate_rows(12))
+    yield from (b"L" + to_line(row) for row in generated)
+    row = next(row for row in generated if "teacher_product_vision" in row)
+    names = ("concept", "requirements_yaml", "teacher_product_vision", "teacher_product_owner_review")
+    concept, requirements, vision, review = texts = [row[name] for name in names]
+    prompt, answer = build_prompt(concept, requirements), format_answer(vision, review)
+    for other in rows_in_other_formats(texts, prompt, answer):
+        yield b"L" + orjson.dumps(other)
+    yield b"L\xef\xbb\xbf" + orjson.dumps({"prompt": prompt, "response": answer}) + b"\r\n\n{}"
+    yield from (b"L" + line for line in NASTY_LINES)
+    for kind, parts in (
+        ("D", (requirements, vision, review)),
+        ("R", texts),
+        ("P", (prompt, answer)),
+        ("T", (prompt, answer)),
         ("D", ("", "a: &a [x]\nb: [*a, *a]", "last_updated: 2024-01-01\nstatus: 'yes' # no")),
+        *(("R", (concept, requirements, yaml, review)) for yaml in NASTY_YAML),
     ):
-        yield (kind + "\x1e".join(texts)).encode()
+        yield (kind + "\x1e".join(parts)).encode()
+
+
+def rows_in_other_formats(texts: Sequence[str], prompt: str, answer: str) -> Iterator[dict[str, object]]:
+    """The same row in the formats that the generator does not write, and with a prompt that shows the vision."""
+    concept, requirements, vision, review = texts
+    asked = {"concept_id": "C-1", "concept": concept, "requirements_yaml": requirements, "tier": "simple"}
+    yield {"input": asked, "output": {"product_vision": vision, "product_owner_review": review}, "score": 0.9}
+    yield {"prompt": prompt, "response": answer}
+    yield {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+    leaking = (
+        f"```yaml VISION\n{vision}\n```\n\n```yaml REQUIREMENTS\n{requirements}\n```\n\nRespond with two YAML blocks."
+    )
+    yield {"prompt": leaking, "output": answer, "score": "0.9"}
 
 
 def _escaped(token: str) -> str:

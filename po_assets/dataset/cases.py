@@ -11,7 +11,7 @@ import orjson
 from upath import UPath
 
 from po_assets.errors import UserError
-from po_assets.intake.identity import input_digest
+from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import STATUSES, build_prompt, read_status, read_yaml, requirement_entries
 from po_assets.storage import open_buffered
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from po_assets.dataset.cases import EvalCase
-from po_assets.intake.identity import input_digest
+from po_assets.intake.normalization import input_digest
 
 WORDS_IN_SEQUENCE = 3
 _PERMUTATIONS = 128

@@ -1,4 +1,4 @@
-"""The assets raw_teacher and normalized_teacher: read, call the plain functions, say what came out.
+"""The assets raw_teacher and normalized_teacher, and their settings: read, call the plain functions, say what came out.
 
 How lines are copied, read and written belongs to `landing` and `pipeline`.
 """
@@ -6,15 +6,22 @@ How lines are copied, read and written belongs to `landing` and `pipeline`.
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 from upath import UPath
 
-from po_assets.dag import Artifacts, bar_chart, column_schema, histogram, records_table
-from po_assets.errors import UserError
-from po_assets.intake.block import Summary
-from po_assets.intake.landing import Source, list_landing, not_taken_record, snapshot, sources_of, sources_record
+from po_assets.dag import (
+    Artifacts,
+    Settings,
+    bar_chart,
+    column_schema,
+    histogram,
+    records_table,
+    user_errors_fail_the_step,
+)
+from po_assets.intake.landing import Source, list_landing, skipped_record, snapshot, sources_of, sources_record
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import COLUMNS
-from po_assets.intake.pipeline import normalize_snapshot
+from po_assets.intake.pipeline import Summary, normalize_snapshot
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.storage import StagedTable, digest_of, read_manifest
 
@@ -23,6 +30,23 @@ NORMALIZED_CODE_VERSION = f"2+metric.{METRIC_VERSION}"
 OWNERS = ["team:po-distillation"]
 GROUP = "teacher"
 _LANDED = dg.AssetKey("teacher_files")
+
+
+class IntakeSettings(Settings):
+    """What the intake of teacher rows tolerates; `dataset.settings` extends it by which rows are trained on."""
+
+    max_rejected_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Largest share of landed rows that may be rejected; above it the graph stops.",
+    )
+    score_tolerance: float = Field(
+        default=0.005,
+        ge=0,
+        le=1,
+        description="Declared scores further than this from the metric's own figure are listed.",
+    )
 
 
 @dg.asset(
@@ -38,19 +62,17 @@ _LANDED = dg.AssetKey("teacher_files")
         "gives the same data version."
     ),
 )
+@user_errors_fail_the_step()
 def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.MaterializeResult[Any]:
     """Copy the landed lines into one file."""
     layout = artifacts.layout
-    try:
-        folder = list_landing(layout.incoming)
-        staged, sources = snapshot(folder.files, layout.raw)
-    except UserError as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
-    not_taken = not_taken_record(folder)
+    folder = list_landing(layout.incoming)
+    staged, sources = snapshot(folder.files, layout.raw)
+    skipped = skipped_record(folder)
     staged = staged.with_manifest(
         inputs={source.file: source.sha256 for source in sources},
         code_version=RAW_CODE_VERSION,
-        extra={"sources": sources_record(sources), "not_taken": not_taken},
+        extra={"sources": sources_record(sources), "skipped": skipped},
     )
     context.log.info("%d lines of %d files", staged.rows, len(sources))
     _observe_what_was_read(context, sources)
@@ -61,13 +83,13 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
         metadata={
             "dagster/row_count": staged.rows,
             "files": len(sources),
-            "not_taken": not_taken["count"],
+            "skipped": skipped["count"],
             "landed_files": records_table(
                 [{"file": source.file, "rows": source.rows, "sha256": source.sha256[:12]} for source in sources]
             ),
-            "path": _path(layout.raw),
+            "path": dg.MetadataValue.path(str(layout.raw)),
         }
-        | ({"not_taken_files": records_table(not_taken["first"])} if folder.not_taken else {}),
+        | ({"skipped_files": records_table(skipped["first"])} if folder.skipped else {}),
     )
 
 
@@ -85,23 +107,16 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
         "what cannot be read aside, verbatim and with the reason, in `distillation/po_teacher_rejected.jsonl`."
     ),
 )
+@user_errors_fail_the_step()
 def normalized_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.MaterializeResult[Any]:
     """Normalize every line of the snapshot."""
     layout = artifacts.layout
     manifest = read_manifest(layout.raw)
-    try:
-        sources = sources_of(manifest, layout.raw)
-        raw_sha256 = manifest.sha256 if manifest else ""
-        staged, summary = normalize_snapshot(layout, sources, raw_sha256)
-    except UserError as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
+    raw_sha256 = manifest.sha256 if manifest else ""
+    staged, summary = normalize_snapshot(layout, sources_of(manifest, layout.raw), raw_sha256)
     staged = staged.with_manifest(inputs={"raw_teacher": raw_sha256}, code_version=NORMALIZED_CODE_VERSION)
-    context.log.info(
-        "%d rows normalized, %d of %d landed lines rejected",
-        summary.rows,
-        summary.outcomes.of(Outcome.REJECTED),
-        summary.outcomes.total,
-    )
+    rejected, landed = summary.outcomes.of(Outcome.REJECTED), summary.outcomes.total
+    context.log.info("%d rows normalized, %d of %d landed lines rejected", summary.rows, rejected, landed)
     opened = read_manifest(layout.ledger)
     # What is rejected is not in the table, and still changes the ledger, which supervised_dataset closes.
     version = digest_of([staged.sha256, opened.sha256 if opened else ""])
@@ -117,7 +132,7 @@ def _result(staged: StagedTable, summary: Summary, path: UPath, version: str) ->
         "scored_by_the_metric": summary.score_sources["metric"],
         "outcomes": records_table(summary.outcomes.table()),
         "preview": records_table(summary.preview),
-        "path": _path(path),
+        "path": dg.MetadataValue.path(str(path)),
     }
     if summary.rows:
         metadata |= {
@@ -141,7 +156,3 @@ def _observe_what_was_read(context: dg.AssetExecutionContext, sources: list[Sour
     )
     # Dagster looked up the inputs' versions before the step began.
     context.get_step_execution_context().wipe_input_asset_version_info(_LANDED)
-
-
-def _path(path: UPath) -> dg.MetadataValue:
-    return dg.MetadataValue.path(str(path))

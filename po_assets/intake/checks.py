@@ -1,101 +1,312 @@
-"""The checks of raw_teacher and normalized_teacher, those of one asset in one step.
+"""The checks of raw_teacher and normalized_teacher: what each looks at, and what it says in numbers and rows.
 
-What they look at, and what they say, belongs to `verdicts`.
+Which rows are trained on, and the checks of that, belongs to `dataset`.
 """
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import dagster as dg
-
-from po_assets.dag import Artifacts, Verdict, to_check_result
-from po_assets.intake.assets import normalized_teacher, raw_teacher
-from po_assets.intake.landing import Source, sources_of
-from po_assets.intake.ledger import balance
-from po_assets.intake.policy import IntakePolicy
-from po_assets.intake.verdicts import (
-    DeclaredScoresRule,
-    SchemaRule,
-    has_records,
-    ledger_balances,
-    rejected_share,
-)
+from po_assets.dag import Artifacts, AssetChecks, Verdict, Violations
+from po_assets.errors import UserError
+from po_assets.intake.assets import IntakeSettings
+from po_assets.intake.formats import FORMATS
+from po_assets.intake.landing import Source, snapshot_lines, sources_of
+from po_assets.intake.ledger import Balance, Outcome, balance
+from po_assets.intake.normalization import COLUMNS
+from po_assets.product_owner import STATUSES
 from po_assets.storage import Layout, read_manifest, read_rows
+from po_assets.text import amount, verb
 
-_RAW_SPECS = [
-    dg.AssetCheckSpec(
-        "has_records",
-        asset=raw_teacher,
-        blocking=True,
-        description="The snapshot is whole and holds a line that is not blank; a warning when a file was not taken in.",
+_FORMATS = {known.name for known in FORMATS}
+_TEXTS = ("record_id", "file", "concept", "requirements_yaml", "vision_yaml", "review_yaml", "input_digest")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The snapshot of the landing folder, and what its manifest says of it."""
+
+    layout: Layout
+    sources: list[Source]
+    skipped: dict[str, Any]
+    """As `landing.skipped_record`."""
+
+
+raw_checks = AssetChecks[Snapshot]("raw_teacher")
+
+
+@raw_checks.register(blocking=True)
+def has_records(found: Snapshot) -> Verdict:
+    """The snapshot is whole and holds a line that is not blank; a warning when a file was not taken in."""
+    records, lines = 0, sum(source.rows for source in found.sources)
+    without = {source.file: source.rows for source in found.sources}
+    try:
+        for line in snapshot_lines(found.layout.raw, found.sources):
+            if line.data.strip():
+                records += 1
+                without.pop(line.file, None)
+    except UserError as error:
+        return Verdict(False, str(error), next_step="Materialize raw_teacher again.")
+    files, others = len(found.sources), found.skipped.get("count", 0)
+    numbers = {"records": records, "blank_lines": lines - records, "files": files, "skipped": others}
+    empty = [{"file": name, "lines": rows, "reason": "holds no record"} for name, rows in without.items()]
+    if not records:
+        return Verdict(
+            False,
+            f"There is no teacher row: {amount(files, 'landed file')} {verb(files, 'holds', 'hold')} nothing but "
+            f"{amount(lines, 'blank line')}.",
+            next_step="Put teacher rows into the landing folder and materialize raw_teacher again.",
+            rows=empty,
+            numbers=numbers,
+        )
+    summary = f"There {verb(records, 'is', 'are')} {amount(records, 'record')} in {amount(files, 'landed file')}."
+    if empty:
+        summary += f" {len(empty):,} of the files {verb(len(empty), 'holds', 'hold')} none."
+    if not others:
+        return Verdict(True, summary, rows=empty, numbers=numbers)
+    first = found.skipped["first"]
+    names = ", ".join(f"'{entry['file']}'" for entry in first) + ", …" * (others > len(first))
+    return Verdict(
+        False,
+        f"{summary} {amount(others, 'other name')} in the landing folder {verb(others, 'was', 'were')} not taken in: "
+        f"{names}.",
+        next_step="The table says why. What holds teacher rows belongs directly into the landing folder, readable and "
+        "named *.jsonl; move the rest elsewhere, and materialize raw_teacher again.",
+        rows=[*first, *empty],
+        numbers=numbers,
+        severity="WARN",
     )
-]
-_NORMALIZED_SPECS = [
-    dg.AssetCheckSpec(
-        "schema",
-        asset=normalized_teacher,
-        blocking=True,
-        description="Every row has exactly the columns, with sound values, in landing order.",
-    ),
-    dg.AssetCheckSpec(
-        "ledger_balances",
-        asset=normalized_teacher,
-        blocking=True,
-        description="Every landed line has exactly one outcome, by counting the lines of the files themselves.",
-    ),
-    dg.AssetCheckSpec(
-        "rejected_share",
-        asset=normalized_teacher,
-        blocking=True,
-        description="Few enough landed rows were rejected (max_rejected_share); a warning when any was.",
-    ),
-    dg.AssetCheckSpec(
-        "declared_scores_match_metric",
-        asset=normalized_teacher,
-        description="The scores that rows declare are those that this project's metric gives them.",
-    ),
-]
 
 
-@dg.multi_asset_check(name="raw_teacher_checks", specs=_RAW_SPECS)
-def raw_teacher_checks(artifacts: Artifacts) -> Iterator[dg.AssetCheckResult]:
+@raw_checks.step
+def raw_teacher_checks(artifacts: Artifacts) -> Snapshot:
     """Run the check of raw_teacher."""
     layout = artifacts.layout
     manifest = read_manifest(layout.raw)
-    not_taken = manifest.extra.get("not_taken", {}) if manifest else {}
-    verdict = has_records(layout.raw, sources_of(manifest, layout.raw), not_taken)
-    yield to_check_result("has_records", "raw_teacher", verdict)
+    return Snapshot(layout, sources_of(manifest, layout.raw), manifest.extra.get("skipped", {}) if manifest else {})
 
 
-@dg.multi_asset_check(name="normalized_teacher_checks", specs=_NORMALIZED_SPECS, can_subset=True)
-def normalized_teacher_checks(
-    context: dg.AssetCheckExecutionContext, artifacts: Artifacts, selection: dg.ResourceParam[IntakePolicy]
-) -> Iterator[dg.AssetCheckResult]:
+@dataclass(frozen=True)
+class Normalization:
+    """The normalized table and the ledger that was opened with it."""
+
+    layout: Layout
+    sources: list[Source]
+    policy: IntakeSettings
+    counted: Balance
+
+
+class JudgedRow(NamedTuple):
+    """A normalized row and what is wrong with it alone, in words."""
+
+    row: dict[str, Any]
+    faults: list[str]
+
+
+def _judged_rows(found: Normalization) -> Iterator[JudgedRow]:
+    return (JudgedRow(row, row_faults(row)) for row in read_rows(found.layout.normalized))
+
+
+normalized_checks = AssetChecks[Normalization]("normalized_teacher", rows=_judged_rows)
+
+
+@normalized_checks.register(blocking=True)
+class Schema:
+    """Every row has exactly the columns, with sound values, in landing order."""
+
+    def __init__(self, found: Normalization) -> None:
+        self._positions = {source.file: position for position, source in enumerate(found.sources)}
+        self._last = (-1, 0)
+        self._rows = 0
+        self._violations = Violations()
+
+    def add(self, judged: JudgedRow) -> None:
+        """Look at one row."""
+        row, faults = judged
+        self._rows += 1
+        if not faults:
+            place = (self._positions.get(row["file"], -1), row["line"])
+            if place <= self._last:
+                faults = ["it stands twice or out of landing order, or is of a file that did not land"]
+            self._last = max(self._last, place)
+        if faults:
+            self._violations.add({"file": row.get("file"), "line": row.get("line"), "fault": "; ".join(faults)})
+
+    def verdict(self) -> Verdict:
+        """Whether all rows are sound."""
+        faulty = self._violations.count
+        numbers = {"checked_rows": self._rows, "faulty_rows": faulty}
+        if not self._rows:
+            return Verdict(
+                False,
+                "There is no normalized row: every landed line was rejected.",
+                next_step="See the reasons under rejected_share, correct the rows and land them again.",
+                numbers=numbers,
+            )
+        if faulty:
+            return Verdict(
+                False,
+                f"{faulty:,} of {amount(self._rows, 'normalized row')} {verb(faulty, 'breaks', 'break')} the schema.",
+                next_step="Materialize normalized_teacher again. If the fault stays, the row's record format is "
+                "converted wrongly (po_assets/intake/formats.py).",
+                rows=self._violations.rows,
+                numbers=numbers,
+            )
+        summary = f"{self._rows:,} of {amount(self._rows, 'row')} have the {len(COLUMNS)} columns with sound values."
+        return Verdict(True, summary, numbers=numbers)
+
+
+@normalized_checks.register(blocking=True)
+def ledger_balances(found: Normalization) -> Verdict:
+    """Every landed line has exactly one outcome, by counting the lines of the files themselves."""
+    return balance_verdict(found.counted)
+
+
+@normalized_checks.register(blocking=True)
+def rejected_share(found: Normalization) -> Verdict:
+    """Few enough landed rows were rejected (max_rejected_share); a warning when any was."""
+    outcomes, most = found.counted.outcomes, found.policy.max_rejected_share
+    rejected, landed = outcomes.of(Outcome.REJECTED), outcomes.total
+    share = rejected / landed if landed else 0.0
+    numbers = {"rejected": rejected, "rejected_share": share}
+    if not rejected:
+        return Verdict(True, f"None of {amount(landed, 'landed row')} was rejected.", numbers=numbers)
+    above = share > most
+    reasons = ", ".join(
+        f"{count:,} {reason}"
+        for (outcome, reason), count in outcomes.counts.most_common()
+        if outcome == Outcome.REJECTED
+    )
+    return Verdict(
+        False,
+        f"{rejected:,} of {amount(landed, 'landed row')} ({share:.1%}) {verb(rejected, 'was', 'were')} rejected, "
+        f"at most {most:.1%} may be: {reasons}.",
+        next_step="Their lines stand verbatim, with the reason, in distillation/po_teacher_rejected.jsonl: correct "
+        "them, land them again as a new file, and delete them from the old one."
+        + (" Nothing is trained on this data until then, or until max_rejected_share is raised." if above else ""),
+        rows=outcomes.example_rows(Outcome.REJECTED),
+        numbers=numbers,
+        severity="ERROR" if above else "WARN",
+    )
+
+
+@normalized_checks.register(severity="WARN")  # the policy may trust the declared scores
+class DeclaredScoresMatchMetric:
+    """The scores that rows declare are those that this project's metric gives them."""
+
+    def __init__(self, found: Normalization) -> None:
+        self._tolerance = found.policy.score_tolerance
+        self._declared = self._missing = 0
+        self._violations = Violations()
+        self._largest = 0.0
+
+    def add(self, judged: JudgedRow) -> None:
+        """Look at one row, if its columns are sound."""
+        row = judged.row
+        if judged.faults:
+            return
+        declared, metric = row["declared_score"], row["metric_score"]
+        if declared is None:
+            self._missing += 1
+            return
+        self._declared += 1
+        difference = abs(declared - metric)
+        self._largest = max(self._largest, difference)
+        if difference > self._tolerance:
+            shown = {name: row[name] for name in ("file", "line")}
+            shown |= {"declared": declared, "metric": metric, "difference": declared - metric, "status": row["status"]}
+            self._violations.add(shown, weight=difference)
+
+    def verdict(self) -> Verdict:
+        """Whether declared and measured scores agree."""
+        differing, missing = self._violations.count, self._missing
+        numbers = {
+            "declared_scores": self._declared,
+            "missing_scores": missing,
+            "disagreeing_scores": differing,
+            "largest_difference": self._largest,
+        }
+        scores, note = amount(self._declared, "declared score"), ""
+        if missing:
+            note = (
+                f" {amount(missing, 'row')} {verb(missing, 'declares', 'declare')} none; the metric's score stands in."
+            )
+        if not differing:
+            summary = f"{self._declared:,} of {scores} agree with the metric to within {self._tolerance:g}.{note}"
+            return Verdict(True, summary, numbers=numbers)
+        return Verdict(
+            False,
+            f"{differing:,} of {scores} {verb(differing, 'differs', 'differ')} from the metric's by more than "
+            f"{self._tolerance:g}, the worst by {self._largest:.3f}.{note}",
+            next_step="Find out who scored these rows and how. To select by the metric's own scores instead, set "
+            "`score_source: metric` in the resource `selection`.",
+            rows=self._violations.rows,
+            numbers=numbers,
+        )
+
+
+@normalized_checks.step
+def normalized_teacher_checks(artifacts: Artifacts, selection: IntakeSettings) -> Normalization:
     """Run the selected checks of normalized_teacher: one pass over the table, one over the ledger."""
-    wanted = {key.name for key in context.selected_asset_check_keys}
-    verdicts = normalized_verdicts(artifacts.layout, selection)
-    for name, verdict in verdicts.items():
-        if name in wanted:
-            yield to_check_result(name, "normalized_teacher", verdict)
-
-
-def normalized_verdicts(layout: Layout, policy: IntakePolicy) -> dict[str, Verdict]:
-    """The verdict of every check of normalized_teacher."""
-    sources = _sources(layout)
-    schema, scores = SchemaRule(sources), DeclaredScoresRule(policy.score_tolerance)
-    for row in read_rows(layout.normalized):
-        if schema.add(row):
-            scores.add(row)
+    layout = artifacts.layout
+    sources = sources_of(read_manifest(layout.raw), layout.raw)
     counted = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
-    return {
-        "schema": schema.verdict(),
-        "ledger_balances": ledger_balances(counted),
-        "rejected_share": rejected_share(counted.outcomes, policy.max_rejected_share),
-        "declared_scores_match_metric": scores.verdict(),
-    }
-
-
-def _sources(layout: Layout) -> list[Source]:
-    return sources_of(read_manifest(layout.raw), layout.raw)
+    return Normalization(layout, sources, selection, counted)
 
 
 teacher_checks = [raw_teacher_checks, normalized_teacher_checks]
+
+
+def balance_verdict(found: Balance) -> Verdict:
+    """The verdict of a check `ledger_balances`, here and in `dataset`."""
+    parts = " + ".join(f"{count:,} {name}" for name, count in found.outcomes.by_outcome().items()) or "nothing"
+    disagreements = len(found.disagreements)
+    numbers = {"landed": found.landed, "ledger_rows": found.outcomes.total, "disagreements": disagreements}
+    if not disagreements:
+        return Verdict(True, f"{amount(found.landed, 'landed line')} = {parts}.", numbers=numbers)
+    return Verdict(
+        False,
+        f"The ledger does not balance: {amount(found.landed, 'line')} landed, the ledger says {parts}; "
+        f"{amount(disagreements, 'disagreement')} found.",
+        next_step="The files under distillation/ do not belong together. Materialize normalized_teacher and "
+        "supervised_dataset again, and change none of them by hand.",
+        rows=found.disagreements,
+        numbers=numbers,
+    )
+
+
+def row_faults(row: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with one normalized row, in words."""
+    if list(row) != list(COLUMNS):
+        wrong = [f"no column {name}" for name in sorted(set(COLUMNS) - set(row))]
+        wrong += [f"unknown column {name}" for name in sorted(set(row) - set(COLUMNS))]
+        return wrong or ["its columns are not in order"]
+    faults = [f"{name} must be a string that is not blank" for name in _TEXTS if not _is_text(row[name])]
+    if not isinstance(row["line"], int) or row["line"] < 1:
+        faults.append(f"line is {row['line']!r}")
+    if row["format"] not in _FORMATS:
+        faults.append(f"unknown format {row['format']!r}")
+    if row["status"] not in STATUSES:
+        faults.append(f"unknown status {row['status']!r}")
+    declared = row["declared_score"]
+    scores = ("score", "metric_score") if declared is None else ("score", "metric_score", "declared_score")
+    faults += [f"{name} is {row[name]!r}" for name in scores if not _is_share(row[name])]
+    source = "metric" if declared is None else "declared"
+    if row["score_source"] != source or row["score"] != row[f"{source}_score"]:
+        faults.append(f"score is not the {source} score")
+    if not isinstance(row["valid"], bool) or row["valid"] is bool(row["invalid_reason"]):
+        faults.append("valid and invalid_reason contradict each other")
+    if not isinstance(row["vision_in_prompt"], bool):
+        faults.append(f"vision_in_prompt is {row['vision_in_prompt']!r}")
+    if not isinstance(row["metadata"], dict):
+        faults.append("metadata must be an object")
+    return faults
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1

@@ -4,12 +4,13 @@ A format says which rows are its own (`matches`, by their keys alone) and turns 
 To add a format, add a class and name it in `FORMATS`. Whether the parts are good YAML, and what they score, belongs to
 `normalization`.
 """
+# ruff: noqa: D102 - what a format's methods do is said at `RecordFormat`
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from po_assets.intake.rejection import Reason, Rejected
+from po_assets.intake.lines import Reason, Rejected
 from po_assets.product_owner import parse_answer, read_yaml, split_prompt
 
 Row = Mapping[str, Any]
@@ -45,7 +46,7 @@ class RecordFormat(Protocol):
         """Whether the row's keys are those of this format."""
 
     def convert(self, row: Row) -> TeacherRecord:
-        """The row's parts; raises `Rejected` naming every part that is missing or no text."""
+        """The row's parts; raises `Rejected` naming every part that is missing or not a string."""
 
 
 class TeacherFormat:
@@ -55,24 +56,13 @@ class TeacherFormat:
     looks_like = "concept, requirements_yaml, teacher_product_vision, teacher_product_owner_review, score, metadata"
 
     def matches(self, row: Row) -> bool:
-        """See `RecordFormat`."""
         return "teacher_product_vision" in row or "teacher_product_owner_review" in row
 
     def convert(self, row: Row) -> TeacherRecord:
-        """See `RecordFormat`."""
-        parts = _Parts(row)
-        record = TeacherRecord(
-            concept=parts.text("concept"),
-            requirements_yaml=parts.text("requirements_yaml"),
-            vision_yaml=parts.text("teacher_product_vision"),
-            review_yaml=parts.text("teacher_product_owner_review"),
-            declared_score=row.get("score", MISSING),
-            concept_id=_label(row.get("concept_id")),
-            tier=_label(row.get("tier")),
-            metadata=_metadata(row.get("metadata")),
+        concept, requirements, vision, review = _strings(
+            (row, ("concept", "requirements_yaml", "teacher_product_vision", "teacher_product_owner_review"))
         )
-        parts.refuse_missing()
-        return record
+        return TeacherRecord(concept, requirements, vision, review, **_about(row, row))
 
 
 class NestedFormat:
@@ -85,25 +75,16 @@ class NestedFormat:
     )
 
     def matches(self, row: Row) -> bool:
-        """See `RecordFormat`."""
         return isinstance(row.get("input"), dict) and isinstance(row.get("output"), dict)
 
     def convert(self, row: Row) -> TeacherRecord:
-        """See `RecordFormat`."""
-        given, made = row["input"], row["output"]
-        asked, answered = _Parts(given, "input."), _Parts(made, "output.")
-        record = TeacherRecord(
-            concept=asked.text("concept"),
-            requirements_yaml=asked.text("requirements_yaml"),
-            vision_yaml=answered.text("product_vision"),
-            review_yaml=answered.text("product_owner_review"),
-            declared_score=row.get("score", MISSING),
-            concept_id=_label(given.get("concept_id")),
-            tier=_label(given.get("tier")),
-            metadata=_metadata(given.get("metadata")) | _metadata(row.get("metadata")),
+        concept, requirements, vision, review = _strings(
+            (row["input"], ("concept", "requirements_yaml"), "input."),
+            (row["output"], ("product_vision", "product_owner_review"), "output."),
         )
-        asked.refuse_missing(answered)
-        return record
+        about = _about(row, row["input"])
+        about["metadata"] = _metadata(row["input"]) | about["metadata"]
+        return TeacherRecord(concept, requirements, vision, review, **about)
 
 
 class PromptOutputFormat:
@@ -113,15 +94,10 @@ class PromptOutputFormat:
     looks_like = "concept_id, tier, prompt, output, score"
 
     def matches(self, row: Row) -> bool:
-        """See `RecordFormat`."""
         return "prompt" in row and "output" in row
 
     def convert(self, row: Row) -> TeacherRecord:
-        """See `RecordFormat`."""
-        parts = _Parts(row)
-        prompt, output = parts.text("prompt"), parts.text("output")
-        parts.refuse_missing()
-        return _from_texts(prompt, output, row)
+        return _from_texts(*_strings((row, ("prompt", "output"))), row)
 
 
 class PairFormat:
@@ -131,15 +107,10 @@ class PairFormat:
     looks_like = "prompt, response"
 
     def matches(self, row: Row) -> bool:
-        """See `RecordFormat`."""
         return "prompt" in row and "response" in row
 
     def convert(self, row: Row) -> TeacherRecord:
-        """See `RecordFormat`."""
-        parts = _Parts(row)
-        prompt, response = parts.text("prompt"), parts.text("response")
-        parts.refuse_missing()
-        return _from_texts(prompt, response, row)
+        return _from_texts(*_strings((row, ("prompt", "response"))), row)
 
 
 class ChatFormat:
@@ -149,11 +120,9 @@ class ChatFormat:
     looks_like = "messages [{role, content}, …]"
 
     def matches(self, row: Row) -> bool:
-        """See `RecordFormat`."""
         return "messages" in row
 
     def convert(self, row: Row) -> TeacherRecord:
-        """See `RecordFormat`."""
         turns = _turns(row["messages"])
         problems = [
             f"{count} {role} messages" for role in ("user", "assistant") if (count := len(turns.get(role, []))) != 1
@@ -183,33 +152,36 @@ def detect_format(row: Row) -> RecordFormat:
     raise Rejected(Reason.UNKNOWN_FORMAT, f"the row has {keys}; known formats are {formats}")
 
 
-class _Parts:
-    """Reads text parts of an object and remembers everything that is wrong with them."""
+def _strings(*places: tuple[Row, tuple[str, ...]] | tuple[Row, tuple[str, ...], str]) -> list[str]:
+    """The strings under these keys, of one object or several, each with a name to prefix its keys with.
 
-    def __init__(self, row: Row, place: str = "") -> None:
-        self._row = row
-        self._place = place
-        self.missing: list[str] = []
-        self.no_text: list[str] = []
+    Raises:
+        Rejected: names every part that is missing, blank or not a string.
+    """
+    texts: list[str] = []
+    missing: list[str] = []
+    wrong: list[str] = []
+    for row, keys, *prefix in places:
+        for key in keys:
+            value, name = row.get(key), f"{''.join(prefix)}{key}"
+            texts.append(value if isinstance(value, str) else "")
+            if value is None or (not texts[-1].strip() and isinstance(value, str)):
+                missing.append(f"{name} is {'missing' if value is None else 'blank'}")
+            elif not isinstance(value, str):
+                wrong.append(f"{name} must be a string, got {value!r:.60}")
+    if missing or wrong:
+        raise Rejected(Reason.MISSING_PART if missing else Reason.SCHEMA, "; ".join(missing + wrong))
+    return texts
 
-    def text(self, key: str) -> str:
-        value = self._row.get(key)
-        name = f"{self._place}{key}"
-        if value is None or (isinstance(value, str) and not value.strip()):
-            self.missing.append(f"{name} is {'missing' if value is None else 'blank'}")
-            return ""
-        if not isinstance(value, str):
-            self.no_text.append(f"{name} is no text but {value!r:.60}")
-            return ""
-        return value
 
-    def refuse_missing(self, *others: "_Parts") -> None:
-        everything = (self, *others)
-        missing = [problem for parts in everything for problem in parts.missing]
-        no_text = [problem for parts in everything for problem in parts.no_text]
-        if missing or no_text:
-            reason = Reason.MISSING_PART if missing else Reason.SCHEMA
-            raise Rejected(reason, "; ".join(missing + no_text))
+def _about(row: Row, named: Row) -> dict[str, Any]:
+    """What a row says about itself beside its parts; `named` is the object that holds its id and tier."""
+    return {
+        "declared_score": row.get("score", MISSING),
+        "concept_id": _label(named.get("concept_id")),
+        "tier": _label(named.get("tier")),
+        "metadata": _metadata(row),
+    }
 
 
 def _from_texts(prompt: str, answer: str, row: Row) -> TeacherRecord:
@@ -234,20 +206,17 @@ def _from_texts(prompt: str, answer: str, row: Row) -> TeacherRecord:
     problems += [f"in the answer {problem}" for problem in answered.missing]
     if problems:
         raise Rejected(Reason.MISSING_PART, "; ".join(problems))
-    metadata = _metadata(row.get("metadata"))
+    about = _about(row, row)
     if notes and not asked.concept:
-        metadata["concept_from"] = "vision"
+        about["metadata"]["concept_from"] = "vision"
     return TeacherRecord(
         concept=concept,
         requirements_yaml=asked.requirements_yaml or "",
         vision_yaml=answered.vision_yaml or "",
         review_yaml=answered.review_yaml or "",
-        declared_score=row.get("score", MISSING),
-        concept_id=_label(row.get("concept_id")),
-        tier=_label(row.get("tier")),
-        metadata=metadata,
         vision_in_prompt=asked.vision_yaml is not None,
         notes=tuple(notes),
+        **about,
     )
 
 
@@ -259,12 +228,14 @@ def _concept_of_vision(vision_yaml: str) -> str:
 
 def _turns(messages: object) -> dict[str, list[str]]:
     if not isinstance(messages, list):
-        raise Rejected(Reason.SCHEMA, f"messages is no array but {messages!r:.60}")
+        raise Rejected(Reason.SCHEMA, f"messages must be an array, got {messages!r:.60}")
     turns: dict[str, list[str]] = {}
     for number, message in enumerate(messages, start=1):
         content = _content(message.get("content")) if isinstance(message, dict) else None
         if content is None or not isinstance(message.get("role"), str):
-            raise Rejected(Reason.SCHEMA, f"message {number} has no role and content that are text: {message!r:.60}")
+            raise Rejected(
+                Reason.SCHEMA, f"message {number} must have role and content as strings, got {message!r:.60}"
+            )
         turns.setdefault(message["role"], []).append(content)
     return turns
 
@@ -287,5 +258,6 @@ def _label(value: object) -> str | None:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _metadata(value: object) -> dict[str, Any]:
+def _metadata(row: Row) -> dict[str, Any]:
+    value = row.get("metadata")
     return dict(value) if isinstance(value, dict) else {}

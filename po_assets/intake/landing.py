@@ -39,7 +39,7 @@ class LandingFolder:
     place: UPath
     taken: dict[str, dict[str, Any]]
     """What the file system says of each file that is taken in, by name, in name order."""
-    not_taken: dict[str, str]
+    skipped: dict[str, str]
     """Why each other entry is not, with the way out; hidden ones are none of our business."""
 
     @property
@@ -71,23 +71,23 @@ def list_landing(incoming: UPath) -> LandingFolder:
             f"The landing folder {str(incoming)!r} cannot be listed: {error.strerror or error}. Let this user read it."
         ) from error
     here = is_local(incoming)
-    taken, not_taken = {}, {}
+    taken, skipped = {}, {}
     for name, listed_entry in sorted(listed.items()):
         # An object store lists the folder itself, as an object without a name.
         if not name or name.startswith(".") or _path(listed_entry) == incoming.path.rstrip("/"):
             continue
         entry = _followed(incoming, listed_entry)
-        if reason := _why_not(name, entry, here=here):
-            not_taken[name] = reason
+        if reason := _unsupported_reason(name, entry, here=here):
+            skipped[name] = reason
         else:
             taken[name] = entry
     if not taken:
-        others = "; ".join(f"'{_written(name)}' {reason}" for name, reason in list(not_taken.items())[:_NAMED])
+        others = "; ".join(f"'{_written(name)}' {reason}" for name, reason in list(skipped.items())[:_NAMED])
         raise UserError(
             f"The landing folder {str(incoming)!r} holds no *.jsonl file. Put teacher rows into it."
-            + (f" It holds {amount(len(not_taken), 'other name')}: {others}." if others else "")
+            + (f" It holds {amount(len(skipped), 'other name')}: {others}." if others else "")
         )
-    return LandingFolder(incoming, taken, not_taken)
+    return LandingFolder(incoming, taken, skipped)
 
 
 def _path(entry: dict[str, Any]) -> str:
@@ -106,14 +106,14 @@ def _followed(incoming: UPath, entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _why_not(name: str, entry: dict[str, Any], *, here: bool) -> str | None:
+def _unsupported_reason(name: str, entry: dict[str, Any], *, here: bool) -> str | None:
     """Why an entry is not taken in, and the way out; None for one that is."""
     if entry["type"] == "directory":
         return "is a folder; put its *.jsonl files directly into the landing folder"
     if not is_landed_name(name):
         return "does not end in .jsonl; if it holds teacher rows, unpack it or rename it"
     if entry["type"] != "file":
-        what = "a link to nothing" if entry.get("islink") else "no regular file"
+        what = "a link to nothing" if entry.get("islink") else "not a regular file"
         return f"is {what}; put the file itself there, or remove it"
     if _written(name) != name:
         return "has a name that is not UTF-8; rename it"
@@ -194,11 +194,11 @@ def sources_of(manifest: Manifest | None, raw: UPath) -> list[Source]:
     return [Source(**source) for source in manifest.extra["sources"]]
 
 
-def not_taken_record(folder: LandingFolder) -> dict[str, Any]:
+def skipped_record(folder: LandingFolder) -> dict[str, Any]:
     """What was not taken in, as a manifest keeps it: how many entries, and the first of them with the reason."""
-    first = list(folder.not_taken.items())[:_NAMED]
+    first = list(folder.skipped.items())[:_NAMED]
     rows = [{"file": _written(name), "reason": reason} for name, reason in first]
-    return {"count": len(folder.not_taken), "first": rows}
+    return {"count": len(folder.skipped), "first": rows}
 
 
 def sources_record(sources: list[Source]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from po_assets.storage import read_rows
 OPENED_BY = "normalized_teacher"
 CLOSED_BY = "supervised_dataset"
 EXAMPLES_PER_OUTCOME = 3
+_NAMED_FAULTS = 20
 
 
 class Outcome(StrEnum):
@@ -145,36 +146,14 @@ def balance(
     The ledger must name every landed line once, in landing order; the order makes one pass in constant memory enough.
     With the `supervised` rows it must be closed, too: every outcome final, and as many kept as there are training rows.
     """
-    faults: list[dict[str, object]] = []
     outcomes = OutcomeCounts()
-    expected = ((source.file, number) for source in sources for number in range(1, source.rows + 1))
-    known = {outcome.value for outcome in Outcome}
-    undecided = 0
-    for row in read_rows(ledger):
-        outcomes.add(row)
-        undecided += row["decided_by"] != CLOSED_BY and row["outcome"] != Outcome.REJECTED
-        due = next(expected, None)
-        if (row["file"], row["line"]) != due and len(faults) < 20:
-            faults.append(
-                {
-                    "file": row["file"],
-                    "line": row["line"],
-                    "fault": f"the ledger's row {outcomes.total} should be {_name(due)}",
-                }
-            )
-        if row["outcome"] not in known and len(faults) < 20:
-            faults.append({"file": row["file"], "line": row["line"], "fault": f"unknown outcome {row['outcome']!r}"})
-    if (due := next(expected, None)) is not None:
-        faults.append(
-            {"file": due[0], "line": due[1], "fault": "the ledger has no row for this line and those after it"}
-        )
-    landed = count_lines(raw)
-    quarantined = outcomes.of(Outcome.REJECTED)
+    faults, undecided = _ledger_faults(ledger, sources, outcomes)
+    landed, rejected_rows = count_lines(raw), outcomes.of(Outcome.REJECTED)
     counts = [
         (landed, sum(source.rows for source in sources), "lines in the raw snapshot, by its manifest"),
         (outcomes.total, landed, "rows in the ledger, one for each landed line"),
-        (count_lines(normalized), outcomes.total - quarantined, "normalized rows, one for each row not rejected"),
-        (count_lines(rejected), quarantined, "quarantined rows, one for each rejected row"),
+        (count_lines(normalized), outcomes.total - rejected_rows, "normalized rows, one for each row not rejected"),
+        (count_lines(rejected), rejected_rows, "quarantined rows, one for each rejected row"),
     ]
     if supervised is not None:
         kept = outcomes.of(Outcome.KEPT)
@@ -182,10 +161,35 @@ def balance(
             (undecided, 0, "rows that supervised_dataset has not decided about"),
             (count_lines(supervised), kept, "training rows, one for each row that the ledger calls kept"),
         ]
-    for found, wanted, what in counts:
-        if found != wanted:
-            faults.append({"file": "", "line": None, "fault": f"{found:,} found where {wanted:,} are due: {what}"})
+    faults += [
+        {"file": "", "line": None, "fault": f"{found:,} found where {due:,} are due: {what}"}
+        for found, due, what in counts
+        if found != due
+    ]
     return Balance(landed, outcomes, faults)
+
+
+def _ledger_faults(
+    ledger: UPath, sources: list[Source], outcomes: OutcomeCounts
+) -> tuple[list[dict[str, object]], int]:
+    """Count the ledger's rows into `outcomes`; the first rows that stand wrongly, and how many are undecided."""
+    faults: list[dict[str, object]] = []
+    expected = ((source.file, number) for source in sources for number in range(1, source.rows + 1))
+    known = {outcome.value for outcome in Outcome}
+    undecided = 0
+    for row in read_rows(ledger):
+        outcomes.add(row)
+        undecided += row["decided_by"] != CLOSED_BY and row["outcome"] != Outcome.REJECTED
+        place, due = (row["file"], row["line"]), next(expected, None)
+        wrong = [f"the ledger's row {outcomes.total} should be {_name(due)}"] if place != due else []
+        if row["outcome"] not in known:
+            wrong.append(f"unknown outcome {row['outcome']!r}")
+        if len(faults) < _NAMED_FAULTS:
+            faults += [{"file": place[0], "line": place[1], "fault": fault} for fault in wrong]
+    if (due := next(expected, None)) is not None:
+        fault = "the ledger has no row for this line and those after it"
+        faults.append({"file": due[0], "line": due[1], "fault": fault})
+    return faults, undecided
 
 
 def count_lines(path: UPath) -> int:

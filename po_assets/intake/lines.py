@@ -1,7 +1,8 @@
 """One landed line: from its bytes to a JSON object, bounded in size and nesting, or the reason why not.
 
 The line is read strictly: what a lenient reader would silently repair (duplicate keys, NaN, half a character) is a
-rejection that a person can act on. What the object means belongs to `formats`.
+rejection that a person can act on. What the object means belongs to `formats`; worker processes import this, so neither
+Dagster nor pandas may be imported here.
 """
 
 import json
@@ -9,11 +10,10 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import orjson
-
-from po_assets.intake.rejection import Reason, Rejected
 
 MAX_ROW_BYTES = 1 << 20
 """A landed row may have 1 MiB: two hundred times a real row of 5 kB."""
@@ -27,6 +27,34 @@ MAX_LINE_BYTES = 16 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KEY = re.compile(rb'"\s*:')
 _SNIPPET = 40
+
+
+class Reason(StrEnum):
+    """Short reasons of a rejection, by which rows are counted; the sentence about the row is `Rejected.detail`."""
+
+    BLANK_LINE = "blank line"
+    LINE_TOO_LONG = "line too long"
+    NOT_UTF8 = "not UTF-8"
+    NOT_JSON = "not JSON"
+    NOT_AN_OBJECT = "not a JSON object"
+    NESTED_TOO_DEEP = "nested too deep"
+    DUPLICATE_KEY = "duplicate JSON key"
+    UNKNOWN_FORMAT = "unknown format"
+    MISSING_PART = "missing part"
+    BAD_SCORE = "unusable score"
+    BAD_YAML = "YAML does not parse"
+    SCHEMA = "schema"
+    UNEXPECTED = "unexpected error"
+
+
+class Rejected(Exception):  # noqa: N818  it is a finding about a row, not an error of the program
+    """A landed line that cannot be used; `detail` says in a sentence what stands where and what is expected."""
+
+    def __init__(self, reason: Reason, detail: str, *, format_name: str | None = None) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.format_name = format_name
 
 
 @dataclass(frozen=True)
@@ -52,14 +80,12 @@ def read_object(line: bytes, length: int | None = None) -> dict[str, Any]:
         length: the line's full length in bytes where `line` is only its beginning.
 
     Raises:
-        Rejected: the line is blank, too long, no UTF-8, no JSON, no object, nests too deep or names a key twice.
+        Rejected: the line is blank, too long, not UTF-8, not JSON, not an object, nests too deep or names a key twice.
     """
     length = len(line) if length is None else length
     if length > MAX_ROW_BYTES:
-        raise Rejected(
-            Reason.LINE_TOO_LONG,
-            f"the line has {length:,} bytes, a row may have {MAX_ROW_BYTES:,}; split or shorten it",
-        )
+        detail = f"the line has {length:,} bytes, a row may have {MAX_ROW_BYTES:,}; split or shorten it"
+        raise Rejected(Reason.LINE_TOO_LONG, detail)
     text = line.removeprefix(_BYTE_ORDER_MARK).strip()
     if not text:
         raise Rejected(Reason.BLANK_LINE, "the line holds nothing but white space; delete it")
@@ -78,42 +104,36 @@ def read_object(line: bytes, length: int | None = None) -> dict[str, Any]:
 
 
 def _unreadable(text: bytes, error: orjson.JSONDecodeError) -> Rejected:
-    """The most telling reason for a line that is no JSON."""
+    """The most telling reason for a line that is not JSON."""
     if b"\x00" in text:
         where = text.index(b"\x00") + 1
-        return Rejected(
-            Reason.NOT_JSON, f"the line holds a NUL byte (byte {where}); is the file UTF-16? Save it as UTF-8"
-        )
+        detail = f"the line holds a NUL byte (byte {where}); is the file UTF-16? Save it as UTF-8"
+        return Rejected(Reason.NOT_JSON, detail)
     try:
         decoded = text.decode()
     except UnicodeDecodeError as fault:
-        bad = text[fault.start : fault.start + 1].hex()
-        return Rejected(
-            Reason.NOT_UTF8, f"byte {fault.start + 1} (0x{bad}) is no UTF-8 ({fault.reason}); save the file as UTF-8"
-        )
+        bad = f"byte {fault.start + 1} (0x{text[fault.start]:02x})"
+        return Rejected(Reason.NOT_UTF8, f"{bad} is not UTF-8 ({fault.reason}); save the file as UTF-8")
     if "depth limit" in error.msg:  # orjson's own limit lies far above ours
         return Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
-    if rejected := _no_number(decoded):
+    if rejected := _unusable_numbers(decoded):
         return rejected
     message = error.msg.split(":")[0]
     return Rejected(Reason.NOT_JSON, f"{message} at character {error.pos + 1}: {_around(decoded, error.pos)}")
 
 
-@dataclass(frozen=True)
-class _NoNumber:
+class _UnusableNumber(str):
     """What stands in place of a number and is none that JSON or a float can hold, in words."""
 
-    words: str
+    __slots__ = ()
 
 
-def _no_number(text: str) -> Rejected | None:
+def _unusable_numbers(text: str) -> Rejected | None:
     """The rejection of a line in which nothing but such values is wrong; it names the score before any other."""
-    found: list[tuple[str, _NoNumber]] = []
+    found: list[str] = []
 
     def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found.extend(
-            (f"{key[:_SNIPPET]} {is_or_holds}", odd) for key, value in pairs for is_or_holds, odd in _odd_in(value)
-        )
+        found.extend(f"{key[:_SNIPPET]} {fault}" for key, value in pairs for fault in _unusable_in(value))
         return dict(pairs)
 
     try:
@@ -121,41 +141,39 @@ def _no_number(text: str) -> Rejected | None:
     except (ValueError, RecursionError):
         return None
     score = row.get("score") if isinstance(row, dict) else None
-    if isinstance(score, _NoNumber):
-        found.insert(0, ("score is", score))
+    if isinstance(score, _UnusableNumber):
+        found.insert(0, f"score is {score}")
     elif not isinstance(row, dict):
-        found += [("it holds", odd) for _, odd in _odd_in(row)]
+        found += [f"it {fault}" for fault in _unusable_in(row)]
     if not found:
         return None
-    return Rejected(
-        Reason.BAD_SCORE if isinstance(score, _NoNumber) else Reason.NOT_JSON,
-        f"{found[0][0]} {found[0][1].words}; leave the value out or make it a number",
-    )
+    reason = Reason.BAD_SCORE if isinstance(score, _UnusableNumber) else Reason.NOT_JSON
+    return Rejected(reason, f"{found[0]}; leave the value out or make it a number")
 
 
-def _odd_in(value: object) -> Iterator[tuple[str, _NoNumber]]:
-    """What is no number in a value, and in the arrays in it."""
-    if isinstance(value, _NoNumber):
-        yield "is", value
+def _unusable_in(value: object) -> Iterator[str]:
+    """Such values in a value, and in the arrays in it."""
+    if isinstance(value, _UnusableNumber):
+        yield f"is {value}"
     while isinstance(value, list):
-        yield from (("holds", item) for item in value if isinstance(item, _NoNumber))
+        yield from (f"holds {item}" for item in value if isinstance(item, _UnusableNumber))
         value = [child for item in value if isinstance(item, list) for child in item] or None
 
 
-def _constant(name: str) -> _NoNumber:
-    return _NoNumber(f"{name}, which is no JSON number")
+def _constant(name: str) -> _UnusableNumber:
+    return _UnusableNumber(f"{name}, which is not a JSON number")
 
 
-def _integer(digits: str) -> _NoNumber | None:
+def _integer(digits: str) -> _UnusableNumber | None:
     if math.isfinite(float(digits)):
         return None
-    return _NoNumber(f"an integer of {len(digits.lstrip('-')):,} digits, which is more than a number can hold")
+    return _UnusableNumber(f"an integer of {len(digits.lstrip('-')):,} digits, which is more than a number can hold")
 
 
-def _real(number: str) -> _NoNumber | None:
+def _real(number: str) -> _UnusableNumber | None:
     if math.isfinite(float(number)):
         return None
-    return _NoNumber(f"{number[:_SNIPPET]}, which is more than a number can hold")
+    return _UnusableNumber(f"{number[:_SNIPPET]}, which is more than a number can hold")
 
 
 def _refuse_duplicate_keys(text: bytes) -> None:

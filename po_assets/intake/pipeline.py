@@ -1,14 +1,87 @@
 """All landed lines through normalization: table, ledger and quarantine in one pass and in constant memory.
 
-What becomes of a block of lines belongs to `block`; what Dagster shows of the pass belongs to `assets`.
+A worker process turns a block of lines into lines of the three files (`write_block`), so neither Dagster nor pandas may
+be imported here. How one line is read belongs to `normalization`; what Dagster shows of the pass, to `assets`.
 """
 
-from collections.abc import Iterable, Iterator
+import base64
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
-from po_assets.intake.block import Summary, WrittenBlock, make_work
+import orjson
+
 from po_assets.intake.landing import Source, snapshot_lines
+from po_assets.intake.ledger import Outcome, OutcomeCounts, ledger_row
+from po_assets.intake.lines import Line, Reason, Rejected
+from po_assets.intake.normalization import line_id, normalize
 from po_assets.storage import Layout, LineWriter, StagedTable, published_lines, stage_lines
 from po_assets.storage.workers import group, map_blocks
+
+PREVIEW_ROWS = 5
+_SCORE_STEPS = 1000
+
+
+@dataclass
+class Summary:
+    """What the pass found, for people."""
+
+    outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
+    formats: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    tiers: Counter[str] = field(default_factory=Counter)
+    score_sources: Counter[str] = field(default_factory=Counter)
+    score_steps: Counter[int] = field(default_factory=Counter)
+    """Rows by score in thousandths, so that the distribution costs constant memory."""
+    invalid: int = 0
+    preview: list[dict[str, object]] = field(default_factory=list)
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Count one normalized row."""
+        self.formats[row["format"]] += 1
+        self.statuses[row["status"]] += 1
+        self.tiers[row["tier"] or "not said"] += 1
+        self.score_sources[row["score_source"]] += 1
+        self.score_steps[round(row["score"] * _SCORE_STEPS)] += 1
+        self.invalid += not row["valid"]
+        if len(self.preview) < PREVIEW_ROWS:
+            self.preview.append({key: row[key] for key in ("file", "line", "format", "status", "score", "concept")})
+
+    def merge(self, other: "Summary") -> None:
+        """Add what another block of rows held."""
+        self.outcomes.merge(other.outcomes)
+        for mine, theirs in (
+            (self.formats, other.formats),
+            (self.statuses, other.statuses),
+            (self.tiers, other.tiers),
+            (self.score_sources, other.score_sources),
+        ):
+            mine.update(theirs)
+        self.score_steps.update(other.score_steps)
+        self.invalid += other.invalid
+        self.preview += other.preview[: PREVIEW_ROWS - len(self.preview)]
+
+    @property
+    def rows(self) -> int:
+        """Normalized rows."""
+        return self.formats.total()
+
+    def scores(self, limit: int = 20_000) -> list[float]:
+        """The scores to a thousandth, thinned out evenly where there are more than `limit`, for a histogram."""
+        every = max(1, -(-self.score_steps.total() // limit))
+        steps = (step for step, count in sorted(self.score_steps.items()) for _ in range(count))
+        return [step / _SCORE_STEPS for number, step in enumerate(steps) if number % every == 0]
+
+
+@dataclass
+class WrittenBlock:
+    """What a block of lines became: JSON lines for three files, and their summary."""
+
+    normalized: list[bytes] = field(default_factory=list)
+    ledger: list[bytes] = field(default_factory=list)
+    rejected: list[bytes] = field(default_factory=list)
+    summary: Summary = field(default_factory=Summary)
 
 
 def normalize_snapshot(
@@ -43,3 +116,59 @@ def _distribute(
         rejected.write(block.rejected)
         summary.merge(block.summary)
         yield from block.normalized
+
+
+def make_work() -> Callable[[list[Line]], WrittenBlock]:
+    """The function that worker processes apply to each block."""
+    return write_block
+
+
+def write_block(lines: list[Line]) -> WrittenBlock:
+    """Normalize a block of lines; whatever a line holds, it ends in the ledger."""
+    written = WrittenBlock()
+    for line in lines:
+        try:
+            normalized = normalize(line)
+            # Raises for what JSON cannot carry, so that every row that is written can be read again.
+            encoded = orjson.dumps(normalized.row)
+        except Rejected as rejected:
+            _reject(written, line, rejected)
+            continue
+        except Exception as error:  # noqa: BLE001  a row that trips over a fault of ours must not stop the others
+            detail = f"{type(error).__name__} while reading the row: {str(error)[:300]}; please report this"
+            _reject(written, line, Rejected(Reason.UNEXPECTED, detail))
+            continue
+        written.normalized.append(encoded)
+        written.summary.add_row(normalized.row)
+        _enter(written, line, normalized.row["format"], Outcome.KEPT, note=normalized.notes)
+    return written
+
+
+def _reject(written: WrittenBlock, line: Line, rejected: Rejected) -> None:
+    _enter(written, line, rejected.format_name, Outcome.REJECTED, reason=rejected.reason.value, detail=rejected.detail)
+    record: dict[str, object] = {
+        "file": line.file,
+        "line": line.number,
+        "reason": rejected.reason.value,
+        "detail": rejected.detail,
+    }
+    if not line.is_whole:
+        record["only_the_first_bytes"] = len(line.data)
+    try:
+        record["text"] = line.data.decode()
+    except UnicodeDecodeError:
+        record["base64"] = base64.b64encode(line.data).decode()
+    written.rejected.append(orjson.dumps(record))
+
+
+def _enter(written: WrittenBlock, line: Line, format_name: str | None, outcome: Outcome, **texts: str) -> None:
+    row = ledger_row(
+        file=line.file,
+        line=line.number,
+        record_id=line_id(line.data),
+        format_name=format_name,
+        outcome=outcome,
+        **texts,
+    )
+    written.ledger.append(orjson.dumps(row))
+    written.summary.outcomes.add(row)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.evaluation.gate_rows import THRESHOLDS
-from po_assets.intake.identity import replaced_record
+from po_assets.intake.normalization import replaced_record
 from po_assets.review.found_right import Known, known_by, read_found_right
 from po_assets.review.policy import CurationPolicy
 from po_assets.storage import Layout, file_digest, read_manifest, read_rows

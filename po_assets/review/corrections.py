@@ -14,8 +14,8 @@ from upath import UPath
 
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
-from po_assets.intake.identity import REPLACES
-from po_assets.intake.rejection import Reason, Rejected
+from po_assets.intake.lines import Reason, Rejected
+from po_assets.intake.normalization import REPLACES
 from po_assets.review.found_right import Known, known_by, remember
 from po_assets.review.landing import as_landed, land, to_lines
 from po_assets.review.review_file import RIGHT, Edited, plain, read_review_file

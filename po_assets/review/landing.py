@@ -10,9 +10,8 @@ from typing import Any
 import orjson
 from upath import UPath
 
-from po_assets.intake.lines import Line
+from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import normalize
-from po_assets.intake.rejection import Reason, Rejected
 from po_assets.storage import atomic_file
 
 

@@ -9,9 +9,8 @@ import orjson
 import pytest
 
 from po_assets.dag import Artifacts, JsonlIOManager
-from po_assets.intake.assets import normalized_teacher, raw_teacher
+from po_assets.intake.assets import IntakeSettings, normalized_teacher, raw_teacher
 from po_assets.intake.checks import teacher_checks
-from po_assets.intake.policy import IntakePolicy
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
 from po_assets.storage import Layout, read_manifest, read_rows
 from po_assets_tests.intake.landed_rows import land, prompt_output_row, teacher_row
@@ -31,7 +30,7 @@ def run(layout: Layout, selection: list[Any] | None = None, **policy: Any) -> dg
         resources={
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
-            "selection": IntakePolicy(**policy),
+            "selection": IntakeSettings(**policy),
         },
         raise_on_error=False,
     )
@@ -66,7 +65,7 @@ def recheck(layout: Layout, **policy: Any) -> dict[str, dg.AssetCheckEvaluation]
         resources={
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
-            "selection": IntakePolicy(**policy),
+            "selection": IntakeSettings(**policy),
         },
         raise_on_error=False,
     )
@@ -184,15 +183,15 @@ def test_has_records_warns_of_what_was_not_taken_in(tmp_path: Path, monkeypatch:
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert (
         "There are 2 records in 2 landed files. 8 other names in the landing folder were not taken in: "
-        "'caf\\xe9.jsonl', 'gone.jsonl', 'locked.jsonl', 'old', 'pipe.jsonl', 'second.json', 'third.jsonl.gz', "
+        "'caf\\\\xe9.jsonl', 'gone.jsonl', 'locked.jsonl', 'old', 'pipe.jsonl', 'second.json', 'third.jsonl.gz', "
         "'x.jsonl'." in found.description
     )
-    assert "readable and named *.jsonl; move the rest elsewhere" in found.description
+    assert "readable and named \\*.jsonl; move the rest elsewhere" in found.description
     shown = {row["file"]: row["reason"] for row in table(found)}
     assert shown["second.json"] == "does not end in .jsonl; if it holds teacher rows, unpack it or rename it"
     (raw,) = result.asset_materializations_for_node("raw_teacher")
-    assert raw.metadata["not_taken"].value == 8
-    listed = raw.metadata["not_taken_files"]
+    assert raw.metadata["skipped"].value == 8
+    listed = raw.metadata["skipped_files"]
     assert isinstance(listed, dg.TableMetadataValue)
     assert [record.data for record in listed.records] == table(found)
 
@@ -337,7 +336,7 @@ def test_a_run_without_the_snapshot_says_what_to_do(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_refused_with_its_name(setting: dict[str, Any]) -> None:
     """Before anything runs; unknown names are wrong too."""
     with pytest.raises(Exception, match=next(iter(setting))):
-        IntakePolicy(**setting)
+        IntakeSettings(**setting)
 
 
 def test_prompt_output_rows_with_flattering_scores_are_found(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from po_assets.intake.formats import FORMATS, detect_format
+from po_assets.intake.lines import Reason, Rejected
 from po_assets.intake.normalization import normalize
-from po_assets.intake.rejection import Reason, Rejected
 from po_assets_tests.intake.landed_rows import (
     BUILDERS,
     CONCEPT,
@@ -82,13 +82,13 @@ def test_an_unknown_row_names_its_keys_and_the_known_formats() -> None:
             Reason.MISSING_PART,
             "concept is blank; requirements_yaml is missing; teacher_product_owner_review is missing",
         ),
-        (teacher_row(concept=7), Reason.SCHEMA, "concept is no text but 7"),
+        (teacher_row(concept=7), Reason.SCHEMA, "concept must be a string, got 7"),
         (
             {"input": {}, "output": {"product_vision": {"a": 1}}},
             Reason.MISSING_PART,
             (
                 "input.concept is missing; input.requirements_yaml is missing; output.product_owner_review is missing; "
-                "output.product_vision is no text but {'a': 1}"
+                "output.product_vision must be a string, got {'a': 1}"
             ),
         ),
         (prompt_output_row(prompt="Hello"), Reason.MISSING_PART, "the prompt has no CONCEPT section"),
@@ -96,9 +96,9 @@ def test_an_unknown_row_names_its_keys_and_the_known_formats() -> None:
         (prompt_output_row(output="```yaml VISION\na: 1\n```"), Reason.MISSING_PART, "the REVIEW block is missing"),
         (pair_row(response="no blocks"), Reason.MISSING_PART, "the VISION block is missing"),
         (chat_row(messages=[]), Reason.MISSING_PART, "the chat has 0 user messages and 0 assistant messages"),
-        (chat_row(messages="hi"), Reason.SCHEMA, "messages is no array but 'hi'"),
-        (chat_row(messages=[{"role": "user"}]), Reason.SCHEMA, "message 1 has no role and content that are text"),
-        (chat_row(messages=[3]), Reason.SCHEMA, "message 1 has no role and content"),
+        (chat_row(messages="hi"), Reason.SCHEMA, "messages must be an array, got 'hi'"),
+        (chat_row(messages=[{"role": "user"}]), Reason.SCHEMA, "message 1 must have role and content as strings"),
+        (chat_row(messages=[3]), Reason.SCHEMA, "message 1 must have role and content"),
     ],
 )
 def test_a_row_with_parts_missing_names_all_of_them(row: dict[str, Any], reason: Reason, detail: str) -> None:

@@ -8,9 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import fuzz
-from po_assets_tests.intake.invariants import check_documents, check_landed, check_texts, check_yaml
+from benchmarks.invariants import check_documents, check_landed, check_texts, check_yaml
+from po_assets_tests.intake.landed_rows import BUILDERS, encode, vision_prompt_row
+from po_assets_tests.intake.test_pipeline import BAD_LINES
 
-SEEDS = list(fuzz.seeds())
+SEEDS = [
+    *fuzz.seeds(),
+    *(b"L" + encode(build()) for build in (*BUILDERS.values(), vision_prompt_row)),
+    *(b"L" + line for line, _ in BAD_LINES.values() if len(line) < fuzz.MAX_INPUT_BYTES),
+]
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=range(len(SEEDS)))

@@ -12,7 +12,7 @@ from upath import UPath
 from po_assets.automation.watching import listing
 from po_assets.errors import UserError
 from po_assets.intake import landing
-from po_assets.intake.landing import Source, list_landing, not_taken_record, snapshot, snapshot_lines
+from po_assets.intake.landing import Source, list_landing, skipped_record, snapshot, snapshot_lines
 from po_assets.storage import Layout
 from po_assets.storage.layout import artifact_root
 from po_assets_tests.intake.landed_rows import land
@@ -83,7 +83,7 @@ def test_what_is_not_taken_in_is_named_with_the_reason(tmp_path: Path, monkeypat
     lock(monkeypatch)
     folder = list_landing(layout.incoming)
     assert [file.name for file in folder.files] == ["a.jsonl", "linked.jsonl"]
-    assert not_taken_record(folder) == {
+    assert skipped_record(folder) == {
         "count": 8,
         "first": [
             {"file": "caf\\xe9.jsonl", "reason": "has a name that is not UTF-8; rename it"},
@@ -93,7 +93,7 @@ def test_what_is_not_taken_in_is_named_with_the_reason(tmp_path: Path, monkeypat
                 "reason": "may not be read by this user; change its permissions (chmod a+r)",
             },
             {"file": "old", "reason": "is a folder; put its *.jsonl files directly into the landing folder"},
-            {"file": "pipe.jsonl", "reason": "is no regular file; put the file itself there, or remove it"},
+            {"file": "pipe.jsonl", "reason": "is not a regular file; put the file itself there, or remove it"},
             {
                 "file": "second.json",
                 "reason": "does not end in .jsonl; if it holds teacher rows, unpack it or rename it",
@@ -112,7 +112,7 @@ def test_of_many_entries_that_are_not_taken_in_twenty_are_named(tmp_path: Path) 
     layout = land(tmp_path, a=b"x\n")
     for number in range(30):
         (tmp_path / "incoming" / f"{number:02}.txt").touch()
-    record = not_taken_record(list_landing(layout.incoming))
+    record = skipped_record(list_landing(layout.incoming))
     assert (record["count"], len(record["first"]), record["first"][-1]["file"]) == (30, 20, "19.txt")
 
 
@@ -154,7 +154,7 @@ def test_an_object_store_is_listed_alike() -> None:
         folder = list_landing(incoming)
         assert [file.read_bytes() for file in folder.files] == [b"x\n", b"x\n"]
         assert list(folder.taken) == ["B.JSONL", "a.jsonl"]
-        assert {name: reason.split(";")[0] for name, reason in folder.not_taken.items()} == {
+        assert {name: reason.split(";")[0] for name, reason in folder.skipped.items()} == {
             "c.json": "does not end in .jsonl",
             "old": "is a folder",
         }

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from po_assets.intake.lines import MAX_JSON_NESTING, MAX_ROW_BYTES, read_object
-from po_assets.intake.rejection import Reason, Rejected
+from po_assets.intake.lines import MAX_JSON_NESTING, MAX_ROW_BYTES, Reason, Rejected, read_object
 
 JSON_VALUES = st.recursive(
     st.none()
@@ -39,7 +38,7 @@ def test_what_surrounds_the_object_does_not_matter(line: bytes) -> None:
         (b"{'a': 1}", Reason.NOT_JSON, "\"{'a': 1}\""),
         (b"not JSON at all", Reason.NOT_JSON, "'not JSON at all'"),
         (b'{"a": 1} {"b": 2}', Reason.NOT_JSON, "at character 10"),
-        (b'{"a": "\xff"}', Reason.NOT_UTF8, "byte 8 (0xff) is no UTF-8 (invalid start byte); save the file as UTF-8"),
+        (b'{"a": "\xff"}', Reason.NOT_UTF8, "byte 8 (0xff) is not UTF-8 (invalid start byte); save the file as UTF-8"),
         (b'{"a": "x\x00"}', Reason.NOT_JSON, "a NUL byte (byte 9); is the file UTF-16?"),
         ('{"a": 1}'.encode("utf-16"), Reason.NOT_JSON, "NUL byte"),
         (b'{"a": "\\ud800"}', Reason.NOT_JSON, "at character"),
@@ -48,14 +47,14 @@ def test_what_surrounds_the_object_does_not_matter(line: bytes) -> None:
         (b"3", Reason.NOT_AN_OBJECT, "a number"),
         (b"null", Reason.NOT_AN_OBJECT, "null"),
         (b"true", Reason.NOT_AN_OBJECT, "a truth value"),
-        (b'{"score": NaN}', Reason.BAD_SCORE, "score is NaN, which is no JSON number"),
+        (b'{"score": NaN}', Reason.BAD_SCORE, "score is NaN, which is not a JSON number"),
         (b'{"score": -Infinity, "b": 1}', Reason.BAD_SCORE, "score is -Infinity"),
         (b'{"metadata": {"seconds": NaN}}', Reason.NOT_JSON, "seconds is NaN"),
         (b'{"metadata": {"score": NaN}}', Reason.NOT_JSON, "score is NaN"),
         (b'{"x": Infinity, "score": NaN}', Reason.BAD_SCORE, "score is NaN"),
-        (b'{"a": [1, [NaN]]}', Reason.NOT_JSON, "a holds NaN, which is no JSON number"),
+        (b'{"a": [1, [NaN]]}', Reason.NOT_JSON, "a holds NaN, which is not a JSON number"),
         (b"[NaN]", Reason.NOT_JSON, "it holds NaN"),
-        (b'{"score": "NaN \\": NaN", "x": -Infinity}', Reason.NOT_JSON, "x is -Infinity, which is no JSON number"),
+        (b'{"score": "NaN \\": NaN", "x": -Infinity}', Reason.NOT_JSON, "x is -Infinity, which is not a JSON number"),
         (b'{"a": NaN', Reason.NOT_JSON, "at character 7"),
         (
             b'{"score": -' + b"1" * 40_000 + b"}",

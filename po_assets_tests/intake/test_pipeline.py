@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from po_assets.errors import UserError
-from po_assets.intake import block, normalization, pipeline
-from po_assets.intake.block import Summary
+from po_assets.intake import normalization, pipeline
 from po_assets.intake.landing import Source, list_landing, snapshot
 from po_assets.intake.ledger import Outcome, balance
-from po_assets.intake.pipeline import normalize_snapshot
+from po_assets.intake.pipeline import Summary, normalize_snapshot
 from po_assets.product_owner import documents, fast_yaml
 from po_assets.sample_data.records import generate_rows
 from po_assets.storage import Layout, read_rows, workers
@@ -195,9 +194,9 @@ def test_a_quarantined_line_is_corrected_in_a_new_file(tmp_path: Path) -> None:
 
 def test_a_fault_of_ours_costs_one_row_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception nobody thought of must not stop the other rows."""
-    real = block.normalize
+    real = pipeline.normalize
     monkeypatch.setattr(
-        block,
+        pipeline,
         "normalize",
         lambda line: (_ for _ in ()).throw(ZeroDivisionError("x")) if line.number == 2 else real(line),
     )

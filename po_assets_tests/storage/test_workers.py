@@ -122,7 +122,7 @@ def test_no_worker_outlives_the_work() -> None:
 def test_a_worker_imports_neither_dagster_nor_pandas() -> None:
     """Each would cost every worker a second or more."""
     code = (
-        "import sys, po_assets.storage.worker, po_assets.intake.block, po_assets.dataset.selection; "
+        "import sys, po_assets.storage.worker, po_assets.intake.pipeline, po_assets.dataset.selection; "
         "print([name for name in ('dagster', 'pandas', 'torch', 'scipy', 'matplotlib') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

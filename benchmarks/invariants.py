@@ -9,11 +9,10 @@ import time
 import orjson
 import yaml
 
-from po_assets.intake.block import WrittenBlock, write_block
+from po_assets.intake.checks import row_faults
 from po_assets.intake.ledger import Outcome
-from po_assets.intake.lines import Line
-from po_assets.intake.rejection import Reason
-from po_assets.intake.verdicts import _row_faults
+from po_assets.intake.lines import Line, Reason
+from po_assets.intake.pipeline import WrittenBlock, write_block
 from po_assets.product_owner import (
     build_prompt,
     format_answer,
@@ -55,7 +54,7 @@ def _check_kept(written: WrittenBlock, kept: list[int]) -> None:
     rows = [orjson.loads(row) for row in written.normalized]
     assert [row["line"] for row in rows] == kept
     for row in rows:
-        assert not _row_faults(row), _row_faults(row)
+        assert not row_faults(row), row_faults(row)
         documents = (row["requirements_yaml"], row["vision_yaml"], row["review_yaml"])
         check_documents(*documents)
         assert score_product_owner(*documents).total == row["metric_score"]
@@ -109,7 +108,7 @@ def check_yaml(text: str) -> None:
 
 
 def check_texts(prompt: str, answer: str) -> None:
-    """Finding the parts of a prompt and of an answer takes any text, and what is found can be written and read again."""
+    """The parts of a prompt and of an answer are found in any text; what is found can be written and read again."""
     start = time.monotonic()
     parts, parsed = split_prompt(prompt), parse_answer(answer)
     assert time.monotonic() - start < SECONDS_PER_INPUT
