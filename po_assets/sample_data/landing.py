@@ -4,7 +4,7 @@ The files tell how teacher data came in: a first generation with a tail of thin 
 format, and a few conflicts examples, because neither teacher had produced any.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,9 +14,7 @@ from typing import Any
 import yaml
 
 from po_assets.product_owner import format_answer, score_product_owner
-from po_assets.sample_data.domains import Domain, load_domains
-from po_assets.sample_data.draws import pick_some, shuffled
-from po_assets.sample_data.prose import EVALUATION_REGIONS, TRAINING_REGIONS
+from po_assets.sample_data.domains import Domain, forms, load_domains, pick_some, shuffled
 from po_assets.sample_data.records import Answered, answer_case, as_record, draw_case, review_prompt, to_line
 from po_assets.sample_data.scenario import Scenario, Status, Tier
 
@@ -52,7 +50,7 @@ class _Draw:
 
     def case(self, status: Status) -> Scenario:
         while True:
-            scenario = draw_case(self.rng, load_domains("training"), TRAINING_REGIONS, status=status)
+            scenario = draw_case(self.rng, load_domains("training"), status=status)
             if scenario.concept not in self.concepts:
                 self.concepts.add(scenario.concept)
                 return scenario
@@ -120,12 +118,8 @@ def _handmade_conflicts() -> Iterator[dict[str, Any]]:
             "tier": raw["tier"],
             "prompt": review_prompt(raw["concept"], raw["requirements_yaml"]),
             "output": format_answer(raw["vision_yaml"], raw["review_yaml"]),
-            "score": _handmade_score(raw),
+            "score": score_product_owner(raw["requirements_yaml"], raw["vision_yaml"], raw["review_yaml"]).total,
         }
-
-
-def _handmade_score(raw: Mapping[str, str]) -> float:
-    return score_product_owner(raw["requirements_yaml"], raw["vision_yaml"], raw["review_yaml"]).total
 
 
 def _evaluation_cases(rng: Random) -> Iterator[dict[str, Any]]:
@@ -148,10 +142,10 @@ def _evaluation_cases(rng: Random) -> Iterator[dict[str, Any]]:
 
 
 def _reference(rng: Random, domain: Domain, product: str, status: Status, tier: Tier) -> Answered:
-    domains = load_domains("evaluation")
+    domains, regions = load_domains("evaluation"), forms()["regions"]["evaluation"]
     scenario = None
     while scenario is None or scenario.product != product:
-        scenario = draw_case(rng, domains, EVALUATION_REGIONS, status=status, tier=tier, domain=domain)
+        scenario = draw_case(rng, domains, regions=regions, status=status, tier=tier, domain=domain)
     while True:
         answered = answer_case(rng, scenario)
         if answered.score >= _LEAST_REFERENCE_SCORE:

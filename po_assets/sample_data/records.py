@@ -9,20 +9,22 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
-from po_assets.product_owner import format_answer
-from po_assets.sample_data.domains import Domain, load_domains
-from po_assets.sample_data.draws import pick_weighted
-from po_assets.sample_data.prose import TRAINING_REGIONS
-from po_assets.sample_data.review import write_review
+from po_assets.product_owner import format_answer, score_product_owner
+from po_assets.product_owner.contract import MIN_SCORE
+from po_assets.sample_data.answers import (
+    Shape,
+    draw_brief_shape,
+    draw_shape,
+    draw_thin_shape,
+    write_review,
+    write_vision,
+)
+from po_assets.sample_data.domains import Domain, forms, load_domains, pick_weighted
 from po_assets.sample_data.scenario import Scenario, Status, Tier, draw_scenario
-from po_assets.sample_data.scoring import score_answer
-from po_assets.sample_data.shape import Shape, draw_brief_shape, draw_shape, draw_thin_shape
-from po_assets.sample_data.vision import write_vision
 
 RecordFormat = Literal["teacher", "nested", "prompt_output"]
 
 GENERATOR = "po-sample-generator"
-MIN_SCORE = 0.82
 LOW_BAND = (0.80, MIN_SCORE)
 ORDINARY_BAND = (0.84, 1.0)
 CONFLICTS_BAND = (0.85, 0.90)
@@ -50,15 +52,19 @@ class Answered:
 def draw_case(
     rng: Random,
     domains: Sequence[Domain],
-    regions: Sequence[str] = TRAINING_REGIONS,
     *,
+    regions: Sequence[str] = (),
     status: Status | None = None,
     tier: Tier | None = None,
     domain: Domain | None = None,
 ) -> Scenario:
-    """A case of the given status, tier and domain, or of ones drawn in the sample data's proportions."""
+    """A case of the given status, tier and domain, or of ones drawn in the sample data's proportions.
+
+    Without `regions` it plays in one of the training regions.
+    """
     drawn: Status = pick_weighted(rng, _STATUSES, _STATUS_WEIGHTS) if status is None else status
     drawn_tier: Tier = pick_weighted(rng, _TIERS, _TIER_WEIGHTS) if tier is None else tier
+    regions = regions or forms()["regions"]["training"]
     return draw_scenario(rng, domains, regions, status=drawn, tier=drawn_tier, domain=domain)
 
 
@@ -74,13 +80,12 @@ def answer_case(rng: Random, scenario: Scenario, *, low: bool = False) -> Answer
         vision, review = write_vision(rng, scenario, shape), write_review(rng, scenario, shape)
         quirk = rng.random()
         vision_yaml, review_yaml = vision_text(vision), review_text(review, id_as_key=quirk < 0.03)
-        texts = (vision_yaml, review_yaml)
-        score = score_answer(scenario.ids, scenario.requirements_yaml, vision, review, texts)
+        score = score_product_owner(scenario.requirements_yaml, vision_yaml, review_yaml).total
         if least <= score < below:
             return Answered(scenario, vision_yaml, review_yaml, score)
     raise RuntimeError(
         f"None of {_MOST_ATTEMPTS} answers about {scenario.product} ({scenario.status}, {scenario.tier}) scores "
-        f"between {least} and {below}: widen the shapes in po_assets/sample_data/shape.py."
+        f"between {least} and {below}: widen the shapes in po_assets/sample_data/answers.py."
     )
 
 

@@ -3,7 +3,7 @@
 The status follows from content alone. All statuses share one plan (number of needs, entries per section, order,
 sentence forms), so that nothing in the form of a prompt tells them apart: a missing need gives its place to further
 requirements on the other needs, a breach takes the place of a requirement. What a review says about the case belongs to
-`review`.
+`answers`.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,19 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from po_assets.sample_data.domains import Domain, Exclusion, Need
-from po_assets.sample_data.draws import pick, pick_some, shuffled
-from po_assets.sample_data.prose import CONCEPTS, REQUIREMENT_FORMS, TITLES, article, fill_numbers, first_upper, join
+from po_assets.sample_data.domains import (
+    Domain,
+    Exclusion,
+    Need,
+    article,
+    fill_numbers,
+    first_upper,
+    forms,
+    join,
+    pick,
+    pick_some,
+    shuffled,
+)
 
 Status = Literal["aligned", "needs_adjustment", "conflicts"]
 Tier = Literal["simple", "medium", "corporate"]
@@ -127,7 +137,7 @@ def draw_scenario(
 
     functional = _number_functional(rng, lines)
     limits = _limits(rng, source, plan, foreign=pattern == "scope_mismatch")
-    title = pick(rng, TITLES).format(product=subject, category=source.category)
+    title = pick(rng, forms()["titles"]).format(product=subject, category=source.category)
     return Scenario(
         domain=domain,
         tier=tier,
@@ -206,11 +216,11 @@ def _missing(rng: Random, needs: tuple[Need, ...], functional: int) -> tuple[Nee
 
 
 def _number_functional(rng: Random, lines: Sequence[_Line]) -> tuple[Requirement, ...]:
-    form, stop = pick(rng, REQUIREMENT_FORMS), "." if rng.random() < 0.15 else ""
+    form, stop = pick(rng, forms()["requirements"]), "." if rng.random() < 0.15 else ""
     numbered = []
     for number, line in enumerate(lines, start=1):
         if rng.random() < 0.15:  # documents that several people wrote are not of one form
-            form = pick(rng, REQUIREMENT_FORMS)
+            form = pick(rng, forms()["requirements"])
         who, action = line.text.split(" can ", 1)
         text = form.format(who=who, Who=first_upper(who), action=action)
         numbered.append(
@@ -250,21 +260,22 @@ def _concept(
     needs: Sequence[Need],
     exclusion: Exclusion,
 ) -> str:
-    problem = pick(rng, domain.problems)
-    return pick(rng, CONCEPTS).format(
-        product=product,
-        category=domain.category,
-        a_category=article(domain.category),
-        A_category=first_upper(article(domain.category)),
-        organisation=organisation,
-        Organisation=first_upper(organisation),
-        region=region,
-        users=join(users),
-        Users=first_upper(join(users)),
-        needs=join([need.text for need in needs]),
-        problem=problem,
-        Problem=first_upper(problem),
-        never=exclusion.text,
+    words = {
+        "a_category": article(domain.category),
+        "organisation": organisation,
+        "users": join(users),
+        "problem": pick(rng, domain.problems),
+    }
+    words |= {first_upper(name): first_upper(text) for name, text in words.items()}
+    return str(
+        pick(rng, forms()["concepts"]).format(
+            **words,
+            product=product,
+            category=domain.category,
+            region=region,
+            needs=join([need.text for need in needs]),
+            never=exclusion.text,
+        )
     )
 
 
