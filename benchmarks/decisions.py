@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from po_assets.dataset.selection import _JUDGED, SelectionRules, gather, select
+from po_assets.dataset.selection import _JUDGED, gather, select
 from po_assets.storage.workers import BLOCK_ROWS
 
 CONFLICTS_SHARE = 0.04
@@ -30,8 +30,14 @@ def main() -> None:
     print(f"libraries alone  {peak():>6,.0f} MiB")
     decisions = gather(judgements(arguments.rows), ["a.jsonl"], [])
     print(f"gathered         {peak():>6,.0f} MiB")
-    rules = SelectionRules(max_samples=None, drop_duplicates=True) if arguments.keep_all else SelectionRules()
-    select(decisions, rules, MAX_TOKENS, lambda rows: (TOKENS for _ in rows))
+    everything = arguments.keep_all
+    select(
+        decisions,
+        MAX_TOKENS,
+        lambda rows: (TOKENS for _ in rows),
+        max_samples=None if everything else 400,
+        drop_duplicates=everything,
+    )
     print(f"decided          {peak():>6,.0f} MiB  ({len(decisions):,} rows)")
 
 

@@ -112,17 +112,17 @@ def _processor_seconds() -> float:
 def materialize(root: Path, _: RowLengths, *, keep_all: bool, checked: bool = True) -> dict[str, float]:
     """Our way: the assets and their checks, by Dagster; seconds per step."""
     import dagster as dg
+    from po_assets.dataset.settings import SelectionSettings
 
     from po_assets.dag import Artifacts, JsonlIOManager
     from po_assets.dataset.assets import eval_cases, supervised_dataset
     from po_assets.dataset.checks import dataset_checks
-    from po_assets.dataset.policy import SelectionPolicy
     from po_assets.intake.assets import normalized_teacher, raw_teacher
     from po_assets.intake.checks import teacher_checks
     from po_assets.model import BaseModel
 
     artifacts = Artifacts(root=str(root))
-    policy = SelectionPolicy(max_samples=None) if keep_all else SelectionPolicy()
+    policy = SelectionSettings(max_samples=None) if keep_all else SelectionSettings()
     checks = [*teacher_checks, *dataset_checks] if checked else []
     result = dg.materialize(
         [raw_teacher, normalized_teacher, eval_cases, supervised_dataset, *checks],
@@ -143,14 +143,14 @@ def plain(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, f
     """The obvious way: everything in one process and one DataFrame."""
     import pandas as pd
     import yaml
+    from po_assets.dataset.publication import training_row
     from upath import UPath
 
     from po_assets.dataset.cases import read_eval_cases
-    from po_assets.dataset.closing import training_row
     from po_assets.dataset.holdout import HoldOut
     from po_assets.intake import normalization
     from po_assets.intake.landing import Line
-    from po_assets.intake.rejection import Rejected
+    from po_assets.intake.lines import Rejected
     from po_assets.product_owner import documents, fast_yaml
     from po_assets.storage import Layout
 
@@ -235,9 +235,9 @@ def hugging_face(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict
 
 
 def _row_lengths(root: Path) -> RowLengths:
+    from po_assets.dataset.publication import token_budget
     from upath import UPath
 
-    from po_assets.dataset.token_budget import token_budget
     from po_assets.model import BaseModel
     from po_assets.storage import Layout
 
@@ -246,8 +246,8 @@ def _row_lengths(root: Path) -> RowLengths:
 
 def _normalize_text(record: dict[str, str]) -> dict[str, Any]:
     from po_assets.intake.landing import Line
+    from po_assets.intake.lines import Rejected
     from po_assets.intake.normalization import COLUMNS, normalize
-    from po_assets.intake.rejection import Rejected
 
     data = record["text"].encode()
     try:
@@ -271,7 +271,7 @@ def _is_wanted(row: dict[str, Any], cases: list[Any]) -> bool:
 
 
 def _as_pair(row: dict[str, Any]) -> dict[str, str]:
-    from po_assets.dataset.closing import training_row
+    from po_assets.dataset.publication import training_row
 
     return training_row(row)
 

@@ -1,4 +1,4 @@
-"""From readable rows to training rows: `supervised_dataset` and `eval_cases`, their checks, and the selection policy.
+"""From readable rows to training rows: `supervised_dataset` and `eval_cases`, their checks, and the selection.
 
-Reading landed rows belongs to `teacher`; turning training rows into tokens to train on belongs to `student`.
+Reading landed rows belongs to `intake`; turning training rows into tokens to train on belongs to `training`.
 """

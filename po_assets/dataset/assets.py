@@ -1,22 +1,26 @@
 """The assets eval_cases and supervised_dataset: read, call the plain functions, say what came out.
 
-How rows are chosen belongs to `selection` and `closing`.
+How rows are chosen belongs to `selection`, reading and writing the tables to `publication`.
 """
 
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
 
-from po_assets.dag import Artifacts, bar_chart, column_schema, histogram, records_table
+from po_assets.dag import (
+    Artifacts,
+    bar_chart,
+    column_schema,
+    histogram,
+    records_table,
+    user_errors_fail_the_step,
+)
 from po_assets.dataset.cases import COLUMNS as CASE_COLUMNS
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.closing import Closed, build_supervised
-from po_assets.dataset.policy import SelectionPolicy
-from po_assets.dataset.selection import Array, SelectionRules
-from po_assets.dataset.token_budget import TokenBudget, token_budget
-from po_assets.errors import UserError
+from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised, token_budget
+from po_assets.dataset.selection import Array
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.assets import OWNERS, normalized_teacher
 from po_assets.intake.ledger import Outcome
 from po_assets.model import BaseModel
@@ -45,13 +49,11 @@ _HISTOGRAM_VALUES = 20_000
         "Its inputs are held out of training."
     ),
 )
+@user_errors_fail_the_step()
 def eval_cases(artifacts: Artifacts) -> dg.MaterializeResult[Any]:
     """Read and validate the evaluation cases."""
     path = artifacts.layout.eval_cases
-    try:
-        cases = read_eval_cases(path)
-    except UserError as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
+    cases = read_eval_cases(path)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(file_digest(path)),
         metadata={
@@ -81,61 +83,59 @@ def eval_cases(artifacts: Artifacts) -> dg.MaterializeResult[Any]:
         "reason. Nothing is ever truncated."
     ),
 )
+@user_errors_fail_the_step()
 def supervised_dataset(
-    context: dg.AssetExecutionContext, artifacts: Artifacts, selection: SelectionPolicy, base_model: BaseModel
+    context: dg.AssetExecutionContext, artifacts: Artifacts, selection: SelectionSettings, base_model: BaseModel
 ) -> dg.MaterializeResult[Any]:
     """Choose and write the training rows."""
-    layout, rules = artifacts.layout, selection.rules()
-    try:
-        cases = read_eval_cases(layout.eval_cases)
-        budget = token_budget(base_model, layout)
-        staged, closed = build_supervised(layout, rules, cases, budget)
-    except UserError as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
+    layout = artifacts.layout
+    cases = read_eval_cases(layout.eval_cases)
+    budget = token_budget(base_model, layout)
+    staged, chosen = build_supervised(layout, selection, cases, budget)
     normalized = read_manifest(layout.normalized)
     staged = staged.with_manifest(
         inputs={
             "normalized_teacher": normalized.sha256 if normalized else "",
             "eval_cases": file_digest(layout.eval_cases),
         },
-        config=digest_of({"rules": asdict(rules), "model": budget.model, "max_length": budget.max_length}),
+        config=digest_of({"selection": selection.effective(), "model": budget.model, "max_length": budget.max_length}),
         code_version=SUPERVISED_CODE_VERSION,
         extra={
             "base_model": budget.model,
             "max_length": budget.max_length,
-            "outcomes": closed.outcomes.by_outcome(),
-            "statuses": dict(closed.statuses),
-            "vision_in_landed_prompt": closed.vision_in_prompt,
+            "outcomes": chosen.outcomes.by_outcome(),
+            "statuses": dict(chosen.statuses),
+            "vision_in_landed_prompt": chosen.vision_in_prompt,
         },
     )
-    context.log.info(", ".join(f"{count:,} {name}" for name, count in closed.outcomes.by_outcome().items()))
-    return _result(staged, closed, rules, budget, str(layout.supervised))
+    context.log.info(", ".join(f"{count:,} {name}" for name, count in chosen.outcomes.by_outcome().items()))
+    return _result(staged, chosen, selection, budget, str(layout.supervised))
 
 
 def _result(
-    staged: StagedTable, closed: Closed, rules: SelectionRules, budget: TokenBudget, path: str
+    staged: StagedTable, chosen: SelectionResult, selection: SelectionSettings, budget: TokenBudget, path: str
 ) -> dg.MaterializeResult[Any]:
-    decisions = closed.decisions
+    decisions = chosen.decisions
     kept_tokens = decisions.tokens[decisions.where(Outcome.KEPT)]
     metadata: dict[str, dg.MetadataValue | int | float] = {
         "dagster/row_count": staged.rows,
-        "landed": closed.outcomes.total,
-        "outcomes": records_table(closed.outcomes.table()),
-        "preview": records_table(closed.preview),
+        "landed": chosen.outcomes.total,
+        "outcomes": records_table(chosen.outcomes.table()),
+        "preview": records_table(chosen.preview),
         "path": dg.MetadataValue.path(path),
         "tokens": int(kept_tokens.sum()),
     }
     if len(decisions):
         metadata["scores"] = histogram(
             _thinned(decisions.score),
-            f"Scores ({rules.score_source}) of all readable rows",
+            f"Scores ({selection.score_source}) of all readable rows",
             "score",
-            {"min_score": rules.min_score},
+            {"min_score": selection.min_score},
         )
     if staged.rows:
         metadata |= {
-            "statuses": bar_chart(dict(closed.statuses.most_common()), "Status of the training rows"),
-            "tiers": bar_chart(dict(closed.tiers.most_common()), "Tiers of the training rows"),
+            "statuses": bar_chart(dict(chosen.statuses.most_common()), "Status of the training rows"),
+            "tiers": bar_chart(dict(chosen.tiers.most_common()), "Tiers of the training rows"),
             "lengths": histogram(
                 _thinned(kept_tokens),
                 f"Tokens per training row ({budget.model})",

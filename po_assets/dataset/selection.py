@@ -1,14 +1,13 @@
 """Selection: which normalized rows are trained on, and why each of the others is not.
 
 The order of decisions is fixed: replaced by a correction, score, hold-out, duplicates, length, number. Every decision
-depends on the rows' content and the rules alone, never on the order in which files landed. Reading and writing tables
-belongs to `closing`.
+depends on the rows' content and the settings alone, never on the order in which files landed. Worker processes judge
+rows, so nothing here imports Dagster; reading and writing tables belongs to `publication`.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,12 @@ import orjson
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import HoldOut
-from po_assets.intake.identity import content_digest, replaced_record
 from po_assets.intake.ledger import Outcome
+from po_assets.intake.normalization import content_digest, replaced_record
 from po_assets.product_owner import build_prompt
 
-
-class ScoreSource(StrEnum):
-    """Which score decides; lower-case names, since Dagster's Launchpad shows and takes the names."""
-
-    declared = "declared"
-    metric = "metric"
-
-
+SCORE_COLUMN = {"declared": "score", "metric": "metric_score"}
+"""The normalized rows' column, by the setting `score_source`."""
 NEVER_SAMPLED_AWAY = "conflicts"
 """Conflicts rows are the rare ones that the student needs most; one that passed the filter is always kept."""
 
@@ -39,18 +32,6 @@ Measure = Callable[[Sequence[int]], Iterable[int]]
 """From row numbers in ascending order to those rows' lengths in tokens."""
 
 
-@dataclass(frozen=True)
-class SelectionRules:
-    """What decides about rows; the settings' meaning is described in `policy`."""
-
-    min_score: float = 0.82
-    score_source: ScoreSource = ScoreSource.declared
-    max_samples: int | None = 400
-    seed: int = 42
-    drop_duplicates: bool = False
-    near_duplicate_threshold: float = 0.8
-
-
 @dataclass
 class Decisions:
     """One entry per normalized row, in compact arrays: 71 bytes a row, whatever the rows' size."""
@@ -59,7 +40,7 @@ class Decisions:
     """Position of the landed file (int32), in the order of `files`."""
     line: Array
     score: Array
-    """The score that counts, by the rules."""
+    """The score that counts, by the settings."""
     computed: Array
     """Whether the row declares no score, so that the metric's stands in."""
     outcome: Array
@@ -105,14 +86,20 @@ class Decisions:
 
 
 def make_judge(
-    rules: SelectionRules, cases: list[EvalCase], files: list[str]
+    cases: Sequence[EvalCase],
+    files: Sequence[str],
+    *,
+    min_score: float,
+    score_source: str,
+    seed: int,
+    near_duplicate_threshold: float,
 ) -> Callable[[list[bytes]], dict[str, Array]]:
     """A function that says of a block of normalized rows all that can be said of each row alone."""
-    hold_out = HoldOut(cases, rules.near_duplicate_threshold)
+    hold_out = HoldOut(cases, near_duplicate_threshold)
     positions = {case.case_id: position for position, case in enumerate(cases)}
     file_positions = {name: position for position, name in enumerate(files)}
-    key = hashlib.blake2b(str(rules.seed).encode(), digest_size=16).digest()
-    source = "score" if rules.score_source == ScoreSource.declared else "metric_score"
+    key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
+    score = SCORE_COLUMN[score_source]
 
     def judge(lines: list[bytes]) -> dict[str, Array]:
         judged = [_judge_row(orjson.loads(line)) for line in lines]
@@ -122,7 +109,7 @@ def make_judge(
     def _judge_row(row: dict[str, Any]) -> tuple[Any, ...]:
         outcome, case, similarity = Outcome.KEPT, -1, 0.0
         concept, requirements = row["concept"], row["requirements_yaml"]
-        if row[source] < rules.min_score:
+        if row[score] < min_score:
             outcome = Outcome.BELOW_MIN_SCORE
         elif overlap := hold_out.find(concept, requirements, row["input_digest"]):
             outcome, similarity = Outcome.HELD_OUT, overlap.similarity
@@ -134,7 +121,7 @@ def make_judge(
         return (
             file_positions[row["file"]],
             row["line"],
-            row[source],
+            row[score],
             row["declared_score"] is None,
             _CODES[outcome],
             row["status"] == NEVER_SAMPLED_AWAY,
@@ -186,20 +173,22 @@ def gather(judged: Iterable[dict[str, Array]], files: list[str], case_ids: list[
     )
 
 
-def select(decisions: Decisions, rules: SelectionRules, max_length: int, measure: Measure) -> None:
+def select(
+    decisions: Decisions, max_length: int, measure: Measure, *, max_samples: int | None, drop_duplicates: bool
+) -> None:
     """Decide about replaced rows, then about every row that passed score and hold-out: duplicates, length, number.
 
     Lengths are only measured as far as needed: rows are taken in the order of their keys until `max_samples` fit, so
     that a million rows cost no more tokenizing than are kept.
     """
     _replace(decisions)
-    if rules.drop_duplicates:
+    if drop_duplicates:
         _drop_duplicates(decisions)
     candidates = decisions.where(Outcome.KEPT)
     always = candidates[decisions.conflicts[candidates]]
     others = candidates[~decisions.conflicts[candidates]]
     others = others[np.lexsort((others, decisions.key[others]))]
-    room = len(candidates) if rules.max_samples is None else rules.max_samples
+    room = len(candidates) if max_samples is None else max_samples
     taken = max(0, room - len(always))
     batch, waiting = np.concatenate([always, others[:taken]]), others[taken:]
     fitting = 0

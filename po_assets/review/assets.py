@@ -6,8 +6,8 @@ import dagster as dg
 
 from po_assets.dag import Artifacts, bar_chart, records_table, stage_frames
 from po_assets.dataset.assets import eval_cases
-from po_assets.dataset.policy import SelectionPolicy
-from po_assets.dataset.token_budget import token_budget
+from po_assets.dataset.publication import token_budget
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.intake.assets import OWNERS, normalized_teacher
 from po_assets.model import BaseModel
@@ -42,7 +42,7 @@ def synthetic_conflicts(
     context: dg.AssetExecutionContext,
     artifacts: Artifacts,
     curation: CurationPolicy,
-    selection: SelectionPolicy,
+    selection: SelectionSettings,
     base_model: BaseModel,
 ) -> dg.MaterializeResult[Any]:
     """Make, audit and land conflicts rows."""
@@ -77,7 +77,7 @@ def synthetic_conflicts(
     ),
 )
 def review_candidates(
-    context: dg.AssetExecutionContext, artifacts: Artifacts, curation: CurationPolicy, selection: SelectionPolicy
+    context: dg.AssetExecutionContext, artifacts: Artifacts, curation: CurationPolicy, selection: SelectionSettings
 ) -> dg.MaterializeResult[Any]:
     """Collect the candidates and write the review file, unless it holds edits that were not taken yet."""
     layout = artifacts.layout

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from po_assets.dag import Artifacts, to_check_result
-from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.review.assets import synthetic_conflicts
 from po_assets.review.conflicts import audit_table
@@ -28,7 +28,7 @@ BLOCKING = ("rows_are_sound", "form_is_not_telling")
     can_subset=True,
 )
 def synthetic_conflicts_checks(
-    context: dg.AssetCheckExecutionContext, artifacts: Artifacts, selection: SelectionPolicy
+    context: dg.AssetCheckExecutionContext, artifacts: Artifacts, selection: SelectionSettings
 ) -> Iterator[dg.AssetCheckResult]:
     """Audit the published table again."""
     try:

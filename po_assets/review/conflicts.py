@@ -13,8 +13,8 @@ from upath import UPath
 from po_assets.dag import Verdict
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.holdout import HoldOut
-from po_assets.dataset.policy import SelectionPolicy
-from po_assets.dataset.token_budget import TokenBudget
+from po_assets.dataset.publication import TokenBudget
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.review.landing import land, to_lines
 from po_assets.review.parents import Basis, parents_by_id, read_basis
 from po_assets.review.policy import CurationPolicy
@@ -45,7 +45,7 @@ class Synthesis:
 
 
 def make_conflicts(
-    layout: Layout, policy: CurationPolicy, selection: SelectionPolicy, budget: TokenBudget
+    layout: Layout, policy: CurationPolicy, selection: SelectionSettings, budget: TokenBudget
 ) -> Synthesis:
     """Fill the conflicts rows up to the target; rows that fail an audit do not land.
 
@@ -53,7 +53,7 @@ def make_conflicts(
         UserError: the evaluation cases cannot be used.
         UserError: teacher tables are missing, or do not belong together.
     """
-    cases, rules = read_eval_cases(layout.eval_cases), selection.rules()
+    cases, rules = read_eval_cases(layout.eval_cases), selection
     basis = read_basis(layout, rules, cases, budget, policy.seed)
     needed = basis.needed(policy.target_conflicts_share)
     hold_out = HoldOut(cases, rules.near_duplicate_threshold)

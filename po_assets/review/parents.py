@@ -1,6 +1,6 @@
 """The rows that conflicts rows are made from, and how many are needed: what would be trained on, without our own rows.
 
-Which rows are trained on is decided by `dataset.closing.decide`, here as there.
+Which rows are trained on is decided by `dataset.publication.decide`, here as there.
 """
 
 import hashlib
@@ -13,9 +13,8 @@ from typing import Any
 import orjson
 
 from po_assets.dataset.cases import EvalCase
-from po_assets.dataset.closing import decide, landed_file_names
-from po_assets.dataset.selection import SelectionRules
-from po_assets.dataset.token_budget import TokenBudget
+from po_assets.dataset.publication import TokenBudget, decide, landed_file_names
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.ledger import Outcome
 from po_assets.product_owner import RequirementEntry, read_yaml, requirement_entries
 from po_assets.product_owner.documents import REQUIREMENT_SECTIONS
@@ -118,7 +117,7 @@ def is_ours(metadata: dict[str, Any]) -> bool:
 
 def read_basis(
     layout: Layout,
-    rules: SelectionRules,
+    rules: SelectionSettings,
     cases: list[EvalCase],
     budget: TokenBudget,
     seed: int,

@@ -11,9 +11,8 @@ from itertools import islice, zip_longest
 from random import Random
 from typing import Any
 
-from po_assets.dataset.closing import training_row
 from po_assets.dataset.holdout import HoldOut
-from po_assets.dataset.token_budget import TokenBudget
+from po_assets.dataset.publication import TokenBudget, training_row
 from po_assets.product_owner import score_product_owner, validate_answer
 from po_assets.review.parents import MADE_BY, SOURCE, Parent
 from po_assets.review.patterns import Draft, are_strangers, scope_mismatch, states_non_goal, violated_non_goals

@@ -7,67 +7,21 @@ from random import Random
 from typing import Any
 
 from po_assets.dataset.cases import EvalCase, read_eval_cases
-from po_assets.dataset.closing import Closed, build_supervised
-from po_assets.dataset.selection import ScoreSource, SelectionRules
-from po_assets.dataset.token_budget import TokenBudget
+from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.landing import list_landing, snapshot, sources_record
 from po_assets.intake.pipeline import normalize_snapshot
 from po_assets.storage import Layout, read_rows
 from po_assets_tests.intake.landed_rows import land, teacher_row
 from po_assets_tests.product_owner.documents_text import REVIEW, VISION
 
-WORDS = [
-    "harbour",
-    "lantern",
-    "copper",
-    "orchard",
-    "signal",
-    "meadow",
-    "violin",
-    "ledger",
-    "compass",
-    "quarry",
-    "tunnel",
-    "archive",
-    "beacon",
-    "cedar",
-    "drizzle",
-    "ember",
-    "fable",
-    "glacier",
-    "hammock",
-    "island",
-    "juniper",
-    "kettle",
-    "lagoon",
-    "marble",
-    "nectar",
-    "olive",
-    "pepper",
-    "quilt",
-    "ribbon",
-    "saddle",
-    "thistle",
-    "umbrella",
-    "velvet",
-    "walnut",
-    "yarrow",
-    "zephyr",
-    "anchor",
-    "basil",
-    "canyon",
-    "dune",
-    "elm",
-    "fern",
-    "grove",
-    "heron",
-    "iris",
-    "jasper",
-    "kelp",
-    "lotus",
-    "maple",
-    "nutmeg",
-]
+_TEXT = (
+    "harbour lantern copper orchard signal meadow violin ledger compass quarry tunnel archive beacon cedar "
+    "drizzle ember fable glacier hammock island juniper kettle lagoon marble nectar olive pepper quilt ribbon "
+    "saddle thistle umbrella velvet walnut yarrow zephyr anchor basil canyon dune elm fern grove heron iris "
+    "jasper kelp lotus maple nutmeg"
+)
+WORDS = _TEXT.split()
 
 WORD_COUNT = TokenBudget(
     "word-counter", 600, lambda rows: [len(f"{prompt} {response}".split()) for prompt, response in rows]
@@ -133,14 +87,12 @@ def normalized_tables(root: Path, cases: Iterable[Mapping[str, Any]] = (case(900
     return layout
 
 
-def close(layout: Layout, budget: TokenBudget = WORD_COUNT, workers: int = 1, **rules: Any) -> Closed:
-    """Select with these rules and publish."""
+def close(layout: Layout, budget: TokenBudget = WORD_COUNT, workers: int = 1, **settings: Any) -> SelectionResult:
+    """Select with these settings and publish."""
     cases = read_eval_cases(layout.eval_cases)
-    if "score_source" in rules:
-        rules["score_source"] = ScoreSource(rules["score_source"])
-    staged, closed = build_supervised(layout, SelectionRules(**rules), cases, budget, workers)
+    staged, chosen = build_supervised(layout, SelectionSettings(**settings), cases, budget, workers)
     staged.publish()
-    return closed
+    return chosen
 
 
 def outcomes(layout: Layout) -> list[str]:

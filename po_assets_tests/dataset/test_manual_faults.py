@@ -9,19 +9,19 @@ from pathlib import Path
 import dagster as dg
 import orjson
 import pytest
+from po_assets.training.gradients import Batch, TokenizedRow, collate
 from upath import UPath
 
 from po_assets.dag import Artifacts
 from po_assets.dataset.assets import supervised_dataset
-from po_assets.dataset.token_budget import TokenBudget
+from po_assets.dataset.publication import TokenBudget
 from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.scoring import ScoredAnswer, answers_frame, score_answers
-from po_assets.model import ChatFormat
+from po_assets.model import ChatTemplate
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
 from po_assets.storage import Layout, read_manifest, read_rows
 from po_assets.training import verdicts as student_verdicts
-from po_assets.training.rows import Batch, TrainingRow, collate
 from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
 from po_assets_tests.dataset.test_checks import (
     GOOD,
@@ -199,9 +199,9 @@ def test_8_training_on_the_wrong_tokens_is_noticed(tmp_path: Path) -> None:
     """Rows were padded, the loss was computed on the prompt, too, and no row ended in an end-of-sequence token."""
     layout = make_artifacts(tmp_path / "artifacts")
     assert train(layout).success
-    whole = ChatFormat.answer_ids
+    whole = ChatTemplate.answer_ids
 
-    def all_tokens(rows: Sequence[TrainingRow], pad_id: int) -> Batch:
+    def all_tokens(rows: Sequence[TokenizedRow], pad_id: int) -> Batch:
         batch = collate(rows, pad_id)
         return Batch(batch.ids, batch.attention, batch.ids.clone())
 
@@ -209,7 +209,7 @@ def test_8_training_on_the_wrong_tokens_is_noticed(tmp_path: Path) -> None:
         patch.setattr(student_verdicts, "collate", all_tokens)
         everything = adapter_checks(layout)["training_is_sane"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ChatFormat, "answer_ids", lambda chat, response: whole(chat, response)[:-1])
+        patch.setattr(ChatTemplate, "answer_ids", lambda chat, response: whole(chat, response)[:-1])
         endless = adapter_checks(layout)["training_is_sane"]
     for found in (everything, endless):
         assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)

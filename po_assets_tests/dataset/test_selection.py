@@ -5,13 +5,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from po_assets.dataset import closing
-from po_assets.dataset.token_budget import TokenBudget
+from po_assets.dataset.publication import TokenBudget
 from po_assets.errors import UserError
 from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage import Layout, read_rows, workers
@@ -59,13 +57,13 @@ def test_rows_under_the_minimum_are_left_out_with_their_score(tmp_path: Path) ->
 
 def test_the_score_may_be_the_metrics_own(tmp_path: Path) -> None:
     """`score_source` says which one counts."""
-    layout = normalized_tables(tmp_path, a=[row(1, score=0.1), row(2, score=0.99)])
-    metric = [entry["metric_score"] for entry in read_rows(layout.normalized)]
-    close(layout, score_source="metric", min_score=min(metric))
-    assert outcomes(layout) == ["kept", "kept"]
-    close(layout, score_source="metric", min_score=max(metric) + 0.001)
-    assert outcomes(layout) == ["below_min_score", "below_min_score"]
-    assert entries(layout)[0]["reason"].startswith("metric score under")
+    poor = texts(2) | {"vision": "product_name: x"}
+    layout = normalized_tables(tmp_path, a=[row(1, score=0.1), pair_row(poor, score=0.99)])
+    close(layout)
+    assert outcomes(layout) == ["below_min_score", "kept"]
+    close(layout, score_source="metric")
+    assert outcomes(layout) == ["kept", "below_min_score"]
+    assert entries(layout)[1]["reason"] == "metric score under 0.82"
 
 
 def test_the_reason_names_the_score_that_the_row_has(tmp_path: Path) -> None:
@@ -317,4 +315,4 @@ def test_previews_and_counts_describe_the_kept_rows(tmp_path: Path) -> None:
     assert closed.statuses == {"aligned": 1, "conflicts": 1}
     assert closed.outcomes.by_outcome() == {"kept": 2, "below_min_score": 1}
     assert [preview["line"] for preview in closed.preview] == [1, 2]
-    assert orjson.loads(next(closing._lines(layout.supervised)))["prompt"] == closed.preview[0]["prompt"]
+    assert next(iter(read_rows(layout.supervised)))["prompt"] == closed.preview[0]["prompt"]

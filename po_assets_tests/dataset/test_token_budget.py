@@ -1,4 +1,4 @@
-from po_assets.dataset.token_budget import RememberedLengths
+from po_assets.dataset.publication import RememberedLengths
 
 
 def test_a_row_is_counted_once_and_every_change_of_it_anew() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from upath import UPath
 
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.closing import build_supervised
-from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.publication import build_supervised
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.landing import list_landing, snapshot, sources_record
 from po_assets.intake.pipeline import normalize_snapshot
 from po_assets.product_owner import read_yaml
@@ -21,7 +21,7 @@ from po_assets.storage import Layout, read_rows
 from po_assets_tests.dataset.tables import WORD_COUNT
 from po_assets_tests.sample_data.sample_rows import ARTIFACTS
 
-UNLIMITED = SelectionPolicy(max_samples=None)
+UNLIMITED = SelectionSettings(max_samples=None)
 
 
 def land(root: Path, **files: Iterable[Mapping[str, Any]]) -> Layout:
@@ -47,14 +47,14 @@ def take_in(layout: Layout) -> Layout:
     return layout
 
 
-def close(layout: Layout, policy: SelectionPolicy = UNLIMITED) -> list[dict[str, Any]]:
+def close(layout: Layout, policy: SelectionSettings = UNLIMITED) -> list[dict[str, Any]]:
     """Select the training rows; the closed ledger."""
-    staged, _ = build_supervised(layout, policy.rules(), read_eval_cases(layout.eval_cases), WORD_COUNT, 1)
+    staged, _ = build_supervised(layout, policy, read_eval_cases(layout.eval_cases), WORD_COUNT, 1)
     staged.publish()
     return list(read_rows(layout.ledger))
 
 
-def synthesis(layout: Layout, selection: SelectionPolicy = UNLIMITED, **settings: Any) -> Synthesis:
+def synthesis(layout: Layout, selection: SelectionSettings = UNLIMITED, **settings: Any) -> Synthesis:
     """What the asset does."""
     return make_conflicts(layout, CurationPolicy(**settings), selection, WORD_COUNT)
 

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from po_assets.dag import Artifacts, JsonlIOManager
-from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.definitions import defs
 from po_assets.model import BaseModel
 from po_assets.review.assets import review_candidates, synthetic_conflicts
@@ -41,7 +41,7 @@ def run(layout: Layout, tokenizer: Path, *selection: str, **settings: Any) -> An
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "base_model": BaseModel(base_model=str(tokenizer), max_length=8000),
-            "selection": SelectionPolicy(),
+            "selection": SelectionSettings(),
             "curation": CurationPolicy(**settings),
         },
         raise_on_error=False,
@@ -90,7 +90,7 @@ def test_a_row_that_was_changed_by_hand_fails_the_audit(layout: Layout, tokenize
         selection=dg.AssetSelection.checks_for_assets(synthetic_conflicts),
         resources={
             "artifacts": artifacts,
-            "selection": SelectionPolicy(),
+            "selection": SelectionSettings(),
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "base_model": BaseModel(),
             "curation": CurationPolicy(),

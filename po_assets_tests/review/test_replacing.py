@@ -6,11 +6,11 @@ from typing import Any
 import orjson
 import pytest
 
-from po_assets.dataset.checks import supervised_verdicts
-from po_assets.dataset.policy import SelectionPolicy
-from po_assets.intake.identity import line_id, replaced_record
+from po_assets.dataset.checks import DatasetEvidence, supervised_checks
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.landing import sources_of
 from po_assets.intake.ledger import balance
+from po_assets.intake.normalization import line_id, replaced_record
 from po_assets.storage import read_manifest, read_rows
 from po_assets_tests.dataset.tables import WORD_COUNT, close, kept_numbers, normalized_tables, row
 from po_assets_tests.intake.landed_rows import encode
@@ -86,7 +86,8 @@ def test_a_replaced_conflicts_row_is_not_called_lost(tmp_path: Path) -> None:
     old = row(1, "conflicts")
     layout = normalized_tables(tmp_path, a=[old, row(2), correction(old, 3, "conflicts")])
     close(layout)
-    verdict = supervised_verdicts(layout, SelectionPolicy(), WORD_COUNT, {"conflicts_share"})["conflicts_share"]
+    found = DatasetEvidence(layout, SelectionSettings(), WORD_COUNT)
+    verdict = supervised_checks.verdicts(found, {"conflicts_share"})["conflicts_share"]
     assert verdict.passed
     assert verdict.numbers["lost_conflicts"] == 0
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.product_owner import (
     cited_ids,
     read_status,
@@ -196,10 +196,10 @@ def test_products_of_evaluation_cases_are_no_parents(tmp_path: Path) -> None:
 def test_the_share_is_of_what_would_be_trained_on(tmp_path: Path) -> None:
     """With max_samples, conflicts rows take the place of others, so that fewer are needed."""
     layout = take_in(land(tmp_path, teacher=teacher_rows(120)))
-    found = synthesis(layout, SelectionPolicy(max_samples=50), target_conflicts_share=0.1)
+    found = synthesis(layout, SelectionSettings(max_samples=50), target_conflicts_share=0.1)
     assert (found.basis.kept, found.made.needed) == (50, 5)
     take_in(layout)
-    close(layout, SelectionPolicy(max_samples=50))
+    close(layout, SelectionSettings(max_samples=50))
     supervised = list(read_rows(layout.supervised))
     assert (len(supervised), sum("status: conflicts" in row["response"] for row in supervised)) == (50, 5)
 

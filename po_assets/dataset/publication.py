@@ -1,24 +1,29 @@
-"""Selection over the tables: reads the normalized rows, writes the training rows and closes the ledger, in few passes.
+"""From the normalized rows to the training rows and the closed ledger, in few passes over the tables.
 
 What decides about a row belongs to `selection`. Three passes over the normalized table: judge each row alone (in worker
 processes), measure the rows that may be chosen, write. Memory holds one small entry per row, never the rows.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 from upath import UPath
 
+from po_assets.dag import read_gate
 from po_assets.dataset.cases import EvalCase
-from po_assets.dataset.selection import SAME_INPUT, Decisions, ScoreSource, SelectionRules, gather, make_judge, select
-from po_assets.dataset.token_budget import TokenBudget
+from po_assets.dataset.selection import SAME_INPUT, Decisions, gather, make_judge, select
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
-from po_assets.intake.identity import REPLACES
 from po_assets.intake.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts
+from po_assets.intake.normalization import REPLACES
+from po_assets.model import BaseModel, ChatTemplate, ensure_tokenizer, load_tokenizer
 from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage import (
     Layout,
@@ -34,10 +39,56 @@ from po_assets.storage.workers import group, map_blocks
 from po_assets.text import verb
 
 PREVIEW_ROWS = 3
+_REMEMBERED_LENGTHS = 1 << 17
+"""Rows; some 20 MB."""
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """The longest row that fits, and the function that counts the tokens of rows."""
+
+    model: str
+    max_length: int
+    row_lengths: Callable[[Sequence[tuple[str, str]]], list[int]]
+    """From prompts and responses to the tokens of the training rows, with chat template and end of sequence."""
+
+
+def token_budget(base_model: BaseModel, layout: Layout) -> TokenBudget:
+    """The budget of the configured base model, by the tokenizer and chat template that training uses.
+
+    Raises:
+        UserError: the base model's settings are wrong, or it is not available.
+    """
+    spec = base_model.resolved()
+    return TokenBudget(spec.name, spec.max_length, _row_lengths(ensure_tokenizer(spec, layout)))
+
+
+@lru_cache(maxsize=2)
+def _row_lengths(folder: Path) -> "RememberedLengths":
+    """The asset and its checks share a process and would each load the same tokenizer, which takes seconds."""
+    return RememberedLengths(ChatTemplate(load_tokenizer(folder)).row_lengths)
+
+
+class RememberedLengths:
+    """Token counts, remembered by the digests of the texts: a check meets the asset's rows again."""
+
+    def __init__(self, count: Callable[[Sequence[tuple[str, str]]], list[int]]) -> None:
+        self._count = count
+        self._known: dict[bytes, int] = {}
+
+    def __call__(self, rows: Sequence[tuple[str, str]]) -> list[int]:
+        """The tokens of each row (prompt, response)."""
+        if len(self._known) > _REMEMBERED_LENGTHS:
+            self._known.clear()
+        texts = [f"{len(prompt)} {prompt}{response}".encode("utf-8", "surrogatepass") for prompt, response in rows]
+        digests = [hashlib.blake2b(text, digest_size=16).digest() for text in texts]
+        new = {digest: row for digest, row in zip(digests, rows, strict=True) if digest not in self._known}
+        self._known.update(zip(new, self._count(list(new.values())), strict=True))
+        return [self._known[digest] for digest in digests]
 
 
 @dataclass
-class Closed:
+class SelectionResult:
     """What the selection came to, for people and for the manifest."""
 
     decisions: Decisions
@@ -48,10 +99,28 @@ class Closed:
     """Kept rows whose landed prompt gave away a vision."""
     preview: list[dict[str, object]] = field(default_factory=list)
 
+    def keep(self, row: dict[str, Any]) -> bytes:
+        """Count a normalized row that is trained on; its training row as a JSON line."""
+        pair = training_row(row)
+        self.statuses[row["status"]] += 1
+        self.tiers[row["tier"] or "not said"] += 1
+        self.vision_in_prompt += row["vision_in_prompt"]
+        if len(self.preview) < PREVIEW_ROWS:
+            self.preview.append({"file": row["file"], "line": row["line"], **pair})
+        return orjson.dumps(pair)
+
+
+def training_row(row: dict[str, Any]) -> dict[str, str]:
+    """The training row of a normalized row: the one prompt, and the teacher's answer in the one form."""
+    return {
+        "prompt": build_prompt(row["concept"], row["requirements_yaml"]),
+        "response": format_answer(row["vision_yaml"], row["review_yaml"]),
+    }
+
 
 def build_supervised(
-    layout: Layout, rules: SelectionRules, cases: list[EvalCase], budget: TokenBudget, workers: int | None = None
-) -> tuple[StagedTable, Closed]:
+    layout: Layout, settings: SelectionSettings, cases: list[EvalCase], budget: TokenBudget, workers: int | None = None
+) -> tuple[StagedTable, SelectionResult]:
     """Choose the training rows.
 
     Publishes the closed ledger; the training rows are returned staged, for the IO manager, in landing order.
@@ -60,27 +129,40 @@ def build_supervised(
         UserError: a table is missing, or the ledger was opened for another normalized table.
     """
     files = landed_file_names(layout)
-    closed = Closed(decide(lambda: _lines(layout.normalized), files, rules, cases, budget, workers=workers))
+    chosen = SelectionResult(decide(lambda: _lines(layout.normalized), files, settings, cases, budget, workers=workers))
     ledger_manifest = read_manifest(layout.ledger)
     with published_lines(layout.ledger) as ledger:
-        staged = stage_lines(layout.supervised, _write(layout, ledger, closed, rules, budget))
+        staged = stage_lines(layout.supervised, _close_ledger(layout, ledger, chosen, settings, budget))
         ledger.inputs = dict(ledger_manifest.inputs if ledger_manifest else {})
-    return staged, closed
+    return staged, chosen
 
 
 def decide(
     lines: Callable[[], Iterable[bytes]],
     files: list[str],
-    rules: SelectionRules,
+    settings: SelectionSettings,
     cases: list[EvalCase],
     budget: TokenBudget,
     *,
     workers: int | None = None,
 ) -> Decisions:
     """What would become of these lines of the normalized table (a function that reads them anew); writes nothing."""
-    judged = map_blocks(make_judge, (rules, cases, files), group(lines(), size=len), workers)
+    make = partial(
+        make_judge,
+        min_score=settings.min_score,
+        score_source=settings.score_source,
+        seed=settings.seed,
+        near_duplicate_threshold=settings.near_duplicate_threshold,
+    )
+    judged = map_blocks(make, (cases, files), group(lines(), size=len), workers)
     decisions = gather(judged, files, [case.case_id for case in cases])
-    select(decisions, rules, budget.max_length, lambda rows: _lengths(lines(), rows, budget))
+    select(
+        decisions,
+        budget.max_length,
+        lambda rows: _lengths(lines(), rows, budget),
+        max_samples=settings.max_samples,
+        drop_duplicates=settings.drop_duplicates,
+    )
     return decisions
 
 
@@ -131,70 +213,43 @@ def _numbered(lines: Iterable[bytes], rows: Sequence[int]) -> Iterator[bytes]:
             due = next(wanted, None)
 
 
-def training_row(row: dict[str, Any]) -> dict[str, str]:
-    """The training row of a normalized row: the one prompt, and the teacher's answer in the one form."""
-    return {
-        "prompt": build_prompt(row["concept"], row["requirements_yaml"]),
-        "response": format_answer(row["vision_yaml"], row["review_yaml"]),
-    }
-
-
-def _write(
-    layout: Layout, ledger: LineWriter, closed: Closed, rules: SelectionRules, budget: TokenBudget
+def _close_ledger(
+    layout: Layout, ledger: LineWriter, chosen: SelectionResult, settings: SelectionSettings, budget: TokenBudget
 ) -> Iterator[bytes]:
     """Close the ledger row by row and yield the training rows, both in landing order."""
-    decisions = closed.decisions
+    decisions = chosen.decisions
     rows = enumerate(_lines(layout.normalized))
-    for block in group(read_rows(layout.ledger), size=_small):
-        closed_rows: list[bytes] = []
-        for entry in block:
-            if not _was_rejected(entry):
+    for block in group(read_rows(layout.ledger), size=lambda _: 0):  # ledger rows are short: only their number counts
+        closed: list[bytes] = []
+        for opened in block:
+            entry = opened
+            if opened["outcome"] != Outcome.REJECTED or opened["decided_by"] != OPENED_BY:
                 number, line = next(rows, (len(decisions), b""))
-                if number >= len(decisions) or decisions.place(number) != (entry["file"], entry["line"]):
+                if number >= len(decisions) or decisions.place(number) != (opened["file"], opened["line"]):
                     raise UserError(
-                        f"The ledger's row for {entry['file']}, line {entry['line']} has no normalized row. "
+                        f"The ledger's row for {opened['file']}, line {opened['line']} has no normalized row. "
                         "Materialize normalized_teacher again."
                     )
-                _close(entry, number, decisions, rules, budget)
+                entry = opened | _outcome(number, decisions, settings, budget)
                 if entry["outcome"] == Outcome.KEPT:
                     row = orjson.loads(line)
                     entry["detail"] = _replaces(row["metadata"], number, decisions)
-                    yield _keep(row, closed)
-            closed.outcomes.add(entry)
-            closed_rows.append(orjson.dumps(entry))
-        ledger.write(closed_rows)
+                    yield chosen.keep(row)
+            chosen.outcomes.add(entry)
+            closed.append(orjson.dumps(entry))
+        ledger.write(closed)
     if next(rows, None) is not None:
         raise UserError("The normalized table has rows that the ledger lacks. Materialize normalized_teacher again.")
 
 
-def _was_rejected(entry: dict[str, Any]) -> bool:
-    return bool(entry["outcome"] == Outcome.REJECTED and entry["decided_by"] == OPENED_BY)
-
-
-def _small(_: object) -> int:
-    return 0  # ledger rows are short: only their number bounds a block
-
-
-def _keep(row: dict[str, Any], closed: Closed) -> bytes:
-    pair = training_row(row)
-    closed.statuses[row["status"]] += 1
-    closed.tiers[row["tier"] or "not said"] += 1
-    closed.vision_in_prompt += row["vision_in_prompt"]
-    if len(closed.preview) < PREVIEW_ROWS:
-        closed.preview.append({"file": row["file"], "line": row["line"], **pair})
-    return orjson.dumps(pair)
-
-
-def _close(
-    entry: dict[str, Any], number: int, decisions: Decisions, rules: SelectionRules, budget: TokenBudget
-) -> None:
-    """Enter a row's final outcome, with the reason and the figures behind it."""
+def _outcome(number: int, decisions: Decisions, settings: SelectionSettings, budget: TokenBudget) -> dict[str, str]:
+    """A row's final outcome in the ledger, with the reason and the figures behind it."""
     outcome = decisions.outcome_of(number)
     reason = detail = ""
     match outcome:
         case Outcome.BELOW_MIN_SCORE:
-            source = ScoreSource.metric if decisions.computed[number] else rules.score_source
-            reason = f"{source} score under {rules.min_score:g}"
+            source = "metric" if decisions.computed[number] else settings.score_source
+            reason = f"{source} score under {settings.min_score:g}"
             detail = f"its score is {decisions.score[number]:.4f}"
         case Outcome.HELD_OUT:
             similarity = float(decisions.similarity[number])
@@ -214,8 +269,8 @@ def _close(
             reason = f"longer than {budget.max_length:,} tokens"
             detail = f"it has {int(decisions.tokens[number]):,} tokens"
         case Outcome.OVER_MAX_SAMPLES:
-            reason = f"{rules.max_samples:,} rows are enough (max_samples)"
-    entry |= {"outcome": outcome.value, "reason": reason, "detail": detail, "decided_by": CLOSED_BY}
+            reason = f"{settings.max_samples:,} rows are enough (max_samples)"
+    return {"outcome": outcome.value, "reason": reason, "detail": detail, "decided_by": CLOSED_BY}
 
 
 def _replaces(metadata: dict[str, Any], number: int, decisions: Decisions) -> str:
@@ -229,6 +284,18 @@ def _replaces(metadata: dict[str, Any], number: int, decisions: Decisions) -> st
     return "it replaces " + ", ".join("{}:{}".format(*decisions.place(row)) for row in map(int, replaced[:5]))
 
 
-def kept_places(ledger: Iterable[dict[str, Any]]) -> Iterator[tuple[str, int]]:
-    """File and line of every kept row, in the order of the training rows."""
-    return ((entry["file"], entry["line"]) for entry in ledger if entry["outcome"] == Outcome.KEPT)
+def refusal(gate: UPath, supervised_sha256: str) -> str | None:
+    """Why data with this digest must not be trained on, in a sentence with the way out; None where it may be."""
+    record = read_gate(gate)
+    way_out = "Materialize supervised_dataset with its checks."
+    if record is None:
+        return f"The supervised dataset has no gate record ({str(gate)!r}): its checks did not run. {way_out}"
+    if record.sha256 != supervised_sha256:
+        return (
+            f"The gate record is for other data (sha256 {record.sha256[:12]}, not {supervised_sha256[:12]}): the "
+            f"dataset changed after its checks ran. {way_out}"
+        )
+    if not record.passed:
+        failed = "; ".join(f"{name}: {check['summary']}" for name, check in record.failed.items())
+        return f"The supervised dataset did not pass its gate. {failed} Correct the data and materialize it again."
+    return None

@@ -1,20 +1,33 @@
-"""The selection policy: which readable rows are trained on, as settings of the resource `selection`.
+"""The settings of the resource `selection`: which readable rows are trained on, and the limits of the checks.
 
-How the settings are applied belongs to `selection`; what the intake tolerates is inherited from `teacher.policy`.
+How they are applied belongs to `selection` and `checks`; what the intake tolerates is inherited from it.
 """
+
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from po_assets.dataset.selection import ScoreSource, SelectionRules
-from po_assets.intake.policy import IntakePolicy
+from po_assets.intake.assets import IntakeSettings
+from po_assets.product_owner.contract import MIN_SCORE
+
+ScoreSource = Literal["declared", "metric"]
 
 
-class SelectionPolicy(IntakePolicy):
+class SelectionSettings(IntakeSettings):
     """Which rows are trained on, and the limits of the checks."""
 
-    min_score: float = Field(default=0.82, ge=0, le=1, description="Rows that score less are left out.")
+    noun: ClassVar[str] = "the selection"
+    without_effect: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("max_rejected_share", "score_tolerance", "min_conflicts_share", "max_conflicts_share"),
+            *("min_retention", "max_retention"),
+        )
+    )
+    """The limits of checks change no row."""
+
+    min_score: float = Field(default=MIN_SCORE, ge=0, le=1, description="Rows that score less are left out.")
     score_source: ScoreSource = Field(
-        default=ScoreSource.declared,
+        default="declared",
         description="Which score counts: `declared` (by the teacher; a missing one is computed) or `metric` (this "
         "project's own).",
     )
@@ -48,14 +61,3 @@ class SelectionPolicy(IntakePolicy):
     max_retention: float = Field(
         default=1.0, ge=0, le=1, description="A warning when a larger share of the landed rows is fit for training."
     )
-
-    def rules(self) -> SelectionRules:
-        """The settings that decide about rows."""
-        return SelectionRules(
-            min_score=self.min_score,
-            score_source=self.score_source,
-            max_samples=self.max_samples,
-            seed=self.seed,
-            drop_duplicates=self.drop_duplicates,
-            near_duplicate_threshold=self.near_duplicate_threshold,
-        )
