@@ -3,17 +3,14 @@
 How a figure is computed belongs to the stage that knows it; here it only gets its shape.
 """
 
+from po_assets.dag.artifacts import Artifacts, JsonlIOManager, TableStream, read_frame, read_frames, stage_frames
 from po_assets.dag.checks import AssetChecks, RowCheck
 from po_assets.dag.failures import user_errors_fail_the_step
-from po_assets.dag.frames import TableStream, read_frame, read_frames, stage_frames
 from po_assets.dag.gate import GateRecord, gate_record, read_gate, write_gate
-from po_assets.dag.io_manager import JsonlIOManager
 from po_assets.dag.pictures import bar_chart, figure_picture, histogram, line_chart
-from po_assets.dag.resources import Artifacts
 from po_assets.dag.settings import Settings
 from po_assets.dag.tables import column_schema, records_table
-from po_assets.dag.verdict import Severity, Verdict, check_description, to_check_result
-from po_assets.dag.violations import Violations
+from po_assets.dag.verdict import Severity, Verdict, Violations, check_description, to_check_result
 
 __all__ = [
     "Artifacts",

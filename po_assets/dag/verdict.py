@@ -1,9 +1,11 @@
 """The verdict of a check: passed or not, one sentence, the violating rows, the next step."""
 
+import heapq
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal
 
 import dagster as dg
@@ -41,6 +43,32 @@ class Verdict:
     """What was found, likewise."""
     of: int | None = None
     """How many rows there are where `rows` holds only the first or worst of them."""
+
+
+class Violations:
+    """Counts rows and keeps the `SHOWN_ROWS` with the greatest weight, the earliest first among equals."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._heap: list[tuple[float, int, Mapping[str, object]]] = []
+        self._order = count(0, -1)
+
+    def add(self, row: Mapping[str, object], weight: float = 0.0) -> None:
+        """Count one row; a greater weight is worse."""
+        self.count += 1
+        entry = (weight, next(self._order), row)
+        if len(self._heap) < SHOWN_ROWS:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heappushpop(self._heap, entry)
+
+    @property
+    def rows(self) -> list[Mapping[str, object]]:
+        """The kept rows, worst first."""
+        return [row for _, _, row in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))]
+
+    def __bool__(self) -> bool:
+        return self.count > 0
 
 
 def check_description(verdict: Verdict) -> str:

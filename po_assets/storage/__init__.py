@@ -4,12 +4,16 @@ Plain Python: no Dagster and no pandas, since worker processes and tools import 
 stage that makes it; frames, resources and the IO manager belong to `dag`.
 """
 
-from po_assets.storage.atomic import (
+from po_assets.storage.files import (
     atomic_directory,
     atomic_file,
     is_disk_full,
+    is_local,
+    local_copy,
+    open_buffered,
     published_directory,
     remove_left_over_staging,
+    staging_path,
 )
 from po_assets.storage.jsonl import LineWriter, StagedTable, published_lines, read_rows, stage_lines
 from po_assets.storage.layout import Layout, artifact_root, default_root
@@ -22,7 +26,6 @@ from po_assets.storage.manifest import (
     read_manifest,
     write_manifest,
 )
-from po_assets.storage.reading import local_copy, open_buffered
 
 __all__ = [
     "Layout",
@@ -38,6 +41,7 @@ __all__ = [
     "directory_digest",
     "file_digest",
     "is_disk_full",
+    "is_local",
     "local_copy",
     "lock",
     "open_buffered",
@@ -47,5 +51,6 @@ __all__ = [
     "read_rows",
     "remove_left_over_staging",
     "stage_lines",
+    "staging_path",
     "write_manifest",
 ]

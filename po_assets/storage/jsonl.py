@@ -1,6 +1,6 @@
 """JSONL files: one writer, staged beside their place and published in one step with a manifest, and one reader.
 
-What the lines mean belongs to the stages; frames of pandas belong to `dag.frames`.
+What the lines mean belongs to the stages; frames of pandas belong to `dag.artifacts`.
 """
 
 import contextlib
@@ -15,9 +15,8 @@ import orjson
 from upath import UPath
 
 from po_assets.errors import UserError
-from po_assets.storage.atomic import atomic_file, is_local, publish_file, staging_path
+from po_assets.storage.files import atomic_file, is_local, open_buffered, publish_file, staging_path
 from po_assets.storage.manifest import Manifest, write_manifest
-from po_assets.storage.reading import open_buffered
 
 CHUNK_ROWS = 2_000
 

@@ -15,121 +15,66 @@ from po_assets.errors import UserError
 ROOT_VARIABLE = "PO_ARTIFACTS_ROOT"
 
 
+class _Place:
+    """A path below the root."""
+
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts
+
+    def __get__(self, layout: "Layout", owner: type["Layout"]) -> UPath:
+        return layout.root.joinpath(*self._parts)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Every artifact's place under `root`."""
 
     root: UPath
 
-    @property
-    def incoming(self) -> UPath:
-        """Folder in which teacher data lands as `*.jsonl`."""
-        return self.root / "incoming"
-
-    @property
-    def raw(self) -> UPath:
-        """Every landed line verbatim."""
-        return self.root / "distillation" / "po_teacher_dataset.jsonl"
-
-    @property
-    def normalized(self) -> UPath:
-        """The readable rows in one form."""
-        return self.root / "distillation" / "po_teacher_normalized.jsonl"
-
-    @property
-    def ledger(self) -> UPath:
-        """One row per landed line: its outcome and why."""
-        return self.root / "distillation" / "po_teacher_ledger.jsonl"
-
-    @property
-    def rejected(self) -> UPath:
-        """The rejected lines verbatim, with the reason, to be fixed and landed again."""
-        return self.root / "distillation" / "po_teacher_rejected.jsonl"
-
-    @property
-    def supervised(self) -> UPath:
-        """The training rows: `prompt` and `response`."""
-        return self.root / "distillation" / "po_teacher_supervised.jsonl"
-
-    @property
-    def supervised_gate(self) -> UPath:
-        """The verdict of the supervised dataset's checks, tied to its sha256."""
-        return self.root / "distillation" / "po_teacher_supervised.gate.json"
-
-    @property
-    def eval_cases(self) -> UPath:
-        """The evaluation cases (an input)."""
-        return self.root / "evaluation" / "po_eval_cases.jsonl"
-
-    @property
-    def baseline_answers(self) -> UPath:
-        """The base model's scored answers, one row per case."""
-        return self.root / "evaluation" / "po_baseline_answers.jsonl"
-
-    @property
-    def student_answers(self) -> UPath:
-        """The student's scored answers, one row per case."""
-        return self.root / "evaluation" / "po_student_answers.jsonl"
-
-    @property
-    def answer_cache(self) -> UPath:
-        """Folder of finished answers per model and decoding, from which an interrupted evaluation goes on."""
-        return self.root / "evaluation" / "cache"
-
-    @property
-    def baseline_report(self) -> UPath:
-        """Statistics of the baseline's answers."""
-        return self.root / "evaluation" / "po_baseline_report.json"
-
-    @property
-    def report_json(self) -> UPath:
-        """Student against baseline, with the gate."""
-        return self.root / "evaluation" / "po_eval_report.json"
-
-    @property
-    def report_html(self) -> UPath:
-        """The same for people."""
-        return self.root / "evaluation" / "po_eval_report.html"
-
-    @property
-    def adapter(self) -> UPath:
-        """The student's LoRA adapter (a PEFT folder)."""
-        return self.root / "models" / "po_student_v2"
-
-    @property
-    def current(self) -> UPath:
-        """The last adapter whose gate passed."""
-        return self.root / "models" / "current"
-
-    @property
-    def base_models(self) -> UPath:
-        """Folder of converted base models."""
-        return self.root / "models" / "base"
-
-    @property
-    def checkpoints(self) -> UPath:
-        """Folder of training checkpoints."""
-        return self.root / "models" / "checkpoints"
-
-    @property
-    def synthetic_conflicts(self) -> UPath:
-        """The conflicts rows that were made from teacher rows, as they land."""
-        return self.root / "curation" / "po_synthetic_conflicts.jsonl"
-
-    @property
-    def review_candidates(self) -> UPath:
-        """Rows and evaluation cases that a person should look at, one per line."""
-        return self.root / "curation" / "po_review_candidates.jsonl"
-
-    @property
-    def review_file(self) -> UPath:
-        """The same for a person to correct answers in."""
-        return self.root / "curation" / "po_review_candidates.yaml"
-
-    @property
-    def found_right(self) -> UPath:
-        """Answers that a person found right, which are not shown again."""
-        return self.root / "curation" / "po_found_right.jsonl"
+    incoming = _Place("incoming")
+    """Folder in which teacher data lands as `*.jsonl`."""
+    raw = _Place("distillation", "po_teacher_dataset.jsonl")
+    """Every landed line verbatim."""
+    normalized = _Place("distillation", "po_teacher_normalized.jsonl")
+    """The readable rows in one form."""
+    ledger = _Place("distillation", "po_teacher_ledger.jsonl")
+    """One row per landed line: its outcome and why."""
+    rejected = _Place("distillation", "po_teacher_rejected.jsonl")
+    """The rejected lines verbatim, with the reason, to be fixed and landed again."""
+    supervised = _Place("distillation", "po_teacher_supervised.jsonl")
+    """The training rows: `prompt` and `response`."""
+    supervised_gate = _Place("distillation", "po_teacher_supervised.gate.json")
+    """The verdict of the supervised dataset's checks, tied to its sha256."""
+    eval_cases = _Place("evaluation", "po_eval_cases.jsonl")
+    """The evaluation cases (an input)."""
+    baseline_answers = _Place("evaluation", "po_baseline_answers.jsonl")
+    """The base model's scored answers, one row per case."""
+    student_answers = _Place("evaluation", "po_student_answers.jsonl")
+    """The student's scored answers, one row per case."""
+    answer_cache = _Place("evaluation", "cache")
+    """Folder of finished answers per model and decoding, from which an interrupted evaluation goes on."""
+    baseline_report = _Place("evaluation", "po_baseline_report.json")
+    """Statistics of the baseline's answers."""
+    report_json = _Place("evaluation", "po_eval_report.json")
+    """Student against baseline, with the gate."""
+    report_html = _Place("evaluation", "po_eval_report.html")
+    """The same for people."""
+    adapter = _Place("models", "po_student_v2")
+    """The student's LoRA adapter (a PEFT folder)."""
+    current = _Place("models", "current")
+    """The last adapter whose gate passed."""
+    base_models = _Place("models", "base")
+    """Folder of converted base models."""
+    checkpoints = _Place("models", "checkpoints")
+    """Folder of training checkpoints."""
+    synthetic_conflicts = _Place("curation", "po_synthetic_conflicts.jsonl")
+    """The conflicts rows that were made from teacher rows, as they land."""
+    review_candidates = _Place("curation", "po_review_candidates.jsonl")
+    """Rows and evaluation cases that a person should look at, one per line."""
+    review_file = _Place("curation", "po_review_candidates.yaml")
+    """The same for a person to correct answers in."""
+    found_right = _Place("curation", "po_found_right.jsonl")
+    """Answers that a person found right, which are not shown again."""
 
     @property
     def written_folders(self) -> tuple[UPath, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from po_assets.storage.atomic import is_local
+from po_assets.storage.files import is_local
 
 
 class LockedError(Exception):

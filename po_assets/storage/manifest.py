@@ -11,7 +11,7 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.storage.atomic import atomic_file, published_directory
+from po_assets.storage.files import atomic_file, published_directory
 
 _BLOCK = 1 << 20
 

@@ -47,7 +47,7 @@ def publish(folder: UPath, text: str) -> None:
 KILLED = """
 import os, signal, sys
 from po_assets.storage import atomic_directory, stage_lines
-from po_assets.storage.layout import artifact_root
+from po_assets.storage import artifact_root
 root, method, calls = artifact_root(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 original = getattr(root.fs, method)
 def dying(*args, **options):

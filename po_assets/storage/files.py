@@ -1,0 +1,214 @@
+"""Publication in one step: a reader sees the old artifact or the new one, never half of one.
+
+On a file system: write beside, fsync, rename, fsync the folder. A folder changes places with the one it replaces.
+
+An object store has no rename and no folders. What it has is an upload that becomes visible as a whole when it
+completes, however many parts it was sent in (S3: PutObject, CompleteMultipartUpload). So
+
+- a file is uploaded under a staging name and copied over its name inside the store; the copy is such an upload;
+- a folder `models/po_student_v2` is uploaded to a prefix of its own, `models/po_student_v2/<version>/`, which nothing
+  points to yet; then one small object, `models/po_student_v2/CURRENT`, is replaced by the version's name. Readers go
+  through `published_directory`. A crash before that leaves them the old version; it and the one before stay for readers
+  that are in the middle of it, and older ones are removed with the next publication.
+"""
+
+import contextlib
+import ctypes
+import errno
+import io
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from upath import UPath
+
+POINTER = "CURRENT"
+"""The object that names the current version of a folder in an object store."""
+
+_STAGING = ".staging-"
+_RETIRED = f"{_STAGING}retired-"
+# From Linux's fcntl.h and fs.h; Python's standard library has no call for it.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_BUFFER = 1 << 20
+_KEPT_VERSIONS = 3
+"""Versions of a folder in an object store: the current one, and those a reader may still be in the middle of."""
+
+
+@contextlib.contextmanager
+def atomic_file(path: UPath | Path) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces `path` when the block ends well, and vanishes when it raises."""
+    staging = staging_path(path)
+    try:
+        with staging.open("wb") as file:
+            yield file
+            file.flush()
+            if is_local(path):
+                os.fsync(file.fileno())
+        publish_file(staging, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            staging.unlink()
+
+
+@contextlib.contextmanager
+def atomic_directory(path: UPath | Path) -> Iterator[Path]:
+    """A local folder to fill; it replaces the folder `path` when the block ends well and vanishes when it raises."""
+    if is_local(path):
+        target = Path(str(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{target.name}-", dir=target.parent))
+    else:
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING))
+    try:
+        yield staging
+        if is_local(path):
+            _sync_tree(staging)
+            staging.chmod(0o755)  # mkdtemp makes a private folder
+            _swap_directory(staging, Path(str(path)))
+        else:
+            _upload(staging, UPath(path))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def published_directory(path: UPath | Path) -> UPath:
+    """Where the files of the folder `path` are: `path` itself, or in an object store the version that is current.
+
+    Read all files of a folder through one result of this, and they belong together. A folder without a pointer, as
+    `aws s3 sync` makes it, is taken as it is; whether anything is there is the reader's to find out.
+    """
+    path = UPath(path)
+    if is_local(path):
+        return path
+    try:
+        return path / path.joinpath(POINTER).read_text().strip()
+    except FileNotFoundError:
+        return path
+
+
+def staging_path(path: UPath | Path) -> UPath:
+    """A fresh name beside `path`, whose folder exists afterwards."""
+    path = UPath(path)
+    if is_local(path):  # elsewhere there are no folders to make, and a misspelt bucket must not be made
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f"{_STAGING}{path.name}-{uuid.uuid4().hex[:8]}"
+
+
+def publish_file(staging: UPath, path: UPath | Path) -> None:
+    """Rename a written and synced file over `path`."""
+    if is_local(path):
+        Path(str(staging)).replace(str(path))
+        _sync_folder(Path(str(path)).parent)
+    else:
+        # An object store has no rename: the copy becomes visible as a whole when it completes.
+        staging.fs.cp_file(staging.path, UPath(path).path)
+        staging.unlink()
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space or quota; safetensors tells of it in the text of an error of its own."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in full)
+
+
+def remove_left_over_staging(folder: UPath, older_than: timedelta = timedelta(days=1)) -> list[UPath]:
+    """Remove what killed writers left half written in a folder, and return it.
+
+    What is younger than `older_than` may be a living writer's. A retired folder stays (see `_swap_directory`): it is
+    whole, and the only copy if a crash came between the two renames.
+    """
+    if not folder.is_dir():
+        return []
+    before = datetime.now(UTC) - older_than
+    staged = [path for path in folder.iterdir() if path.name.startswith(_STAGING) and _RETIRED not in path.name]
+    old = [path for path in staged if path.fs.modified(path.path) <= before]
+    for path in old:
+        path.fs.rm(path.path, recursive=True)
+    return old
+
+
+def is_local(path: UPath | Path) -> bool:
+    """Whether the path is on this machine's file system."""
+    return getattr(path, "protocol", "") in ("", "file", "local")
+
+
+def open_buffered(path: UPath | Path) -> BinaryIO:
+    """A binary file to read line by line.
+
+    fsspec's own remote files find line ends in Python, slowly, and their `readline` takes no limit; hence the buffer.
+    """
+    file = UPath(path).open("rb")
+    return cast("BinaryIO", file if isinstance(file, io.BufferedIOBase) else io.BufferedReader(file, _BUFFER))
+
+
+@contextlib.contextmanager
+def local_copy(folder: UPath | Path) -> Iterator[Path]:
+    """A published folder as a path on this machine: itself where it is here, else a copy that vanishes afterwards.
+
+    Raises:
+        FileNotFoundError: an object store holds nothing there.
+    """
+    if is_local(folder):
+        yield Path(str(folder))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        source = published_directory(folder)
+        source.fs.get(f"{source.path.rstrip('/')}/", f"{temporary}/", recursive=True)
+        yield Path(temporary)
+
+
+def _swap_directory(staging: Path, target: Path) -> None:
+    retired = staging
+    if not target.exists():
+        staging.rename(target)
+    elif not _exchanged(staging, target):
+        # Two renames: a crash between them leaves the old folder under its retired name, complete.
+        retired = target.parent / f"{_RETIRED}{target.name}-{uuid.uuid4().hex[:8]}"
+        target.rename(retired)
+        staging.rename(target)
+    _sync_folder(target.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two folders changed places in one step, which Linux can do on most file systems (renameat2(2))."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE) == 0
+
+
+def _upload(staging: Path, target: UPath) -> None:
+    version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{uuid.uuid4().hex[:8]}"
+    for file in sorted(file for file in staging.rglob("*") if file.is_file()):
+        target.fs.put_file(str(file), (target / version / file.relative_to(staging).as_posix()).path)
+    _point(target, version)
+    versions = sorted(path.name for path in target.iterdir() if path.is_dir() and path.name != version)
+    for old in versions[: -(_KEPT_VERSIONS - 1)]:
+        target.fs.rm((target / old).path, recursive=True)
+
+
+def _point(target: UPath, version: str) -> None:
+    target.fs.pipe_file((target / POINTER).path, f"{version}\n".encode())
+
+
+def _sync_tree(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
