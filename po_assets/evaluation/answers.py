@@ -1,19 +1,36 @@
-"""Answers as they came out of a model, and the cache that lets an interrupted evaluation go on.
+"""All cases answered by one model: from the cache where possible, else batch by batch, with progress in the log.
 
-One JSON line per answer. What an answer is worth belongs to `scoring`.
+Also the cache, which lets an interrupted evaluation go on, and the loading of what answers. How tokens are chosen
+belongs to `generate`; what an answer is worth to `scoring`.
 """
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from po_assets.storage import atomic_file
-from po_assets.storage.atomic import is_local
+from po_assets.dataset.cases import EvalCase
+from po_assets.errors import UserError
+from po_assets.evaluation.settings import ENGINE_VERSION, Decoding
+from po_assets.model import BaseModel, ChatTemplate, best_device, choose_precision, load_base_model, load_tokenizer
+from po_assets.product_owner import parse_answer, validate_answer
+from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
+from po_assets.storage import atomic_file, digest_of, is_local
+from po_assets.text import Progress
+
+if TYPE_CHECKING:
+    from po_assets.evaluation.generate import Completion, Request
+
+Log = Callable[[str], None]
+
+_LOG_SECONDS = 15.0
+_EXPECTED_TOKENS = 300  # of an answer, until the first is finished
 
 
 @dataclass(frozen=True)
@@ -31,19 +48,15 @@ class Answer:
 
 
 class AnswerCache:
-    """Finished answers of one model under one decoding, by the digest of what was asked.
+    """Finished answers of one model under one decoding, by the digest of what was asked; one JSON line per answer.
 
     A line is appended and synced per answer, so that nothing finished is lost; a line cut by a crash is ignored.
     """
 
-    def __init__(self, folder: UPath, model_digest: str, decoding_digest: str) -> None:
-        self._path = folder / f"{model_digest[:16]}-{decoding_digest[:16]}.jsonl"
-        self._answers = dict(_read_lines(self._path))
-
-    @property
-    def path(self) -> UPath:
-        """The cache's file."""
-        return self._path
+    def __init__(self, folder: UPath, model_digest: str, decoding: str) -> None:
+        """`decoding` is the fingerprint of the decoding settings."""
+        self.path = folder / f"{model_digest[:16]}-{decoding[:16]}.jsonl"
+        self._answers = dict(_read_lines(self.path))
 
     def get(self, asked: str) -> Answer | None:
         """The answer to what has this digest, if it is there."""
@@ -52,11 +65,267 @@ class AnswerCache:
     def add(self, asked: str, answer: Answer) -> None:
         """Keep a finished answer, on disk when this returns."""
         self._answers[asked] = answer
-        if is_local(self._path):
-            _append_synced(Path(str(self._path)), _line(asked, answer))
+        if is_local(self.path):
+            _append_synced(Path(str(self.path)), _line(asked, answer))
         else:  # an object store cannot append; the file is small
-            with atomic_file(self._path) as file:
+            with atomic_file(self.path) as file:
                 file.write(b"".join(_line(asked, answer) for asked, answer in self._answers.items()))
+
+
+@dataclass(frozen=True)
+class AnsweringModel:
+    """A loaded model with its chat format. `model` is called like a transformers causal language model."""
+
+    model: Any
+    chat: ChatTemplate
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The tokens that end an answer: the chat format's, then those of the model's generation config."""
+        configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        others = configured if isinstance(configured, list) else [configured]
+        return list(dict.fromkeys([self.chat.eos_id, *(token for token in others if isinstance(token, int))]))
+
+
+def load_baseline(folder: Path, spec: BaseModel) -> AnsweringModel:
+    """The base model as it is."""
+    from po_assets.model.cpu import prepare_for_decoding
+
+    model = load_base_model(folder, quantization=spec.quantization)
+    prepare_for_decoding(model)
+    return AnsweringModel(model, ChatTemplate(load_tokenizer(folder)))
+
+
+def load_student(folder: Path, spec: BaseModel, adapter: Path) -> AnsweringModel:
+    """The base model with the adapter.
+
+    Merged where the weights allow it, in float32 and then rounded once to the precision that the baseline runs in: each
+    forward pass is then as fast as the base model's. A quantized base keeps its adapter beside it.
+
+    Raises:
+        UserError: the folder holds no adapter for this base model, or one that changes nothing.
+    """
+    from peft import PeftModel
+
+    from po_assets.model.cpu import prepare_for_decoding
+
+    quantized = spec.quantization != "none"
+    base = load_base_model(folder, None if quantized else "float32", quantization=spec.quantization, device="cpu")
+    try:
+        student = PeftModel.from_pretrained(base, str(adapter))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise UserError(
+            f"The adapter does not load onto {spec.name}: {reason}. Materialize lora_adapter again."
+        ) from error
+    student.eval()
+    if quantized:
+        return AnsweringModel(student, ChatTemplate(load_tokenizer(folder)))
+    if not _changes_weights(student):
+        raise UserError(f"The adapter changes no weight of {spec.name}: it was not trained. Materialize lora_adapter.")
+    merged = student.merge_and_unload().to(device=best_device(), dtype=choose_precision().torch_dtype)
+    prepare_for_decoding(merged.eval())
+    return AnsweringModel(merged, ChatTemplate(load_tokenizer(folder)))
+
+
+def answer_cases(
+    cases: Sequence[EvalCase],
+    decoding: Decoding,
+    cache: AnswerCache,
+    load_model: Callable[[], AnsweringModel],
+    *,
+    log: Log = lambda _message: None,
+    name: str = "the model",
+) -> list[Answer]:
+    """One answer per case, in the order of the cases; the model is loaded only when one is missing.
+
+    Raises:
+        UserError: with a grammar, `max_new_tokens` is too small for the longest answer that the grammar allows; or
+            prompt and answer may be longer than the model's context.
+    """
+    limits = limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
+    everything = [_question(case, decoding, limits) for case in cases]
+    known = {q.case.case_id: answer for q in everything if (answer := cache.get(q.asked))}
+    questions = [question for question in everything if question.case.case_id not in known]
+    if questions:
+        _refuse_short_limit(questions, decoding, limits)
+        log(f"{name}: {len(known)} of {len(cases)} answers are cached, {len(questions)} are to be generated")
+        answering = load_model()
+        meter = _Meter(name, len(questions), log)
+        for question, answer in _answered(answering, questions, decoding, meter):
+            cache.add(question.asked, answer)
+            known[question.case.case_id] = answer
+        meter.finish()
+    else:
+        log(f"{name}: all {len(cases)} answers are cached, nothing is generated")
+    # A cached answer belongs to the question, whatever the case was called when it was asked.
+    return [replace(known[case.case_id], case_id=case.case_id) for case in cases]
+
+
+@dataclass
+class _Question:
+    """What is asked for one case; `asked` is the digest of everything that decides the answer besides the model."""
+
+    case: EvalCase
+    grammar: str | None
+    asked: str
+    attempts: int = 0
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def _question(case: EvalCase, decoding: Decoding, limits: GrammarLimits) -> _Question:
+    grammar = answer_grammar(case.requirement_ids, limits) if decoding.mode == "constrained" else None
+    return _Question(case, grammar, asked=digest_of([case.prompt, grammar, ENGINE_VERSION]))
+
+
+def _answered(
+    answering: AnsweringModel, questions: list[_Question], decoding: Decoding, meter: "_Meter"
+) -> Iterator[tuple[_Question, Answer]]:
+    """Final answers as they come; with retries, an invalid one is asked for again after all others had their turn."""
+    from po_assets.evaluation import generate
+
+    by_case = {question.case.case_id: question for question in questions}
+    requests = _requests(answering, questions, decoding)
+    while requests:
+        again: list[_Question] = []
+        for batch in generate.batches_by_length(requests, decoding.batch_size):
+            meter.longest = 0
+            for completion in generate.complete_batch(answering.model, batch, decoding, answering.eos_ids, meter.step):
+                question = by_case[completion.key]
+                answer = _answer(answering, question, completion)
+                parsed = parse_answer(answer.text)
+                verdict = validate_answer(parsed.vision_yaml, parsed.review_yaml)
+                if verdict or question.attempts > decoding.retries:
+                    meter.finished.append(answer.tokens)
+                    yield question, answer
+                else:
+                    question.reason = verdict.reason
+                    again.append(question)
+        requests = _requests(answering, again, decoding)
+
+
+def _requests(answering: AnsweringModel, questions: list[_Question], decoding: Decoding) -> "list[Request]":
+    from po_assets.evaluation.generate import GrammarConstraint, Request, grammar_tokenizer
+
+    if not questions:
+        return []
+    vocabulary = int(answering.model.config.vocab_size)
+    tokenizer = grammar_tokenizer(answering.chat.tokenizer, vocabulary) if decoding.mode == "constrained" else None
+    requests = []
+    for question in questions:
+        question.attempts += 1
+        seed = hashlib.sha256(f"{decoding.seed}/{question.asked}/{question.attempts}".encode()).digest()
+        requests.append(
+            Request(
+                key=question.case.case_id,
+                prompt_ids=answering.chat.prompt_ids(_prompt(question)),
+                constraint=GrammarConstraint(tokenizer, question.grammar) if tokenizer and question.grammar else None,
+                seed=int.from_bytes(seed[:8], "big") >> 1,
+            )
+        )
+    _refuse_short_context(answering.model, requests, decoding)
+    return requests
+
+
+def _prompt(question: _Question) -> str:
+    if not question.reason:
+        return question.case.prompt
+    return (
+        f"{question.case.prompt}\n\nReminder: your last answer could not be used, because {question.reason}. "
+        "Write both fenced YAML blocks, complete, with every key."
+    )
+
+
+def _answer(answering: AnsweringModel, question: _Question, completion: "Completion") -> Answer:
+    question.seconds += completion.seconds
+    return Answer(
+        case_id=question.case.case_id,
+        text=answering.chat.answer_text(completion.token_ids),
+        finish_reason=completion.finish_reason,
+        tokens=len(completion.token_ids),
+        seconds=round(question.seconds, 3),
+        attempts=question.attempts,
+    )
+
+
+def _refuse_short_limit(questions: Sequence[_Question], decoding: Decoding, limits: GrammarLimits) -> None:
+    if decoding.mode != "constrained":
+        return
+    needed, case_id = max((limits.longest_answer(len(q.case.requirement_ids)), q.case.case_id) for q in questions)
+    if decoding.max_new_tokens < needed:
+        raise UserError(
+            f"max_new_tokens is {decoding.max_new_tokens}, but the grammar allows answers of up to {needed} tokens "
+            f"(case {case_id}): an answer could be cut. Set it to {needed} or more; only long answers use it."
+        )
+
+
+def _refuse_short_context(model: Any, requests: "Sequence[Request]", decoding: Decoding) -> None:
+    config = getattr(model.config, "text_config", None) or model.config
+    context = getattr(config, "max_position_embeddings", None)
+    longest = max(requests, key=lambda request: len(request.prompt_ids))
+    if isinstance(context, int) and len(longest.prompt_ids) + decoding.max_new_tokens > context:
+        raise UserError(
+            f"The prompt of case {longest.key} has {len(longest.prompt_ids):,} tokens; with max_new_tokens "
+            f"{decoding.max_new_tokens:,} that is more than the model's context of {context:,}. Lower max_new_tokens, "
+            "or use a base model with a longer context."
+        )
+
+
+def tokens_left(mean: float, *, running: int, written: int, waiting: int) -> float:
+    """Tokens still to come, about: answers have `mean` tokens, those being written have `written` already.
+
+    One that is longer than most is taken to need half an answer more, since nothing else is known of it.
+    """
+    return running * max(mean - written, mean / 2) + waiting * mean
+
+
+class _Meter:
+    """Counts of an evaluation under way, told at a bearable rate: answers done, tokens a second, time left."""
+
+    def __init__(self, name: str, answers: int, log: Log) -> None:
+        self._name, self._answers = name, answers
+        self._progress = Progress(log, every_seconds=_LOG_SECONDS)
+        self._progress.due()  # what stands in the log already is the first report
+        self._started = self._progress.clock()
+        self._tokens = 0
+        self.finished: list[int] = []
+        """Tokens of each finished answer."""
+        self.longest = 0
+        """Tokens of the longest answer that is being written."""
+
+    def step(self, rows: int) -> None:
+        """Count one forward pass that gave this many rows a token."""
+        self._tokens += rows
+        self.longest += 1
+        if self._progress.due():
+            speed = self._tokens / (self._progress.clock() - self._started)
+            mean = sum(self.finished) / len(self.finished) if self.finished else _EXPECTED_TOKENS
+            waiting = max(self._answers - len(self.finished) - rows, 0)
+            left = tokens_left(mean, running=rows, written=self.longest, waiting=waiting) / speed
+            self._progress.say(
+                f"{self._name}: {len(self.finished)} of {self._answers} answers, {speed:.0f} tokens/s, "
+                f"about {left:.0f} s left"
+            )
+
+    def finish(self) -> None:
+        """Say what it took."""
+        seconds = self._progress.clock() - self._started
+        self._progress.say(
+            f"{self._name}: {len(self.finished)} answers, {sum(self.finished):,} tokens in {seconds:.0f} s "
+            f"({self._tokens / max(seconds, 1e-9):.0f} tokens/s)"
+        )
+
+
+def _changes_weights(student: Any) -> bool:
+    """Whether any LoRA product of a PEFT model is not zero: an untrained adapter would measure the base model."""
+    import torch
+
+    return any(
+        bool(torch.count_nonzero(up.weight)) and bool(torch.count_nonzero(module.lora_A[name].weight))
+        for module in student.modules()
+        for name, up in getattr(module, "lora_B", {}).items()
+    )
 
 
 def _line(asked: str, answer: Answer) -> bytes:

@@ -3,25 +3,32 @@
 Thin: they read, call the plain functions of this package, and show. Their checks are in `checks`.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import dagster as dg
-import pandas as pd
 from upath import UPath
 
-from po_assets.dag import Artifacts, column_schema, figure_picture, records_table, stage_frames
+from po_assets.dag import (
+    Artifacts,
+    column_schema,
+    figure_picture,
+    records_table,
+    stage_frames,
+    user_errors_fail_the_step,
+)
 from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
-from po_assets.evaluation.settings import ENGINE_VERSION, DecodingSettings
+from po_assets.dataset.cases import read_eval_cases
+from po_assets.evaluation.evaluate import Evaluation, answer_with_baseline, evaluate_student
+from po_assets.evaluation.gate import verdict_rows
+from po_assets.evaluation.report import answers_summary, evaluation_figures
+from po_assets.evaluation.scoring import ScoredAnswer, answers_frame
+from po_assets.evaluation.settings import ENGINE_VERSION, Decoding
+from po_assets.evaluation.statistics import summarize
 from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
-from po_assets.storage import atomic_file, digest_of, file_digest, read_manifest
-
-if TYPE_CHECKING:
-    from po_assets.evaluation.scoring import ScoredAnswer
-    from po_assets.evaluation.student_evaluation import Evaluation
+from po_assets.storage import atomic_file, file_digest, read_manifest
 
 CODE_VERSION = f"1+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
 
@@ -65,37 +72,29 @@ _COLUMNS = column_schema(
     op_tags={**GPU_STEP, "dagster/priority": "-1"},  # a bad landing is told of before it; it takes minutes
     retry_policy=CRASH_RETRY,
     code_version=CODE_VERSION,
+    deps=["eval_cases"],
     metadata={"dagster/column_schema": _COLUMNS},
     description="One row per evaluation case: the untrained base model's answer and its score. The student is compared "
     "with it under the same prompt and decoding. Answers given before come from a cache.",
 )
+@user_errors_fail_the_step()
 def baseline_report(
-    context: dg.AssetExecutionContext,
-    eval_cases: pd.DataFrame,
-    artifacts: Artifacts,
-    base_model: BaseModel,
-    decoding: DecodingSettings,
+    context: dg.AssetExecutionContext, artifacts: Artifacts, base_model: BaseModel, decoding: Decoding
 ) -> dg.MaterializeResult[Any]:
     """Answer all cases with the base model."""
-    from po_assets.evaluation.cases import cases_from_frame
-    from po_assets.evaluation.report import answers_summary
-    from po_assets.evaluation.student_evaluation import answer_with_baseline
-
-    layout = artifacts.layout
-    with _refusing():
-        settings, spec = decoding.decoding(), base_model.resolved()
-        scored = answer_with_baseline(cases_from_frame(eval_cases), layout, spec, settings, context.log.info)
-    summary = answers_summary(scored, spec.name, settings)
+    layout, spec = artifacts.layout, base_model.resolved()
+    scored = answer_with_baseline(read_eval_cases(layout.eval_cases), layout, spec, decoding, context.log.info)
+    summary = answers_summary(scored, spec.name, decoding)
     with atomic_file(layout.baseline_report) as file:
         file.write(json.dumps(summary, indent=1).encode())
     return _answers_result(
         scored,
         layout.baseline_answers,
         inputs={"eval_cases": file_digest(layout.eval_cases), "base_model": scored[0].model_digest},
-        config=settings.digest,
+        config=decoding.fingerprint(),
         metadata={
             "model": spec.name,
-            "decoding": settings.described(),
+            "decoding": decoding.described(),
             "report": dg.MetadataValue.path(str(layout.baseline_report)),
         },
     )
@@ -109,68 +108,41 @@ def baseline_report(
     op_tags=GPU_STEP,
     retry_policy=CRASH_RETRY,
     code_version=CODE_VERSION,
-    deps=["lora_adapter"],
+    deps=["eval_cases", "baseline_report", "lora_adapter"],
     metadata={"dagster/column_schema": _COLUMNS},
     description="One row per evaluation case: the student's answer and its score, with the gate that decides whether "
     "the adapter becomes models/current, and a report for people (HTML and JSON). The thresholds are its checks.",
 )
-def eval_report(  # noqa: PLR0917 - Dagster passes by name
-    context: dg.AssetExecutionContext,
-    eval_cases: pd.DataFrame,
-    baseline_report: pd.DataFrame,
-    artifacts: Artifacts,
-    base_model: BaseModel,
-    decoding: DecodingSettings,
+@user_errors_fail_the_step()
+def eval_report(
+    context: dg.AssetExecutionContext, artifacts: Artifacts, base_model: BaseModel, decoding: Decoding
 ) -> dg.MaterializeResult[Any]:
     """Answer all cases with the student, compare it with the baseline, gate it, report it, promote it."""
-    from po_assets.evaluation.cases import cases_from_frame
-    from po_assets.evaluation.student_evaluation import evaluate_student
-
     layout = artifacts.layout
-    with _refusing():
-        settings = decoding.decoding()
-        evaluation = evaluate_student(
-            cases_from_frame(eval_cases),
-            baseline_report,
-            layout,
-            base_model.resolved(),
-            decoding,
-            log=context.log.info,
-        )
+    cases = read_eval_cases(layout.eval_cases)
+    evaluation = evaluate_student(cases, layout, base_model.resolved(), decoding, context.log.info)
     baseline_manifest = read_manifest(layout.baseline_answers)
     return _answers_result(
-        evaluation.student,
+        evaluation.found.student,
         layout.student_answers,
         inputs={
             "eval_cases": file_digest(layout.eval_cases),
             "baseline_report": baseline_manifest.sha256 if baseline_manifest else "",
-            "lora_adapter": evaluation.record.adapter_sha256,
+            "lora_adapter": evaluation.record.sha256,
         },
-        config=digest_of([settings.digest, decoding.free_decoding().digest, decoding.free_cases]),
+        config=decoding.report_fingerprint(),
         metadata=_report_metadata(evaluation, layout.report_html, layout.report_json),
     )
 
 
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """What cannot work however often it is tried (wrong settings, no such model) fails once, with its sentence."""
-    try:
-        yield
-    except ValueError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
-
-
 def _answers_result(
-    scored: Sequence["ScoredAnswer"],
+    scored: Sequence[ScoredAnswer],
     path: UPath,
     *,
     inputs: dict[str, str],
     config: str,
     metadata: Mapping[str, Any],
 ) -> dg.MaterializeResult[Any]:
-    from po_assets.evaluation.scoring import answers_frame
-    from po_assets.evaluation.statistics import summarize
-
     staged = stage_frames(path, [answers_frame(scored)])
     summary = summarize(scored)
     lowest = sorted(scored, key=lambda answer: answer.total)
@@ -204,30 +176,23 @@ def _answers_result(
     )
 
 
-def _report_metadata(evaluation: "Evaluation", html: UPath, report: UPath) -> dict[str, Any]:
+def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict[str, Any]:
     free = evaluation.free
     return {
         # A path with a copy button: browsers refuse to follow a link from the UI to a file.
         "report": dg.MetadataValue.path(str(html)),
         "report_json": dg.MetadataValue.path(str(report)),
         "gate": "passed" if evaluation.record.passed else "failed",
-        "gate_table": records_table(
-            [
-                {  # the page cuts wide tables on the right: what counts stands on the left
-                    "threshold": row.name,
-                    "verdict": "pass" if row.passed else ("FAIL" if row.severity == "ERROR" else "warning"),
-                    "value": row.value,
-                    "required": row.required,
-                }
-                for row in evaluation.record.rows
-            ]
-        ),
+        "gate_table": records_table(verdict_rows(evaluation.record)),
         "promotion": evaluation.promotion,
-        "decoding": evaluation.record.decoding,
+        "decoding": evaluation.record.context["decoding"],
         "without_grammar": free.described if free else "The student was not asked without grammar.",
-        **{_key(name): figure_picture(figure, name) for name, figure in evaluation.figures().items()},
+        **{_key(name): figure_picture(figure, name) for name, figure in evaluation_figures(evaluation.found).items()},
     }
 
 
 def _key(title: str) -> str:
     return title.lower().replace("'s", "").replace(" ", "_")
+
+
+evaluation_assets = [baseline_report, eval_report]

@@ -1,116 +1,103 @@
-"""The gate: what a student must reach to be promoted, and the record of its verdict.
+"""What comes of the gate's verdicts: the record, tied to the adapter's digest, and the promotion to `models/current`.
 
-A gate is computed from scored answers alone. Its record is tied to the digest of the adapter that gave the answers;
-whoever uses an adapter trusts that record, not the colour of the last run.
+Whoever uses an adapter trusts the record, not the colour of the last run. What the gate asks for belongs to `checks`.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+import os
+import shutil
+import uuid
+from pathlib import Path
 
 from upath import UPath
 
-from po_assets.evaluation import gate_rows
-from po_assets.evaluation.gate_rows import THRESHOLDS, GateRow, GateThresholds
-from po_assets.evaluation.scoring import ScoredAnswer
-from po_assets.evaluation.statistics import paired_difference, summarize
-from po_assets.storage import atomic_file
+from po_assets.dag import GateRecord, gate_record, read_gate, write_gate
+from po_assets.errors import UserError
+from po_assets.evaluation.checks import Evidence, checks
+from po_assets.storage import Layout, atomic_directory, is_local, published_directory
 
-if TYPE_CHECKING:
-    from po_assets.storage import Layout
-
-
-@dataclass(frozen=True)
-class GateRecord:
-    """A gate's verdict on one adapter."""
-
-    adapter_sha256: str
-    baseline_digest: str
-    cases_sha256: str
-    decoding: str
-    passed: bool
-    time: str
-    rows: list[GateRow]
+GATE_FILE = "gate.json"
+_KEPT_VERSIONS = 3
+"""Promoted adapters on disk, the current one among them, so that a switch can be taken back by hand."""
 
 
-def evaluate_gate(
-    baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer], thresholds: GateThresholds = THRESHOLDS
-) -> list[GateRow]:
-    """Every row of the gate. The two must answer the same cases; see `refuse_unpaired`.
-
-    Raises:
-        ValueError: the student answered nothing, or the two do not pair.
-    """
-    refuse_unpaired(baseline, student)
-    summary = summarize(student)
-    pairs = _pairs(baseline, student)
-    difference = paired_difference([b.total for b, _ in pairs], [s.total for _, s in pairs])
-    return [
-        gate_rows.case_count(summary, thresholds),
-        gate_rows.mean_score(summary, student, thresholds),
-        gate_rows.score_std(summary, student, thresholds),
-        gate_rows.delta_vs_baseline(summarize(baseline), summary, pairs, thresholds),
-        gate_rows.valid_answers(summary, student, thresholds),
-        gate_rows.non_inferiority(difference, thresholds),
-        gate_rows.status_accuracy(summary, student),
-        gate_rows.worst_case(student, thresholds),
-    ]
+def judge(found: Evidence, adapter_sha256: str, *, cases_sha256: str, decoding: str) -> GateRecord:
+    """The gate's verdict on an adapter; `decoding` in words."""
+    context = {
+        "baseline_digest": found.baseline[0].model_digest,
+        "cases_sha256": cases_sha256,
+        "decoding": decoding,
+    }
+    return gate_record(adapter_sha256, checks.verdicts(found), context)
 
 
-def gate_passed(rows: Sequence[GateRow]) -> bool:
-    """Whether no ERROR row failed; a WARN is looked at by people."""
-    return all(row.passed for row in rows if row.severity == "ERROR")
-
-
-def refuse_unpaired(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer]) -> None:
-    """Raise ValueError unless both sides answered the same cases under the same decoding and metric."""
-    faults = []
-    one, other = ({answer.case_id for answer in side} for side in (baseline, student))
-    if one != other:
-        only = sorted(one ^ other)
-        faults.append(
-            f"{len(only)} cases were answered by one side only ({', '.join(only[:3])}{', …' * (len(only) > 3)})"
-        )
-    for name, of in (("decoding settings", "decoding"), ("metric version", "metric_version")):
-        values = [{str(getattr(answer, of))[:12] for answer in side} for side in (baseline, student)]
-        if values[0] != values[1] or len(values[0]) > 1:
-            faults.append(f"{name} differ ({', '.join(sorted(values[0]))} and {', '.join(sorted(values[1]))})")
-    if faults:
-        raise ValueError(
-            f"baseline and student cannot be compared: {'; '.join(faults)}. Materialize baseline_report and "
-            "eval_report together, with the same settings"
-        )
-
-
-def gate_path(layout: "Layout") -> UPath:
-    """Where the gate's record stands."""
+def gate_path(layout: Layout) -> UPath:
+    """Where the record of the last evaluation stands."""
     return layout.report_json.parent / "po_eval_gate.json"
 
 
-def write_gate(path: UPath, record: GateRecord) -> None:
-    """Write the record in one step."""
-    with atomic_file(path) as file:
-        file.write(json.dumps(asdict(record), indent=2).encode())
+def verdict_rows(record: GateRecord) -> list[dict[str, str]]:
+    """The record as a narrow table: criterion, required, value, verdict (pass, FAIL or warning)."""
+    return [
+        {
+            "criterion": name,
+            "required": check["required"],
+            "value": check["value"],
+            "verdict": "pass" if check["passed"] else ("FAIL" if check["severity"] == "ERROR" else "warning"),
+        }
+        for name, check in record.checks.items()
+    ]
 
 
-def load_gate(layout: "Layout") -> GateRecord | None:
-    """The last gate's record, or None where there is none (or one of another version)."""
+def gate_table(layout: Layout) -> list[dict[str, str]]:
+    """The last gate's table, empty where there is none: for the end of `po-assets run`."""
+    record = read_gate(gate_path(layout))
+    return verdict_rows(record) if record else []
+
+
+def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:
+    """Make the evaluated adapter, whose folder is `adapter`, the current one; returns `layout.current`.
+
+    It is copied, since the next training replaces its folder. On a file system `current` is a symbolic link that is
+    replaced in one step. In an object store it is a folder of its own, whose pointer to the newest version is.
+
+    Raises:
+        UserError: the record's gate did not pass.
+    """
+    if not record.passed:
+        raise UserError(f"The gate of adapter {record.sha256[:12]} did not pass, it is not promoted.")
+    if not is_local(layout.current):
+        _copy(adapter, layout.current, record)
+        return layout.current
+    current = Path(str(layout.current)).absolute()
+    versions = current.parent / "promoted"
+    version = versions / record.sha256[:16]
+    _copy(adapter, UPath(version), record)
+    if current.is_dir() and not current.is_symlink():  # made by hand, or by an object store's sync: kept, not lost
+        current.rename(versions / f"replaced-{uuid.uuid4().hex[:8]}")
+    link = current.parent / f".staging-current-{uuid.uuid4().hex[:8]}"
+    link.symlink_to(version.relative_to(current.parent))
+    link.replace(current)
+    _prune(versions, keep=version)
+    return layout.current
+
+
+def promoted_adapter(layout: Layout) -> str | None:
+    """Digest of the adapter that is current, None where none is."""
     try:
-        record = json.loads(gate_path(layout).read_text())
-        return GateRecord(**{**record, "rows": [GateRow(**row) for row in record["rows"]]})
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        record = read_gate(published_directory(layout.current) / GATE_FILE)
+    except NotADirectoryError:
         return None
+    return record.sha256 if record else None
 
 
-def gate_table(layout: "Layout") -> list[GateRow]:
-    """The rows of the last gate, empty where there is none: for the table at the end of `make run`."""
-    record = load_gate(layout)
-    return record.rows if record else []
+def _copy(adapter: Path, target: UPath, record: GateRecord) -> None:
+    with atomic_directory(target) as staging:
+        shutil.copytree(adapter, staging, dirs_exist_ok=True)
+        write_gate(UPath(staging / GATE_FILE), record)
 
 
-def _pairs(
-    baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer]
-) -> list[tuple[ScoredAnswer, ScoredAnswer]]:
-    by_case = {answer.case_id: answer for answer in baseline}
-    return [(by_case[answer.case_id], answer) for answer in student]
+def _prune(versions: Path, keep: Path) -> None:
+    others = [folder for folder in versions.iterdir() if folder != keep and not folder.name.startswith(".")]
+    newest_first = sorted(others, key=os.path.getmtime, reverse=True)
+    for folder in newest_first[_KEPT_VERSIONS - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,28 +1,36 @@
-"""The report: everything that is said about an evaluation, as one JSON document and one HTML page.
+"""The report: everything that is said about an evaluation, as one JSON document, one HTML page and pictures.
 
 Derived from scored answers alone, so that it can be rebuilt without a model. How the page looks is in `report.html.j2`.
 """
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from po_assets.evaluation.cases import EvaluationCase
-from po_assets.evaluation.gate import GateRecord
-from po_assets.evaluation.gate_rows import THRESHOLDS
+from po_assets.dag import GateRecord
+from po_assets.dataset.cases import EvalCase
+from po_assets.evaluation.checks import Evidence
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
-from po_assets.evaluation.statistics import breakdown, confusion_matrix, paired_difference, summarize
+from po_assets.evaluation.statistics import breakdown, confusion_matrix, summarize
 from po_assets.storage import atomic_file
 
-REPORT_FORMAT = 1
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REPORT_FORMAT = 2
 _CHANGED = 0.01
 """Score differences under one hundredth are rounding and wording, not better or worse."""
+
+
+_BASELINE, _STUDENT, _LINE = "#94a3b8", "#4f46e5", "#dc2626"
 
 
 @dataclass(frozen=True)
@@ -57,28 +65,19 @@ def free_run(scored: Sequence[ScoredAnswer]) -> FreeRun | None:
     )
 
 
-def now() -> str:
-    """The time in UTC, to the second, ISO 8601."""
-    return datetime.now(UTC).replace(microsecond=0).isoformat()
-
-
 def answers_summary(scored: Sequence[ScoredAnswer], model: str, decoding: Decoding) -> dict[str, Any]:
     """The statistics of one model's answers, for JSON."""
     return {
         "model": model,
         "decoding": decoding.described(),
-        "decoding_digest": decoding.digest,
-        "summary": summarize(scored).as_dict(),
-        "by_tier": breakdown(scored, "tier"),
-        "by_status": breakdown(scored, "reference_status"),
-        "confusion": confusion_matrix(scored),
+        "decoding_digest": decoding.fingerprint(),
+        **_side(scored),
     }
 
 
 def build_report(
-    cases: Sequence[EvaluationCase],
-    baseline: Sequence[ScoredAnswer],
-    student: Sequence[ScoredAnswer],
+    cases: Sequence[EvalCase],
+    found: Evidence,
     record: GateRecord,
     *,
     models: Mapping[str, str],
@@ -86,23 +85,21 @@ def build_report(
     previous: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report as a JSON document; `previous` is the report that it replaces, if there is one."""
-    first = {answer.case_id: answer for answer in baseline}
-    second = {answer.case_id: answer for answer in student}
-    difference = paired_difference([first[a.case_id].total for a in student], [a.total for a in student])
+    pairs = {answer.case_id: (base, answer) for base, answer in found.pairs}
     return {
         "format": REPORT_FORMAT,
         "time": record.time,
-        "adapter_sha256": record.adapter_sha256,
+        "adapter_sha256": record.sha256,
         "models": dict(models),
-        "decoding": record.decoding,
-        "student_decoding": student[0].decoding,
-        "gate": {"passed": record.passed, "rows": [asdict(row) for row in record.rows]},
-        "baseline": _side(baseline),
-        "student": _side(student),
-        "difference": asdict(difference),
+        "decoding": record.context["decoding"],
+        "student_decoding": found.student[0].decoding,
+        "gate": {"passed": record.passed, "rows": [{"name": name, **check} for name, check in record.checks.items()]},
+        "baseline": _side(found.baseline),
+        "student": _side(found.student),
+        "difference": asdict(found.difference),
         "free": None if free is None else {**asdict(free), "described": free.described},
-        "previous": _against_previous(student, record.adapter_sha256, previous),
-        "cases": [_case(case, first[case.case_id], second[case.case_id]) for case in cases],
+        "previous": _against_previous(found.student, record.sha256, previous),
+        "cases": [_case(case, *pairs[case.case_id]) for case in cases],
     }
 
 
@@ -129,19 +126,37 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(report=report, pictures=pictures, thresholds=THRESHOLDS)
+    return template.render(report=report, pictures=pictures)
+
+
+def evaluation_figures(found: Evidence) -> "dict[str, Figure]":
+    """All pictures of an evaluation, by title: for Dagster's metadata and for the HTML page."""
+    least = found.profile.mean_score
+    return {
+        "Baseline against student": _case_scores(found.baseline, found.student, least),
+        "Score histogram": _score_histogram(found.baseline, found.student, least),
+        "Student's statuses": _confusion_picture(confusion_matrix(found.student), "Student's statuses"),
+        "Baseline's statuses": _confusion_picture(confusion_matrix(found.baseline), "Baseline's statuses"),
+    }
+
+
+def data_uri(figure: "Figure") -> str:
+    """The figure as a PNG inside a data URI, for an HTML page without further files."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _side(scored: Sequence[ScoredAnswer]) -> dict[str, Any]:
     return {
-        "summary": summarize(scored).as_dict(),
+        "summary": asdict(summarize(scored)),
         "by_tier": breakdown(scored, "tier"),
         "by_status": breakdown(scored, "reference_status"),
         "confusion": confusion_matrix(scored),
     }
 
 
-def _case(case: EvaluationCase, baseline: ScoredAnswer, student: ScoredAnswer) -> dict[str, Any]:
+def _case(case: EvalCase, baseline: ScoredAnswer, student: ScoredAnswer) -> dict[str, Any]:
     return {
         "case_id": case.case_id,
         "tier": case.tier,
@@ -178,3 +193,60 @@ def _against_previous(
         "better": sorted((c for c in changes if c["now"] > c["before"]), key=lambda c: c["before"] - c["now"]),
         "worse": sorted((c for c in changes if c["now"] < c["before"]), key=lambda c: c["now"] - c["before"]),
     }
+
+
+def _case_scores(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer], threshold: float) -> "Figure":
+    """Each case's two scores, joined by a line, cases in order of the student's score."""
+    figure, axes = _figure((9.0, 3.4), "Score per case", "cases, lowest student score first", "score")
+    by_case = {answer.case_id: answer.total for answer in baseline}
+    ordered = sorted(student, key=lambda answer: answer.total)
+    places = range(len(ordered))
+    before, after = [by_case[answer.case_id] for answer in ordered], [answer.total for answer in ordered]
+    axes.vlines(places, before, after, color="#cbd5e1", linewidth=1)
+    axes.scatter(places, before, color=_BASELINE, s=22, label="baseline", zorder=3)
+    axes.scatter(places, after, color=_STUDENT, s=22, label="student", zorder=3)
+    axes.axhline(threshold, color=_LINE, linestyle="--", linewidth=1, label=f"mean asked for {threshold:g}")
+    # A `$` in an id or a status is no formula.
+    axes.set_xticks(list(places), [a.case_id for a in ordered], rotation=90, fontsize=5, parse_math=False)
+    axes.set_ylim(-0.02, 1.02)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def _score_histogram(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer], threshold: float) -> "Figure":
+    """How many answers lie where, baseline and student."""
+    figure, axes = _figure((6.4, 3.0), "Scores", "score", "cases")
+    bins = [edge / 20 for edge in range(21)]
+    axes.hist([a.total for a in baseline], bins=bins, color=_BASELINE, alpha=0.7, label="baseline")
+    axes.hist([a.total for a in student], bins=bins, color=_STUDENT, alpha=0.7, label="student")
+    axes.axvline(threshold, color=_LINE, linestyle="--", label=f"mean asked for {threshold:g}")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _confusion_picture(matrix: Mapping[str, Mapping[str, int]], title: str) -> "Figure":
+    """Reference status (rows) against answered status (columns)."""
+    figure, axes = _figure((5.2, 3.2), title, "status in the answer", "right status")
+    rows = list(matrix)
+    columns = list(dict.fromkeys(column for row in matrix.values() for column in row))
+    counts = [[matrix[row].get(column, 0) for column in columns] for row in rows]
+    axes.imshow(counts, cmap="Purples", aspect="auto")
+    highest = max((count for row in counts for count in row), default=0)
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            axes.text(x, y, str(count), ha="center", va="center", color="white" if count > highest / 2 else "black")
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    return figure
+
+
+def _figure(size: tuple[float, float], title: str, xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

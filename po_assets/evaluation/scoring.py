@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pandas as pd
+from upath import UPath
 
+from po_assets.dataset.cases import EvalCase
+from po_assets.errors import UserError
 from po_assets.evaluation.answers import Answer
-from po_assets.evaluation.cases import EvaluationCase
 from po_assets.product_owner import (
     METRIC_VERSION,
     cited_ids,
@@ -22,6 +24,7 @@ from po_assets.product_owner import (
     score_product_owner,
     validate_answer,
 )
+from po_assets.storage import read_rows
 
 # "None identified", "No conflicts found": what language models write into a list that they should leave empty.
 _PLACEHOLDER = re.compile(r"^\W*(?:none|no(?:thing| conflicts?)?|n/a)\b", re.IGNORECASE)
@@ -66,7 +69,7 @@ class ScoredAnswer:
         return self.status == self.reference_status
 
 
-def score_answer(case: EvaluationCase, answer: Answer, *, model: str, model_digest: str, decoding: str) -> ScoredAnswer:
+def score_answer(case: EvalCase, answer: Answer, *, model: str, model_digest: str, decoding: str) -> ScoredAnswer:
     """Score one answer. No answer, a cut one, an invalid one: each gets what the metric gives it."""
     parsed = parse_answer(answer.text)
     vision, review = parsed.vision_yaml or "", parsed.review_yaml or ""
@@ -100,7 +103,7 @@ def score_answer(case: EvaluationCase, answer: Answer, *, model: str, model_dige
 
 
 def score_answers(
-    cases: Sequence[EvaluationCase], answers: Sequence[Answer], *, model: str, model_digest: str, decoding: str
+    cases: Sequence[EvalCase], answers: Sequence[Answer], *, model: str, model_digest: str, decoding: str
 ) -> list[ScoredAnswer]:
     """One scored answer per case, in the order of the cases; a case without answer scores as an empty one."""
     by_case = {answer.case_id: answer for answer in answers}
@@ -121,27 +124,24 @@ def answers_frame(scored: Sequence[ScoredAnswer]) -> pd.DataFrame:
     return pd.DataFrame([asdict(answer) for answer in scored], columns=[field.name for field in fields(ScoredAnswer)])
 
 
-def answers_from_records(records: Iterable[Mapping[Any, Any]], source: str) -> list[ScoredAnswer]:
-    """Read lines of the answers table back.
+def scored_answers(records: Iterable[Mapping[str, Any]], source: object) -> list[ScoredAnswer]:
+    """Lines of the answers table read back.
 
     Raises:
-        ValueError: a line lacks a field, as one written by another version does; `source` is named.
+        UserError: a line lacks a field, as one written by another version does; `source` is named.
     """
     names = {field.name for field in fields(ScoredAnswer)}
     try:
-        return [
-            ScoredAnswer(**{key: _read(key, value) for key, value in record.items() if key in names})
-            for record in records
-        ]
+        return [ScoredAnswer(**{key: value for key, value in record.items() if key in names}) for record in records]
     except TypeError as error:
-        raise ValueError(
-            f"{source} was written by another version of po_assets ({error}): materialize it again"
+        raise UserError(
+            f"{source} was written by another version of po_assets ({error}): materialize it again."
         ) from error
 
 
-def _read(field: str, value: Any) -> Any:
-    """A field as it was written; pandas has NaN where an answer gave no status."""
-    return None if field == "status" and not isinstance(value, str) else value
+def read_scored(path: UPath) -> list[ScoredAnswer]:
+    """The answers table; errors as `scored_answers` and `storage.read_rows`."""
+    return scored_answers(read_rows(path), path)
 
 
 def _conflicts(review_yaml: str) -> list[str]:

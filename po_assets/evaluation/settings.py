@@ -1,45 +1,96 @@
-"""The settings of evaluation: how answers are decoded. They are part of every answer's cache key.
+"""The settings of evaluation: how answers are decoded, and what the gate asks for.
 
-How decoding is done belongs to `engine` and `grammar`.
+How decoding is done belongs to `generate` and `product_owner.grammar`, how the gate judges to `checks`.
 """
 
-import math
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, Self
 
-import dagster as dg
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from po_assets.dag.settings import Settings
+from po_assets.product_owner import contract
 from po_assets.storage import digest_of
-
-DecodingMode = Literal["constrained", "free"]
 
 ENGINE_VERSION = "2"
 """Raised when the decode loop changes what comes out: cached answers of another version are not taken."""
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How one answer is decoded; baseline and student always share one of these."""
+class Decoding(Settings):
+    """How baseline and student are asked; both always the same way."""
 
-    mode: DecodingMode = "constrained"
-    max_new_tokens: int = 4096
-    temperature: float = 0.0
-    top_p: float = 1.0
-    retries: int = 0
-    no_repeat_ngram: int = 20
-    batch_size: int = 20
-    seed: int = 42
+    noun: ClassVar[str] = "the decoding settings"
+    # They concern the answers without grammar, whose decoding has a fingerprint of its own.
+    without_effect: ClassVar[frozenset[str]] = frozenset({"free_cases", "free_max_new_tokens"})
+
+    mode: Literal["constrained", "free"] = Field(
+        default="constrained",
+        description="constrained: a grammar of the answer format bounds what can be written; free: nothing does.",
+    )
+    max_new_tokens: int = Field(
+        default=4096,
+        ge=1,
+        description="An answer that is longer is cut and scored as it is. With a grammar it must hold the longest "
+        "answer that the grammar allows, so that none is ever cut; answers are mostly a tenth of it. The manual "
+        "process's 1,200 go with mode free.",
+    )
+    temperature: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="0 takes the most likely token (greedy, deterministic).",
+    )
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling; only with a temperature above 0.")
+    retries: int = Field(
+        default=0, ge=0, description="How often an invalid answer is asked for again, with a reminder."
+    )
+    no_repeat_ngram: int = Field(
+        default=20,
+        ge=0,
+        description="No sequence of this many tokens is written twice in one answer, which breaks endless repetition; "
+        "none of the teacher's 379 sample answers repeats 20. 0 switches it off.",
+    )
+    batch_size: int = Field(default=20, ge=1, description="Answers decoded side by side.")
+    seed: int = Field(default=42, description="Seed of the sampling.")
+    free_cases: int = Field(
+        default=8, ge=0, description="On how many cases the student is also asked without grammar, for the report."
+    )
+    free_max_new_tokens: int = Field(
+        default=768,
+        ge=1,
+        description="Token limit of those answers: without grammar a model may repeat itself without end.",
+    )
+
+    @field_validator("no_repeat_ngram")
+    @classmethod
+    def _no_single_words(cls, size: int) -> int:
+        if size in (1, 2, 3):
+            raise ValueError(f"no_repeat_ngram is {size}; use 0 (off) or at least 4.")
+        return size
+
+    @model_validator(mode="after")
+    def _retries_differ(self) -> Self:
+        if self.retries and self.greedy:
+            raise ValueError(
+                f"retries is {self.retries} with temperature 0: set a temperature, greedy retries hardly differ."
+            )
+        return self
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken every time."""
         return self.temperature == 0.0
 
-    @property
-    def digest(self) -> str:
-        """Digest of the settings that decide which answer comes out."""
-        return digest_of(asdict(self))
+    def with_values(self, **changes: Any) -> "Decoding":
+        """The same settings but for these."""
+        return Decoding(**{name: getattr(self, name) for name in Decoding.model_fields} | changes)
+
+    def free(self) -> "Decoding":
+        """The same settings without grammar, for the student's free answers."""
+        return self.with_values(mode="free", max_new_tokens=min(self.max_new_tokens, self.free_max_new_tokens))
+
+    def report_fingerprint(self) -> str:
+        """Digest (sha256, hex) of all that a student's report depends on: the free answers too."""
+        return digest_of([self.fingerprint(), self.free().fingerprint(), self.free_cases])
 
     def described(self) -> str:
         """The settings in words, for reports."""
@@ -49,87 +100,25 @@ class Decoding:
         return f"{self.mode}, {sampling}, at most {self.max_new_tokens:,} new tokens{repetition}{retries}"
 
 
-class DecodingSettings(dg.ConfigurableResource["DecodingSettings"]):
-    """How baseline and student are asked; both always the same way."""
+class GateProfile(Settings):
+    """What the gate asks for."""
 
-    mode: str = Field(
-        default="constrained",
-        description="constrained: a grammar of the answer format bounds what can be written; free: nothing does.",
-    )
-    max_new_tokens: int = Field(
-        default=4096,
-        description="An answer that is longer is cut and scored as it is. With a grammar it must hold the longest "
-        "answer that the grammar allows, so that none is ever cut; answers are mostly a tenth of it. The manual "
-        "process's 1,200 go with mode free.",
-    )
-    temperature: float = Field(default=0.0, description="0 takes the most likely token (greedy, deterministic).")
-    top_p: float = Field(default=1.0, description="Nucleus sampling; only with a temperature above 0.")
-    retries: int = Field(default=0, description="How often an invalid answer is asked for again, with a reminder.")
-    no_repeat_ngram: int = Field(
-        default=20,
-        description="No sequence of this many tokens is written twice in one answer, which breaks endless repetition; "
-        "none of the teacher's 379 sample answers repeats 20. 0 switches it off.",
-    )
-    batch_size: int = Field(default=20, description="Answers decoded side by side.")
-    seed: int = Field(default=42, description="Seed of the sampling.")
-    free_cases: int = Field(
-        default=8, description="On how many cases the student is also asked without grammar, for the report."
-    )
+    noun: ClassVar[str] = "the gate profile"
 
-    free_max_new_tokens: int = Field(
-        default=768,
-        description="Token limit of those answers: without grammar a model may repeat itself without end.",
+    case_count: int = Field(default=contract.GATE_CASES, ge=1, description="Evaluation cases: exactly so many.")
+    mean_score: float = Field(default=contract.GATE_MEAN_SCORE, ge=0, le=1, description="Least mean score.")
+    score_std: float = Field(
+        default=contract.GATE_SCORE_STD, ge=0, le=1, description="Greatest sample standard deviation of the scores."
     )
-
-    def free_decoding(self) -> Decoding:
-        """The same settings without grammar, for the student's free answers."""
-        decoding = self.decoding()
-        limit = min(decoding.max_new_tokens, self.free_max_new_tokens)
-        return replace(decoding, mode="free", max_new_tokens=limit)
-
-    def decoding(self) -> Decoding:
-        """The validated plain settings.
-
-        Raises:
-            ValueError: naming every setting that is out of range.
-        """
-        faults = [
-            fault
-            for wrong, fault in (
-                (self.mode not in get_args(DecodingMode), f"mode is {self.mode!r}, use constrained or free"),
-                (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}, use at least 1"),
-                (
-                    not 0 <= self.temperature < math.inf,
-                    f"temperature is {self.temperature}, use 0 (greedy) or more",
-                ),
-                (not 0 < self.top_p <= 1, f"top_p is {self.top_p}, use more than 0 and at most 1"),
-                (self.retries < 0, f"retries is {self.retries}, use 0 or more"),
-                (
-                    self.retries > 0 and self.temperature == 0,
-                    f"retries is {self.retries} with temperature 0: set a temperature, greedy retries hardly differ",
-                ),
-                (
-                    self.no_repeat_ngram < 0 or self.no_repeat_ngram in (1, 2, 3),
-                    f"no_repeat_ngram is {self.no_repeat_ngram}, use 0 (off) or at least 4",
-                ),
-                (self.batch_size < 1, f"batch_size is {self.batch_size}, use at least 1"),
-                (self.free_cases < 0, f"free_cases is {self.free_cases}, use 0 or more"),
-                (
-                    self.free_max_new_tokens < 1,
-                    f"free_max_new_tokens is {self.free_max_new_tokens}, use at least 1 (free_cases 0 asks none)",
-                ),
-            )
-            if wrong
-        ]
-        if faults:
-            raise ValueError("the decoding settings are wrong: " + "; ".join(faults))
-        return Decoding(
-            mode="constrained" if self.mode == "constrained" else "free",
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            retries=self.retries,
-            no_repeat_ngram=self.no_repeat_ngram,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+    delta_vs_baseline: float = Field(
+        default=contract.GATE_DELTA,
+        ge=-1,
+        le=1,
+        description="Least difference of the means, student less baseline; a student may be better by any amount.",
+    )
+    valid_answers: float = Field(
+        default=contract.GATE_VALID_SHARE, ge=0, le=1, description="Least share of answers that the validator accepts."
+    )
+    worst_case: float = Field(
+        default=contract.GATE_WORST_SCORE, ge=0, le=1, description="A case below this score is warned of."
+    )

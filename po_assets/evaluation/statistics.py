@@ -1,12 +1,12 @@
 """Statistics of scored answers: means, spread, paired difference with its interval, confusion of statuses.
 
-Plain numbers in, plain numbers out. What they must be belongs to `gate`.
+Plain numbers in, plain numbers out. What they must be belongs to `checks`.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,10 +39,6 @@ class Summary:
     cut_answers: int
     mean_tokens: float
     tokens_per_second: float
-
-    def as_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

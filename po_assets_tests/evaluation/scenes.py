@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from po_assets.dataset.cases import EvalCase
 from po_assets.evaluation.answers import Answer
-from po_assets.evaluation.cases import EvaluationCase, cases_from_frame
 from po_assets.evaluation.scoring import ScoredAnswer, score_answer
 from po_assets.product_owner import format_answer
 
@@ -59,9 +59,13 @@ recommended_actions:
 - Test NFR001 with real data before the pilot
 narrative: The requirements cover what TideTable must do and stay clear of what it excludes. Work on FR002 can begin."""
 GOOD = format_answer(VISION, REVIEW)
+NEEDS_ADJUSTMENT = {
+    "status": "needs_adjustment",
+    "reference_review_yaml": REVIEW.replace("status: aligned", "status: needs_adjustment"),
+}
 
 
-def case(number: int = 1, **changes: Any) -> EvaluationCase:
+def case(number: int = 1, **changes: Any) -> EvalCase:
     """One case; the reference answer is the good one."""
     fields = {
         "case_id": f"EVAL-{number:02d}",
@@ -72,23 +76,21 @@ def case(number: int = 1, **changes: Any) -> EvaluationCase:
         "reference_review_yaml": REVIEW,
         "status": "aligned",
     }
-    return EvaluationCase(**{**fields, **changes})
+    return EvalCase(**{**fields, **changes})
 
 
-def cases(count: int) -> list[EvaluationCase]:
+def cases(count: int) -> list[EvalCase]:
     """Cases with different prompts; every fifth one wants needs_adjustment."""
-    return [case(number, status="aligned" if number % 5 else "needs_adjustment") for number in range(1, count + 1)]
+    return [case(number, **({} if number % 5 else NEEDS_ADJUSTMENT)) for number in range(1, count + 1)]
 
 
-def cases_table(wanted: list[EvaluationCase]) -> pd.DataFrame:
+def cases_table(wanted: list[EvalCase]) -> pd.DataFrame:
     """The cases as the table that the asset gets."""
-    columns = list(EvaluationCase.__dataclass_fields__)
-    frame = pd.DataFrame([{column: getattr(item, column) for column in columns} for item in wanted])
-    assert cases_from_frame(frame) == wanted
-    return frame
+    columns = list(EvalCase.__dataclass_fields__)
+    return pd.DataFrame([{column: getattr(item, column) for column in columns} for item in wanted])
 
 
-def scored(of: EvaluationCase, text: str = GOOD, *, model: str = "student", **changes: Any) -> ScoredAnswer:
+def scored(of: EvalCase, text: str = GOOD, *, model: str = "student", **changes: Any) -> ScoredAnswer:
     """A really scored answer; `changes` overwrite what came out."""
     answer = Answer(of.case_id, text, "stop", tokens=300, seconds=2.0)
     return replace(score_answer(of, answer, model=model, model_digest="m" * 64, decoding="d" * 64), **changes)

@@ -1,6 +1,7 @@
 """The two assets with their checks, run by Dagster over a tiny random model and adapter."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,13 @@ import pandas as pd
 import pytest
 from upath import UPath
 
-from po_assets.dag import Artifacts, JsonlIOManager, read_frame
-from po_assets.evaluation import models, student_evaluation
+from po_assets.dag import Artifacts, JsonlIOManager, read_frame, read_gate
+from po_assets.evaluation import answers, evaluate, generate
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
-from po_assets.evaluation.gate import load_gate
-from po_assets.evaluation.promotion import promoted_adapter
-from po_assets.evaluation.settings import DecodingSettings
-from po_assets.evaluation.student_evaluation import spread
+from po_assets.evaluation.evaluate import spread
+from po_assets.evaluation.gate import gate_path, promoted_adapter
+from po_assets.evaluation.settings import Decoding
 from po_assets.model import BaseModel, base_model_digest
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
 from po_assets.training.adapter import CONFIG, WEIGHTS
@@ -24,7 +24,7 @@ from po_assets_tests.evaluation.scenes import GOOD, cases, cases_table
 from po_assets_tests.model.tiny_model import make_tiny_model
 
 COUNT = 3
-DECODING = DecodingSettings(mode="free", max_new_tokens=10, batch_size=2, free_cases=0)
+DECODING = Decoding(mode="free", max_new_tokens=10, batch_size=2, free_cases=0)
 
 
 @dg.asset(name="eval_cases")
@@ -65,7 +65,7 @@ def layout(tmp_path: Path, base_folder: Path) -> Layout:
     return layout
 
 
-def run(layout: Layout, base: Path, *selection: str, decoding: DecodingSettings = DECODING) -> Any:
+def run(layout: Layout, base: Path, *selection: str, decoding: Decoding = DECODING) -> Any:
     artifacts = Artifacts(root=str(layout.root))
     return dg.materialize(
         [cases_asset, adapter_asset, baseline_report, eval_report, *evaluation_checks],
@@ -105,12 +105,12 @@ def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(evaluated
     assert "3 cases were evaluated, 40 are wanted." in checks["case_count"].description
     assert not checks["valid_answers"].passed
     assert checks["valid_answers"].metadata["rows"].value.records[0].data["case"] == "EVAL-01"
-    answers = read_frame(layout.student_answers)
-    assert answers["case_id"].tolist() == ["EVAL-01", "EVAL-02", "EVAL-03"]
-    assert set(answers["finish_reason"]) <= {"stop", "length"}
-    record = load_gate(layout)
+    table = read_frame(layout.student_answers)
+    assert table["case_id"].tolist() == ["EVAL-01", "EVAL-02", "EVAL-03"]
+    assert set(table["finish_reason"]) <= {"stop", "length"}
+    record = read_gate(gate_path(layout))
     assert record is not None
-    assert (record.adapter_sha256, record.passed) == ("a" * 64, False)
+    assert (record.sha256, record.passed) == ("a" * 64, False)
     assert promoted_adapter(layout) is None
     assert "The gate failed" in layout.report_html.read_text()
     assert json.loads(layout.report_json.read_text())["gate"]["passed"] is False
@@ -123,7 +123,7 @@ def test_the_metadata_shows_the_gate_the_pictures_and_the_report(evaluated: tupl
     metadata = event.metadata
     assert metadata["report"].value == str(layout.report_html)
     assert metadata["gate"].value == "failed"
-    assert [row.data["threshold"] for row in metadata["gate_table"].value.records][:2] == ["case_count", "mean_score"]
+    assert [row.data["criterion"] for row in metadata["gate_table"].value.records][:2] == ["case_count", "mean_score"]
     assert metadata["promotion"].value == f"adapter {'a' * 12} is not promoted; no adapter is current yet."
     for picture in ("baseline_against_student", "score_histogram", "student_statuses", "baseline_statuses"):
         assert "data:image/png;base64," in metadata[picture].value
@@ -148,7 +148,7 @@ def test_unchanged_nothing_is_generated_again(
     def never(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "load_base_model", never)
+    monkeypatch.setattr(answers, "load_base_model", never)
     second = run(layout, base_folder)
     for node in ("baseline_report", "eval_report"):
         versions = [
@@ -159,19 +159,17 @@ def test_unchanged_nothing_is_generated_again(
 
 def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 cases, good answers (a faked decode loop): every ERROR check passes and the adapter becomes current."""
-    from po_assets.evaluation import engine
-
     monkeypatch.setattr(f"{__name__}.COUNT", 40)
     tokens = None
 
     def good(_model: Any, batch: Any, *_others: Any) -> Any:
         for request in batch:
-            yield engine.Completion(request.key, tokens, "stop", 1.0)
+            yield generate.Completion(request.key, tokens, "stop", 1.0)
 
     from po_assets.model import load_tokenizer
 
     tokens = load_tokenizer(base_folder)(GOOD)["input_ids"]
-    monkeypatch.setattr(engine, "complete_batch", good)
+    monkeypatch.setattr(generate, "complete_batch", good)
     result = run(layout, base_folder)
     failed = {check.check_name for check in result.get_asset_check_evaluations() if not check.passed}
     assert result.success
@@ -184,7 +182,7 @@ def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypat
 def test_a_baseline_of_other_settings_is_refused(evaluated: tuple[Layout, Any], base_folder: Path) -> None:
     """Every mismatch and what to do."""
     layout, _ = evaluated
-    other = DecodingSettings(mode="free", max_new_tokens=11, batch_size=2, free_cases=0)
+    other = Decoding(mode="free", max_new_tokens=11, batch_size=2, free_cases=0)
     text = failure(run(layout, base_folder, "eval_report", decoding=other), "eval_report")
     assert "it was decoded with other settings than the student's (free, greedy, at most 11 new tokens" in text
     assert "Materialize baseline_report with the same settings, then eval_report again." in text
@@ -225,14 +223,13 @@ def test_what_was_evaluated_is_promoted_whatever_is_trained_meanwhile(
 ) -> None:
     """With its card; the gate is taken as passed here."""
     evaluated = (layout.adapter / WEIGHTS).read_bytes()
-    real = student_evaluation.evaluate_gate
+    real = evaluate.judge
 
-    def gate_while_training(*arguments: Any) -> Any:
+    def judge_while_training(*arguments: Any, **others: Any) -> Any:
         make_adapter(base_folder, Path(str(layout.adapter)), trained=False, digest="b" * 64)
-        return real(*arguments)
+        return replace(real(*arguments, **others), passed=True)
 
-    monkeypatch.setattr(student_evaluation, "evaluate_gate", gate_while_training)
-    monkeypatch.setattr(student_evaluation, "gate_passed", lambda _rows: True)
+    monkeypatch.setattr(evaluate, "judge", judge_while_training)
     run(layout, base_folder)
     assert promoted_adapter(layout) == "a" * 64
     assert (layout.current / WEIGHTS).read_bytes() == evaluated
@@ -240,15 +237,9 @@ def test_what_was_evaluated_is_promoted_whatever_is_trained_meanwhile(
     assert "The gate" not in (layout.adapter / "README.md").read_text()
 
 
-def test_wrong_settings_fail_once_with_their_sentence(layout: Layout, base_folder: Path) -> None:
-    """Retrying cannot help."""
-    text = failure(run(layout, base_folder, decoding=DecodingSettings(mode="loose")), "baseline_report")
-    assert text == "the decoding settings are wrong: mode is 'loose', use constrained or free"
-
-
 def test_the_student_is_also_asked_without_grammar(layout: Layout, base_folder: Path) -> None:
     """Said in the metadata and the report, with the number of cases."""
-    decoding = DecodingSettings(max_new_tokens=6000, batch_size=4, free_cases=2, free_max_new_tokens=8)
+    decoding = Decoding(max_new_tokens=6000, batch_size=4, free_cases=2, free_max_new_tokens=8)
     result = run(layout, base_folder, decoding=decoding)
     (event,) = result.asset_materializations_for_node("eval_report")
     expected = (

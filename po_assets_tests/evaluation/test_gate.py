@@ -4,32 +4,31 @@ from dataclasses import replace
 
 import pytest
 
-from po_assets.dag import check_description
-from po_assets.evaluation.checks import verdict_of
-from po_assets.evaluation.gate import evaluate_gate, gate_passed
-from po_assets.evaluation.gate_rows import GateRow
+from po_assets.dag import Verdict, check_description
+from po_assets.evaluation.checks import Evidence, checks
+from po_assets.evaluation.gate import judge
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets_tests.evaluation.scenes import both_sides, case, scored
 
 GOOD_TOTALS = [0.88 + 0.002 * (number % 10) for number in range(40)]
 
 
-def rows(baseline: list[ScoredAnswer], student: list[ScoredAnswer]) -> dict[str, GateRow]:
-    return {row.name: row for row in evaluate_gate(baseline, student)}
+def rows(baseline: list[ScoredAnswer], student: list[ScoredAnswer]) -> dict[str, Verdict]:
+    return checks.verdicts(Evidence(baseline, student))
 
 
-def message(row: GateRow) -> str:
-    """What the check's page says."""
-    return check_description(verdict_of(row))
+def passes(baseline: list[ScoredAnswer], student: list[ScoredAnswer]) -> bool:
+    return judge(Evidence(baseline, student), "a" * 64, cases_sha256="c" * 64, decoding="greedy").passed
 
 
-def test_a_good_student_passes_every_row() -> None:
+def test_a_good_student_passes_every_criterion() -> None:
     """In the order of the design."""
-    found = evaluate_gate(*both_sides(GOOD_TOTALS))
-    assert [row.name for row in found if not row.passed] == []
-    assert [row.name for row in found if row.severity == "WARN"] == ["non_inferiority", "status_accuracy", "worst_case"]
-    assert gate_passed(found)
-    assert [row.name for row in found] == [
+    found = rows(*both_sides(GOOD_TOTALS))
+    assert [name for name, verdict in found.items() if not verdict.passed] == []
+    warnings = {"non_inferiority", "status_accuracy", "worst_case"}
+    assert {name for name, verdict in found.items() if verdict.severity == "WARN"} == warnings
+    assert passes(*both_sides(GOOD_TOTALS))
+    assert list(found) == [
         "case_count",
         "mean_score",
         "score_std",
@@ -46,8 +45,8 @@ def test_39_cases_are_too_few() -> None:
     row = rows(*both_sides(GOOD_TOTALS[:39]))["case_count"]
     assert not row.passed
     assert row.severity == "ERROR"
-    assert message(row).startswith("39 cases were evaluated, 40 are wanted.")
-    assert "materialize eval_cases" in message(row)
+    assert check_description(row).startswith("39 cases were evaluated, 40 are wanted.")
+    assert "materialize eval_cases" in check_description(row)
 
 
 @pytest.mark.parametrize(("total", "passed"), [(0.82, True), (0.8199, False)])
@@ -63,10 +62,10 @@ def test_a_low_mean_names_the_lowest_cases_and_why() -> None:
     baseline, student = both_sides([0.5] * 40)
     student[7] = scored(case(8), "no answer at all")
     row = rows(baseline, student)["mean_score"]
-    assert "at least 0.82 is asked for" in message(row)
-    assert "open them in the HTML report" in message(row)
-    assert row.cases[0]["case"] == "EVAL-08"
-    assert "the VISION block is missing" in row.cases[0]["what cost points"]
+    assert "at least 0.82 is asked for" in check_description(row)
+    assert "open them in the HTML report" in check_description(row)
+    assert row.rows[0]["case"] == "EVAL-08"
+    assert "the VISION block is missing" in row.rows[0]["what cost points"]
 
 
 def test_scores_that_spread_too_far_fail() -> None:
@@ -74,8 +73,8 @@ def test_scores_that_spread_too_far_fail() -> None:
     totals = [0.95] * 36 + [0.4] * 4
     row = rows(*both_sides(totals))["score_std"]
     assert not row.passed
-    assert "at most 0.10 is allowed" in message(row)
-    assert {item["case"] for item in row.cases[:4]} == {"EVAL-37", "EVAL-38", "EVAL-39", "EVAL-40"}
+    assert "at most 0.10 is allowed" in check_description(row)
+    assert {item["case"] for item in row.rows[:4]} == {"EVAL-37", "EVAL-38", "EVAL-39", "EVAL-40"}
 
 
 @pytest.mark.parametrize(("delta", "passed"), [(0.1, True), (-0.029, True), (-0.031, False)])
@@ -92,14 +91,14 @@ def test_a_worse_student_is_shown_what_it_lost_where() -> None:
     after = [0.95] * 20 + [0.85] * 19 + [0.6]
     row = rows(*both_sides(after, baseline=before))["delta_vs_baseline"]
     assert not row.passed
-    assert row.cases[0] | {"what cost points": ""} == {
+    assert row.rows[0] | {"what cost points": ""} == {
         "case": "EVAL-40",
         "baseline": 0.95,
         "student": 0.6,
         "difference": -0.35,
         "what cost points": "",
     }
-    assert "Training made the model worse than its base" in message(row)
+    assert "Training made the model worse than its base" in check_description(row)
 
 
 @pytest.mark.parametrize(("invalid", "passed"), [(4, True), (5, False)])
@@ -111,10 +110,12 @@ def test_nine_of_ten_answers_must_be_valid(invalid: int, passed: bool) -> None:
     ]
     row = rows(baseline, student)["valid_answers"]
     assert row.passed is passed
-    assert [item["case"] for item in row.cases] == [f"EVAL-{number:02d}" for number in range(1, invalid + 1)]
-    assert row.cases[0]["reason"] == "the VISION has no product_name"
     if not passed:
-        assert message(row).startswith("5 of 40 answers are not valid, so 87.5% are; at least 90% is asked for.")
+        assert [item["case"] for item in row.rows] == [f"EVAL-{number:02d}" for number in range(1, invalid + 1)]
+        assert row.rows[0]["reason"] == "the VISION has no product_name"
+        assert check_description(row).startswith(
+            "5 of 40 answers are not valid, so 87.5% are; at least 90% is asked for."
+        )
 
 
 def test_a_difference_that_could_be_chance_is_a_warning_with_the_interval() -> None:
@@ -125,9 +126,9 @@ def test_a_difference_that_could_be_chance_is_a_warning_with_the_interval() -> N
     ]
     assert not row.passed
     assert row.severity == "WARN"
-    assert "This many cases resolve a difference of 0.045." in message(row)
+    assert "This many cases resolve a difference of 0.045." in check_description(row)
     assert row.numbers["interval low"] < -0.03 < row.numbers["interval high"]
-    assert gate_passed([row])
+    assert row.severity == "WARN"
 
 
 def test_always_saying_aligned_is_a_warning() -> None:
@@ -137,9 +138,9 @@ def test_always_saying_aligned_is_a_warning() -> None:
     row = rows(baseline, student)["status_accuracy"]
     assert not row.passed
     assert row.severity == "WARN"
-    assert "32 of 40 answers give the right status" in message(row)
-    assert "0 of 8 needs_adjustment" in message(row)
-    assert {item["reference"] for item in row.cases} == {"needs_adjustment"}
+    assert "32 of 40 answers give the right status" in check_description(row)
+    assert "0 of 8 needs_adjustment" in check_description(row)
+    assert {item["reference"] for item in row.rows} == {"needs_adjustment"}
 
 
 def test_a_single_bad_case_is_a_warning() -> None:
@@ -147,7 +148,7 @@ def test_a_single_bad_case_is_a_warning() -> None:
     row = rows(*both_sides([*GOOD_TOTALS[:39], 0.65]))["worst_case"]
     assert not row.passed
     assert row.severity == "WARN"
-    assert message(row).startswith("1 of 40 cases score under 0.70; the worst is EVAL-40 with 0.650.")
+    assert check_description(row).startswith("1 of 40 cases score under 0.70; the worst is EVAL-40 with 0.650.")
 
 
 def test_sides_that_answered_other_cases_or_in_another_way_are_refused() -> None:
@@ -156,14 +157,13 @@ def test_sides_that_answered_other_cases_or_in_another_way_are_refused() -> None
     student[0] = scored(case(99))
     student = [replace(answer, decoding="other") for answer in student]
     with pytest.raises(ValueError, match="cannot be compared") as error:
-        evaluate_gate(baseline, student)
+        Evidence(baseline, student)
     assert "2 cases were answered by one side only (EVAL-01, EVAL-99)" in str(error.value)
     assert "decoding settings differ (dddddddddddd and other)" in str(error.value)
     assert "Materialize baseline_report and eval_report together" in str(error.value)
 
 
-def test_a_gate_fails_with_any_error_row_and_never_with_a_warning() -> None:
+def test_a_gate_fails_with_any_error_and_never_with_a_warning() -> None:
     """Whatever the order."""
-    found = evaluate_gate(*both_sides([*GOOD_TOTALS[:39], 0.65]))
-    assert gate_passed(found)
-    assert not gate_passed(evaluate_gate(*both_sides([0.81] * 40)))
+    assert passes(*both_sides([*GOOD_TOTALS[:39], 0.65]))
+    assert not passes(*both_sides([0.81] * 40))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from po_assets.evaluation.constraint import GrammarConstraint, grammar_tokenizer
+from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
 from po_assets.model import load_tokenizer
 from po_assets.product_owner import STATUSES, cited_ids, format_answer, parse_answer, read_yaml, validate_answer
 from po_assets.product_owner.grammar import BOUNDED_LISTS, GrammarLimits, answer_grammar, limits_of
@@ -180,10 +180,9 @@ def test_every_reference_answer_of_the_evaluation_cases_is_in_the_grammar(tokeni
     """Otherwise the grammar would forbid what the teacher taught."""
     from upath import UPath
 
-    from po_assets.dag import read_frame
-    from po_assets.evaluation.cases import cases_from_frame
+    from po_assets.dataset.cases import read_eval_cases
 
-    cases = cases_from_frame(read_frame(UPath(REPOSITORY / "artifacts/evaluation/po_eval_cases.jsonl")))
+    cases = read_eval_cases(UPath(REPOSITORY / "artifacts/evaluation/po_eval_cases.jsonl"))
     limits = limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
     limits = replace(limits, tokens_per_word=30)
     outside = []

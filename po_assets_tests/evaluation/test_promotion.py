@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from po_assets.evaluation.gate import GateRecord, evaluate_gate, gate_path, gate_table, load_gate, write_gate
-from po_assets.evaluation.promotion import promote, promoted_adapter
+from po_assets.dag import GateRecord, read_gate, write_gate
+from po_assets.evaluation.checks import Evidence
+from po_assets.evaluation.gate import gate_path, gate_table, judge, promote, promoted_adapter
 from po_assets.storage import Layout, published_directory
 from po_assets_tests.evaluation.scenes import both_sides
 
 
 def record(adapter: str, *, passed: bool = True) -> GateRecord:
-    return GateRecord(adapter * 64, "b" * 64, "c" * 64, "constrained", passed, "2026-11-22T10:00", [])
+    return GateRecord(adapter * 64, passed, {}, "2026-11-22T10:00")
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_crash_while_copying_leaves_the_old_one(layout: Layout, monkeypatch: p
     def full(*_arguments: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("po_assets.evaluation.promotion.write_gate", full)
+    monkeypatch.setattr("po_assets.evaluation.gate.write_gate", full)
     with pytest.raises(OSError, match="No space left"):
         promote(layout, record("2"), Path(str(layout.adapter)))
     assert (layout.current / "adapter_model.safetensors").read_text() == "first"
@@ -89,10 +90,11 @@ def test_an_object_store_gets_a_folder_with_the_record(tmp_path: Path) -> None:
 def test_the_gates_record_is_read_back_for_the_table(layout: Layout) -> None:
     """And there is none before the first evaluation, or where the file is damaged."""
     assert gate_table(layout) == []
-    rows = evaluate_gate(*both_sides([0.9] * 40))
-    written = GateRecord("a" * 64, "b" * 64, "c" * 64, "constrained", True, "2026-11-22T10:00", rows)
+    written = judge(Evidence(*both_sides([0.9] * 40)), "a" * 64, cases_sha256="c" * 64, decoding="constrained")
     write_gate(gate_path(layout), written)
-    assert load_gate(layout) == written
-    assert [row.name for row in gate_table(layout)][:2] == ["case_count", "mean_score"]
-    gate_path(layout).write_text(json.dumps({"adapter_sha256": "a"}))
-    assert load_gate(layout) is None
+    assert read_gate(gate_path(layout)) == written
+    assert gate_table(layout)[1] == {
+        "criterion": "mean_score", "required": ">= 0.82", "value": "0.900", "verdict": "pass",
+    }  # fmt: skip
+    gate_path(layout).write_text(json.dumps({"sha256": "a"}))
+    assert gate_table(layout) == []

@@ -7,9 +7,17 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.evaluation.gate import GateRecord, evaluate_gate, gate_passed
-from po_assets.evaluation.pictures import data_uri, evaluation_figures
-from po_assets.evaluation.report import build_report, free_run, read_report, render_html, write_report
+from po_assets.evaluation.checks import Evidence
+from po_assets.evaluation.gate import judge
+from po_assets.evaluation.report import (
+    build_report,
+    data_uri,
+    evaluation_figures,
+    free_run,
+    read_report,
+    render_html,
+    write_report,
+)
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets_tests.evaluation.scenes import both_sides, case, cases, scored
 
@@ -19,10 +27,10 @@ ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)> {{ 7*7 }} </pr
 def report_of(
     baseline: list[ScoredAnswer], student: list[ScoredAnswer], *, adapter: str = "a" * 64, **others: Any
 ) -> dict[str, Any]:
-    rows = evaluate_gate(baseline, student)
-    record = GateRecord(adapter, "b" * 64, "c" * 64, "constrained, greedy", gate_passed(rows), "2026-11-22T10:00", rows)
+    found = Evidence(baseline, student)
+    record = judge(found, adapter, cases_sha256="c" * 64, decoding="constrained, greedy")
     models = {"baseline": "SmolLM2", "student": "SmolLM2 with adapter"}
-    return build_report(cases(len(student)), baseline, student, record, models=models, **others)
+    return build_report(cases(len(student)), found, record, models=models, **others)
 
 
 class _Outline(HTMLParser):
@@ -81,7 +89,7 @@ def test_what_a_model_writes_stays_text() -> None:
 def test_the_page_needs_no_other_file() -> None:
     """Pictures are inside; there is no outside address."""
     baseline, student = both_sides([0.9] * 4)
-    pictures = {name: data_uri(figure) for name, figure in evaluation_figures(baseline, student).items()}
+    pictures = {name: data_uri(figure) for name, figure in evaluation_figures(Evidence(baseline, student)).items()}
     page = render_html(report_of(baseline, student), pictures)
     addresses = outline(page).addresses
     assert len(addresses) == 4

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from po_assets.cli import main
 from po_assets.dag import stage_frames
-from po_assets.evaluation.rescore import main
 from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION, cases, cases_table
 
 
@@ -33,7 +33,9 @@ def good() -> list[dict[str, str]]:
 def test_good_answers_pass_against_a_given_baseline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Blocks or whole texts; a table on the console, a report in the folder."""
     before = answers(folder / "before.json", {"cases": [{"case_id": "EVAL-01", "text": GOOD}]})
-    status = main([answers(folder / "after.json", good()), "--baseline", before, "--output", str(folder / "out")])
+    status = main(
+        ["rescore", answers(folder / "after.json", good()), "--baseline", before, "--output", str(folder / "out")]
+    )
     printed = capsys.readouterr().out
     assert status == 0
     assert "mean_score" in printed
@@ -45,7 +47,7 @@ def test_good_answers_pass_against_a_given_baseline(folder: Path, capsys: pytest
 def test_missing_answers_count_and_fail_the_gate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten of forty are missing: the mean has to bear it."""
     before = answers(folder / "before.json", good())
-    assert main([answers(folder / "after.json", good()[:30]), "--baseline", before]) == 1
+    assert main(["rescore", answers(folder / "after.json", good()[:30]), "--baseline", before]) == 1
     printed = capsys.readouterr().out
     assert "75.0%  FAIL" in printed
     assert printed.splitlines()[0] == "10 of 40 cases have no answer; each counts as an empty one."
@@ -86,13 +88,13 @@ def test_a_file_that_is_no_set_of_answers_is_refused(
     """With exit status 2 and the place."""
     path = folder / "after.json"
     path.write_text(content)
-    assert main([str(path), "--baseline", answers(folder / "before.json", good())]) == 2
+    assert main(["rescore", str(path), "--baseline", answers(folder / "before.json", good())]) == 2
     assert reason in capsys.readouterr().err
 
 
 def test_without_any_baseline_the_way_out_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The delta cannot be measured against nothing."""
-    assert main([answers(folder / "after.json", good())]) == 2
+    assert main(["rescore", answers(folder / "after.json", good())]) == 2
     assert "give one with --baseline, or materialize baseline_report" in capsys.readouterr().err
 
 
@@ -101,7 +103,7 @@ def test_the_answers_table_gives_the_report_again(folder: Path, capsys: pytest.C
     before = answers(folder / "before.json", good())
     lines = [json.dumps({"case_id": r["case_id"], "text": GOOD, "tokens": 7, "seconds": None}) for r in good()]
     (folder / "po_student_answers.jsonl").write_text("\n".join(lines) + "\n")
-    main([str(folder / "po_student_answers.jsonl"), "--baseline", before, "--output", str(folder / "out")])
+    main(["rescore", str(folder / "po_student_answers.jsonl"), "--baseline", before, "--output", str(folder / "out")])
     assert "mean_score" in capsys.readouterr().out
     report = json.loads((folder / "out" / "po_rescored_report.json").read_text())
     assert len(report["cases"]) == 40
@@ -112,6 +114,6 @@ def test_cases_that_are_not_there_are_one_sentence(
     place: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A folder, or nothing at all."""
-    arguments = [answers(folder / "after.json", good()), "--cases", str(folder / place)]
+    arguments = ["rescore", answers(folder / "after.json", good()), "--cases", str(folder / place)]
     assert main(arguments) == 2
     assert "there are no evaluation cases in" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import pytest
 
 from po_assets.evaluation.answers import Answer
-from po_assets.evaluation.scoring import answers_frame, answers_from_records, score_answers
+from po_assets.evaluation.scoring import answers_frame, score_answers, scored_answers
 from po_assets.product_owner import format_answer
 from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION, case, cases, scored
 
@@ -78,10 +78,10 @@ def test_answers_keep_the_order_of_the_cases() -> None:
 def test_the_table_gives_back_what_was_put_in() -> None:
     """The lines are the unit of truth, so nothing may be lost on the way."""
     before = [scored(item) for item in cases(3)]
-    assert answers_from_records(answers_frame(before).to_dict(orient="records"), "here") == before
+    assert scored_answers(answers_frame(before).to_dict(orient="records"), "here") == before
 
 
 def test_a_table_of_another_version_is_refused_by_name() -> None:
     """With the way out."""
     with pytest.raises(ValueError, match=r"answers\.jsonl was written by another version .* materialize it again"):
-        answers_from_records([{"case_id": "EVAL-01"}], "answers.jsonl")
+        scored_answers([{"case_id": "EVAL-01"}], "answers.jsonl")

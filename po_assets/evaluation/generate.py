@@ -1,37 +1,102 @@
-"""The decode loop: many prompts answered side by side by one model, deterministic, finished rows leave the batch.
+"""The decode loop: many prompts answered side by side by one model, deterministic, each within its grammar.
 
 It knows tokens only: no cases, no files, no scores. Any causal language model of transformers fits (and anything that
-is called like one, which is how the tests fake a model).
+is called like one, which is how the tests fake a model). What a grammar says is in `product_owner.grammar`; here tokens
+meet it, by llguidance.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
 
+from po_assets.errors import UserError
 from po_assets.evaluation.settings import Decoding
-from po_assets.model.cpu.kv_cache import BlockCache
+from po_assets.model.cpu import BlockCache
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+    from transformers import PreTrainedTokenizerBase
 
 FinishReason = Literal["stop", "length"]
 
 
-class Constraint(Protocol):
-    """What one answer may go on with; follows the answer token by token."""
+class GrammarConstraint:
+    """Follows one answer; where only one text can follow, only its own tokenization is permitted."""
+
+    def __init__(self, tokenizer: "LLTokenizer", grammar: str) -> None:
+        """Start before the first token.
+
+        Raises:
+            UserError: the grammar is wrong.
+        """
+        from llguidance import LLMatcher
+
+        self._vocabulary = tokenizer.vocab_size
+        self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0)
+        self._forced: list[int] = []
+        self._raise_on_error()
+        self._look_ahead()
 
     def permits(self, token: int) -> bool:
-        """Whether the token may come next (cheap)."""
+        """Whether the token may come next (far cheaper than all that may)."""
+        if self._forced:
+            return token == self._forced[0]
+        permitted = bool(self._matcher.validate_tokens([token]) == 1)
+        self._raise_on_error()
+        return permitted
+
+    def permitted_bits(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """Every token that may come next, a bit each, lowest first: shape (vocabulary / 8, rounded up to 4)."""
+        if self._forced:
+            only = np.zeros((self._vocabulary + 31) // 32 * 4, dtype=np.uint8)
+            only[self._forced[0] // 8] = 1 << self._forced[0] % 8
+            return only
+        mask = self._matcher.compute_bitmask()
+        self._raise_on_error()
+        return np.frombuffer(mask, dtype=np.uint8)
 
     def permitted(self) -> torch.Tensor:
         """Bool tensor, shape (vocabulary,): every token that may come next."""
+        return _unpacked(self.permitted_bits()[None])[0, : self._vocabulary]
 
     def advance(self, token: int) -> None:
-        """Take the token."""
+        """Take the token.
+
+        Raises:
+            ValueError: it was not permitted.
+        """
+        if not self._matcher.consume_token(token):
+            raise ValueError(f"token {token} is not permitted here: {self._matcher.get_error()}")
+        if self._forced and self._forced[0] == token:
+            del self._forced[0]
+        else:
+            self._forced = []
+        if not self._forced:
+            self._look_ahead()
 
     @property
     def complete(self) -> bool:
         """Whether the answer is finished and nothing more may come."""
+        return bool(self._matcher.is_stopped())
+
+    def _look_ahead(self) -> None:
+        # Without this a model may spell a key in odd pieces, which it has never seen and continues badly.
+        self._forced = [] if self._matcher.is_stopped() else list(self._matcher.compute_ff_tokens())
+
+    def _raise_on_error(self) -> None:
+        if self._matcher.is_error():
+            raise UserError(f"The answer grammar does not work: {self._matcher.get_error()[:500]}.")
+
+
+def grammar_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> "LLTokenizer":
+    """The fast tokenizer as llguidance sees it; `vocabulary` is the model's number of logits (about half a second)."""
+    import llguidance.hf
+
+    return cast("LLTokenizer", llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary))
 
 
 @dataclass
@@ -40,7 +105,7 @@ class Request:
 
     key: str
     prompt_ids: list[int]
-    constraint: Constraint | None = None
+    constraint: GrammarConstraint | None = None
     seed: int = 0
 
 
@@ -157,13 +222,16 @@ def _left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tens
 def _choose(logits: torch.Tensor, rows: Sequence[_Row], decoding: Decoding) -> list[int]:
     """The next token of each row; `logits` is (rows, vocabulary)."""
     if not decoding.greedy:
-        return [_sample(row_logits, row, decoding) for row_logits, row in zip(logits, rows, strict=True)]
-    best = logits.max(-1).indices.tolist()  # also the first on a tie, and in bfloat16 four times as fast as `argmax`
+        masked = _masked(logits, rows, decoding)
+        return [_sample(row_logits, row, decoding) for row_logits, row in zip(masked, rows, strict=True)]
+    best: list[int] = logits.max(-1).indices.tolist()  # the first on a tie; in bfloat16 four times as fast as `argmax`
     # Most of the time the favourite is permitted, which is a far cheaper question than what all is permitted.
-    return [
-        token if _permits(row, token, decoding) else int(_masked(logits[index], row, decoding).argmax())
-        for index, (row, token) in enumerate(zip(rows, best, strict=True))
-    ]
+    wrong = [i for i, (row, token) in enumerate(zip(rows, best, strict=True)) if not _permits(row, token, decoding)]
+    if wrong:
+        masked = _masked(logits[wrong], [rows[index] for index in wrong], decoding)
+        for index, token in zip(wrong, masked.argmax(-1).tolist(), strict=True):
+            best[index] = token
+    return best
 
 
 def _permits(row: _Row, token: int, decoding: Decoding) -> bool:
@@ -172,23 +240,36 @@ def _permits(row: _Row, token: int, decoding: Decoding) -> bool:
     )
 
 
-def _masked(logits: torch.Tensor, row: _Row, decoding: Decoding) -> torch.Tensor:
-    """The row's logits, shape (vocabulary,), with -inf for what may not come next."""
+def _masked(logits: torch.Tensor, rows: Sequence[_Row], decoding: Decoding) -> torch.Tensor:
+    """The rows' logits in float32, with -inf for what may not come next; the masks go to the device in one piece."""
     logits = logits.float()
-    if row.request.constraint is not None:
-        permitted = row.request.constraint.permitted().to(logits.device)
-        logits = logits[: len(permitted)].masked_fill(~permitted[: len(logits)], float("-inf"))
-    if repeating := _repeating(row, decoding):
-        fresh = logits.clone()
-        fresh[list(repeating)] = float("-inf")
-        # Where the grammar leaves only the repetition (a key, a fence), it is no repetition of the model's.
-        if bool(torch.isfinite(fresh).any()):
-            logits = fresh
+    bits = [None if row.request.constraint is None else row.request.constraint.permitted_bits() for row in rows]
+    given = next((one for one in bits if one is not None), None)
+    if given is not None:
+        packed = np.stack([np.full_like(given, 255) if one is None else one for one in bits])
+        permitted = _unpacked(packed, logits.device)
+        width = min(logits.shape[1], permitted.shape[1])
+        logits = logits[:, :width].masked_fill(~permitted[:, :width], float("-inf"))
+    for index, row in enumerate(rows):
+        if repeating := _repeating(row, decoding):
+            fresh = logits[index].clone()
+            fresh[list(repeating)] = float("-inf")
+            # Where the grammar leaves only the repetition (a key, a fence), it is no repetition of the model's.
+            if bool(torch.isfinite(fresh).any()):
+                logits[index] = fresh
     return logits
 
 
+def _unpacked(packed: "np.ndarray[Any, np.dtype[np.uint8]]", device: torch.device | str = "cpu") -> torch.Tensor:
+    """Bool tensor, shape (rows, 8 * bytes), of the bits of `packed`, shape (rows, bytes), lowest bit first."""
+    if torch.device(device).type == "cpu":  # 0.01 ms for 50,000 tokens, a hundredth of what torch's shifts take
+        return torch.from_numpy(np.unpackbits(packed, axis=1, bitorder="little").view(np.bool_))
+    places = torch.arange(8, dtype=torch.uint8, device=device)
+    return ((torch.from_numpy(packed).to(device)[..., None] >> places) & 1).bool().flatten(1)
+
+
 def _sample(logits: torch.Tensor, row: _Row, decoding: Decoding) -> int:
-    probabilities = torch.softmax(_masked(logits, row, decoding) / decoding.temperature, dim=-1)
+    probabilities = torch.softmax(logits / decoding.temperature, dim=-1)
     sorted_probabilities, order = probabilities.sort(descending=True)
     # A token stays when the more likely ones together have not reached top_p (nucleus sampling, Holtzman et al. 2020).
     outside = sorted_probabilities.cumsum(0) - sorted_probabilities >= decoding.top_p

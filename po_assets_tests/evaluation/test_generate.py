@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from po_assets.evaluation.engine import Completion, Request, batches_by_length, complete_batch
+from po_assets.evaluation.generate import Completion, Request, batches_by_length, complete_batch
 from po_assets.evaluation.settings import Decoding
 from po_assets.model import load_base_model
 from po_assets.model.cpu.decoding import ATTENTION, pack_linears, prepare_for_decoding

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from po_assets.evaluation import engine
-from po_assets.evaluation.answering import AnsweringModel, answer_cases, tokens_left
-from po_assets.evaluation.answers import Answer, AnswerCache
+from po_assets.evaluation import generate
+from po_assets.evaluation.answers import Answer, AnswerCache, AnsweringModel, answer_cases, tokens_left
 from po_assets.evaluation.settings import Decoding
-from po_assets.model import ChatFormat, load_base_model, load_tokenizer
+from po_assets.model import ChatTemplate, load_base_model, load_tokenizer
 from po_assets.product_owner import parse_answer
 from po_assets_tests.evaluation.scenes import GOOD, case, cases
 from po_assets_tests.model.tiny_model import make_tiny_model
@@ -23,11 +22,11 @@ FREE = Decoding(mode="free", max_new_tokens=12, batch_size=2)
 @pytest.fixture(scope="module")
 def answering(tmp_path_factory: pytest.TempPathFactory) -> AnsweringModel:
     folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), context=8192)
-    return AnsweringModel(load_base_model(folder, "float32", device="cpu"), ChatFormat(load_tokenizer(folder)))
+    return AnsweringModel(load_base_model(folder, "float32", device="cpu"), ChatTemplate(load_tokenizer(folder)))
 
 
 def cache_in(folder: Path, decoding: Decoding = FREE) -> AnswerCache:
-    return AnswerCache(UPath(folder), "model-digest", decoding.digest)
+    return AnswerCache(UPath(folder), "model-digest", decoding.fingerprint())
 
 
 def never() -> AnsweringModel:
@@ -47,13 +46,13 @@ def test_only_what_changed_is_asked(tmp_path: Path, answering: AnsweringModel, m
     """One case has another concept."""
     answer_cases(cases(5), FREE, cache_in(tmp_path), lambda: answering)
     asked: list[str] = []
-    real = engine.complete_batch
+    real = generate.complete_batch
 
     def spy(model: Any, batch: Any, *others: Any) -> Any:
         asked.extend(request.key for request in batch)
         return real(model, batch, *others)
 
-    monkeypatch.setattr(engine, "complete_batch", spy)
+    monkeypatch.setattr(generate, "complete_batch", spy)
     changed = [*cases(4), case(5, concept="Quite another product.")]
     answer_cases(changed, FREE, cache_in(tmp_path), lambda: answering)
     assert asked == ["EVAL-05"]
@@ -62,8 +61,8 @@ def test_only_what_changed_is_asked(tmp_path: Path, answering: AnsweringModel, m
 def test_other_decoding_or_another_model_asks_anew(tmp_path: Path, answering: AnsweringModel) -> None:
     """Each has its own file."""
     answer_cases(cases(2), FREE, cache_in(tmp_path), lambda: answering)
-    longer = replace(FREE, max_new_tokens=20)
-    for cache in (cache_in(tmp_path, longer), AnswerCache(UPath(tmp_path), "other-model", FREE.digest)):
+    longer = FREE.with_values(max_new_tokens=20)
+    for cache in (cache_in(tmp_path, longer), AnswerCache(UPath(tmp_path), "other-model", FREE.fingerprint())):
         with pytest.raises(AssertionError, match="the model was loaded"):
             answer_cases(cases(2), FREE, cache, never)
 
@@ -73,7 +72,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
 ) -> None:
     """Stopped in the third batch of three: the first two are on disk, and what comes out is what would have come out."""
     whole = answer_cases(cases(6), FREE, cache_in(tmp_path / "whole"), lambda: answering)
-    real, batches = engine.complete_batch, 0
+    real, batches = generate.complete_batch, 0
 
     def stops(*arguments: Any) -> Any:
         nonlocal batches
@@ -82,7 +81,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(engine, "complete_batch", stops)
+    monkeypatch.setattr(generate, "complete_batch", stops)
     with pytest.raises(KeyboardInterrupt):
         answer_cases(cases(6), FREE, cache_in(tmp_path / "cut"), lambda: answering)
     (file,) = (tmp_path / "cut").iterdir()
@@ -97,13 +96,13 @@ def test_an_answer_is_on_disk_as_soon_as_it_is_finished(
     tmp_path: Path, answering: AnsweringModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when its batch is stopped before the others are."""
-    real = engine.complete_batch
+    real = generate.complete_batch
 
     def stops(*arguments: Any) -> Any:
         yield next(real(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "complete_batch", stops)
+    monkeypatch.setattr(generate, "complete_batch", stops)
     with pytest.raises(KeyboardInterrupt):
         answer_cases(cases(6), FREE, cache_in(tmp_path), lambda: answering)
     (file,) = tmp_path.iterdir()
@@ -113,7 +112,7 @@ def test_an_answer_is_on_disk_as_soon_as_it_is_finished(
 def test_a_prompt_without_room_for_the_answer_is_refused(tmp_path: Path, answering: AnsweringModel) -> None:
     """Beyond its context a model writes nonsense, and nothing would say why."""
     context = answering.model.config.max_position_embeddings
-    decoding = replace(FREE, max_new_tokens=context)
+    decoding = FREE.with_values(max_new_tokens=context)
     with pytest.raises(
         ValueError, match=rf"The prompt of case EVAL-\d+ has .*more than the model's context of {context:,}"
     ):
@@ -174,10 +173,10 @@ def test_an_invalid_answer_is_asked_for_again_with_the_reason(
             asked.append(tokenizer.decode(request.prompt_ids))
             good = request.key == "EVAL-01" or (request.key == "EVAL-02" and len(asked) == 2)
             text = GOOD if good else "I cannot do that."
-            yield engine.Completion(request.key, tokenizer(text)["input_ids"], "stop", 1.0)
+            yield generate.Completion(request.key, tokenizer(text)["input_ids"], "stop", 1.0)
 
-    monkeypatch.setattr(engine, "complete_batch", answers)
-    decoding = replace(FREE, temperature=0.2, top_p=0.9, retries=2, batch_size=8)
+    monkeypatch.setattr(generate, "complete_batch", answers)
+    decoding = FREE.with_values(temperature=0.2, top_p=0.9, retries=2, batch_size=8)
     found = answer_cases(cases(3), decoding, cache_in(tmp_path, decoding), lambda: answering)
     assert [(answer.attempts, answer.seconds) for answer in found] == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert [answer.text == GOOD for answer in found] == [True, True, False]

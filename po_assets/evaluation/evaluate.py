@@ -1,0 +1,344 @@
+"""From models to verdicts: the baseline's answers, the student's answers, the gate, the report, the promotion.
+
+What the two assets do, free of Dagster, top to bottom; and the same for answers that were made elsewhere. The parts are
+in the other modules.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from po_assets.dag import Artifacts, GateRecord, write_gate
+from po_assets.dataset.cases import EvalCase, read_eval_cases
+from po_assets.errors import UserError
+from po_assets.evaluation.answers import Answer, AnswerCache, Log, answer_cases, load_baseline, load_student
+from po_assets.evaluation.checks import Evidence, refuse_unpaired
+from po_assets.evaluation.gate import gate_path, judge, promote, promoted_adapter, verdict_rows
+from po_assets.evaluation.report import (
+    FreeRun,
+    build_report,
+    data_uri,
+    evaluation_figures,
+    free_run,
+    read_report,
+    write_report,
+)
+from po_assets.evaluation.scoring import ScoredAnswer, read_scored, score_answers
+from po_assets.evaluation.settings import Decoding
+from po_assets.model import BaseModel, base_model_digest, ensure_base_model, require_hardware
+from po_assets.product_owner import format_answer
+from po_assets.storage import Layout, digest_of, file_digest, local_copy, published_directory, read_manifest
+from po_assets.training.adapter import write_gate_verdict
+from po_assets.training.student import adapter_problem
+
+_ELSEWHERE = "elsewhere"
+_FINISH_REASONS = ("stop", "length", "missing")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation of a student."""
+
+    found: Evidence
+    record: GateRecord
+    free: FreeRun | None
+    promotion: str
+    """What became of the adapter, in one sentence."""
+
+
+def answer_with_baseline(
+    cases: Sequence[EvalCase], layout: Layout, spec: BaseModel, decoding: Decoding, log: Log
+) -> list[ScoredAnswer]:
+    """The base model's scored answers."""
+    require_hardware(spec)
+    folder = ensure_base_model(spec, layout)
+    digest = _model_digest(folder, spec)
+    cache = AnswerCache(layout.answer_cache, digest, decoding.fingerprint())
+    answers = answer_cases(cases, decoding, cache, lambda: load_baseline(folder, spec), log=log, name="baseline")
+    return score_answers(cases, answers, model="baseline", model_digest=digest, decoding=decoding.fingerprint())
+
+
+def evaluate_student(
+    cases: Sequence[EvalCase], layout: Layout, spec: BaseModel, decoding: Decoding, log: Log
+) -> Evaluation:
+    """Answer with the student, gate it against the baseline, write report and gate record, promote if it passed.
+
+    Raises:
+        UserError: there is no adapter, it is damaged or was trained on another base model, or the baseline was made
+            with other cases, decoding or base model.
+    """
+    require_hardware(spec)
+    folder = ensure_base_model(spec, layout)
+    base_digest = _model_digest(folder, spec)
+    baseline = read_scored(layout.baseline_answers)
+    refuse_other_baseline(baseline, cases, decoding, base_digest, layout)
+
+    with _adapter_snapshot(layout, base_model_digest(folder)) as (adapter, adapter_sha256):
+        digest = digest_of([base_digest, adapter_sha256])
+        load = functools.cache(lambda: load_student(folder, spec, adapter))
+
+        def ask(some: Sequence[EvalCase], how: Decoding, name: str) -> list[ScoredAnswer]:
+            cache = AnswerCache(layout.answer_cache, digest, how.fingerprint())
+            answers = answer_cases(some, how, cache, load, log=log, name=name)
+            return score_answers(some, answers, model="student", model_digest=digest, decoding=how.fingerprint())
+
+        student = ask(cases, decoding, "student")
+        free = None
+        if decoding.mode == "constrained" and decoding.free_cases:
+            some = spread(cases, decoding.free_cases)
+            free = free_run(ask(some, decoding.free(), "student without grammar"))
+            log(free.described)
+
+        found = Evidence(baseline, student)
+        record = judge(
+            found, adapter_sha256, cases_sha256=file_digest(layout.eval_cases), decoding=decoding.described()
+        )
+        report = build_report(
+            cases,
+            found,
+            record,
+            models={"baseline": spec.name, "student": f"{spec.name} with adapter {adapter_sha256[:12]}"},
+            free=free,
+            previous=read_report(layout.report_json),
+        )
+        write_report(report, layout.report_json, layout.report_html, _pictures(found))
+        write_gate(gate_path(layout), record)
+        _write_verdict(layout, record, adapter)
+        evaluation = Evaluation(found, record, free, promotion=_promote(layout, record, adapter))
+        log(f"the gate {'passed' if record.passed else 'FAILED'}; {evaluation.promotion}")
+        return evaluation
+
+
+def refuse_other_baseline(
+    baseline: Sequence[ScoredAnswer],
+    cases: Sequence[EvalCase],
+    decoding: Decoding,
+    base_digest: str,
+    layout: Layout,
+) -> None:
+    """Raise `UserError`, naming every mismatch, unless the baseline answered these cases in this very way."""
+    faults = []
+    if {answer.case_id for answer in baseline} != {case.case_id for case in cases}:
+        faults.append(f"it answered {len(baseline)} cases, which are not the {len(cases)} of today")
+    manifest = read_manifest(layout.baseline_answers)
+    if manifest is not None and manifest.inputs.get("eval_cases") not in (None, file_digest(layout.eval_cases)):
+        faults.append("the evaluation cases have changed since")
+    if any(answer.decoding != decoding.fingerprint() for answer in baseline):
+        faults.append(f"it was decoded with other settings than the student's ({decoding.described()})")
+    if any(answer.model_digest != base_digest for answer in baseline):
+        faults.append("it is of another base model than the student's")
+    if faults:
+        raise UserError(
+            f"The baseline does not fit this evaluation: {'; '.join(faults)}. Materialize baseline_report with the "
+            "same settings, then eval_report again."
+        )
+    refuse_unpaired(baseline, baseline)
+
+
+def spread(cases: Sequence[EvalCase], count: int) -> list[EvalCase]:
+    """`count` cases at even distances, so that every tier and status has its share; all when there are fewer."""
+    if count >= len(cases):
+        return list(cases)
+    return [cases[index * len(cases) // count] for index in range(count)]
+
+
+@contextlib.contextmanager
+def _adapter_snapshot(layout: Layout, base_digest: str) -> Iterator[tuple[Path, str]]:
+    """A verified copy of the adapter and its digest: what is evaluated is promoted, whatever is trained meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="adapter-") as temporary:
+        copy = Path(temporary) / layout.adapter.name
+        with contextlib.suppress(FileNotFoundError), local_copy(layout.adapter) as adapter:
+            shutil.copytree(adapter, copy)
+        manifest = read_manifest(copy)
+        problem = adapter_problem(copy, base_digest)
+        if problem or manifest is None:
+            said = str(problem).replace(str(copy), str(layout.adapter))
+            raise UserError(f"The adapter cannot be evaluated: {said}. Materialize lora_adapter, then eval_report.")
+        yield copy, manifest.sha256
+
+
+def _model_digest(folder: Path, spec: BaseModel) -> str:
+    return digest_of([base_model_digest(folder), spec.quantization])
+
+
+def _pictures(found: Evidence) -> dict[str, str]:
+    return {name: data_uri(figure) for name, figure in evaluation_figures(found).items()}
+
+
+def _write_verdict(layout: Layout, record: GateRecord, evaluated: Path) -> None:
+    """Into the card of the evaluated copy, and into that of the adapter unless another was published meanwhile."""
+    rows = verdict_rows(record)
+    write_gate_verdict(evaluated, rows, passed=record.passed)
+    published = published_directory(layout.adapter)
+    manifest = read_manifest(published)
+    if manifest and manifest.sha256 == record.sha256:
+        write_gate_verdict(published, rows, passed=record.passed)
+
+
+def _promote(layout: Layout, record: GateRecord, adapter: Path) -> str:
+    if record.passed:
+        return f"adapter {record.sha256[:12]} is now {promote(layout, record, adapter)}."
+    current = promoted_adapter(layout)
+    kept = f"adapter {current[:12]} stays current" if current else "no adapter is current yet"
+    return f"adapter {record.sha256[:12]} is not promoted; {kept}."
+
+
+# Answers made elsewhere
+
+
+def add_rescore(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `po-assets rescore`."""
+    layout = Artifacts().layout
+    parser.add_argument(
+        "answers",
+        type=Path,
+        help="a JSON list (or an object with such a list under `cases`, or JSON Lines) of {case_id, vision_yaml, "
+        "review_yaml} or {case_id, text}; tokens, seconds and finish_reason may be there. The answers table of "
+        "eval_report has that form: given it, the report is built again",
+    )
+    parser.add_argument("--cases", type=UPath, default=layout.eval_cases, help="evaluation cases (%(default)s)")
+    parser.add_argument("--baseline", type=Path, help="answers to compare with (default: those of baseline_report)")
+    parser.add_argument("--output", type=UPath, default=layout.report_json.parent, help="folder of the report")
+    parser.set_defaults(handle=_rescore_command, error_status=2)
+
+
+def _rescore_command(options: argparse.Namespace) -> int:
+    """0 when the gate passed, 1 when it failed; 2 when the answers cannot be read."""
+    if not options.cases.is_file():
+        raise UserError(f"Not scored: there are no evaluation cases in {options.cases}; give them with --cases.")
+    cases = read_eval_cases(options.cases)
+    answers = read_answers(options.answers, cases)
+    record = rescore(
+        cases,
+        answers,
+        _baseline(options.baseline, cases, Artifacts().layout.baseline_answers),
+        digest=file_digest(options.answers),
+        cases_sha256=file_digest(options.cases),
+        output=options.output,
+    )
+    lines = [
+        f"{row['criterion']:<20} {row['required']:>18} {row['value']:>20}  {row['verdict']}"
+        for row in verdict_rows(record)
+    ]
+    if absent := len(cases) - len(answers):
+        lines.insert(0, f"{absent} of {len(cases)} cases have no answer; each counts as an empty one.")
+    verdict = "passed" if record.passed else "failed"
+    lines.append(f"The gate {verdict}. Report: {options.output / 'po_rescored_report.html'}")
+    print("\n".join(lines))  # noqa: T201 - a command speaks on its streams
+    return 0 if record.passed else 1
+
+
+def rescore(
+    cases: Sequence[EvalCase],
+    answers: Sequence[Answer],
+    baseline: Sequence[ScoredAnswer],
+    *,
+    digest: str,
+    cases_sha256: str,
+    output: UPath,
+) -> GateRecord:
+    """Score, gate and report the answers against a scored baseline; cases without answer count as empty ones."""
+    # Whoever made the answers decides how; against which baseline is said in the report.
+    decoding = baseline[0].decoding if baseline else _ELSEWHERE
+    student = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding)
+    found = Evidence(baseline, student)
+    record = judge(found, digest, cases_sha256=cases_sha256, decoding="answers made elsewhere")
+    document = output / "po_rescored_report.json"
+    report = build_report(
+        cases,
+        found,
+        record,
+        models={"baseline": baseline[0].model_digest[:12], "student": f"answers file {digest[:12]}"},
+        previous=read_report(document),
+    )
+    write_report(report, document, output / "po_rescored_report.html", _pictures(found))
+    return record
+
+
+def read_answers(path: Path, cases: Sequence[EvalCase]) -> list[Answer]:
+    """The answers of a file, for these cases.
+
+    Raises:
+        UserError: naming every entry that is not an answer, is of an unknown case, comes twice, or has wrong details.
+    """
+    known, seen, faults, answers = {case.case_id for case in cases}, set(), [], []
+    for number, record in enumerate(_records(path), start=1):
+        case_id = str(record.get("case_id", "")) if isinstance(record, dict) else ""
+        text = _text(record) if isinstance(record, dict) else None
+        if text is None or not case_id:
+            faults.append(f"answer {number} lacks case_id, or vision_yaml and review_yaml (or text)")
+        elif case_id not in known:
+            faults.append(f"answer {number} is of case {case_id!r}, which is not among the {len(known)} cases")
+        elif case_id in seen:
+            faults.append(f"answer {number} is a second one to case {case_id!r}")
+        else:
+            seen.add(case_id)
+            try:
+                answers.append(Answer(case_id, text, *_details(record)))
+            except ValueError as error:
+                faults.append(f"answer {number} ({case_id}) has {error}")
+    if faults:
+        more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise UserError(f"{path}: {'; '.join(faults[:10])}{more}")
+    return answers
+
+
+def _baseline(path: Path | None, cases: Sequence[EvalCase], answers_table: UPath) -> list[ScoredAnswer]:
+    if path is not None:
+        answers = read_answers(path, cases)
+        return score_answers(cases, answers, model="baseline", model_digest=file_digest(path), decoding=_ELSEWHERE)
+    if not answers_table.exists():
+        raise UserError(
+            f"Not scored: there is no baseline to compare with in {answers_table}; give one with --baseline, or "
+            "materialize baseline_report."
+        )
+    return read_scored(answers_table)
+
+
+def _records(path: Path) -> list[Any]:
+    """The entries of the file, whatever they are."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            document: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            document = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON (.jsonl: one answer per line): {error}") from error
+    records = document.get("cases") if isinstance(document, dict) else document
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{path} holds no list of answers; see `po-assets rescore --help`.")
+    return records
+
+
+def _details(record: dict[str, Any]) -> tuple[str, int, float]:
+    """Finish reason, tokens and seconds of an answer; what is absent or null is taken as a whole answer at no cost."""
+    reason = record.get("finish_reason") or "stop"
+    if reason not in _FINISH_REASONS:
+        raise ValueError(f"finish_reason {reason!r}; use one of {', '.join(_FINISH_REASONS)}, or leave it out")
+    numbers = []
+    for name in ("tokens", "seconds"):
+        value = record.get(name) or 0
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} {value!r}; give a number of at least 0, or leave it out")
+        numbers.append(value)
+    return reason, int(numbers[0]), float(numbers[1])
+
+
+def _text(record: dict[str, Any]) -> str | None:
+    if isinstance(record.get("text"), str):
+        return str(record["text"])
+    vision, review = record.get("vision_yaml"), record.get("review_yaml")
+    if not isinstance(vision, str) and not isinstance(review, str):
+        return None
+    return format_answer(vision or "", review or "")
