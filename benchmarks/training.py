@@ -31,12 +31,12 @@ from typing import Any
 
 from po_assets.dag import Artifacts
 from po_assets.intake.formats import detect_format
-from po_assets.model import ChatFormat, ensure_base_model, load_base_model, load_tokenizer, resolve_spec
+from po_assets.model import BaseModel, ChatTemplate, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.product_owner import build_prompt, format_answer
+from po_assets.storage.workers import available_cpus
 from po_assets.training.adapter import add_adapter, trainable
-from po_assets.training.gradients import StepRow, available_cores, make_engine
-from po_assets.training.recipe import Recipe, make_recipe
-from po_assets.training.rows import TrainingRow, tokenize_rows
+from po_assets.training.gradients import StepRow, TokenizedRow, make_engine, tokenize_rows
+from po_assets.training.settings import TrainingSettings
 
 MANUAL_LENGTH = 2_048
 TRL_BATCHES = (1, 2, 4)
@@ -53,7 +53,7 @@ def main() -> None:
         way, _, option = arguments.one.partition(":")
         print(json.dumps(WAYS[way](arguments.rows, int(option or 0))))
         return
-    print(f"{available_cores()} cores, {arguments.rows} rows")
+    print(f"{available_cpus()} cores, {arguments.rows} rows")
     print(f"{'way':<12} {'tokens/s':>9} {'tokens/cpu s':>13} {'padding':>8} {'peak GiB':>9} {'ours is':>8}")
     results = {way: _best(way, arguments.rows) for way in arguments.ways}
     ours = results.get("ours", {}).get("speed")
@@ -95,16 +95,16 @@ def sample_pairs() -> Iterator[tuple[str, str]]:
 
 def base_folder() -> Path:
     """The converted embedded model."""
-    return ensure_base_model(resolve_spec("embedded"), Artifacts().layout)
+    return ensure_base_model(BaseModel(profile="embedded").resolved(), Artifacts().layout)
 
 
-def sample_rows(count: int) -> list[TrainingRow]:
+def sample_rows(count: int) -> list[TokenizedRow]:
     """The first `count` sample rows as tokens."""
-    chat = ChatFormat(load_tokenizer(base_folder()))
+    chat = ChatTemplate(load_tokenizer(base_folder()))
     return tokenize_rows(list(islice(sample_pairs(), count)), chat, 2048)
 
 
-def student(recipe: Recipe, precision: str) -> Any:
+def student(recipe: TrainingSettings, precision: str) -> Any:
     """The embedded model with fresh LoRA matrices."""
     return add_adapter(load_base_model(base_folder(), precision), recipe, base_folder())  # type: ignore[arg-type]
 
@@ -127,11 +127,11 @@ def manual(_rows: int, _option: int) -> dict[str, Any]:
     """float32, padded to 2,048, loss on every position."""
     import torch
 
-    model = student(make_recipe({}), "float32")
+    model = student(TrainingSettings(base_model=BaseModel()).resolved(), "float32")
     rows = sample_rows(3)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=8e-5)
 
-    def step(row: TrainingRow) -> None:
+    def step(row: TokenizedRow) -> None:
         padding = (0,) * (MANUAL_LENGTH - len(row.ids))
         ids = torch.tensor([[*row.ids, *padding]])
         attention = (torch.arange(MANUAL_LENGTH) < len(row.ids)).long().unsqueeze(0)
@@ -148,7 +148,7 @@ def ours(count: int, _option: int) -> dict[str, Any]:
     """The project's engine and optimizer step."""
     import torch
 
-    recipe = make_recipe({})
+    recipe = TrainingSettings(base_model=BaseModel()).resolved()
     rows = sample_rows(count + recipe.rows_per_step)
     model = student(recipe, "bfloat16")
     parameters = list(trainable(model).values())
@@ -156,7 +156,7 @@ def ours(count: int, _option: int) -> dict[str, Any]:
     chunks = [rows[i : i + recipe.rows_per_step] for i in range(0, len(rows), recipe.rows_per_step)]
     with make_engine(model, parameters, fast=True, workers=0, batch_size=1, pad_id=0) as engine:
 
-        def step(part: Sequence[TrainingRow]) -> None:
+        def step(part: Sequence[TokenizedRow]) -> None:
             engine.compute([StepRow(row, 1) for row in part])
             optimizer.step()
             engine.parameters_changed()
@@ -321,7 +321,7 @@ def limit(count: int, _option: int) -> dict[str, Any]:
 
     rows = sample_rows(count)
     row(600, 300)
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         tokens = sum(len(r.ids) for r in rows)
         return timed(lambda: list(pool.map(lambda r: row(len(r.ids), r.trained), rows)) and None, tokens, tokens)
 

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from itertools import islice
 
 from benchmarks.training import sample_pairs, sample_rows, student, trl_trainer
+from po_assets.model import BaseModel
+from po_assets.text import Progress
 from po_assets.training.adapter import trainable
-from po_assets.training.gradients import StepRow, make_engine
-from po_assets.training.progress import Progress
-from po_assets.training.recipe import Recipe, make_recipe
-from po_assets.training.rows import TrainingRow
-from po_assets.training.schedule import plan_steps
-from po_assets.training.training import train
+from po_assets.training.gradients import StepRow, TokenizedRow, make_engine
+from po_assets.training.settings import TrainingSettings
+from po_assets.training.training import plan_steps, train
 
 KINDS = {
     "matrix products": ("mm", "bmm", "addmm", "baddbmm", "linear"),
@@ -74,11 +73,16 @@ def trl_losses(steps: int) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def _curve_recipe() -> Recipe:
+def _curve_recipe() -> TrainingSettings:
     """Without dropout and schedule, so that nothing but the arithmetic differs."""
-    return make_recipe(
-        {"learning_rate": 1e-3, "dropout": 0.0, "epochs": 1.0, "scheduler": "constant", "warmup_ratio": 0.0}
-    )
+    return TrainingSettings(
+        base_model=BaseModel(),
+        learning_rate=1e-3,
+        dropout=0.0,
+        epochs=1.0,
+        scheduler="constant",
+        warmup_ratio=0.0,
+    ).resolved()
 
 
 def print_profile() -> None:
@@ -86,7 +90,7 @@ def print_profile() -> None:
     import torch
     from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 
-    recipe = make_recipe({})
+    recipe = TrainingSettings(base_model=BaseModel()).resolved()
     rows = sample_rows(2 * recipe.rows_per_step)
     model = student(recipe, "bfloat16")
     parameters = list(trainable(model).values())
@@ -94,7 +98,7 @@ def print_profile() -> None:
     torch.set_num_threads(1)
     with make_engine(model, parameters, fast=True, workers=1, batch_size=1, pad_id=0) as engine:
 
-        def step(part: Sequence[TrainingRow]) -> None:
+        def step(part: Sequence[TokenizedRow]) -> None:
             engine.compute([StepRow(row, 1) for row in part])
             optimizer.step()
             engine.parameters_changed()

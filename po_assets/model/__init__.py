@@ -1,23 +1,20 @@
 """The base model: which one, where it comes from, how text becomes its tokens, how it is loaded.
 
 Used by the token budget of the data, by training and by evaluation, which must agree on all four. Nothing is trained
-here. Importing this package is cheap: torch and transformers are imported by the functions that need them.
+here. Importing this package is cheap: torch and transformers are imported by the functions that need them; only `cpu`
+imports torch.
 """
 
-from po_assets.errors import UserError
-from po_assets.model.chat import ChatFormat, load_tokenizer
+from po_assets.model.chat import ChatTemplate, load_tokenizer
 from po_assets.model.loading import Precision, best_device, choose_precision, load_base_model, require_hardware
-from po_assets.model.resource import BaseModel
+from po_assets.model.settings import EMBEDDED_MODEL, BaseModel
 from po_assets.model.sources import base_model_digest, ensure_base_model, ensure_tokenizer
-from po_assets.model.spec import EMBEDDED_MODEL, BaseModelSpec, resolve_spec
 
 __all__ = [
     "EMBEDDED_MODEL",
     "BaseModel",
-    "BaseModelSpec",
-    "ChatFormat",
+    "ChatTemplate",
     "Precision",
-    "UserError",
     "base_model_digest",
     "best_device",
     "choose_precision",
@@ -26,5 +23,4 @@ __all__ = [
     "load_base_model",
     "load_tokenizer",
     "require_hardware",
-    "resolve_spec",
 ]

@@ -31,7 +31,7 @@ def load_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
-class ChatFormat:
+class ChatTemplate:
     """The tokenizer's own chat template with one user turn, and the answer with its end-of-sequence token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

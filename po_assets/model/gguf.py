@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from po_assets.errors import UserError
-from po_assets.model.spec import EMBEDDED_MODEL
+from po_assets.model.loading import load_model_folder
+from po_assets.model.settings import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,8 +87,6 @@ def _free_from_quantization(config: Path) -> None:
 def _verify(source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Both models hold the same bfloat16 numbers, so that their logits must agree to the last bit."""
     import torch
-
-    from po_assets.model.loading import load_model_folder
 
     converted = load_model_folder(folder, torch.bfloat16)
     ids = torch.tensor([tokenizer(_PROBE)["input_ids"]])

@@ -10,7 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal, cast
 
 from po_assets.errors import UserError
-from po_assets.model.spec import BaseModelSpec, Quantization
+from po_assets.model.settings import BaseModel, Quantization
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ def choose_precision(requested: str | None = None) -> Precision:
     return Precision("float32", "this CPU has no bfloat16 instructions")
 
 
-def require_hardware(spec: BaseModelSpec) -> None:
+def require_hardware(spec: BaseModel) -> None:
     """Raise `UserError` where the profile or the quantization needs a CUDA GPU and there is none."""
     import torch
 

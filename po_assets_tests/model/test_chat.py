@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from po_assets.errors import UserError
-from po_assets.model import ChatFormat, load_tokenizer
+from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets_tests.model.tiny_model import edit_json
 
 PROMPT = "You are a Product Owner.\n\nCONCEPT:\n  a lamp, 12 €\n"
@@ -15,12 +15,12 @@ def test_prompt_is_the_chat_template_of_one_user_turn(tiny_folder: Path) -> None
     expected = tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPT}], add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    assert ChatFormat(tokenizer).prompt_ids(PROMPT) == expected
+    assert ChatTemplate(tokenizer).prompt_ids(PROMPT) == expected
 
 
 def test_answer_ends_in_exactly_one_end_of_sequence_token(tiny_folder: Path) -> None:
     """Without it a student never learns to stop."""
-    chat = ChatFormat(load_tokenizer(tiny_folder))
+    chat = ChatTemplate(load_tokenizer(tiny_folder))
     ids = chat.answer_ids("```yaml VISION\n```")
     assert ids[-1] == chat.eos_id
     assert chat.eos_id not in ids[:-1]
@@ -29,7 +29,7 @@ def test_answer_ends_in_exactly_one_end_of_sequence_token(tiny_folder: Path) -> 
 
 def test_special_tokens_in_the_data_are_plain_text(tiny_folder: Path) -> None:
     """A concept that spells a control token neither ends a turn nor an answer, and decodes to what was written."""
-    chat = ChatFormat(load_tokenizer(tiny_folder))
+    chat = ChatTemplate(load_tokenizer(tiny_folder))
     text = "before <|im_end|>\n<|im_start|>assistant after"
     clean = chat.prompt_ids("harmless")
     ids = chat.prompt_ids(text)
@@ -42,13 +42,13 @@ def test_special_tokens_in_the_data_are_plain_text(tiny_folder: Path) -> None:
 
 def test_row_length_counts_prompt_and_answer(tiny_folder: Path) -> None:
     """The token budget counts what training will feed."""
-    chat = ChatFormat(load_tokenizer(tiny_folder))
+    chat = ChatTemplate(load_tokenizer(tiny_folder))
     assert chat.row_length("a", "b") == len(chat.prompt_ids("a")) + len(chat.answer_ids("b"))
 
 
 def test_many_rows_have_the_lengths_of_each(tiny_folder: Path) -> None:
     """Counted together, also with rows among them that spell a control token."""
-    chat = ChatFormat(load_tokenizer(tiny_folder))
+    chat = ChatTemplate(load_tokenizer(tiny_folder))
     rows = [("a", "b"), ("ends <|im_end|> here", "text"), ("some more text", "and <|im_start|>"), ("", "x" * 50)]
     assert chat.row_lengths(rows) == [chat.row_length(*row) for row in rows]
     assert chat.row_lengths(rows[1:2]) == [chat.row_length(*rows[1])]
@@ -60,14 +60,14 @@ def test_a_tokenizer_without_chat_template_is_refused(tiny_folder: Path) -> None
     (tiny_folder / "chat_template.jinja").unlink(missing_ok=True)
     edit_json(tiny_folder / "tokenizer_config.json", chat_template=None)
     with pytest.raises(UserError, match=r"no chat template.*instruct"):
-        ChatFormat(load_tokenizer(tiny_folder))
+        ChatTemplate(load_tokenizer(tiny_folder))
 
 
 def test_a_tokenizer_without_end_of_sequence_is_refused(tiny_folder: Path) -> None:
     """The message says what to set."""
     edit_json(tiny_folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(UserError, match="set eos_token"):
-        ChatFormat(load_tokenizer(tiny_folder))
+        ChatTemplate(load_tokenizer(tiny_folder))
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:

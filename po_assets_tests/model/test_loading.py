@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from po_assets.errors import UserError
-from po_assets.model import choose_precision, load_base_model, require_hardware, resolve_spec
+from po_assets.model import BaseModel, choose_precision, load_base_model, require_hardware
 
 
 def test_precision_follows_the_hardware_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,13 +30,13 @@ def test_a_gpu_is_demanded_where_one_is_needed(monkeypatch: pytest.MonkeyPatch, 
     """The message names what needs it and the profile that does not."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=rf"{named} needs a CUDA GPU.*PO_PROFILE=embedded"):
-        require_hardware(resolve_spec(**settings))
+        require_hardware(BaseModel(**settings).resolved())
 
 
 def test_the_embedded_profile_runs_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, no error."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    require_hardware(resolve_spec("embedded"))
+    require_hardware(BaseModel(profile="embedded").resolved())
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])

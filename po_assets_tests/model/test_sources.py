@@ -8,13 +8,13 @@ from upath import UPath
 from po_assets.errors import UserError
 from po_assets.model import (
     EMBEDDED_MODEL,
+    BaseModel,
     base_model_digest,
     ensure_base_model,
     ensure_tokenizer,
     gguf,
     load_base_model,
     load_tokenizer,
-    resolve_spec,
     sources,
 )
 from po_assets.storage import Layout
@@ -34,33 +34,33 @@ def fake_conversion(_gguf: Path, folder: Path) -> None:
 
 def test_a_local_folder_is_used_where_it_is(tiny_folder: Path, layout: Layout) -> None:
     """Nothing is copied or converted."""
-    assert ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout) == tiny_folder
+    assert ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout) == tiny_folder
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "smollm"])
 def test_a_missing_folder_names_the_value_and_the_way_out(layout: Layout, name) -> None:
     """A misspelt path is not taken for anything else."""
     with pytest.raises(UserError, match=rf"'{name}' is neither a folder.*correct base_model"):
-        ensure_base_model(resolve_spec(base_model=name), layout)
+        ensure_base_model(BaseModel(base_model=name).resolved(), layout)
 
 
 def test_pickled_weights_are_not_loaded(tiny_folder: Path, layout: Layout) -> None:
     """They can run code."""
     (tiny_folder / "model.safetensors").rename(tiny_folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"lacks the \*\.safetensors weights"):
-        ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout)
+        ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout)
 
 
 def test_code_that_comes_with_a_model_is_not_run(tiny_folder: Path, layout: Layout) -> None:
     """A model type that transformers does not know would need trust_remote_code."""
     edit_json(tiny_folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="evil")
     with pytest.raises(UserError, match="'evil' needs Python code"):
-        ensure_base_model(resolve_spec(base_model=str(tiny_folder)), layout)
+        ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout)
 
 
 def test_a_context_shorter_than_max_length_is_refused(tiny_folder: Path, layout: Layout) -> None:
     """Rows as long as the setting allows would not fit into the model."""
-    spec = resolve_spec(base_model=str(tiny_folder), max_length=4096)
+    spec = BaseModel(base_model=str(tiny_folder), max_length=4096).resolved()
     with pytest.raises(UserError, match="context is 2048 tokens, but max_length is 4096"):
         ensure_base_model(spec, layout)
 
@@ -73,7 +73,7 @@ def test_an_unreachable_hub_gives_one_clear_error(layout: Layout, monkeypatch: p
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(UserError, match=rf"'owner/model' at revision {COMMIT}.*not known.*local folder"):
-        ensure_base_model(resolve_spec(base_model="owner/model", revision=COMMIT), layout)
+        ensure_base_model(BaseModel(base_model="owner/model", revision=COMMIT).resolved(), layout)
 
 
 def test_the_hub_is_asked_for_the_pinned_revision_and_for_safetensors_only(
@@ -87,7 +87,7 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_for_safetensors_only(
         return str(tiny_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    spec = resolve_spec(base_model="owner/model", revision=COMMIT)
+    spec = BaseModel(base_model="owner/model", revision=COMMIT).resolved()
     assert ensure_base_model(spec, layout) == ensure_tokenizer(spec, layout) == tiny_folder
     assert [(name, revision) for name, revision, _ in asked] == [("owner/model", COMMIT)] * 2
     assert "*.safetensors" in asked[0][2]
@@ -99,7 +99,7 @@ def test_a_download_without_weights_is_told_from_a_model_without(
 ) -> None:
     """Offline, the Hub's client gives what an earlier step downloaded: the tokenizer, or some of the shards."""
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_args, **_options: str(tiny_folder))
-    spec = resolve_spec(base_model="owner/model", revision=COMMIT)
+    spec = BaseModel(base_model="owner/model", revision=COMMIT).resolved()
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (tiny_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"lacks model-2.safetensors: there is no network"):
@@ -114,8 +114,8 @@ def test_the_embedded_model_is_converted_once(layout: Layout, monkeypatch: pytes
     """The second caller gets the folder that the first one made."""
     conversions: list[Path] = []
     monkeypatch.setattr(sources, "convert_gguf", lambda g, f: (conversions.append(f), fake_conversion(g, f)))
-    first = ensure_base_model(resolve_spec(), layout)
-    assert ensure_base_model(resolve_spec(), layout) == first == Path(str(layout.base_models / EMBEDDED_MODEL))
+    first = ensure_base_model(BaseModel().resolved(), layout)
+    assert ensure_base_model(BaseModel().resolved(), layout) == first == Path(str(layout.base_models / EMBEDDED_MODEL))
     assert len(conversions) == 1
 
 
@@ -128,32 +128,32 @@ def test_an_interrupted_conversion_leaves_nothing(layout: Layout, monkeypatch: p
 
     monkeypatch.setattr(sources, "convert_gguf", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ensure_base_model(resolve_spec(), layout)
+        ensure_base_model(BaseModel().resolved(), layout)
     assert [p.name for p in Path(str(layout.base_models)).iterdir() if not p.name.endswith(".lock")] == []
     monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
-    assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").exists()
+    assert (ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors").exists()
 
 
 def test_a_conversion_that_lost_a_file_is_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """A half-emptied folder is not taken for a model."""
     monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
-    folder = ensure_base_model(resolve_spec(), layout)
+    folder = ensure_base_model(BaseModel().resolved(), layout)
     (folder / "model.safetensors").write_bytes(b"")
-    assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").stat().st_size > 10_000
+    assert (ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors").stat().st_size > 10_000
 
 
 def test_a_conversion_whose_weights_were_changed_is_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the size stays; a file that was only touched is taken as it is."""
     monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
-    weights = ensure_base_model(resolve_spec(), layout) / "model.safetensors"
+    weights = ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors"
     whole, digest = weights.read_bytes(), base_model_digest(weights.parent)
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert base_model_digest(weights.parent) != digest
-    weights = ensure_base_model(resolve_spec(), layout) / "model.safetensors"
+    weights = ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors"
     assert weights.read_bytes() == whole
     number = weights.stat().st_ino
     weights.touch()
-    assert (ensure_base_model(resolve_spec(), layout) / "model.safetensors").stat().st_ino == number
+    assert (ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors").stat().st_ino == number
     assert base_model_digest(weights.parent) == digest
 
 

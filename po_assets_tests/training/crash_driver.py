@@ -1,6 +1,5 @@
 """Runs `make_student` in a process that kills itself with SIGKILL at a chosen moment; for test_crash."""
 
-import functools
 import os
 import signal
 from pathlib import Path
@@ -10,10 +9,9 @@ import peft  # noqa: F401  # loaded once by the fork server, so that each proces
 import torch
 import transformers  # noqa: F401
 
-from po_assets.storage import Layout, atomic
-from po_assets.storage.layout import artifact_root
+from po_assets.storage import Layout, artifact_root, files
+from po_assets.text import Progress
 from po_assets.training import checkpoints, gradients, student
-from po_assets.training.progress import Progress
 from po_assets_tests.training.tiny_training import PAIRS, tiny_recipe
 
 
@@ -44,20 +42,19 @@ def make(root: Path, moment: str = "", at: int = 1, artifacts: str = "") -> None
         case "while a checkpoint is written":
             checkpoints.write_manifest = dying(checkpoints.write_manifest)
         case "between the renames of a checkpoint":
-            atomic._swap_directory = dying(atomic._swap_directory)
+            files._swap_directory = dying(files._swap_directory)
         case "between upload and pointer":
-            atomic._point = dying(atomic._point)
+            files._point = dying(files._point)
         case "while the adapter is written":
             student.render_card = dying(student.render_card)
         case "before the adapter's manifest":
             student.write_manifest = dying(student.write_manifest)
         case "before the adapters change places":
-            atomic._exchanged = dying(atomic._exchanged)
+            files._exchanged = dying(files._exchanged)
         case "after the adapters changed places":
-            atomic._exchanged = dying(atomic._exchanged, before=False)
+            files._exchanged = dying(files._exchanged, before=False)
         case "after the adapter is published":
             checkpoints.CheckpointStore.clear = dying(checkpoints.CheckpointStore.clear)
-    student.held = functools.partial(student.held, renew=0.2, expire=1.0)  # for the lease of one that was killed
     recipe = tiny_recipe(root / "tiny", checkpoint_seconds=0.0, dropout=0.1)
     lines = (root / "log.txt").open("a", buffering=1)
     made = student.make_student(

@@ -7,10 +7,9 @@ import pytest
 import torch
 from upath import UPath
 
-from po_assets.storage.atomic import POINTER
+from po_assets.storage.files import POINTER
 from po_assets.training import training
-from po_assets.training.checkpoints import KEPT, Checkpoint, CheckpointStore
-from po_assets.training.progress import StepRecord
+from po_assets.training.checkpoints import KEPT, Checkpoint, CheckpointStore, StepRecord
 from po_assets_tests.training.tiny_training import FULL_DISK, run_training
 
 

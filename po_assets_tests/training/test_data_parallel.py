@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from po_assets.errors import UserError
-from po_assets.training.recipe import make_recipe
 from po_assets_tests.training import worker_driver
-from po_assets_tests.training.tiny_training import run_training
+from po_assets_tests.training.tiny_training import make_recipe, run_training
 
 # The workers' sums are added in another order than one worker's: float32 rounds each to 6e-8 of its size, which Adam's
 # division by the root of the squared gradient makes more of with every step. Measured here: 2e-7 after 6 steps.
@@ -67,17 +66,17 @@ def test_workers_at_different_steps_are_found_out(tiny: Path, tmp_path: Path) ->
     [
         (3, r"num_workers is 3; it must divide gradient_accumulation \(4\), so that all have the same work"),
         (0, "num_workers is 0; it must be at least 1"),
-        (2.0, "num_workers is 2.0; it must be of type int"),
+        (2.0, "num_workers is 2.0; it must be a whole number"),
     ],
 )
 def test_workers_that_cannot_share_the_work_are_refused(num_workers: Any, said: str) -> None:
     """With the numbers."""
     with pytest.raises(UserError, match=said):
-        make_recipe({"num_workers": num_workers, "gradient_accumulation": 4})
+        make_recipe(num_workers=num_workers, gradient_accumulation=4)
 
 
 def test_the_number_of_workers_is_part_of_the_digest_only_above_one() -> None:
     """Their sum rounds differently, so that their checkpoints are not one worker's; adapters made before stay valid."""
-    one, two = (make_recipe({"num_workers": workers}).numerics() for workers in (1, 2))
+    one, two = (make_recipe(num_workers=workers).effective() for workers in (1, 2))
     assert "num_workers" not in one
     assert two == one | {"num_workers": 2}

@@ -8,10 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from po_assets.model.cpu.attention import BLOCK, rotary_causal_attention
-from po_assets.model.cpu.dropout import DropoutPool
-from po_assets.model.cpu.lora import LoraGroup
-from po_assets.model.cpu.loss import CHUNK, linear_cross_entropy
-from po_assets.model.cpu.norm import rms_norm
+from po_assets.model.cpu.training import LOSS_CHUNK, DropoutPool, LoraGroup, linear_cross_entropy, rms_norm
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -129,7 +126,7 @@ def test_dropout_windows_differ_and_follow_the_seed():
     assert not torch.equal(first[0], second)
 
 
-@pytest.mark.parametrize("tokens", [1, CHUNK, 2 * CHUNK + 3])
+@pytest.mark.parametrize("tokens", [1, LOSS_CHUNK, 2 * LOSS_CHUNK + 3])
 def test_linear_cross_entropy_equals_logits_and_cross_entropy(tokens: int):
     """The sum over tokens, and the hidden states' gradient, scaled by what comes from above."""
     torch.manual_seed(0)

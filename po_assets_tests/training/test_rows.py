@@ -3,17 +3,17 @@ from pathlib import Path
 import pytest
 
 from po_assets.errors import UserError
-from po_assets.model import ChatFormat, load_tokenizer
-from po_assets.training.rows import NOT_TRAINED, collate, tokenize_rows
-from po_assets.training.verdicts import label_faults
+from po_assets.model import ChatTemplate, load_tokenizer
+from po_assets.training.checks import label_faults
+from po_assets.training.gradients import NOT_TRAINED, collate, tokenize_rows
 
 
 @pytest.fixture(scope="module")
-def chat(tiny: Path) -> ChatFormat:
-    return ChatFormat(load_tokenizer(tiny))
+def chat(tiny: Path) -> ChatTemplate:
+    return ChatTemplate(load_tokenizer(tiny))
 
 
-def test_exactly_the_answer_and_its_end_are_trained(chat: ChatFormat):
+def test_exactly_the_answer_and_its_end_are_trained(chat: ChatTemplate):
     """The prompt, template included, is context only."""
     (row,) = tokenize_rows([("what?", "this")], chat, 2048)
     trained = [token for token, label in zip(row.ids, row.labels, strict=True) if label != NOT_TRAINED]
@@ -21,7 +21,7 @@ def test_exactly_the_answer_and_its_end_are_trained(chat: ChatFormat):
     assert list(row.ids[: row.prompt_length]) == chat.prompt_ids("what?")
 
 
-def test_a_row_over_the_limit_is_refused_and_never_cut(chat: ChatFormat):
+def test_a_row_over_the_limit_is_refused_and_never_cut(chat: ChatTemplate):
     """The message counts tokens and says where such rows belong."""
     long = ("p" * 50, "r" * 50)
     length = chat.row_length(*long)
@@ -31,19 +31,19 @@ def test_a_row_over_the_limit_is_refused_and_never_cut(chat: ChatFormat):
 
 
 @pytest.mark.parametrize(("pair", "part"), [(("", "b"), "prompt"), (("a", " \n"), "response")])
-def test_an_empty_part_is_refused(chat: ChatFormat, pair: tuple[str, str], part: str):
+def test_an_empty_part_is_refused(chat: ChatTemplate, pair: tuple[str, str], part: str):
     """An empty answer would teach the student to say nothing."""
     with pytest.raises(UserError, match=f"row 1 has an empty {part}"):
         tokenize_rows([pair], chat, 2048)
 
 
-def test_no_rows_at_all_are_refused(chat: ChatFormat):
+def test_no_rows_at_all_are_refused(chat: ChatTemplate):
     """With the way out."""
     with pytest.raises(UserError, match="supervised_dataset is empty"):
         tokenize_rows([], chat, 2048)
 
 
-def test_padding_is_not_trained_even_when_it_is_the_end_of_sequence_token(chat: ChatFormat):
+def test_padding_is_not_trained_even_when_it_is_the_end_of_sequence_token(chat: ChatTemplate):
     """Pad and end-of-sequence are one token here; the real end stays trained, the padding does not."""
     short, long = tokenize_rows([("a", "b"), ("a" * 9, "b" * 9)], chat, 2048)
     batch = collate([short, long], pad_id=chat.eos_id)

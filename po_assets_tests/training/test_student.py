@@ -9,15 +9,14 @@ import torch
 from peft import PeftModel
 
 from po_assets.errors import UserError
-from po_assets.model import load_base_model, resolve_spec
+from po_assets.model import load_base_model
 from po_assets.storage import Layout, file_digest, read_manifest
+from po_assets.text import Progress
 from po_assets.training import student
-from po_assets.training.model_card import write_gate_verdict
-from po_assets.training.progress import Progress
-from po_assets.training.recipe import make_recipe
+from po_assets.training.adapter import write_gate_verdict
 from po_assets.training.student import Student, adapter_problem, make_student
 from po_assets_tests.model.tiny_model import make_tiny_model
-from po_assets_tests.training.tiny_training import FULL_DISK, PAIRS, tiny_recipe, write_supervised
+from po_assets_tests.training.tiny_training import FULL_DISK, PAIRS, make_recipe, tiny_recipe, write_supervised
 
 
 def make(layout: Layout, pairs: Any = None, **settings: Any) -> tuple[Student, list[str]]:
@@ -114,7 +113,7 @@ def test_the_paper_profile_is_refused_without_a_gpu_before_any_work(layout: Layo
     monkeypatch.setattr(student, "ensure_base_model", lambda *_: pytest.fail("work was done"))
     monkeypatch.setattr(student, "file_digest", lambda *_: pytest.fail("work was done"))
     with pytest.raises(UserError, match="'paper' needs a CUDA GPU"):
-        make_student(layout, PAIRS, make_recipe({}, resolve_spec("paper")), Progress(print))
+        make_student(layout, PAIRS, make_recipe({"profile": "paper"}), Progress(print))
 
 
 def test_rows_that_do_not_fit_are_refused_before_training(layout: Layout):
@@ -144,7 +143,7 @@ def test_a_full_disk_leaves_the_previous_adapter(layout: Layout, monkeypatch: py
 
 def test_two_trainings_at_once_do_not_mix(layout: Layout):
     """The second one is told to wait."""
-    with student._training_lock(layout, print), pytest.raises(UserError, match="Another run is training"):
+    with student._training_lock(layout), pytest.raises(UserError, match="Another run is training"):
         make(layout)
     assert make(layout)[0].log
 

@@ -10,12 +10,12 @@ from typing import Any
 from safetensors import SafetensorError
 from upath import UPath
 
-from po_assets.model import ChatFormat, load_base_model, load_tokenizer
+from po_assets.model import BaseModel, ChatTemplate, load_base_model, load_tokenizer
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
+from po_assets.text import Progress
 from po_assets.training.adapter import add_adapter, trainable
-from po_assets.training.progress import Progress
-from po_assets.training.recipe import Recipe, make_recipe
-from po_assets.training.rows import TrainingRow, tokenize_rows
+from po_assets.training.gradients import TokenizedRow, tokenize_rows
+from po_assets.training.settings import TrainingSettings
 from po_assets.training.training import Trained, train
 from po_assets_tests.model.tiny_model import make_tiny_model
 
@@ -27,18 +27,24 @@ FULL_DISK = [
 PAIRS = [(f"product {i}: {'a lamp ' * (i % 4 + 1)}", f"status aligned {'x' * (i % 5)} end") for i in range(12)]
 
 
-def tiny_recipe(folder: Path, **settings: Any) -> Recipe:
+def make_recipe(base: dict[str, Any] | None = None, **settings: Any) -> TrainingSettings:
+    """A complete recipe; `base` are the base model's settings."""
+    return TrainingSettings(base_model=BaseModel(**(base or {})), **settings).resolved()
+
+
+def tiny_recipe(folder: Path, **settings: Any) -> TrainingSettings:
     """Settings with which 12 rows make 6 steps in well under a second."""
     defaults = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4}
-    return make_recipe({"base_model": str(folder), "precision": "float32", **defaults, **settings})
+    base = {"base_model": str(folder), "max_length": settings.pop("max_length", 2048)}
+    return make_recipe(base, **{"precision": "float32", **defaults, **settings})
 
 
-def tiny_rows(folder: Path) -> list[TrainingRow]:
+def tiny_rows(folder: Path) -> list[TokenizedRow]:
     """The pairs as tokens."""
-    return tokenize_rows(PAIRS, ChatFormat(load_tokenizer(folder)), 2048)
+    return tokenize_rows(PAIRS, ChatTemplate(load_tokenizer(folder)), 2048)
 
 
-def tiny_student(folder: Path, recipe: Recipe) -> Any:
+def tiny_student(folder: Path, recipe: TrainingSettings) -> Any:
     """The tiny model with fresh LoRA matrices."""
     return add_adapter(load_base_model(folder, recipe.precision, device="cpu"), recipe, folder)
 
@@ -69,5 +75,5 @@ def write_supervised(layout: Layout, pairs: list[tuple[str, str]], *, passed: bo
     outcomes = {"kept": len(pairs), "below_min_score": 3}
     write_manifest(layout.supervised, Manifest(sha256, len(pairs), extra={"outcomes": outcomes}))
     check = {"passed": passed, "severity": "ERROR", "summary": "2 of 12 rows are in a wrong form."}
-    record = {"supervised_sha256": sha256, "passed": passed, "checks": {"schema": check}, "time": "2026-11-22T12:00:00"}
+    record = {"sha256": sha256, "passed": passed, "checks": {"schema": check}, "time": "2026-11-22T12:00:00"}
     layout.supervised_gate.write_text(json.dumps(record))

@@ -7,7 +7,7 @@ import peft  # noqa: F401  # loaded once by the fork server, so that each proces
 import torch
 import transformers  # noqa: F401
 
-from po_assets.training.progress import Progress
+from po_assets.text import Progress
 from po_assets.training.training import train
 from po_assets_tests.training.tiny_training import tiny_recipe, tiny_rows, tiny_student, trainable
 

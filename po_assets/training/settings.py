@@ -1,0 +1,144 @@
+"""The training recipe: every setting, and its default per profile. How a setting acts is told where it acts."""
+
+from typing import Any, ClassVar, Literal, Self
+
+import dagster as dg
+from pydantic import Field, field_validator, model_validator
+
+from po_assets.dag.compute import default_num_workers
+from po_assets.dag.settings import Settings
+from po_assets.model import BaseModel
+from po_assets.model.settings import open_field
+
+ALL_LINEAR = "all-linear"
+
+# paper: the settings of the manual process (design.md). embedded: chosen by measurement on the sample data.
+_PROFILES: dict[str, dict[str, Any]] = {
+    "embedded": {
+        "epochs": 0.75,
+        "learning_rate": 2e-3,
+        "gradient_accumulation": 4,
+        "gradient_checkpointing": False,
+    },
+    "paper": {
+        "epochs": 4.0,
+        "learning_rate": 8e-5,
+        "gradient_accumulation": 12,
+        "gradient_checkpointing": True,
+    },
+}
+
+
+def _as_the_profile(text: str, name: str, **bounds: Any) -> Any:
+    """An open field whose description says with what the profiles fill it."""
+    values = ", ".join(f"{defaults[name]:g} ({profile})" for profile, defaults in _PROFILES.items())
+    return open_field(description=f"{text} Empty: {values}.", **bounds)
+
+
+class TrainingSettings(Settings):
+    """How the student is trained. What is left empty takes the default of the profile (see `base_model`)."""
+
+    noun: ClassVar[str] = "the training recipe"
+    without_effect: ClassVar[frozenset[str]] = frozenset({"workers", "checkpoint_seconds"})
+
+    base_model: dg.ResourceDependency[BaseModel]
+    rank: int = Field(default=32, ge=1, le=1024, description="Rank of the LoRA matrices.")
+    alpha: int = Field(default=64, ge=1, description="LoRA alpha; the product is scaled by alpha / rank.")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout on the input of the LoRA matrices.")
+    target_modules: list[str] = Field(
+        default=[ALL_LINEAR],
+        description="Names of the linear layers that get LoRA matrices; `all-linear` means all but the output layer.",
+    )
+    use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) (rank-stabilized LoRA).")
+    use_dora: bool = Field(default=False, description="Train magnitudes apart from directions (DoRA); slower.")
+    epochs: float = _as_the_profile("Passes over the data; a fraction is fine.", "epochs", gt=0, le=1000)
+    learning_rate: float = _as_the_profile("Highest learning rate.", "learning_rate", gt=0, le=1)
+    scheduler: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="`cosine`, `linear` (both end at 0) or `constant`."
+    )
+    warmup_ratio: float = Field(
+        default=0.05, ge=0, le=1, description="Share of the steps in which the learning rate rises."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, lt=1, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="Gradients are scaled down to this norm."
+    )
+    batch_size: int = Field(default=1, ge=1, description="Rows computed at once on a GPU.")
+    gradient_accumulation: int = _as_the_profile(
+        "Batches whose gradients make one optimizer step.", "gradient_accumulation", ge=1
+    )
+    gradient_checkpointing: bool = open_field(
+        description="Compute activations twice to save memory. Empty: only in the profile `paper`. The faster "
+        "computation (fast_path) has no use for it.",
+    )
+    seed: int = Field(
+        default=42, ge=0, lt=2**32, description="Seed of the LoRA matrices, the order of rows and the dropout."
+    )
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto", description="`bfloat16`, `float32`, or `auto`: what the hardware computes fastest."
+    )
+    fast_path: bool = Field(
+        default=True, description="Use the faster computation of the same model where it applies (CPU, Llama family)."
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="Rows computed side by side on a CPU; 0 means one for each core. The result does not depend on it.",
+    )
+    num_workers: int = Field(
+        default_factory=default_num_workers,
+        ge=1,
+        description="Processes that share the training, each on a GPU of its own where there are GPUs, started by Ray "
+        "Train; they split the batches of gradient_accumulation among them. 1 needs no Ray. PO_NUM_WORKERS sets the "
+        "default, and gives the step itself no GPU on Ray.",
+    )
+    checkpoint_seconds: float = Field(
+        default=60.0, ge=0, allow_inf_nan=False, description="Least time between two checkpoints."
+    )
+
+    @field_validator("target_modules")
+    @classmethod
+    def _names_layers(cls, names: list[str]) -> list[str]:
+        if not names or not all(names):
+            raise ValueError(f"target_modules is {names!r}; it needs at least one name.")
+        if ALL_LINEAR in names and len(names) > 1:
+            raise ValueError(f"target_modules is {names!r}; it must name layers or be [{ALL_LINEAR!r}], not both.")
+        return names
+
+    @model_validator(mode="after")
+    def _work_is_shared_evenly(self) -> Self:
+        if self.gradient_accumulation and self.gradient_accumulation % self.num_workers:
+            raise ValueError(
+                f"num_workers is {self.num_workers}; it must divide gradient_accumulation "
+                f"({self.gradient_accumulation}), so that all have the same work."
+            )
+        return self
+
+    def resolved(self) -> "TrainingSettings":
+        """The same recipe with nothing left open, for a base model of which nothing is left open either.
+
+        Raises:
+            UserError: a default of the environment is wrong, or the filled settings do not go together.
+        """
+        model = self.base_model.resolved()
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        given = {name: value for name, value in values.items() if value is not None} | {"base_model": model}
+        return TrainingSettings(**{**_PROFILES[model.profile], **given})
+
+    def with_workers(self, workers: int) -> "TrainingSettings":
+        """The same recipe with so many rows computed side by side."""
+        return TrainingSettings(
+            **{name: getattr(self, name) for name in type(self).model_fields} | {"workers": workers}
+        )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows whose gradients make one optimizer step."""
+        return self.batch_size * self.gradient_accumulation
+
+    def effective(self) -> dict[str, Any]:
+        """What the trained weights depend on, for their digest: not how many rows side by side, nor how often saved."""
+        settings = super().effective()
+        if self.num_workers == 1:  # the sum of several workers rounds differently
+            del settings["num_workers"]
+        return settings | {"model": {**self.base_model.identity(), "max_length": self.base_model.max_length}}
