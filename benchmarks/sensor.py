@@ -48,7 +48,7 @@ def measure(root: Path, files: int) -> None:
     """Time both ways over the folder under `root`."""
     import dagster as dg
 
-    from po_assets.automation.sensors import new_teacher_data
+    from po_assets.automation.landing import new_teacher_data
     from po_assets.dag import Artifacts
     from po_assets.intake.landing import list_landing
     from po_assets.storage import digest_of, file_digest

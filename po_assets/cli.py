@@ -35,7 +35,11 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "run": ("po_assets.cli:add_run", "materialize the whole graph with its checks, then print the gate"),
     "base-model": ("po_assets.cli:add_base_model", "bring the profile's base model onto this machine ahead of a run"),
-    "ui-ray": ("po_assets.automation.ray_head:add_ui_ray", "Ray on this machine, and the Dagster UI on it"),
+    "rescore": (
+        "po_assets.evaluation.evaluate:add_rescore",
+        "score answers made elsewhere, with the same metric and gate",
+    ),
+    "ui-ray": ("po_assets.automation.ray:add_ui_ray", "Ray on this machine, and the Dagster UI on it"),
     "sample-data": ("po_assets.cli:add_sample_data", "write the committed sample data anew"),
 }
 
@@ -81,9 +85,9 @@ def add_base_model(parser: argparse.ArgumentParser) -> None:
 
 def _base_model(_options: argparse.Namespace) -> int:
     from po_assets.dag import Artifacts
-    from po_assets.model import ensure_base_model, resolve_spec
+    from po_assets.model import BaseModel, ensure_base_model
 
-    _say(str(ensure_base_model(resolve_spec(), Artifacts().layout)))
+    _say(str(ensure_base_model(BaseModel().resolved(), Artifacts().layout)))
     return 0
 
 
@@ -113,10 +117,10 @@ def _run(_options: argparse.Namespace) -> int:
     _find_instance()
     import dagster as dg
 
-    from po_assets.automation.processes import LOCK, end_left_over_runs, process_tag
+    from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
     from po_assets.dag import Artifacts
     from po_assets.model import BaseModel, require_hardware
-    from po_assets.storage import LockedError, lock
+    from po_assets.storage import LockedError
 
     try:
         from po_assets.definitions import defs, main_job  # reads the environment: PO_GPUS, PO_NUM_WORKERS, PO_EXECUTOR
@@ -128,25 +132,20 @@ def _run(_options: argparse.Namespace) -> int:
         require_hardware(BaseModel().resolved())
         layout = Artifacts().layout
         try:
-            stack.enter_context(lock(layout.root / LOCK))
+            stack.enter_context(hold_root(layout))
         except LockedError as error:
             raise UserError(
                 f"Another run writes to {layout.root} right now ({error}). Wait until it ends, then start this again."
             ) from error
-        except Exception as error:
-            # Every store has errors of its own.
-            raise UserError(
-                f"The artifact root {layout.root} cannot be written to ({type(error).__name__}: {error})."
-            ) from error
         instance = stack.enter_context(dg.DagsterInstance.get())
-        for run_id in end_left_over_runs(instance):
+        for run_id in end_orphaned_runs(instance):
             _say(f"Run {run_id[:8]} counted as running, but its process is gone; it is marked as failed.")
         job = defs.resolve_job_def(main_job.name)
         _say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ['DAGSTER_HOME']})")
         # Named here, because Dagster falls back to a logger of its own that prints every event.
         run_config: dict[str, Any] = {"loggers": {"console": {}}}
         # Who started it here is looking at it: the daemon of an open UI is not to start it again.
-        tags = {**process_tag(), "dagster/max_retries": "0"}
+        tags = {**process_tag(), **NEVER_RETRIED}
         result = job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False, tags=tags)
         return _report(result, layout, time.monotonic() - started)
 
@@ -177,23 +176,26 @@ def _find_instance() -> None:
 def _report(result: "dg.ExecuteInProcessResult", layout: "Layout", seconds: float) -> int:
     from rich.console import Console
 
-    from po_assets.automation.outcome import outcome_of
+    from po_assets.automation.run_summary import run_summary
 
     console = Console(width=120, highlight=False)
-    outcome = outcome_of(result.all_events)
+    summary = run_summary(result.all_events)
     console.print()
-    for title, checks in (("Failed checks", outcome.errors), ("Warnings", outcome.warnings)):
+    for title, checks in (("Failed checks", summary.errors), ("Warnings", summary.warnings)):
         if checks:
             console.print(f"[bold]{title}[/bold]")
         for check in checks:
             console.print(f"  {check.asset}: {check.name}", markup=False)
             console.print(f"    {check.plain}", markup=False)
-    for step in outcome.steps:
-        console.print(f"[bold]Step {step.step} failed[/bold]")
-        console.print(f"  {step.reason}", markup=False)
+    for step, reason in summary.steps:
+        console.print(f"[bold]Step {step} failed[/bold]")
+        console.print(f"  {reason}", markup=False)
+    if summary.refusal:
+        console.print("[bold]The run was refused[/bold]")
+        console.print(f"  {summary.refusal}", markup=False)
     produced = "eval_report" in _materialized(result)
     _print_gate(console, layout, produced=produced)
-    passed = result.success and not outcome.errors
+    passed = result.success and not summary.errors
     verdict = "[green]The run passed[/green]" if passed else "[red]The run failed[/red]"
     console.print(f"\n{verdict} after {seconds / 60:.1f} minutes.")
     if produced:
@@ -214,12 +216,11 @@ def _print_gate(console: object, layout: "Layout", *, produced: bool) -> None:
         console.print("\nNo gate: the student was not evaluated in this run; what it needs did not pass.")
         return
     table = Table(title="Gate", title_justify="left", title_style="bold")
-    for column in ("threshold", "required", "value", "verdict"):
+    for column in rows[0]:
         table.add_column(column, justify="right" if column in ("required", "value") else "left")
     for row in rows:
-        word = "pass" if row.passed else ("FAIL" if row.severity == "ERROR" else "warn")
-        color = {"pass": "green", "FAIL": "red", "warn": "yellow"}[word]
-        table.add_row(row.name, row.required, row.value, f"[{color}]{word}[/{color}]")
+        color = {"pass": "green", "FAIL": "red"}.get(row["verdict"], "yellow")
+        table.add_row(row["criterion"], row["required"], row["value"], f"[{color}]{row['verdict']}[/{color}]")
     console.print()
     console.print(table)
 

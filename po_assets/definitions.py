@@ -2,33 +2,30 @@
 
 import dagster as dg
 
-from po_assets.automation.console import console
-from po_assets.automation.executors import step_executor
+from po_assets.automation.catch_up import nightly_catch_up, with_settings_versions
+from po_assets.automation.executors import orphaned_runs, step_executor
 from po_assets.automation.jobs import ask_teacher, candidates_for_people, conflicts_on_demand, main_job
+from po_assets.automation.landing import new_teacher_data, teacher_files
 from po_assets.automation.notifications import failure_messages
-from po_assets.automation.processes import left_over_runs_end
-from po_assets.automation.schedules import nightly_catch_up
-from po_assets.automation.sensors import new_teacher_data, teacher_files
-from po_assets.automation.versions import with_settings_versions
+from po_assets.automation.run_summary import console
 from po_assets.dag import Artifacts, JsonlIOManager
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks
-from po_assets.dataset.policy import SelectionPolicy
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
-from po_assets.evaluation.settings import DecodingSettings
+from po_assets.evaluation.settings import Decoding
 from po_assets.intake.assets import normalized_teacher, raw_teacher
 from po_assets.intake.checks import teacher_checks
 from po_assets.model import BaseModel
 from po_assets.review.assets import review_candidates, synthetic_conflicts
 from po_assets.review.checks import curation_checks
 from po_assets.review.policy import CurationPolicy
-from po_assets.teacher.assets import teacher_batch
-from po_assets.teacher.checks import teacher_batch_checks
+from po_assets.teacher.assets import teacher_batch, teacher_batch_checks
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets.training.assets import lora_adapter
-from po_assets.training.checks import student_checks
-from po_assets.training.recipe import StudentRecipe
+from po_assets.training.checks import lora_adapter_checks
+from po_assets.training.settings import TrainingSettings
 
 artifacts = Artifacts.configure_at_launch()
 base_model = BaseModel.configure_at_launch()
@@ -49,30 +46,30 @@ defs = dg.Definitions(
                 baseline_report,
                 eval_report,
             ],
-            selection=SelectionPolicy(),
+            selection=SelectionSettings(),
             base_model=BaseModel(),
-            recipe=StudentRecipe(base_model=BaseModel()),
-            decoding=DecodingSettings(),
+            recipe=TrainingSettings(base_model=BaseModel()),
+            decoding=Decoding(),
         ),
     ],
     asset_checks=[
         *teacher_checks,
         *dataset_checks,
-        *student_checks,
+        lora_adapter_checks,
         *evaluation_checks,
         *curation_checks,
         teacher_batch_checks,
     ],
     jobs=[main_job, ask_teacher, conflicts_on_demand, candidates_for_people],
-    sensors=[new_teacher_data, left_over_runs_end, failure_messages],
+    sensors=[new_teacher_data, orphaned_runs, failure_messages],
     schedules=[nightly_catch_up],
     resources={
         "artifacts": artifacts,
         "io_manager": JsonlIOManager(artifacts=artifacts),
         "base_model": base_model,
-        "selection": SelectionPolicy.configure_at_launch(),
-        "recipe": StudentRecipe.configure_at_launch(base_model=base_model),
-        "decoding": DecodingSettings.configure_at_launch(),
+        "selection": SelectionSettings.configure_at_launch(),
+        "recipe": TrainingSettings.configure_at_launch(base_model=base_model),
+        "decoding": Decoding.configure_at_launch(),
         "curation": CurationPolicy.configure_at_launch(),
         "teacher_llm": TeacherLLM.configure_at_launch(),
         "batch_plan": BatchPlan.configure_at_launch(),

@@ -111,7 +111,7 @@ def test_the_paper_profile_refuses_without_a_gpu(workplace: Path) -> None:
     """Before any work, with the way out."""
     result = run(workplace, PO_PROFILE="paper", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 1
-    assert "CUDA" in result.stdout
+    assert "CUDA" in result.stderr
     assert not (workplace / "artifacts" / "models" / "po_student_v2").exists()
 
 
@@ -120,7 +120,7 @@ def test_a_wrong_variable_is_one_clear_message(workplace: Path, variable: str, v
     """Quoting the value, without a traceback."""
     result = run(workplace, **{variable: value})
     assert result.returncode == 1
-    assert f"{variable} is {value!r}" in result.stdout
+    assert f"{variable} is {value!r}" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
 
 
@@ -130,4 +130,4 @@ def test_a_second_run_on_the_same_artifacts_is_refused(workplace: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         result = run(workplace)
     assert result.returncode == 1
-    assert "Another run writes to" in result.stdout
+    assert "Another run writes to" in result.stderr

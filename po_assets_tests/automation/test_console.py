@@ -1,12 +1,14 @@
 """What a person who waits for `make run` sees of a run, and how a run's failures are put in words."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import dagster as dg
 import pytest
+from pydantic import Field
 
-from po_assets.automation.console import console
-from po_assets.automation.outcome import outcome_of
+from po_assets.automation.run_summary import console, run_summary
+from po_assets.dag import Settings
 
 
 @dg.asset
@@ -51,12 +53,34 @@ def test_steps_speak_and_a_failed_check_is_told_at_once(
     assert not result.success
 
 
-def test_an_outcome_tells_verdicts_from_accidents(result: dg.ExecuteInProcessResult) -> None:
+def test_a_summary_tells_verdicts_from_accidents(result: dg.ExecuteInProcessResult) -> None:
     """A failed check is not told again as a failed step; a sentence is a check's first paragraph."""
-    outcome = outcome_of(result.all_events)
-    assert [(check.asset, check.name, check.sentence) for check in outcome.errors] == [
+    summary = run_summary(result.all_events)
+    assert [(check.asset, check.name, check.sentence) for check in summary.errors] == [
         ("rows", "bad", "3 of 8 rows are bad.")
     ]
-    assert outcome.errors[0].plain == "3 of 8 rows are bad. What to do: x."
-    assert [check.name for check in outcome.warnings] == ["odd"]
-    assert [(step.step, step.reason) for step in outcome.steps] == [("broken", "The disk is full.")]
+    assert summary.errors[0].plain == "3 of 8 rows are bad. What to do: x."
+    assert [check.name for check in summary.warnings] == ["odd"]
+    assert summary.steps == [("broken", "The disk is full.")]
+    assert summary.refusal == ""
+
+
+def test_a_run_that_was_refused_for_its_settings_says_all_faults() -> None:
+    """Resources are made before the first step, so that no step fails: the sentences are those of the settings."""
+
+    class Limits(Settings):
+        noun: ClassVar[str] = "the limits"
+        least: int = Field(1, ge=0)
+        most: int = Field(1, ge=0)
+
+    @dg.asset
+    def limited(limits: Limits) -> None:
+        """Never made."""
+
+    defs = dg.Definitions(assets=[limited], resources={"limits": Limits.configure_at_launch()})
+    config = {"resources": {"limits": {"config": {"least": -1, "most": -2}}}}
+    job = defs.resolve_implicit_global_asset_job_def()
+    summary = run_summary(job.execute_in_process(run_config=config, raise_on_error=False).all_events)
+    faults = ["- least is -1; it must be at least 0.", "- most is -2; it must be at least 0."]
+    assert summary.refusal.splitlines() == ["The limits: 2 wrong settings:", *faults]
+    assert summary.steps == []

@@ -13,15 +13,7 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from po_assets.automation.processes import (
-    LOCK,
-    PROCESS_TAG,
-    end_left_over_runs,
-    left_over_runs,
-    left_over_runs_end,
-    process_tag,
-    root_of,
-)
+from po_assets.automation.executors import LOCK, PROCESS_TAG, end_orphaned_runs, orphaned_runs, process_tag, root_of
 from po_assets.storage import lock
 from po_assets_tests.automation.live import LOCATION
 from po_assets_tests.automation.workplace import REPOSITORY, Workplace, make_workplace
@@ -54,13 +46,12 @@ def test_a_run_whose_process_is_gone_is_marked_failed(instance: dg.DagsterInstan
     create_run_for_test(instance, status=started, tags={PROCESS_TAG: "another-machine/1/1.0"})
     create_run_for_test(instance, status=started)
     create_run_for_test(instance, status=dg.DagsterRunStatus.SUCCESS, tags={PROCESS_TAG: dead_process()})
-    assert [run.run_id for run in left_over_runs(instance)] == [dead.run_id]
     with dg.build_sensor_context(instance=instance) as context:
-        tick = left_over_runs_end(context)
+        tick = orphaned_runs(context)
     assert isinstance(tick, dg.SkipReason)
     assert tick.skip_message == f"Marked as failed, since their process is gone: {dead.run_id[:8]}"
     assert instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
-    assert end_left_over_runs(instance) == []
+    assert end_orphaned_runs(instance) == []
 
 
 def test_a_number_that_another_process_has_now_is_no_sign_of_life(instance: dg.DagsterInstance) -> None:
@@ -68,14 +59,14 @@ def test_a_number_that_another_process_has_now_is_no_sign_of_life(instance: dg.D
     host, pid, created = process_tag()[PROCESS_TAG].split("/")
     tag = f"{host}/{pid}/{float(created) - 100:.2f}"
     run = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: tag})
-    assert end_left_over_runs(instance) == [run.run_id]
+    assert end_orphaned_runs(instance) == [run.run_id]
 
 
 def test_a_run_that_was_being_canceled_is_canceled(instance: dg.DagsterInstance) -> None:
     """Not failed: a person wanted it."""
     tags = {PROCESS_TAG: dead_process()}
     run = create_run_for_test(instance, status=dg.DagsterRunStatus.CANCELING, tags=tags)
-    end_left_over_runs(instance)
+    end_orphaned_runs(instance)
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
 
 
@@ -161,8 +152,8 @@ def endless(*_args, **_options):
     print("computing", flush=True)
     time.sleep(600)
 training.make_engine = endless
-from po_assets.cli import run
-raise SystemExit(run())
+from po_assets.cli import main
+raise SystemExit(main(["run"]))
 """
     process = start(place, "-c", script)
     read_until(process, "computing")
@@ -183,8 +174,8 @@ import po_assets.definitions
 from po_assets_tests.automation.tiny_definitions import tiny_definitions
 from pathlib import Path
 po_assets.definitions.defs = tiny_definitions(Path({str(place.folder / "tiny")!r}))
-from po_assets.cli import run
-raise SystemExit(run())
+from po_assets.cli import main
+raise SystemExit(main(["run"]))
 """
     first = start(place, "-c", script)
     read_until(first, "lora_adapter")
@@ -230,11 +221,11 @@ def test_an_instance_that_cannot_be_found_is_one_sentence(tmp_path: Path, home: 
     script = f"""
 import os, pathlib, po_assets.cli as cli
 cli._REPOSITORY = pathlib.Path({str(tmp_path)!r})
-raise SystemExit(cli.run())
+raise SystemExit(cli.main(["run"]))
 """
     environment = {**os.environ, "DAGSTER_HOME": home, "PO_ARTIFACTS_ROOT": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment
     )
     assert result.returncode == 1
-    assert expected in result.stdout
+    assert expected in result.stderr

@@ -13,9 +13,9 @@ from dagster._core.events import StepMaterializationData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.test_utils import create_run_for_test
 
-from po_assets.automation import watching
+from po_assets.automation import landing
 from po_assets.automation.jobs import main_job
-from po_assets.automation.sensors import TEACHER_FILES, new_teacher_data, teacher_files
+from po_assets.automation.landing import TEACHER_FILES, new_teacher_data, teacher_files
 from po_assets.dag import Artifacts
 from po_assets.storage import Layout
 from po_assets_tests.storage.s3_server import s3_server
@@ -104,7 +104,7 @@ def test_a_file_that_is_still_written_to_is_waited_for(artifacts: Artifacts, ins
     for content in ("{", '{"a"', '{"a": 1}'):
         land(artifacts, "b.jsonl", content, age=1)
         assert reason(tick(artifacts, instance)) == "Waiting until 1 file is no longer written to: b.jsonl"
-    land(artifacts, "b.jsonl", '{"a": 1}', age=watching.SETTLE_SECONDS)
+    land(artifacts, "b.jsonl", '{"a": 1}', age=landing.SETTLE_SECONDS)
     assert len(tick(artifacts, instance).run_requests) == 1
 
 
@@ -114,8 +114,8 @@ def test_a_file_from_the_future_is_taken_once_it_rests(
     """A clock that is an hour ahead where the file comes from does not keep it waiting for an hour."""
     land(artifacts, "a.jsonl", "{}\n", age=-3600)
     assert reason(tick(artifacts, instance)).startswith("Waiting until 1 file")
-    now = time.time() + watching.SETTLE_SECONDS + 1
-    monkeypatch.setattr(watching.time, "time", lambda: now)
+    now = time.time() + landing.SETTLE_SECONDS + 1
+    monkeypatch.setattr(landing.time, "time", lambda: now)
     assert len(tick(artifacts, instance).run_requests) == 1
 
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_read_is_a_reason_to_skip(
     """A file gives its reason and the way out, and costs no second reading of the others; so does observing."""
     land(artifacts, "a.jsonl", "A\n")
     land(artifacts, "b.jsonl", "B\n")
-    digest, read = watching.file_digest, []
+    digest, read = landing.file_digest, []
 
     def locked(path: Any) -> str:
         if path.name == "b.jsonl":
@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_a_reason_to_skip(
         read.append(path.name)
         return digest(path)
 
-    monkeypatch.setattr(watching, "file_digest", locked)
+    monkeypatch.setattr(landing, "file_digest", locked)
     expected = (
         "1 landed file cannot be read: b.jsonl (Permission denied). "
         "Make it readable, or take it out of the landing folder."
@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_a_reason_to_skip(
     assert read == ["a.jsonl"]
     with pytest.raises(dg.Failure, match="1 landed file cannot be read"):
         observe(artifacts, instance)
-    monkeypatch.setattr(watching, "file_digest", digest)
+    monkeypatch.setattr(landing, "file_digest", digest)
     assert len(tick(artifacts, instance).run_requests) == 1
 
 
@@ -207,8 +207,8 @@ def observe(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are read, as they are read."""
     names: list[str] = []
-    digest = watching.file_digest
-    monkeypatch.setattr(watching, "file_digest", lambda path: names.append(path.name) or digest(path))
+    digest = landing.file_digest
+    monkeypatch.setattr(landing, "file_digest", lambda path: names.append(path.name) or digest(path))
     return names
 
 
@@ -383,7 +383,7 @@ def story(artifacts: Artifacts, instance: dg.DagsterInstance, monkeypatch: pytes
     incoming.joinpath("a.jsonl").write_text("A\n")
     assert reason(tick(artifacts, instance)).startswith("Waiting until 1 file")
     real = time.time
-    monkeypatch.setattr(watching.time, "time", lambda: real() + watching.SETTLE_SECONDS + 1)
+    monkeypatch.setattr(landing.time, "time", lambda: real() + landing.SETTLE_SECONDS + 1)
     first = tick(artifacts, instance)
     assert len(first.run_requests) == 1
     assert first.asset_events[0].metadata["bytes"].value == 2

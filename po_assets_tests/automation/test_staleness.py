@@ -15,11 +15,10 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.test_utils import create_run_for_test
 
-from po_assets.automation.gates import refuse_below_failed_gate
+from po_assets.automation.catch_up import artifact_problem, catch_up, nightly_catch_up, refuse_below_failed_gate
 from po_assets.automation.jobs import main_job
-from po_assets.automation.schedules import nightly_catch_up
-from po_assets.automation.staleness import artifact_problem, catch_up
 from po_assets.dag import Artifacts
+from po_assets.errors import UserError
 from po_assets_tests.automation.tiny_definitions import tiny_definitions
 from po_assets_tests.automation.workplace import Workplace, good_row, make_workplace
 
@@ -100,13 +99,13 @@ def test_the_same_data_again_leaves_everything_fresh_and_costs_nothing(
     assert unsynced(instance, defs) == set()
     shutil.copy(place.incoming / "good.jsonl", place.incoming / "again")
     (place.incoming / "again").replace(place.incoming / "good.jsonl")
-    from po_assets.evaluation import models
+    from po_assets.evaluation import answers
     from po_assets.training import student
 
     def never(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "load_base_model", never)
+    monkeypatch.setattr(answers, "load_base_model", never)
     monkeypatch.setattr(student, "load_base_model", never)
     keys = [dg.AssetKey(name) for name in sorted(TEACHER | STUDENT | {"supervised_dataset", "baseline_report"})]
     before = instance.get_latest_materialization_code_versions(keys)
@@ -347,8 +346,8 @@ def refusal(instance: dg.DagsterInstance, defs: dg.Definitions, *assets: str) ->
     keys = [dg.AssetKey(name) for name in assets]
     try:
         refuse_below_failed_gate(instance, defs.resolve_asset_graph(), keys, keys)
-    except dg.Failure as failure:
-        return failure.description or ""
+    except UserError as error:
+        return str(error)
     return ""
 
 

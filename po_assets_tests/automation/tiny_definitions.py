@@ -6,11 +6,11 @@ from typing import Any
 import dagster as dg
 
 from po_assets import definitions
-from po_assets.automation.versions import with_settings_versions
-from po_assets.dataset.policy import SelectionPolicy
-from po_assets.evaluation.settings import DecodingSettings
+from po_assets.automation.catch_up import with_settings_versions
+from po_assets.dataset.settings import SelectionSettings
+from po_assets.evaluation.settings import Decoding
 from po_assets.model import BaseModel
-from po_assets.training.recipe import StudentRecipe
+from po_assets.training.settings import TrainingSettings
 
 RECIPE = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4}
 DECODING = {"mode": "free", "max_new_tokens": 8, "batch_size": 4, "free_cases": 0}
@@ -28,9 +28,9 @@ def tiny_definitions(
     real = definitions.defs
     base_model = BaseModel(profile="embedded", base_model=str(folder), max_length=6000)
     parts: dict[str, tuple[Any, dict[str, Any]]] = {
-        "selection": (SelectionPolicy, {**SELECTION, **(selection or {})}),
-        "recipe": (StudentRecipe, {"base_model": base_model, "precision": "float32", **RECIPE, **(recipe or {})}),
-        "decoding": (DecodingSettings, {**DECODING, **(decoding or {})}),
+        "selection": (SelectionSettings, {**SELECTION, **(selection or {})}),
+        "recipe": (TrainingSettings, {"base_model": base_model, "precision": "float32", **RECIPE, **(recipe or {})}),
+        "decoding": (Decoding, {**DECODING, **(decoding or {})}),
     }
     settings: dict[str, Any] = {name: kind(**given) for name, (kind, given) in parts.items()}
     launchpad = {name: kind.configure_at_launch(**given) for name, (kind, given) in parts.items()}

@@ -16,8 +16,7 @@ import dagster as dg
 import psutil
 import pytest
 
-from po_assets.automation.ray_head import local_head
-from po_assets.automation.ray_steps import DASHBOARD_VARIABLE
+from po_assets.automation.ray import DASHBOARD_VARIABLE, local_head
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKSPACE = REPOSITORY / "workspace.yaml"

@@ -26,8 +26,7 @@ from packaging.utils import canonicalize_name
 
 from po_assets.dag.compute import gpus_per_step, op_tags
 from po_assets.errors import UserError
-from po_assets.storage import Layout, read_manifest
-from po_assets.storage.layout import artifact_root
+from po_assets.storage import Layout, artifact_root, read_manifest
 from po_assets_tests.automation.workplace import REPOSITORY, make_workplace
 from po_assets_tests.deploy.kubernetes_api import Cluster, stand_in_cluster
 from po_assets_tests.storage.s3_server import s3_server

@@ -16,8 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from po_assets.automation.ray_head import local_head, steps_at_once
-from po_assets.automation.ray_steps import PASSED_ON, unmet_needs
+from po_assets.automation.ray import PASSED_ON, local_head, steps_at_once, unmet_needs
 from po_assets.dag.compute import POOL
 from po_assets.storage import Layout
 from po_assets.training.student import adapter_problem

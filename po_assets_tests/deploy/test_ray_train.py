@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from po_assets.errors import UserError
-from po_assets.training.progress import Progress
+from po_assets.text import Progress
 from po_assets.training.student import make_student
 from po_assets_tests.training.tiny_training import PAIRS, make_artifacts, tiny_recipe
 

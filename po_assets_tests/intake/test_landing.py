@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upath import UPath
 
-from po_assets.automation.watching import listing
+from po_assets.automation.landing import listing
 from po_assets.errors import UserError
 from po_assets.intake import landing
 from po_assets.intake.landing import Source, list_landing, skipped_record, snapshot, snapshot_lines
-from po_assets.storage import Layout
-from po_assets.storage.layout import artifact_root
+from po_assets.storage import Layout, artifact_root
 from po_assets_tests.intake.landed_rows import land
 from po_assets_tests.storage.s3_server import s3_server
 
