@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from po_assets.definitions import defs
-from po_assets.model import best_device, require_hardware, resolve_spec
-from po_assets.training.progress import Progress
+from po_assets.model import BaseModel, best_device, require_hardware
+from po_assets.text import Progress
 from po_assets.training.student import make_student
 from po_assets_tests.training.tiny_training import PAIRS, make_artifacts, tiny_recipe
 
@@ -75,7 +75,7 @@ def test_a_whole_run_refuses_before_its_first_step(tmp_path: Path) -> None:
 def test_the_embedded_profile_takes_what_there_is(monkeypatch: pytest.MonkeyPatch, gpu: bool, device: str) -> None:
     """It refuses nowhere, and loads its model onto a GPU where PyTorch sees one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    require_hardware(resolve_spec("embedded"))
+    require_hardware(BaseModel(profile="embedded").resolved())
     assert best_device() == device
 
 

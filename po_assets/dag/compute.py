@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from po_assets.errors import UserError
+from po_assets.storage.workers import available_cpus
 
 EXECUTOR_VARIABLE = "PO_EXECUTOR"
 GPUS_VARIABLE = "PO_GPUS"
@@ -80,7 +81,7 @@ def op_tags(num_workers: int = 1) -> dict[str, Any]:
     gpus = gpus_per_step()
     if gpus == 0:
         # The cores also decide how many threads PyTorch uses there; so two such steps do not share a machine.
-        return {"dagster-ray/config": {"num_cpus": available_cores()} if num_workers == 1 else {}}
+        return {"dagster-ray/config": {"num_cpus": available_cpus()} if num_workers == 1 else {}}
     return {
         "dagster-ray/config": {"num_gpus": gpus if num_workers == 1 else 0},  # 0 hides none from its workers
         "dagster-k8s/config": {
@@ -92,11 +93,6 @@ def op_tags(num_workers: int = 1) -> dict[str, Any]:
             },
         },
     }
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 GPU_STEP = op_tags()
