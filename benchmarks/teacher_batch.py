@@ -26,12 +26,12 @@ from upath import UPath
 
 from po_assets.dag import Artifacts
 from po_assets.product_owner import format_answer, parse_answer, score_product_owner, validate_answer
+from po_assets.product_owner.prompts import teacher_messages
 from po_assets.storage import Layout
 from po_assets.teacher.payloads import generate_payloads
-from po_assets.teacher.progress import BatchProgress
-from po_assets.teacher.prompt import messages_for
 from po_assets.teacher.run import run_batch
-from po_assets.teacher.settings import BatchPlan, TeacherLLM, resolve
+from po_assets.teacher.settings import BatchPlan, TeacherLLM
+from po_assets.text import Progress
 
 MODEL = "fixed-latency"
 _ID = re.compile(r"- id: (\w+)")
@@ -108,7 +108,8 @@ def _by_hand(url: str, count: int) -> float:
     rows = []
     started = time.perf_counter()
     for payload in wanted:
-        completion = client.chat.completions.create(model=MODEL, messages=messages_for(payload))  # type: ignore[arg-type]
+        messages = teacher_messages(payload.concept, payload.requirements_yaml)
+        completion = client.chat.completions.create(model=MODEL, messages=messages)  # type: ignore[arg-type]
         answer = parse_answer(completion.choices[0].message.content or "")
         assert validate_answer(answer.vision_yaml, answer.review_yaml)
         score = score_product_owner(payload.requirements_yaml, answer.vision_yaml or "", answer.review_yaml or "")
@@ -127,7 +128,7 @@ def _batch(url: str, concurrency: int, rows: int) -> float:
         plan = BatchPlan(generate=rows, seed=1)
         teacher = TeacherLLM(base_url=url, model=MODEL, api_key_variable="", concurrency=concurrency)
         started = time.perf_counter()
-        report = run_batch(resolve(teacher, plan), plan, layout, BatchProgress(lambda _line: None))
+        report = run_batch(teacher, plan, layout, Progress(lambda _line: None))
         seconds = time.perf_counter() - started
         landed = Path(folder) / "incoming" / report.landed_file
         assert report.accepted == rows == len(landed.read_bytes().splitlines())

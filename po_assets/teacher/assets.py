@@ -1,63 +1,62 @@
-"""The asset `teacher_batch`. Thin: the work is in `run`, its checks are in `checks`."""
+"""The asset `teacher_batch` and its checks. Thin: the work is in `run`, what an attempt came to in `outcomes`."""
 
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
+from upath import UPath
 
-from po_assets.dag import Artifacts, records_table
-from po_assets.errors import UserError
+from po_assets.dag import Artifacts, AssetChecks, Verdict, records_table, user_errors_fail_the_step
+from po_assets.intake.ledger import count_lines
 from po_assets.product_owner import METRIC_VERSION
-from po_assets.storage import digest_of
-from po_assets.teacher.prompt import TEACHER_PROMPT_VERSION
-from po_assets.teacher.settings import BatchPlan, TeacherLLM, resolve
+from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
+from po_assets.storage import Layout, digest_of
+from po_assets.teacher.batch import StopReason
+from po_assets.teacher.journal import Attempt, read_journal
+from po_assets.teacher.outcomes import AttemptOutcome, Totals, read_ledger
+from po_assets.teacher.run import BatchReport, read_report, run_batch
+from po_assets.teacher.settings import BatchPlan, TeacherLLM
+from po_assets.text import Progress, amount, verb
 
-if TYPE_CHECKING:
-    from po_assets.teacher.report import BatchReport
-
-GROUP = "teacher_llm"
-OWNERS = ["team:po-distillation"]
-CODE_VERSION = f"2+prompt.{TEACHER_PROMPT_VERSION}+metric.{METRIC_VERSION}"
+_TOLERANCE = 1e-9
+"""Of sums of money: the same figures added in another order."""
 
 
 @dg.asset(
-    group_name=GROUP,
-    owners=OWNERS,
+    group_name="teacher_llm",
+    owners=["team:po-distillation"],
     kinds={"python", "openai", "jsonl"},
-    code_version=CODE_VERSION,
+    code_version=f"2+prompt.{TEACHER_PROMPT_VERSION}+metric.{METRIC_VERSION}",
     description="New teacher rows: asks a teacher LLM about concepts with requirements, keeps every answer at once, "
     "validates and scores it, and lands what is accepted as one file in `incoming/`, where the sensor takes over.\n\n"
     "Stops cleanly at its budget, goes on where it was interrupted, and never pays for an answer twice. The **ledger "
     "of attempts** says what became of every request.",
 )
+@user_errors_fail_the_step()
 def teacher_batch(
     context: dg.AssetExecutionContext, artifacts: Artifacts, teacher_llm: TeacherLLM, batch_plan: BatchPlan
 ) -> dg.MaterializeResult[Any]:
-    """Ask, keep, judge, land."""
-    from po_assets.teacher.progress import BatchProgress
-    from po_assets.teacher.run import OutageError, run_batch
+    """Ask, keep, score, land."""
 
     def observe(numbers: dict[str, float]) -> None:
         # Plotted by the UI while the asset is still being made.
         context.log_event(dg.AssetObservation(asset_key=context.asset_key, metadata=numbers))
 
-    try:
-        report = run_batch(
-            resolve(teacher_llm, batch_plan), batch_plan, artifacts.layout, BatchProgress(context.log.info, observe)
-        )
-    except (UserError, OutageError) as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+    progress = Progress(context.log.info, observe, every_seconds=15.0)
+    report = run_batch(teacher_llm, batch_plan, artifacts.layout, progress)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(digest_of([report.journal, report.landed_file, report.accepted, report.requests])),
         metadata=_metadata(report),
     )
 
 
-def _metadata(report: "BatchReport") -> dict[str, Any]:
-    from po_assets.teacher.ledger import read_ledger, totals_of
-
+def _metadata(report: BatchReport) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "model": f"{report.model} at {report.provider}",
-        "ended": report.reason,
+        "ended": report.stop_detail,
         "dagster/row_count": report.accepted,
         "payloads": report.payloads,
         "left_to_ask": report.open + report.failed,
@@ -69,7 +68,7 @@ def _metadata(report: "BatchReport") -> dict[str, Any]:
         "cost_without_a_bill": report.estimated_cost,
         "seconds": report.seconds,
         "rows_per_minute": report.rows_per_minute,
-        "outcomes": records_table(totals_of(read_ledger(report.ledger)).table()),
+        "outcomes": records_table(Totals.over(read_ledger(report.ledger)).table()),
         "landed_rows": report.landed_rows,
         "landed_file": report.landed_file or "none: there is no new accepted row",
         "ledger": dg.MetadataValue.path(report.ledger),
@@ -77,6 +76,180 @@ def _metadata(report: "BatchReport") -> dict[str, Any]:
     }
     if report.left_out:
         metadata["left_out"] = records_table(report.left_out)
-    if report.journal_faults:
-        metadata["journal_faults"] = "; ".join(report.journal_faults)
     return metadata
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The last run's report, and what ledger, journal and landing folder hold."""
+
+    report: BatchReport
+    rows: list[dict[str, Any]]
+    """The ledger's."""
+    attempts: Mapping[str, Attempt]
+    incoming: UPath
+
+    @property
+    def totals(self) -> Totals:
+        """The ledger's sums."""
+        return Totals.over(self.rows)
+
+
+checks = AssetChecks[Evidence | Verdict]("teacher_batch")
+
+
+def gather(layout: Layout) -> Evidence | Verdict:
+    """What the checks look at, or the verdict of all of them where it is missing."""
+    report = read_report(layout)
+    if report is None:
+        return Verdict(False, "No batch has been run yet.", next_step="Materialize teacher_batch.")
+    for name in (report.ledger, report.journal):
+        if not Path(name).exists():
+            return Verdict(False, f"{name} is missing.", next_step="Materialize teacher_batch again.")
+    with read_journal(Path(report.journal)) as journal:
+        attempts = {attempt.id: attempt for attempt in journal.attempts()}
+    return Evidence(report, read_ledger(report.ledger), attempts, layout.incoming)
+
+
+@checks.register(blocking=True)
+def ledger_balances(found: Evidence | Verdict) -> Verdict:
+    """Every request of the journal has one outcome in the ledger; tokens, money, payloads and landed rows add up."""
+    if isinstance(found, Verdict):
+        return found
+    report, totals = found.report, found.totals
+    faults = [*_request_faults(found), *_sum_faults(report, totals), *_landing_faults(found)]
+    counts = {outcome.value: totals.of(outcome) for outcome in AttemptOutcome}
+    numbers = {"requests": report.requests, "ledger_rows": len(found.rows), "disagreements": len(faults), **counts}
+    if faults:
+        return Verdict(
+            False,
+            f"The ledger of attempts does not balance: {amount(len(faults), 'disagreement')} found.",
+            next_step=f"Materialize teacher_batch again, which writes the ledger anew from {report.journal}, and "
+            "change neither by hand. Nothing is paid for twice by that.",
+            rows=[{"fault": fault} for fault in faults],
+            numbers=numbers,
+        )
+    parts = " + ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing"
+    return Verdict(
+        True,
+        f"{amount(report.requests, 'request')} = {parts}; {amount(report.payloads, 'payload')} = {report.accepted:,} "
+        f"accepted + {report.given_up:,} given up + {report.failed:,} failed + {report.open:,} open.",
+        numbers=numbers,
+    )
+
+
+@checks.register(severity="WARN")
+def acceptance_rate(found: Evidence | Verdict) -> Verdict:
+    """Enough of the answers were accepted (min_acceptance)."""
+    if isinstance(found, Verdict):
+        return found
+    report, table = found.report, found.totals.table()
+    numbers = {"acceptance_rate": report.acceptance, "answers": report.answers, "accepted": report.accepted}
+    if not report.answers:
+        fine = report.payloads == 0 or report.stop_reason == StopReason.BUDGET
+        said = f"No answer came: {report.stop_detail}."
+        return Verdict(fine, said, next_step="See the reasons in the table.", rows=table, numbers=numbers)
+    said = f"{report.accepted:,} of {amount(report.answers, 'answer')} ({report.acceptance:.1%}) were accepted"
+    if report.acceptance >= report.min_acceptance:
+        return Verdict(True, f"{said}.", numbers=numbers)
+    return Verdict(
+        False,
+        f"{said}, at least {report.min_acceptance:.0%} should be.",
+        next_step="The table says why the others were not. When blocks are missing or the validator fails, the model "
+        "does not keep to the form: set `instructions`, or ask a larger model. When answers are cut, raise "
+        "max_output_tokens: only they are asked again.",
+        rows=table,
+        numbers=numbers,
+    )
+
+
+@checks.register(blocking=True)
+def within_budget(found: Evidence | Verdict) -> Verdict:
+    """Rows, tokens and money stayed within the budget; says what is left and how the batch ended."""
+    if isinstance(found, Verdict):
+        return found
+    report = found.report
+    used = (
+        ("rows", report.accepted, report.max_rows),
+        ("tokens", report.tokens, report.max_tokens),
+        ("cost", report.cost, report.max_cost),
+    )
+    limited = [(name, value, limit) for name, value, limit in used if limit is not None]
+    numbers: dict[str, float] = {name: value for name, value, _ in used}
+    numbers["estimated_cost"] = report.estimated_cost
+    numbers |= {f"{name}_left": limit - value for name, value, limit in limited}
+    over = [
+        {"limit": f"max_{name}", "is": limit, "used": value}
+        for name, value, limit in limited
+        if value > limit + _TOLERANCE
+    ]
+    if over:
+        return Verdict(
+            False,
+            f"The budget was exceeded: {', '.join(str(row['limit']) for row in over)}.",
+            next_step="Either the limit is lower than in an earlier run of this batch, or the server charges more "
+            "tokens than max_output_tokens allows (some do for thinking): see the ledger's largest rows, and set "
+            "token_limit_parameter or extra_body so that it keeps to the limit.",
+            rows=over,
+            numbers=numbers,
+        )
+    limits = "; ".join(f"{value:,g} of {limit:,g} {name}" for name, value, limit in limited)
+    waiting = report.open + report.failed
+    return Verdict(
+        True,
+        f"The batch ended: {report.stop_detail}. Used: {limits or 'no limit is set'}; {amount(waiting, 'payload')} "
+        f"{verb(waiting, 'is', 'are')} left to ask.",
+        numbers=numbers,
+    )
+
+
+@checks.step
+def teacher_batch_checks(artifacts: Artifacts) -> Evidence | Verdict:
+    """Look at the last run's report, ledger, journal and landed files."""
+    return gather(artifacts.layout)
+
+
+def _request_faults(found: Evidence) -> list[str]:
+    rows, attempts = found.rows, found.attempts
+    listed = Counter(row["request"] for row in rows)
+    accepted = Counter(row["payload"] for row in rows if row["outcome"] == AttemptOutcome.ACCEPTED)
+    faults = [f"request {name} has {count} rows in the ledger" for name, count in listed.items() if count > 1]
+    faults += [f"request {name} of the journal is not in the ledger" for name in attempts.keys() - listed.keys()]
+    faults += [f"request {name} of the ledger is not in the journal" for name in listed.keys() - attempts.keys()]
+    faults += [f"payload {key} was accepted {count} times" for key, count in accepted.items() if count > 1]
+    for row in rows:
+        if row["outcome"] not in set(AttemptOutcome):
+            faults.append(f"request {row['request']} ends as {row['outcome']!r}")
+        attempt = attempts.get(row["request"])
+        if attempt and (row["prompt_tokens"], row["completion_tokens"]) != attempt.tokens:
+            faults.append(f"request {row['request']} has other tokens in the ledger than in the journal")
+    return faults
+
+
+def _sum_faults(report: BatchReport, totals: Totals) -> list[str]:
+    states = report.accepted + report.given_up + report.failed + report.open
+    pairs: tuple[tuple[str, float, float], ...] = (
+        ("requests of the batch", report.requests, totals.requests),
+        ("accepted payloads", report.accepted, totals.of(AttemptOutcome.ACCEPTED)),
+        ("tokens", report.tokens, totals.tokens),
+        ("payloads over all states", report.payloads, states),
+        ("cost", report.cost, totals.cost),
+    )
+    return [
+        f"{what}: the report says {said:,}, adding up gives {sum_:,}"
+        for what, said, sum_ in pairs
+        if abs(said - sum_) > _TOLERANCE
+    ]
+
+
+def _landing_faults(found: Evidence) -> list[str]:
+    listed = Counter(row["landed_in"] for row in found.rows if row["landed_in"])
+    landed = Counter(attempt.landed_in for attempt in found.attempts.values() if attempt.landed_in)
+    faults = []
+    for name, rows in landed.items():
+        if listed[name] != rows:
+            faults.append(f"{name}: {listed[name]} rows in the ledger, {rows} in the journal")
+        path = found.incoming / name  # people may move a file away once it is taken in
+        if path.exists() and (lines := count_lines(path)) != rows:
+            faults.append(f"{name}: {lines} lines in incoming/, {rows} in the journal")
+    return faults

@@ -4,29 +4,24 @@ It knows neither files nor Dagster: the journal keeps what happens, `run` puts a
 """
 
 import asyncio
-import contextlib
 import datetime as dt
+import math
+import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
-from po_assets.teacher.journal import Done, Journal, Sent
+from po_assets.product_owner.prompts import teacher_messages
+from po_assets.teacher.client import Charge, Fault, Reply, Usage
+from po_assets.teacher.journal import Attempt, Journal
 from po_assets.teacher.limits import Amount, Budget, RateLimiter
-from po_assets.teacher.outcomes import (
-    REMINDER,
-    Judged,
-    Outcome,
-    judge,
-    next_kind,
-)
+from po_assets.teacher.outcomes import REMINDER, Scored, next_kind, score_attempt
 from po_assets.teacher.payloads import Payload
-from po_assets.teacher.progress import BatchProgress, Standing
-from po_assets.teacher.prompt import messages_for
-from po_assets.teacher.replies import Charge, Fault, Reply, Usage
-from po_assets.teacher.settings import BatchSettings
+from po_assets.teacher.settings import BatchPlan, TeacherLLM
+from po_assets.text import Progress, duration
 
 LONGEST_WAIT_SECONDS = 60.0
 LONGEST_ASKED_WAIT_SECONDS = 300.0
@@ -39,7 +34,7 @@ _MESSAGE_TOKENS = 20
 """Around each message, by the chat template."""
 
 
-class Asks(Protocol):
+class Client(Protocol):
     """What a batch needs of a client."""
 
     async def ask(self, messages: list[dict[str, str]]) -> Reply:
@@ -49,8 +44,8 @@ class Asks(Protocol):
         """Give its connections back."""
 
 
-class Ended(StrEnum):
-    """Why a batch ended."""
+class StopReason(StrEnum):
+    """Why a batch stopped."""
 
     FINISHED = "finished"
     BUDGET = "budget"
@@ -58,250 +53,258 @@ class Ended(StrEnum):
 
 
 @dataclass(frozen=True)
-class Ending:
-    """Why a batch ended, and the reason in words."""
+class Stop:
+    """Why a batch stopped, and the same in words."""
 
-    kind: Ended
-    reason: str
-
-
-class _Again(Exception):  # noqa: N818 - no error, a request to stamina
-    def __init__(self, judged: Judged, fault: Fault) -> None:
-        super().__init__(fault.reason)
-        self.judged, self.fault = judged, fault
+    reason: StopReason
+    detail: str
 
 
-class _Stopped(Exception):  # noqa: N818
-    """The batch ends: nothing more is asked."""
+@dataclass(frozen=True)
+class BatchState:
+    """Where a batch stands, earlier runs of it included."""
+
+    payloads: int
+    settled: int
+    """Payloads that will not be asked about again in this run."""
+    requests: int
+    answers: int
+    """Requests that brought a whole answer, good or bad."""
+    spent: Amount
+    """Its `rows` are the accepted ones."""
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the answers that were accepted, 0 to 1; 0 before the first."""
+        return self.spent.rows / self.answers if self.answers else 0.0
 
 
 class Batch:
     """One run over payloads; `histories` holds all attempts for each, those of earlier runs first."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
-        settings: BatchSettings,
+        llm: TeacherLLM,
+        plan: BatchPlan,
         payloads: Sequence[Payload],
         journal: Journal,
-        client: Asks,
-        progress: BatchProgress,
+        client: Client,
+        progress: Progress,
     ) -> None:
-        self._settings, self._payloads, self._journal = settings, payloads, journal
+        self._llm, self._plan, self._payloads, self._journal = llm, plan, payloads, journal
         self._client, self._progress = client, progress
-        self.histories: dict[str, list[Judged]] = {
-            payload.key: [
-                judge(attempt, settings.min_score) for attempt in journal.contents.by_key.get(payload.key, [])
-            ]
-            for payload in payloads
-        }
-        spent = sum((self._amount(judged) for history in self.histories.values() for judged in history), Amount())
-        self._budget = Budget(settings.limits, spent)
-        self._limiter = RateLimiter(settings.pace.requests_per_minute, settings.pace.tokens_per_minute)
-        self._requests = sum(map(len, self.histories.values()))
-        self._answers = sum(judged.answered for history in self.histories.values() for judged in history)
+        self.histories: dict[str, list[Scored]] = {payload.key: [] for payload in payloads}
+        for attempt in journal.attempts():
+            if attempt.key in self.histories:
+                self.histories[attempt.key].append(score_attempt(attempt, plan.min_score))
+        attempts = [scored for history in self.histories.values() for scored in history]
+        self._budget = Budget(plan, sum(map(self._amount, attempts), Amount()))
+        self._limiter = RateLimiter(llm.requests_per_minute, llm.tokens_per_minute)
+        self._requests = len(attempts)
+        self._answers = sum(scored.answered for scored in attempts)
         self._settled = 0
         self._failed_in_a_row = 0
-        self._ending: Ending | None = None
+        self._stop: Stop | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._in_request: set[asyncio.Task[None] | None] = set()
+        self._began, self._first = progress.clock(), self.state
 
     @property
-    def standing(self) -> Standing:
+    def state(self) -> BatchState:
         """Where the batch stands."""
-        return Standing(len(self._payloads), self._settled, self._requests, self._answers, self._budget.spent)
+        return BatchState(len(self._payloads), self._settled, self._requests, self._answers, self._budget.spent)
 
-    async def run(self) -> Ending:
-        """Ask about every payload that is not settled, until all are or something ends the batch.
+    async def run(self) -> Stop:
+        """Ask about every payload that is not settled, until all are or something stops the batch.
 
         Raises:
             UserError: an answer could not be kept; everything stops at once.
         """
         pending = [payload for payload in self._payloads if self._next(payload) is not None]
         self._settled = len(self._payloads) - len(pending)
-        self._progress.begin(self.standing, self._settings.limits)
+        self._began, self._first = self._progress.clock(), self.state
         queue = iter(pending)
 
         async def work() -> None:
             for payload in queue:
-                if self._ending:
+                if self._stop:
                     return
                 await self._settle(payload)
 
         try:
-            async with _unlogged_retries(), asyncio.TaskGroup() as group:
-                for _ in range(min(self._settings.pace.concurrency, len(pending))):
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._llm.concurrency, len(pending))):
                     self._workers.append(group.create_task(work()))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        self._progress.report(self.standing, last=True)
-        return self._ending or Ending(Ended.FINISHED, "every payload was asked about")
+        self._report(last=True)
+        return self._stop or Stop(StopReason.FINISHED, "every payload was asked about")
 
     async def _settle(self, payload: Payload) -> None:
-        """Ask about one payload until it is settled, fails, or the batch ends."""
-        while self._ending is None and (kind := self._next(payload)) is not None:
-            try:
-                judged = await self._ask(payload, kind)
-            except _Stopped:
+        """Ask about one payload until it is settled, fails, or the batch stops."""
+        while self._stop is None and (kind := self._next(payload)) is not None:
+            scored = await self._ask(payload, kind)
+            if scored is None:
                 return
-            if not judged.answered:
-                self._count_failure(judged)
+            if not scored.answered:
+                self._count_failure(scored)
                 break
             self._failed_in_a_row = 0
-        if self._ending is None:
+        if self._stop is None:
             self._settled += 1
-            self._progress.report(self.standing)
+            self._report()
 
-    async def _ask(self, payload: Payload, kind: str) -> Judged:
-        """One question, sent again while that may help."""
-        import stamina
+    async def _ask(self, payload: Payload, kind: str) -> Scored | None:
+        """One question, sent again while that may help; None when the budget allows no request."""
+        first_wait = self._llm.retry_wait_seconds
+        for again in range(self._llm.retries + 1):
+            scored, fault = await self._request(payload, kind)
+            if fault is None or not fault.again or self._stop or again == self._llm.retries:
+                break
+            wait = min(first_wait * 2**again, LONGEST_WAIT_SECONDS) + random.uniform(0, first_wait)  # noqa: S311
+            if fault.wait and fault.wait > LONGEST_ASKED_WAIT_SECONDS:
+                self._halt(StopReason.OUTAGE, f"the teacher asks to wait {fault.wait:,.0f} s ({fault.detail})")
+                break
+            if fault.wait:
+                wait = fault.wait
+                self._limiter.hold(wait)
+            await asyncio.sleep(wait)
+        return scored
 
-        pace = self._settings.pace
-        retrying = stamina.retry_context(
-            on=self._wait_before_again,
-            attempts=pace.retries + 1,
-            timeout=None,
-            wait_initial=pace.retry_wait_seconds,
-            wait_max=LONGEST_WAIT_SECONDS,
-            wait_jitter=pace.retry_wait_seconds,
-        )
-        judged: Judged | None = None
-        try:
-            async for attempt in retrying:
-                with attempt:
-                    judged, fault = await self._request(payload, kind)
-                    if fault and fault.again and self._ending is None:
-                        raise _Again(judged, fault)  # noqa: TRY301 - what stamina retries on
-        except _Again as given_up:
-            return given_up.judged
-        if judged is None:
-            raise _Stopped
-        return judged
-
-    def _wait_before_again(self, error: Exception) -> bool | float:
-        """Stamina's question whether to retry: the server's own wait, the usual back-off, or not at all."""
-        if not isinstance(error, _Again) or self._ending:
-            return False
-        wait = error.fault.wait
-        if not wait:
-            return True
-        if wait > LONGEST_ASKED_WAIT_SECONDS:
-            self._end(Ended.OUTAGE, f"the teacher asks to wait {wait:,.0f} s ({error.fault.detail})")
-            return False
-        self._limiter.hold(wait)
-        return wait
-
-    async def _request(self, payload: Payload, kind: str) -> tuple[Judged, Fault | None]:
+    async def _request(self, payload: Payload, kind: str) -> tuple[Scored | None, Fault | None]:
         """One request within budget and rate limits, from its reservation to its outcome."""
         reminder = self._missing(payload) if kind == REMINDER else ""
-        messages = messages_for(payload, self._settings.endpoint.instructions, reminder)
+        messages = teacher_messages(payload.concept, payload.requirements_yaml, self._llm.instructions, reminder)
         prompt = sum(len(m["content"].encode()) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS for m in messages)
-        completion = self._settings.endpoint.max_output_tokens
-        most = Amount(1, prompt + completion, self._settings.prices.cost(prompt, completion))
+        completion = self._llm.max_output_tokens
+        most = Amount(1, prompt + completion, self._llm.cost(prompt, completion))
         if used_up := await self._budget.reserve(most):
-            self._end(Ended.BUDGET, used_up)
-            raise _Stopped
+            self._halt(StopReason.BUDGET, used_up)
+            return None, None
         spent = Amount()
         try:
             counted = await self._limiter.acquire(most.tokens)
             task = asyncio.current_task()
             self._in_request.add(task)  # from here to its outcome it is not cancelled
             try:
-                sent = Sent(
+                attempt = Attempt(
                     id=uuid.uuid4().hex,
                     key=payload.key,
                     kind=kind,
-                    payload=payload,
-                    at=_now(),
+                    **payload.as_record(),
+                    sent_at=_now(),
                     max_output_tokens=completion,
                     reserved_prompt=prompt,
                     reserved_completion=completion,
                 )
-                judged, fault = await self._exchange(sent, messages)
+                scored, fault = await self._exchange(attempt, messages)
             finally:
                 self._in_request.discard(task)
-            spent = self._amount(judged)
+            spent = self._amount(scored)
             counted.tokens = spent.tokens
         finally:
             await self._budget.settle(most, spent)
         if fault and fault.stops:
-            self._end(Ended.OUTAGE, f"{fault.reason}: {fault.detail}")
-        return judged, fault
+            self._halt(StopReason.OUTAGE, f"{fault.reason}: {fault.detail}")
+        return scored, fault
 
-    async def _exchange(self, sent: Sent, messages: list[dict[str, str]]) -> tuple[Judged, Fault | None]:
-        """Note the request, send it, keep what comes, judge it."""
-        await self._journal.sent(sent)
+    async def _exchange(self, attempt: Attempt, messages: list[dict[str, str]]) -> tuple[Scored, Fault | None]:
+        """Note the request, send it, keep what comes, score it."""
+        await self._journal.keep(attempt)
         started = time.monotonic()
         reply = await self._client.ask(messages)
-        attempt = await self._journal.done(_done(sent, reply, time.monotonic() - started))
-        judged = judge(attempt, self._settings.min_score)
-        self.histories[sent.key].append(judged)
+        attempt = _answered(attempt, reply, time.monotonic() - started)
+        await self._journal.keep(attempt)
+        scored = score_attempt(attempt, self._plan.min_score)
+        self.histories[attempt.key].append(scored)
         self._requests += 1
-        self._answers += judged.answered
-        return judged, reply.fault
+        self._answers += scored.answered
+        return scored, reply.fault
 
     def _next(self, payload: Payload) -> str | None:
-        endpoint = self._settings.endpoint
-        return next_kind(self.histories[payload.key], self._settings.tries, endpoint.max_output_tokens)
+        return next_kind(self.histories[payload.key], self._plan.tries, self._llm.max_output_tokens)
 
     def _missing(self, payload: Payload) -> str:
         """What was missing in the payload's last answer."""
-        return next(judged.detail for judged in reversed(self.histories[payload.key]) if judged.answered)
+        return next(scored.detail for scored in reversed(self.histories[payload.key]) if scored.answered)
 
-    def _amount(self, judged: Judged) -> Amount:
-        prompt, completion = judged.attempt.tokens
-        rows = int(judged.outcome == Outcome.ACCEPTED)
-        return Amount(rows, prompt + completion, self._settings.prices.cost(prompt, completion))
+    def _amount(self, scored: Scored) -> Amount:
+        prompt, completion = scored.attempt.tokens
+        return Amount(int(scored.accepted), prompt + completion, self._llm.cost(prompt, completion))
 
-    def _count_failure(self, judged: Judged) -> None:
+    def _count_failure(self, scored: Scored) -> None:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= FAILED_IN_A_ROW:
-            self._end(
-                Ended.OUTAGE,
-                f"{FAILED_IN_A_ROW} payloads in a row brought no answer, the last because of: {judged.reason} "
-                f"({judged.detail})",
-            )
+            why = f"the last because of: {scored.reason} ({scored.detail})"
+            self._halt(StopReason.OUTAGE, f"{FAILED_IN_A_ROW} payloads in a row brought no answer, {why}")
 
-    def _end(self, kind: Ended, reason: str) -> None:
+    def _halt(self, reason: StopReason, detail: str) -> None:
         """Ask nothing more: requests under way come to their end, whoever waits for something stops waiting."""
-        if self._ending:
+        if self._stop:
             return
-        self._ending = Ending(kind, reason)
+        self._stop = Stop(reason, detail)
         for worker in self._workers:
             if worker not in self._in_request and worker is not asyncio.current_task():
                 worker.cancel()
 
+    def _report(self, *, last: bool = False) -> None:
+        """Say where the batch stands, when it is time."""
+        if not self._progress.due(last=last):
+            return
+        state, spent = self.state, self._budget.spent
+        seconds = max(self._progress.clock() - self._began, 1e-9)
+        left = 0.0 if last else self._seconds_left(state, seconds)
+        rows = (spent.rows - self._first.spent.rows) / seconds * 60
+        self._progress.say(
+            f"{state.settled:,} of {state.payloads:,} payloads settled, {spent.rows:,} rows accepted "
+            f"({state.acceptance:.0%} of {state.answers:,} answers), {state.requests - state.answers:,} requests "
+            f"without an answer, {spent.tokens:,} tokens, cost {spent.cost:.4f}, {rows:.1f} rows a minute"
+            + ("" if last else f", {duration(left)} left")
+        )
+        numbers = {
+            "batch/accepted": float(spent.rows),
+            "batch/requests": float(state.requests),
+            "batch/acceptance_rate": state.acceptance,
+            "batch/tokens": float(spent.tokens),
+            "batch/cost": spent.cost,
+            "batch/rows_per_minute": rows,
+        }
+        self._progress.observe(numbers | ({"batch/seconds_left": left} if math.isfinite(left) else {}))
 
-@contextlib.asynccontextmanager
-async def _unlogged_retries() -> AsyncIterator[None]:
-    """Stamina prints a line for each retry of each request; here every one has its row in the ledger."""
-    from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
+    def _seconds_left(self, state: BatchState, seconds: float) -> float:
+        """Until the payloads or, at this run's rates, a limit of the budget is used up, whichever comes first."""
+        plan, spent, first = self._plan, state.spent, self._first
+        ways: list[tuple[float | None, float, float]] = [
+            (state.payloads, state.settled, first.settled),
+            (plan.max_rows, spent.rows, first.spent.rows),
+            (plan.max_tokens, spent.tokens, first.spent.tokens),
+            (plan.max_cost, spent.cost, first.spent.cost),
+        ]
+        return min(
+            max(end - now, 0) * seconds / (now - before) if now > before else math.inf
+            for end, now, before in ways
+            if end is not None
+        )
 
-    hooks = get_on_retry_hooks()
-    set_on_retry_hooks([])
-    try:
-        yield
-    finally:
-        set_on_retry_hooks(hooks)
 
-
-def _done(sent: Sent, reply: Reply, seconds: float) -> Done:
-    fault = reply.fault
-    usage, estimated = reply.usage, False
+def _answered(attempt: Attempt, reply: Reply, seconds: float) -> Attempt:
+    """The attempt with what came back."""
+    fault, usage, estimated = reply.fault, reply.usage, False
     if usage is None and fault and fault.charge == Charge.NOTHING:
         usage = Usage(0, 0)
     elif usage is None:
         written = len((reply.text + reply.refusal).encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 1
-        completion = sent.reserved_completion if fault else min(written, sent.reserved_completion)
-        usage, estimated = Usage(sent.reserved_prompt, completion), True
-    return Done(
-        id=sent.id,
-        at=_now(),
+        completion = attempt.reserved_completion if fault else min(written, attempt.reserved_completion)
+        usage, estimated = Usage(attempt.reserved_prompt, completion), True
+    return replace(
+        attempt,
+        answered_at=_now(),
         seconds=round(seconds, 3),
         text=_storable(reply.text),
-        finish_reason=reply.finish_reason,
+        finish_reason=_storable(reply.finish_reason),
         refusal=_storable(reply.refusal),
         model=_storable(reply.model),
-        reason=fault.reason if fault else "",
+        fault=fault.reason if fault else "",
         detail=_storable(fault.detail) if fault else "",
         cut=bool(fault and fault.cut),
         prompt_tokens=usage.prompt,

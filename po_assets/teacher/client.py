@@ -1,7 +1,7 @@
 """One request to an OpenAI-compatible endpoint, through the `openai` client; every way it can end becomes a `Reply`.
 
-Nothing is trusted: servers send HTML under status 200, streams without an end, usage without numbers. Retries, pace and
-budget belong to `batch`.
+Nothing is trusted: servers send HTML under status 200, streams without an end, usage without numbers, redirects to
+somewhere else. Retries, pace and budget belong to `batch`.
 
 The client sends, but its objects are not used: making one of every piece of a stream takes it 15 ms an answer, most of
 a core at thirty answers a second (`benchmarks/teacher_batch.py`).
@@ -12,11 +12,12 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from po_assets.teacher.replies import Charge, Fault, Reply, Usage
-from po_assets.teacher.settings import Endpoint
+from po_assets.teacher.settings import TeacherLLM
 
 if TYPE_CHECKING:
     from openai import APIConnectionError, APIStatusError
@@ -34,19 +35,68 @@ _NEVER_SENT = {"LocalProtocolError", "UnicodeEncodeError"}
 _TIME_OUT, _TRANSPORT = "TimeoutException", "TransportError"
 
 
+class Charge(StrEnum):
+    """What a request without a bill may have cost."""
+
+    NOTHING = "nothing"
+    """The server turned it away before any work."""
+    UNKNOWN = "unknown"
+    """It may have worked on it: counted as the most that the request can cost."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that the server says it charges."""
+
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why no whole answer came."""
+
+    reason: str
+    """Short, and the same for all of its kind."""
+    detail: str = ""
+    cut: bool = False
+    """An answer had begun, or may have."""
+    again: bool = False
+    """The same request may succeed in a while."""
+    stops: bool = False
+    """No request can succeed until somebody changes something."""
+    wait: float | None = None
+    """Seconds that the server asks to wait."""
+    charge: Charge = Charge.UNKNOWN
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one request brought; `fault` is None when a whole answer came, however bad or short it is."""
+
+    text: str = ""
+    finish_reason: str = ""
+    refusal: str = ""
+    model: str = ""
+    """The model as the server names it."""
+    usage: Usage | None = None
+    fault: Fault | None = None
+
+
 class TeacherClient:
     """Asks one endpoint. Close it with `close`; its connections are pooled."""
 
-    def __init__(self, endpoint: Endpoint, key: str) -> None:
-        from openai import AsyncOpenAI
+    def __init__(self, llm: TeacherLLM) -> None:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        self._endpoint, self._key = endpoint, key
+        self._llm, self._key = llm, llm.api_key
         self._client = AsyncOpenAI(
-            base_url=endpoint.base_url,
-            api_key=key,
+            base_url=llm.base_url,
+            api_key=self._key,
             # Retried by us: each request is to have its own row in the ledger.
             max_retries=0,
-            timeout=endpoint.timeout_seconds,
+            timeout=llm.timeout_seconds,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_stay_at_this_origin]}),
         )
 
     async def close(self) -> None:
@@ -59,7 +109,7 @@ class TeacherClient:
 
         received = _Received()
         try:
-            async with asyncio.timeout(self._endpoint.timeout_seconds):
+            async with asyncio.timeout(self._llm.timeout_seconds):
                 await self._send(messages, received)
         except (TimeoutError, openai.APITimeoutError) as error:
             fault = self._time_out(error)
@@ -67,6 +117,8 @@ class TeacherClient:
             fault = self._lost(error)
         except openai.APIStatusError as error:
             fault = self._refused_by_status(error)
+        except _RedirectError as error:
+            fault = self._fault("redirected elsewhere", error, stops=True, charge=Charge.NOTHING)
         except _AnswerError as error:
             fault = self._fault("server error in the answer", error, cut=True, again=True)
         except Exception as error:  # noqa: BLE001 - what no server should send still has to end in the ledger
@@ -76,16 +128,16 @@ class TeacherClient:
         return Reply(text="".join(received.parts), model=received.model, usage=received.usage, fault=fault)
 
     async def _send(self, messages: list[dict[str, str]], received: "_Received") -> None:
-        endpoint = self._endpoint
-        options: dict[str, Any] = {endpoint.token_limit_parameter: endpoint.max_output_tokens}
-        if endpoint.temperature is not None:
-            options["temperature"] = endpoint.temperature
-        if endpoint.extra_body:
-            options["extra_body"] = endpoint.extra_body
-        if endpoint.stream:
+        llm = self._llm
+        options: dict[str, Any] = {llm.token_limit_parameter: llm.max_output_tokens}
+        if llm.temperature is not None:
+            options["temperature"] = llm.temperature
+        if llm.extra_body:
+            options["extra_body"] = llm.extra_body
+        if llm.stream:
             options |= {"stream": True, "stream_options": {"include_usage": True}}
         send: Callable[..., Any] = self._client.chat.completions.with_streaming_response.create
-        async with send(model=endpoint.model, messages=messages, **options) as response:
+        async with send(model=llm.model, messages=messages, **options) as response:
             # What came decides, not what was asked for: a server that does not stream has answered all the same.
             if "text/event-stream" in response.headers.get("content-type", ""):
                 async for line in response.iter_lines():
@@ -97,7 +149,7 @@ class TeacherClient:
     def _time_out(self, error: Exception) -> Fault:
         if _cause(error) in _NEVER_ARRIVED:
             return Fault("no connection", "the server did not accept it in time", again=True, charge=Charge.NOTHING)
-        return Fault("time-out", f"no whole answer within {self._endpoint.timeout_seconds:g} s", again=True)
+        return Fault("time-out", f"no whole answer within {self._llm.timeout_seconds:g} s", again=True)
 
     def _broken(self, error: Exception) -> Fault:
         """What went wrong outside the connection: nearly always after the response had begun."""
@@ -112,7 +164,7 @@ class TeacherClient:
 
     def _lost(self, error: "APIConnectionError") -> Fault:
         if _cause(error) in _NEVER_ARRIVED:
-            detail = f"{self._endpoint.base_url}: {error.__cause__}"
+            detail = f"{self._llm.base_url}: {error.__cause__}"
             return Fault("no connection", self._redacted(detail), again=True, charge=Charge.NOTHING)
         if _cause(error) in _NEVER_SENT:
             return self._not_sent(error.__cause__ or error)
@@ -147,6 +199,26 @@ class TeacherClient:
             for key in (self._key, repr(self._key)[1:-1], self._key.strip()):
                 text = text.replace(key, "[key]")
         return text if len(text) <= _DETAIL_CHARACTERS else f"{text[: _DETAIL_CHARACTERS - 1]}…"
+
+
+class _RedirectError(Exception):
+    """The server sends the request to another origin."""
+
+
+async def _stay_at_this_origin(response: Any) -> None:
+    """Called by the HTTP library for each response, before it follows a redirect: a prompt is for one server.
+
+    Raises:
+        _RedirectError: it leads to another scheme, host or port.
+    """
+    if not response.has_redirect_location:
+        return
+    here, there = response.url, response.url.join(response.headers["location"])
+    if (here.scheme, here.host, here.port) != (there.scheme, there.host, there.port):
+        raise _RedirectError(
+            f"{here.scheme}://{here.netloc.decode()} redirects to {there.scheme}://{there.netloc.decode()}, where the "
+            "prompt is not carried; set base_url to that address if it is the teacher's"
+        )
 
 
 class _AnswerError(Exception):

@@ -1,248 +1,225 @@
-"""The journal: every request before it is sent and every answer as soon as it is whole, one JSON line each, on disk.
+"""The journal: every request before it is sent and every answer as soon as it is whole, in one SQLite file.
 
-It is what makes a batch resumable after anything, kill -9 and power cuts included, and what the ledger is made from. A
-request that was sent and has no answer is known to be lost, not unknown. Each teacher and way of asking has one folder
-with one journal; the payloads of all batches share it, so that none is paid for twice.
+It is what makes a batch resumable after anything, kill -9 and power cuts included: each step is a transaction that is
+on disk before the next one begins, so a request that was sent and has no answer is known to be lost, not unknown. Each
+teacher and way of asking has one folder with one journal; the payloads of all batches share it, so that none is paid
+for twice. What an attempt is worth belongs to `outcomes`.
 """
 
 import asyncio
-import os
-from collections.abc import Iterator
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import orjson
+from upath import UPath
 
 from po_assets.errors import UserError
+from po_assets.storage import LockedError, lock
 from po_assets.teacher.payloads import Payload
 
-NAME = "journal.jsonl"
+NAME = "journal.sqlite"
+EARLIER_NAME = "journal.jsonl"
+"""As versions before 2.0 kept it; taken over when the journal is opened."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A request as it goes out. The reserved tokens are the most that it can cost."""
+class Attempt:
+    """One request and, once `answered_at` is set, what came back; a row of the table `requests`.
+
+    The reserved tokens are the most that it can cost. `fault` is empty for a whole answer; tokens that no bill says are
+    `estimated`.
+    """
 
     id: str
     key: str
     kind: str
-    payload: Payload
-    at: str
+    concept: str
+    requirements_yaml: str
+    tier: str | None
+    concept_id: str | None
+    sent_at: str
     max_output_tokens: int
     reserved_prompt: int
     reserved_completion: int
+    answered_at: str | None = None
+    seconds: float | None = None
+    text: str = ""
+    finish_reason: str = ""
+    refusal: str = ""
+    model: str = ""
+    fault: str = ""
+    detail: str = ""
+    cut: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    landed_in: str | None = None
+    """The file in incoming/ that holds its row, from the moment at which the file is announced."""
 
-
-@dataclass(frozen=True)
-class Done:
-    """What came back. `reason` is empty for a whole answer; tokens that no bill says are `estimated`."""
-
-    id: str
-    at: str
-    seconds: float
-    text: str
-    finish_reason: str
-    refusal: str
-    model: str
-    reason: str
-    detail: str
-    cut: bool
-    prompt_tokens: int
-    completion_tokens: int
-    estimated: bool
-
-
-@dataclass(frozen=True)
-class Landing:
-    """A file of accepted answers: its name, sha256 (hex) of its bytes, and the requests that brought its rows."""
-
-    file: str
-    sha256: str
-    ids: tuple[str, ...]
-
-
-@dataclass
-class Attempt:
-    """One request and, where it is known, what came of it."""
-
-    sent: Sent
-    done: Done | None = None
+    @property
+    def payload(self) -> Payload:
+        """What was asked about."""
+        return Payload(self.concept, self.requirements_yaml, self.tier, self.concept_id)
 
     @property
     def tokens(self) -> tuple[int, int]:
         """Prompt and answer tokens; of a request without an end the most that it can have had."""
-        if self.done is None:
-            return self.sent.reserved_prompt, self.sent.reserved_completion
-        return self.done.prompt_tokens, self.done.completion_tokens
+        if self.answered_at is None:
+            return self.reserved_prompt, self.reserved_completion
+        return self.prompt_tokens, self.completion_tokens
 
 
-@dataclass
-class Contents:
-    """All that a journal holds, in the order in which it was written."""
-
-    attempts: dict[str, Attempt] = field(default_factory=dict)
-    by_key: dict[str, list[Attempt]] = field(default_factory=dict)
-    """The attempts for each payload."""
-    landings: dict[str, Landing] = field(default_factory=dict)
-    landed: set[str] = field(default_factory=set)
-    """Names of the landing files that are known to have been published."""
-    faults: list[str] = field(default_factory=list)
-    """Lines that cannot be read, in words."""
-
-    def add(self, sent: Sent) -> Attempt:
-        """Add a request without an answer."""
-        attempt = self.attempts[sent.id] = Attempt(sent)
-        self.by_key.setdefault(sent.key, []).append(attempt)
-        return attempt
-
-    def take(self, line: bytes) -> None:
-        """Add one line.
-
-        Raises:
-            ValueError, KeyError, TypeError: it is no line of a journal.
-        """
-        record: dict[str, Any] = orjson.loads(line)
-        event = record.pop("event")
-        if event == "sent":
-            self.add(Sent(**{**record, "payload": Payload(**record["payload"])}))
-        elif event == "done":
-            done = Done(**record)
-            self.attempts[done.id].done = done
-        elif event == "landing":
-            landing = Landing(record["file"], record["sha256"], tuple(record["ids"]))
-            self.landings[landing.file] = landing
-        elif event == "landed":
-            self.landed.add(record["file"])
-        else:
-            raise ValueError(f"unknown event {event!r}")
+_COLUMNS = [field.name for field in fields(Attempt)]
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS requests (number INTEGER PRIMARY KEY, {", ".join(_COLUMNS)}, UNIQUE (id));
+CREATE TABLE IF NOT EXISTS landings (file TEXT PRIMARY KEY, content BLOB);
+"""
+# `content` holds the announced file's bytes until it is published; then it is NULL.
+_KEEP = (
+    f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 - field names
+    f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
+)
 
 
 class Journal:
-    """An open journal: what it held, and appending to it. Made by `open_journal`."""
+    """An open journal. Made by `open_journal`, which keeps other runs away, or by `read_journal`."""
 
-    def __init__(self, path: Path, contents: Contents) -> None:
-        self.path, self.contents = path, contents
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        # One thread, so that lines are never interleaved and no fsync stops the event loop.
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # One thread at a time uses it: the writer while a batch runs, so that no fsync stops the event loop.
+        with _said(path):
+            self._database = sqlite3.connect(path, check_same_thread=False)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._do(self._prepare)
 
-    async def sent(self, sent: Sent) -> Attempt:
-        """Note a request that is about to be sent. Survives this process; the next answer's sync makes it durable."""
-        attempt = self.contents.add(sent)
-        await self._append({"event": "sent", **asdict(sent)}, sync=False)
-        return attempt
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        database.execute("PRAGMA journal_mode = WAL")  # readable by people while a batch writes
+        database.execute("PRAGMA synchronous = FULL")  # a transaction that is done survives a power cut
+        database.executescript(_SCHEMA)
 
-    async def done(self, done: Done) -> Attempt:
-        """Keep what came back; it is on disk when this returns."""
-        attempt = self.contents.attempts[done.id]
-        attempt.done = done
-        await self._append({"event": "done", **asdict(done)}, sync=True)
-        return attempt
+    async def keep(self, attempt: Attempt) -> None:
+        """Keep a request that is about to be sent, or what came back for it; it is on disk when this returns."""
+        values = astuple(attempt)
+        keep = lambda: self._do(lambda database: database.execute(_KEEP, values))  # noqa: E731
+        await asyncio.get_running_loop().run_in_executor(self._writer, keep)
 
-    def landing(self, landing: Landing) -> None:
-        """Announce a landing file before it is published."""
-        self._write({"event": "landing", **asdict(landing)}, sync=True)
-        self.contents.landings[landing.file] = landing
+    def attempts(self) -> list[Attempt]:
+        """All requests, in the order in which they were sent."""
+        query = f"SELECT {', '.join(_COLUMNS)} FROM requests ORDER BY number"  # noqa: S608 - names of fields
+        rows = self._do(lambda database: database.execute(query).fetchall())
+        flags = [_COLUMNS.index(name) for name in ("cut", "estimated")]
+        return [Attempt(*(bool(value) if n in flags else value for n, value in enumerate(row))) for row in rows]
 
-    def landed(self, file: str) -> None:
-        """Note that a landing file is published."""
-        self._write({"event": "landed", "file": file}, sync=True)
-        self.contents.landed.add(file)
+    def announce(self, file: str, content: bytes, ids: Sequence[str]) -> None:
+        """Note a file of accepted answers before it is published: its bytes, and whose rows it holds."""
+
+        def note(database: sqlite3.Connection) -> None:
+            database.execute("INSERT INTO landings VALUES (?, ?)", (file, content))
+            database.executemany("UPDATE requests SET landed_in = ? WHERE id = ?", ((file, name) for name in ids))
+
+        self._do(note)
+
+    def published(self, file: str) -> None:
+        """Note that an announced file is in its place."""
+        self._do(lambda database: database.execute("UPDATE landings SET content = NULL WHERE file = ?", (file,)))
+
+    def unpublished(self) -> dict[str, bytes]:
+        """The announced files that nobody has seen published: name and bytes."""
+        query = "SELECT file, content FROM landings WHERE content IS NOT NULL ORDER BY rowid"
+        return dict(self._do(lambda database: database.execute(query).fetchall()))
+
+    def take_over(self, path: Path) -> None:
+        """Take in an earlier version's journal, whose answers are paid for; a line that a crash tore told of none."""
+        attempts: dict[str, Attempt] = {}
+        announced: dict[str, list[str]] = {}
+        for line in path.read_bytes().splitlines():
+            try:
+                record = orjson.loads(line)
+                event = record.pop("event")
+                if event == "sent":
+                    payload = record.pop("payload")
+                    attempts[record["id"]] = Attempt(sent_at=record.pop("at"), **record, **payload)
+                elif event == "done":
+                    fault, at = record.pop("reason"), record.pop("at")
+                    attempts[record["id"]] = replace(attempts[record["id"]], fault=fault, answered_at=at, **record)
+                elif event == "landing":
+                    announced[record["file"]] = record["ids"]
+                elif event == "landed":
+                    for name in announced[record["file"]]:
+                        attempts[name] = replace(attempts[name], landed_in=record["file"])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+        rows = [astuple(attempt) for attempt in attempts.values()]
+        self._do(lambda database: database.executemany(_KEEP, rows))
 
     def close(self) -> None:
         """Finish writing and close the file."""
         self._writer.shutdown()
-        os.close(self._file)
+        self._database.close()
 
-    async def _append(self, record: dict[str, Any], *, sync: bool) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._writer, lambda: self._write(record, sync=sync))
+    def _do(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """One transaction, on disk when this returns."""
+        with _said(self.path), self._database:
+            return work(self._database)
 
-    def _write(self, record: dict[str, Any], *, sync: bool) -> None:
-        line = orjson.dumps(record) + b"\n"
-        try:
-            written = os.write(self._file, line)
-            if written == len(line):
-                if sync:
-                    os.fsync(self._file)
-                return
-            # The disk is full; what is there of the line would run into the next one.
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            problem = f"only {written} of {len(line)} bytes fit"
-        except OSError as error:
-            problem = str(error)
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """What SQLite refuses, in words."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
         raise UserError(
-            f"The journal {str(self.path)!r} cannot be written ({problem}), and no answer is asked for that could not "
-            "be kept. Make room and materialize teacher_batch again; it goes on from what is on disk."
-        )
+            f"The journal {str(path)!r} cannot be written ({error}), and no answer is asked for that could not be "
+            "kept. Make room and materialize teacher_batch again; it goes on from what is on disk."
+        ) from error
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # the subclasses are faults of this program
+            raise
+        raise UserError(
+            f"The journal {str(path)!r} is damaged ({error}), and its answers are paid for. Save what can be read with "
+            f"`sqlite3 {NAME} .recover | sqlite3 saved.sqlite` and put that in its place, or move it away to have "
+            "everything asked again."
+        ) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_journal(folder: Path) -> Iterator[Journal]:
-    """Open a folder's journal for this process alone, mending a last line that a crash tore.
+    """Open a folder's journal for this process alone.
 
     Raises:
-        UserError: another run uses it.
+        UserError: another run uses it, or it cannot be used.
     """
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")  # held by the process: whatever ends it frees the lock
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"Another run asks the same teacher right now, with the journal in {str(folder)!r}. Wait until it ends, or "
-            "terminate it; then materialize teacher_batch again."
-        ) from None
-    try:
-        path = folder / NAME
-        torn = _mend(path)
-        contents = read_journal(path)
-        if torn:
-            contents.faults.append(torn)
-        journal = Journal(path, contents)
+    with contextlib.ExitStack() as held:
         try:
-            yield journal
-        finally:
-            journal.close()
+            held.enter_context(lock(UPath(folder / ".lock")))
+        except LockedError:
+            raise UserError(
+                f"Another run asks the same teacher right now, with the journal in {str(folder)!r}. Wait until it "
+                "ends, or terminate it; then materialize teacher_batch again."
+            ) from None
+        journal = held.enter_context(read_journal(folder / NAME))
+        if (earlier := folder / EARLIER_NAME).exists():
+            journal.take_over(earlier)
+            earlier.rename(earlier.with_suffix(".jsonl.taken_over"))
+        yield journal
+
+
+@contextlib.contextmanager
+def read_journal(path: Path) -> Iterator[Journal]:
+    """A journal beside whichever run may be writing it.
+
+    Raises:
+        UserError: it is no journal, or it is damaged.
+    """
+    journal = Journal(path)
+    try:
+        yield journal
     finally:
-        lock.release()
-
-
-def read_journal(path: Path) -> Contents:
-    """What a journal holds; a line that cannot be read is named among its `faults` and its answer asked again."""
-    contents = Contents()
-    if not path.exists():
-        return contents
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                contents.take(line)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                contents.faults.append(f"line {number} cannot be read ({type(error).__name__}: {str(error)[:100]})")
-    return contents
-
-
-def _mend(path: Path) -> str:
-    """End the file with a whole line; says in words what was cut off."""
-    if not path.exists():
-        return ""
-    with path.open("rb+") as file:
-        content = file.read()
-        start = content.rfind(b"\n") + 1
-        tail = content[start:]
-        if not tail:
-            return ""
-        try:
-            orjson.loads(tail)
-        except orjson.JSONDecodeError:
-            file.truncate(start)
-            os.fsync(file.fileno())
-            return f"the last line was torn after {len(tail)} bytes and is cut off; what it told is asked again"
-        # Only the newline is missing: a JSON object is whole once it is closed, and its answer is paid for.
-        file.write(b"\n")
-        os.fsync(file.fileno())
-        return ""
+        journal.close()

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from po_assets.teacher.settings import Limits
+from po_assets.teacher.settings import BatchPlan
 
 WINDOW_SECONDS = 60.0
 
@@ -33,8 +33,8 @@ class Budget:
     not to need is granted again. Only the server can break this, by charging more than the token limit it was given.
     """
 
-    def __init__(self, limits: Limits, spent: Amount) -> None:
-        self._limits = limits
+    def __init__(self, plan: BatchPlan, spent: Amount) -> None:
+        self._plan = plan
         self.spent, self.reserved = spent, Amount()
         self._under_way = 0
         self._changed = asyncio.Condition()
@@ -60,19 +60,15 @@ class Budget:
             self._changed.notify_all()
 
     def _exceeded(self, most: Amount) -> str | None:
-        limits, total = self._limits, self.spent + self.reserved + most
-        if limits.rows is not None and total.rows > limits.rows:
-            return f"max_rows {limits.rows:,} is reached"
-        if limits.tokens is not None and total.tokens > limits.tokens:
-            return (
-                f"max_tokens {limits.tokens:,}: {self.spent.tokens:,} are used and the next request may take "
-                f"{most.tokens:,}"
-            )
-        if limits.cost is not None and total.cost > limits.cost:
-            return (
-                f"max_cost {limits.cost:g}: {self.spent.cost:.4f} is spent and the next request may cost "
-                f"{most.cost:.4f}"
-            )
+        plan, total = self._plan, self.spent + self.reserved + most
+        if plan.max_rows is not None and total.rows > plan.max_rows:
+            return f"max_rows {plan.max_rows:,} is reached"
+        if plan.max_tokens is not None and total.tokens > plan.max_tokens:
+            used = f"{self.spent.tokens:,} are used and the next request may take {most.tokens:,}"
+            return f"max_tokens {plan.max_tokens:,}: {used}"
+        if plan.max_cost is not None and total.cost > plan.max_cost:
+            used = f"{self.spent.cost:.4f} is spent and the next request may cost {most.cost:.4f}"
+            return f"max_cost {plan.max_cost:g}: {used}"
         return None
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
 
-    from po_assets.evaluation.answering import AnsweringModel
+    from po_assets.evaluation.answers import AnsweringModel
 
 _GATHER_SECONDS = 0.05
 """So long the first request of a batch waits for company."""
@@ -100,8 +100,7 @@ class Generator:
                     waiting.answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
 
     def _generate(self, batch: Sequence[_Waiting]) -> Iterator[tuple[_Waiting, _Answered]]:
-        from po_assets.evaluation.constraint import GrammarConstraint, grammar_tokenizer
-        from po_assets.evaluation.engine import Request, complete_batch
+        from po_assets.evaluation.generate import GrammarConstraint, Request, complete_batch, grammar_tokenizer
 
         model, chat = self._answering.model, self._answering.chat
         constrained = any(waiting.grammar for waiting in batch)
@@ -119,7 +118,7 @@ class Generator:
         longest = max(len(request.prompt_ids) for request in requests)
         if longest >= room:
             raise ValueError(f"the prompt has {longest:,} tokens, the model's context is {room:,}")
-        decoding = replace(batch[0].decoding, max_new_tokens=min(batch[0].decoding.max_new_tokens, room - longest))
+        decoding = batch[0].decoding.with_values(max_new_tokens=min(batch[0].decoding.max_new_tokens, room - longest))
         for completion in complete_batch(model, requests, decoding, self._answering.eos_ids):
             number = int(completion.key)
             yield (
@@ -253,11 +252,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _load(options: argparse.Namespace) -> Generator:
     from po_assets.dag import Artifacts
-    from po_assets.evaluation.models import load_baseline, load_student
-    from po_assets.model import ensure_base_model, resolve_spec
+    from po_assets.evaluation.answers import load_baseline, load_student
+    from po_assets.model import BaseModel, ensure_base_model
 
     try:
-        spec = resolve_spec(base_model=options.model)
+        spec = BaseModel(base_model=options.model).resolved()
         folder = ensure_base_model(spec, Artifacts().layout)
     except UserError as error:
         sys.exit(str(error))

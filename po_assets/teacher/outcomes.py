@@ -1,17 +1,23 @@
-"""Where an attempt ends, and what is asked next about a payload: pure functions of what the journal holds.
+"""What an attempt came to, what is asked next about a payload, and the ledger: pure functions of the journal.
 
-Answers are judged anew whenever they are read, by the present metric and minimum score: nothing is paid for again
+Answers are scored anew whenever they are read, by the present metric and minimum score: nothing is paid for again
 because a threshold moved.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
-from po_assets.intake.rejection import Rejected
+import orjson
+from upath import UPath
+
+from po_assets.intake.lines import Rejected
 from po_assets.product_owner import ParsedAnswer, parse_answer, score_product_owner, validate_answer
 from po_assets.review.landing import as_landed
 from po_assets.teacher.journal import Attempt
+from po_assets.teacher.settings import TeacherLLM
 
 QUESTION, REMINDER = "question", "reminder"
 TOKEN_LIMIT = "token limit"  # noqa: S105 - no password
@@ -19,8 +25,8 @@ BLOCK_MISSING = "block missing"
 INTERRUPTED = "interrupted"
 
 
-class Outcome(StrEnum):
-    """Where an attempt ended."""
+class AttemptOutcome(StrEnum):
+    """What an attempt came to."""
 
     ACCEPTED = "accepted"
     BELOW_SCORE = "below_score"
@@ -30,7 +36,7 @@ class Outcome(StrEnum):
     ERROR = "error"
 
 
-class State(StrEnum):
+class PayloadState(StrEnum):
     """Where a payload stands."""
 
     ACCEPTED = "accepted"
@@ -43,11 +49,11 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Judged:
+class Scored:
     """An attempt with its outcome. `reason` is the same for all of its kind, `detail` says it for this one."""
 
     attempt: Attempt
-    outcome: Outcome
+    outcome: AttemptOutcome
     reason: str = ""
     detail: str = ""
     score: float | None = None
@@ -55,77 +61,183 @@ class Judged:
     answer: ParsedAnswer | None = None
 
     @property
+    def accepted(self) -> bool:
+        """Whether its row is wanted."""
+        return self.outcome == AttemptOutcome.ACCEPTED
+
+    @property
     def answered(self) -> bool:
         """Whether the teacher had its say; False for what never arrived and what broke on the way."""
-        return self.attempt.done is not None and not self.attempt.done.reason
+        return self.attempt.answered_at is not None and not self.attempt.fault
 
     @property
     def estimated(self) -> bool:
         """Whether no bill says the tokens."""
-        return self.attempt.done is None or self.attempt.done.estimated
+        return self.attempt.answered_at is None or self.attempt.estimated
 
 
-def judge(attempt: Attempt, min_score: float) -> Judged:
-    """Where the attempt ended."""
-    done = attempt.done
-    if done is None:
+def score_attempt(attempt: Attempt, min_score: float) -> Scored:
+    """What the attempt came to."""
+    if attempt.answered_at is None:
         detail = "the process ended before the answer came; the teacher may have charged it"
-        return Judged(attempt, Outcome.ERROR, INTERRUPTED, detail)
-    if done.reason:
-        return Judged(attempt, Outcome.CUT if done.cut else Outcome.ERROR, done.reason, done.detail)
-    if done.refusal:
-        return Judged(attempt, Outcome.REFUSED, "refusal", done.refusal)
-    if done.finish_reason == "content_filter":
-        return Judged(attempt, Outcome.REFUSED, "content filter", "the provider's filter ended the answer")
-    if done.finish_reason == "length":
-        limit = attempt.sent.max_output_tokens
-        return Judged(attempt, Outcome.CUT, TOKEN_LIMIT, f"the answer was longer than {limit:,} tokens")
-    return _judge_text(attempt, done.text, min_score)
+        return Scored(attempt, AttemptOutcome.ERROR, INTERRUPTED, detail)
+    if attempt.fault:
+        outcome = AttemptOutcome.CUT if attempt.cut else AttemptOutcome.ERROR
+        return Scored(attempt, outcome, attempt.fault, attempt.detail)
+    if attempt.refusal:
+        return Scored(attempt, AttemptOutcome.REFUSED, "refusal", attempt.refusal)
+    if attempt.finish_reason == "content_filter":
+        return Scored(attempt, AttemptOutcome.REFUSED, "content filter", "the provider's filter ended the answer")
+    if attempt.finish_reason == "length":
+        detail = f"the answer was longer than {attempt.max_output_tokens:,} tokens"
+        return Scored(attempt, AttemptOutcome.CUT, TOKEN_LIMIT, detail)
+    return _score_text(attempt, min_score)
 
 
-def _judge_text(attempt: Attempt, text: str, min_score: float) -> Judged:
-    parsed = parse_answer(text)
+def _score_text(attempt: Attempt, min_score: float) -> Scored:
+    parsed = parse_answer(attempt.text)
     if parsed.missing or parsed.vision_yaml is None or parsed.review_yaml is None:
-        return Judged(attempt, Outcome.UNPARSABLE, BLOCK_MISSING, " and ".join(parsed.missing))
+        return Scored(attempt, AttemptOutcome.UNPARSABLE, BLOCK_MISSING, " and ".join(parsed.missing))
     if not (verdict := validate_answer(parsed.vision_yaml, parsed.review_yaml)):
-        return Judged(attempt, Outcome.UNPARSABLE, "fails the validator", verdict.reason)
+        return Scored(attempt, AttemptOutcome.UNPARSABLE, "fails the validator", verdict.reason)
     documents = {"teacher_product_vision": parsed.vision_yaml, "teacher_product_owner_review": parsed.review_yaml}
     try:
-        row = as_landed(attempt.sent.payload.as_record() | documents)
+        row = as_landed(attempt.payload.as_record() | documents)
     except Rejected as rejected:  # what the validator lets pass and no row may hold: another status
-        return Judged(attempt, Outcome.UNPARSABLE, "would be rejected", rejected.detail)
+        return Scored(attempt, AttemptOutcome.UNPARSABLE, "would be rejected", rejected.detail)
     score, status = row["metric_score"], row["status"]
     if score < min_score:
-        requirements = attempt.sent.payload.requirements_yaml
-        cost = "; ".join(score_product_owner(requirements, parsed.vision_yaml, parsed.review_yaml).problems[:2])
-        detail = f"scores {score:.3f}, {min_score:g} is asked for" + (f": {cost}" if cost else "")
-        return Judged(attempt, Outcome.BELOW_SCORE, f"below {min_score:g}", detail, score, status)
-    return Judged(attempt, Outcome.ACCEPTED, score=score, status=status, answer=parsed)
+        problems = score_product_owner(attempt.requirements_yaml, parsed.vision_yaml, parsed.review_yaml).problems
+        detail = f"scores {score:.3f}, {min_score:g} is asked for" + (
+            f": {'; '.join(problems[:2])}" if problems else ""
+        )
+        return Scored(attempt, AttemptOutcome.BELOW_SCORE, f"below {min_score:g}", detail, score, status)
+    return Scored(attempt, AttemptOutcome.ACCEPTED, score=score, status=status, answer=parsed)
 
 
-def next_kind(history: Sequence[Judged], tries: int, max_output_tokens: int) -> str | None:
+def next_kind(history: Sequence[Scored], tries: int, max_output_tokens: int) -> str | None:
     """What to ask next about a payload: the question, the question with a reminder, or None when it is settled.
 
     A missing block is worth one reminder; a refusal, a low score or a broken document uses up a try. Requests that
     brought no answer use up none. An answer that the token limit cut counts only while the limit is as low.
     """
-    if any(judged.outcome == Outcome.ACCEPTED for judged in history):
+    if any(scored.accepted for scored in history):
         return None
-    counted = [judged for judged in history if judged.answered and not _under_a_lower_limit(judged, max_output_tokens)]
-    if counted and counted[-1].reason == BLOCK_MISSING and counted[-1].attempt.sent.kind == QUESTION:
+    counted = [
+        scored
+        for scored in history
+        if scored.answered
+        and not (scored.reason == TOKEN_LIMIT and scored.attempt.max_output_tokens < max_output_tokens)
+    ]
+    if counted and counted[-1].reason == BLOCK_MISSING and counted[-1].attempt.kind == QUESTION:
         return REMINDER
-    asked = sum(judged.attempt.sent.kind == QUESTION for judged in counted)
+    asked = sum(scored.attempt.kind == QUESTION for scored in counted)
     return QUESTION if asked < tries else None
 
 
-def state_of(history: Sequence[Judged], tries: int, max_output_tokens: int) -> State:
+def state_of(history: Sequence[Scored], tries: int, max_output_tokens: int) -> PayloadState:
     """Where a payload stands."""
-    if any(judged.outcome == Outcome.ACCEPTED for judged in history):
-        return State.ACCEPTED
+    if any(scored.accepted for scored in history):
+        return PayloadState.ACCEPTED
     if next_kind(history, tries, max_output_tokens) is None:
-        return State.GIVEN_UP
-    return State.FAILED if history and not history[-1].answered else State.OPEN
+        return PayloadState.GIVEN_UP
+    return PayloadState.FAILED if history and not history[-1].answered else PayloadState.OPEN
 
 
-def _under_a_lower_limit(judged: Judged, max_output_tokens: int) -> bool:
-    return judged.reason == TOKEN_LIMIT and judged.attempt.sent.max_output_tokens < max_output_tokens
+def ledger_rows(
+    histories: Iterable[Sequence[Scored]], batch_keys: set[str], llm: TeacherLLM
+) -> Iterator[dict[str, Any]]:
+    """One row per request: those for one payload together and in order, numbered from 1.
+
+    `in_batch`: the payload belongs to the last batch; `estimated`: no bill came, tokens are the most that the request
+    can have had; `cost` by the prices of the settings; `seconds` from sending to the last byte.
+    """
+    for history in histories:
+        for number, scored in enumerate(history, start=1):
+            attempt = scored.attempt
+            prompt, completion = attempt.tokens
+            yield {
+                "request": attempt.id,
+                "payload": attempt.key,
+                "concept_id": attempt.concept_id,
+                "in_batch": attempt.key in batch_keys,
+                "attempt": number,
+                "kind": attempt.kind,
+                "outcome": scored.outcome.value,
+                "reason": scored.reason,
+                "detail": scored.detail,
+                "score": scored.score,
+                "status": scored.status,
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "estimated": scored.estimated,
+                "cost": llm.cost(prompt, completion),
+                "seconds": attempt.seconds,
+                "sent_at": attempt.sent_at,
+                "landed_in": attempt.landed_in,
+            }
+
+
+def read_ledger(path: Path | UPath | str) -> list[dict[str, Any]]:
+    """The rows of a ledger."""
+    with UPath(path).open("rb") as file:
+        return [orjson.loads(line) for line in file]
+
+
+@dataclass
+class _Sum:
+    requests: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    example: str = ""
+
+
+@dataclass
+class Totals:
+    """Sums over the ledger rows of the last batch, by outcome and reason."""
+
+    sums: dict[tuple[str, str], _Sum] = field(default_factory=dict)
+    requests: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    estimated_cost: float = 0.0
+
+    @classmethod
+    def over(cls, rows: Iterable[dict[str, Any]]) -> "Totals":
+        """The sums over those of the rows that belong to the last batch."""
+        totals = cls()
+        for row in rows:
+            if row["in_batch"]:
+                totals._add(row)
+        return totals
+
+    def _add(self, row: dict[str, Any]) -> None:
+        tokens, cost = row["prompt_tokens"] + row["completion_tokens"], row["cost"]
+        self.requests += 1
+        self.tokens += tokens
+        self.cost += cost
+        self.estimated_cost += cost * row["estimated"]
+        one = self.sums.setdefault((row["outcome"], row["reason"]), _Sum())
+        one.requests, one.tokens, one.cost = one.requests + 1, one.tokens + tokens, one.cost + cost
+        if not one.example:
+            said = row["detail"] or (f"scores {row['score']:.3f}" if row["score"] is not None else "")
+            one.example = f"{row['concept_id'] or row['payload'][:12]}, attempt {row['attempt']}: {said}"
+
+    def of(self, outcome: str) -> int:
+        """Requests of one outcome."""
+        return sum(one.requests for (name, _), one in self.sums.items() if name == outcome)
+
+    def table(self) -> list[dict[str, object]]:
+        """One row per outcome and reason, most frequent first, with an example."""
+        return [
+            {
+                "outcome": outcome,
+                "reason": reason or "–",
+                "requests": one.requests,
+                "share": f"{one.requests / self.requests:.1%}",
+                "tokens": one.tokens,
+                "cost": one.cost,
+                "example": one.example,
+            }
+            for (outcome, reason), one in sorted(self.sums.items(), key=lambda item: -item[1].requests)
+        ]

@@ -1,6 +1,6 @@
 """What a teacher is asked about: concepts with requirements, read from a file or drawn by the project's generator.
 
-How the question is worded belongs to `prompt`.
+How the question is worded belongs to `product_owner.prompts`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,13 +14,15 @@ from upath import UPath
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import HoldOut
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
-from po_assets.intake.identity import input_digest
+from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import read_yaml, requirement_entries
+from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
+from po_assets.sample_data.domains import load_domains
+from po_assets.sample_data.records import draw_case
 
 _SHOWN_FAULTS = 20
-_NEAR_DUPLICATE = 0.8
-"""As `selection.near_duplicate_threshold`: what is asked in vain would be held out later."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,6 @@ def read_payloads(path: UPath) -> list[Payload]:
 
 def generate_payloads(count: int, seed: int) -> Iterator[Payload]:
     """`count` different concepts with requirements on training products; a longer list begins with a shorter one."""
-    from po_assets.sample_data.domains import load_domains
-    from po_assets.sample_data.records import draw_case
-
     domains, number = load_domains("training"), 0
     seen: set[str] = set()
     while len(seen) < count:
@@ -104,7 +103,8 @@ def generate_payloads(count: int, seed: int) -> Iterator[Payload]:
 
 def choose(payloads: Iterable[Payload], cases: list[EvalCase]) -> Payloads:
     """The payloads without repetitions and without those that equal or resemble an evaluation case."""
-    hold_out = HoldOut(cases, _NEAR_DUPLICATE)
+    # What is asked in vain would be held out later.
+    hold_out = HoldOut(cases, SelectionSettings.model_fields["near_duplicate_threshold"].default)
     wanted: dict[str, Payload] = {}
     left_out: list[dict[str, object]] = []
     for number, payload in enumerate(payloads, start=1):
@@ -120,21 +120,24 @@ def choose(payloads: Iterable[Payload], cases: list[EvalCase]) -> Payloads:
 
 
 def _read(line: bytes) -> tuple[Payload | None, list[str]]:
+    """The payload of a line, or what is wrong with it."""
     try:
         row: Any = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return None, [f"it is no JSON ({error})"]
+        return None, [f"it must be JSON ({error})"]
     if not isinstance(row, dict):
-        return None, ["it is no JSON object"]
-    faults = [
-        f"{name} is {'missing' if row.get(name) is None else 'no text or blank'}"
-        for name in ("concept", "requirements_yaml")
-        if not isinstance(row.get(name), str) or not row[name].strip()
-    ]
+        return None, ["it must be a JSON object"]
+    faults = []
+    for name in ("concept", "requirements_yaml"):
+        value = row.get(name)
+        if value is None:
+            faults.append(f"{name} is missing")
+        elif not isinstance(value, str) or not value.strip():
+            faults.append(f"{name} must be a string that is not blank, got {value!r}")
     faults += [
-        f"{name} is no text"
+        f"{name} must be a string, got {row[name]!r}"
         for name in ("tier", "concept_id")
-        if row.get(name) is not None and not isinstance(row[name], str)
+        if not isinstance(row.get(name), str | None)
     ]
     if not faults:
         if "\x00" in row["concept"]:
@@ -142,9 +145,10 @@ def _read(line: bytes) -> tuple[Payload | None, list[str]]:
         if problem := read_yaml(row["requirements_yaml"]).error:
             faults.append(f"requirements_yaml does not parse: {problem}")
         elif not requirement_entries(row["requirements_yaml"]):
+            *most, last = REQUIREMENT_SECTIONS
             faults.append(
-                "requirements_yaml holds no entry with an id or a description under functional_requirements, "
-                "non_functional_requirements or constraints, so that no answer could be scored"
+                f"requirements_yaml holds no entry with an id or a description under {', '.join(most)} or {last}, so "
+                "that no answer could be scored"
             )
     if faults:
         return None, faults

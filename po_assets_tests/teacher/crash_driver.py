@@ -6,64 +6,51 @@ from pathlib import Path
 from typing import Any
 
 import openai  # noqa: F401  # loaded once by the fork server, so that each process starts at once
-import stamina  # noqa: F401
 from upath import UPath
 
-from po_assets.storage import Layout, atomic
-from po_assets.teacher import batch, journal, landing, run
-from po_assets.teacher.progress import BatchProgress
-from po_assets.teacher.settings import BatchPlan, resolve
+from po_assets.storage import Layout, files
+from po_assets.teacher import batch, journal, run
+from po_assets.text import Progress
 from po_assets_tests.teacher.scenes import llm
-
-
-def die(*_args: Any, **_options: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ask(root: Path, payloads: Path, url: str, moment: str = "", at: int = 1) -> None:
     """Ask and land; die at the `at`-th time that `moment` comes."""
     left = [at]
 
-    def comes() -> bool:
-        left[0] -= 1
-        return left[0] == 0
-
-    def dying(function: Any, *, before: bool = True) -> Any:
+    def dying(function: Any, *, after: bool = False) -> Any:
         def wrapped(*args: Any, **options: Any) -> Any:
-            now = comes()
-            if now and before:
-                die()
-            result = function(*args, **options)
-            if now:
-                die()
-            return result
+            left[0] -= 1
+            if left[0] == 0:
+                if after:
+                    function(*args, **options)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **options)
 
         return wrapped
 
-    write = os.write
+    class Dying(journal.sqlite3.Connection):
+        """Dies when the statement that keeps an answer has been carried out and not been committed."""
 
-    def torn(file: int, line: bytes) -> int:
-        if line.startswith(b'{"event":"done"') and comes():
-            write(file, line[: len(line) // 2])
-            die()
-        return write(file, line)
+        def execute(self, sql: str, values: Any = ()) -> Any:
+            keeps_an_answer = sql == journal._KEEP and values[journal._COLUMNS.index("answered_at")]
+            return (dying(super().execute, after=True) if keeps_an_answer else super().execute)(sql, values)
 
     match moment:
         case "before a request is noted":
-            journal.Journal.sent = dying(journal.Journal.sent)  # type: ignore[method-assign]
-        case "in the middle of an answer's line":
-            journal.os.write = torn  # type: ignore[assignment]
-        case "before an answer is synced":
-            journal.os.fsync = dying(journal.os.fsync)
+            journal.Journal.keep = dying(journal.Journal.keep)  # type: ignore[method-assign]
+        case "in the middle of keeping an answer":
+            connect = journal.sqlite3.connect
+            journal.sqlite3.connect = lambda *args, **options: connect(*args, **options, factory=Dying)
         case "when an answer is on disk":
-            batch.judge = dying(batch.judge)
+            batch.score_attempt = dying(batch.score_attempt)
         case "when a landing is announced":
-            landing._publish = dying(landing._publish)
+            journal.Journal.announce = dying(journal.Journal.announce, after=True)  # type: ignore[method-assign]
         case "while the file is written":
-            atomic.publish_file = dying(atomic.publish_file)
+            files.publish_file = dying(files.publish_file)
         case "when the file has landed":
-            journal.Journal.landed = dying(journal.Journal.landed)  # type: ignore[method-assign]
+            journal.Journal.published = dying(journal.Journal.published)  # type: ignore[method-assign]
         case "before the ledger is written":
             run.write_ledger = dying(run.write_ledger)
-    plan = BatchPlan(payloads=str(payloads))
-    run.run_batch(resolve(llm(url), plan), plan, Layout(UPath(root)), BatchProgress(lambda _line: None))
+    plan = run.BatchPlan(payloads=str(payloads))
+    run.run_batch(llm(url), plan, Layout(UPath(root)), Progress(lambda _line: None))

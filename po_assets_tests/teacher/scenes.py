@@ -1,4 +1,4 @@
-"""Payloads, settings and a whole artifacts root for the tests of teacher_llm."""
+"""Payloads, settings and a whole artifacts root for the tests of teacher_batch."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any
 
 from upath import UPath
 
+from po_assets.dag import Verdict
 from po_assets.intake.landing import is_landed_name
 from po_assets.storage import Layout
-from po_assets.teacher.journal import Contents, read_journal
-from po_assets.teacher.ledger import read_ledger
+from po_assets.teacher.assets import checks, gather
+from po_assets.teacher.outcomes import read_ledger
 from po_assets.teacher.payloads import Payload
-from po_assets.teacher.progress import BatchProgress
-from po_assets.teacher.report import BatchReport, read_report, report_path
-from po_assets.teacher.run import run_batch
-from po_assets.teacher.settings import BatchPlan, TeacherLLM, resolve
+from po_assets.teacher.run import BatchReport, read_report, run_batch
+from po_assets.teacher.settings import BatchPlan, TeacherLLM
+from po_assets.text import Progress
 from po_assets_tests.evaluation.scenes import GOOD, REQUIREMENTS, case
 
 # Well-formed, and scores 0.89: enough to land.
@@ -78,6 +78,18 @@ def llm(url: str, **changes: Any) -> TeacherLLM:
     return TeacherLLM(**(options | changes))
 
 
+def batch_verdicts(layout: Layout) -> dict[str, Verdict]:
+    """The verdict of every check of teacher_batch."""
+    return checks.verdicts(gather(layout))
+
+
+def assert_sound(layout: Layout) -> None:
+    """The checks that must hold after any run."""
+    for name in ("ledger_balances", "within_budget"):
+        verdict = batch_verdicts(layout)[name]
+        assert verdict.passed, (verdict.summary, verdict.rows)
+
+
 class Scene:
     """A root, payloads on disk, and runs over them; everything said is kept in `said`."""
 
@@ -93,26 +105,20 @@ class Scene:
 
     def run(self, teacher: TeacherLLM, **plan: Any) -> BatchReport:
         """One run of the batch, in this process."""
-        made = self.plan(**plan)
-        progress = BatchProgress(self.said.append, self.observed.append, every_seconds=0.0)
-        return run_batch(resolve(teacher, made), made, self.layout, progress)
+        progress = Progress(self.said.append, self.observed.append, every_seconds=0.0)
+        return run_batch(teacher, self.plan(**plan), self.layout, progress)
 
     @property
     def report(self) -> BatchReport:
         """What the last run reported."""
-        found = read_report(report_path(self.layout))
+        found = read_report(self.layout)
         assert found
         return found
 
     @property
     def ledger(self) -> list[dict[str, Any]]:
         """The rows of the ledger."""
-        return list(read_ledger(self.report.ledger))
-
-    @property
-    def journal(self) -> Contents:
-        """What the journal holds."""
-        return read_journal(Path(self.report.journal))
+        return read_ledger(self.report.ledger)
 
     @property
     def outcomes(self) -> list[tuple[str, str]]:

@@ -9,11 +9,12 @@ import pytest
 from po_assets.automation.jobs import ask_teacher
 from po_assets.dag import Artifacts, JsonlIOManager
 from po_assets.definitions import defs
+from po_assets.errors import UserError
 from po_assets.intake.assets import normalized_teacher, raw_teacher
 from po_assets.intake.landing import list_landing
 from po_assets.storage import read_rows
-from po_assets.teacher.assets import teacher_batch
-from po_assets.teacher.checks import teacher_batch_checks
+from po_assets.teacher.assets import teacher_batch, teacher_batch_checks
+from po_assets.teacher.settings import TeacherLLM
 from po_assets_tests.teacher.scenes import KEY, KEY_VARIABLE, TOO_THIN, Scene, llm
 from po_assets_tests.teacher.teacher_server import Does, Teacher, in_turn, teacher
 
@@ -65,14 +66,28 @@ def test_a_batch_shows_outcomes_cost_and_what_is_left(scene: Scene) -> None:
     assert "batch/cost" in observed[-1].asset_observation_data.asset_observation.metadata
 
 
-def test_wrong_settings_fail_with_all_faults_and_without_retries(scene: Scene) -> None:
-    """Before anything is asked."""
-    result = materialize(scene, None, tries=0)
+def test_wrong_settings_fail_the_run_with_all_faults(scene: Scene) -> None:
+    """Before the first step, and before anything is asked."""
+    resources = {
+        "artifacts": {"config": {"root": str(scene.layout.root)}},
+        "teacher_llm": {"config": {"base_url": "nowhere", "concurrency": 0}},
+        "batch_plan": {"config": {"tries": 1}},
+    }
+    job = defs.resolve_job_def(ask_teacher.name)
+    with pytest.raises(dg.DagsterError) as caught:
+        job.execute_in_process(run_config={"resources": resources})
+    assert isinstance(caught.value.__cause__, UserError)
+    assert "base_url is 'nowhere'" in str(caught.value.__cause__)
+    assert "concurrency is 0; it must be at least 1." in str(caught.value.__cause__)
+    assert scene.landed == {}
+
+
+def test_what_is_missing_at_run_time_fails_the_step_without_retries(scene: Scene) -> None:
+    """In one sentence, with the way out."""
+    result = materialize(scene, None, {"base_url": "http://x/v1", "model": ""})
     assert not result.success
     (failure,) = result.get_step_failure_events()
-    message = str(failure.step_failure_data.error or "") + str(failure.step_failure_data.user_failure_data)
-    assert "base_url is 'nowhere'" in message
-    assert "tries is 0" in message
+    assert "model is empty" in str(failure.step_failure_data.user_failure_data)
     assert scene.landed == {}
 
 
@@ -99,7 +114,7 @@ def test_a_key_that_http_refuses_is_in_no_file_and_costs_nothing(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Even where the settings let it pass: the first refusal ends the batch, before a byte has left."""
-    monkeypatch.setattr("po_assets.teacher.run.api_key", lambda _endpoint: f"{KEY}\n")
+    monkeypatch.setattr(TeacherLLM, "api_key", f"{KEY}\n")
     with teacher() as server:
         result = materialize(scene, server, {"concurrency": 1, "retries": 5})
     assert not result.success

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from upath import UPath
 
 from po_assets.errors import UserError
+from po_assets.storage import Layout
 from po_assets.teacher import batch as batch_module
-from po_assets.teacher import journal as journal_module
-from po_assets.teacher.checks import batch_verdicts
-from po_assets.teacher.ledger import write_ledger
-from po_assets.teacher.run import OutageError
+from po_assets.teacher.run import working_folder, write_ledger
 from po_assets.teacher.settings import TeacherLLM
 from po_assets_tests.teacher.scenes import (
     BROKEN_YAML,
@@ -22,6 +21,8 @@ from po_assets_tests.teacher.scenes import (
     NO_REVIEW,
     TOO_THIN,
     Scene,
+    assert_sound,
+    batch_verdicts,
     llm,
     payload,
     write_payloads,
@@ -34,6 +35,7 @@ from po_assets_tests.teacher.teacher_server import (
     in_turn,
     teacher,
 )
+from po_assets_tests.teacher.test_journal import attempts_in, full_disk
 
 COST = (PROMPT_TOKENS * 1.0 + COMPLETION_TOKENS * 10.0) / 1e6
 TOKENS = PROMPT_TOKENS + COMPLETION_TOKENS
@@ -46,13 +48,6 @@ def scene(tmp_path: Path) -> Scene:
 
 def one_at_a_time(url: str, **changes: Any) -> TeacherLLM:
     return llm(url, concurrency=1, **changes)
-
-
-def assert_sound(scene: Scene) -> None:
-    """The checks that must hold after any run."""
-    for name in ("ledger_balances", "within_budget"):
-        verdict = batch_verdicts(scene.layout)[name]
-        assert verdict.passed, (verdict.summary, verdict.rows)
 
 
 def test_good_answers_land_as_one_file_with_their_origin(scene: Scene) -> None:
@@ -78,9 +73,9 @@ def test_good_answers_land_as_one_file_with_their_origin(scene: Scene) -> None:
     }
     assert (origin["prompt_tokens"], origin["completion_tokens"]) == (PROMPT_TOKENS, COMPLETION_TOKENS)
     assert origin["answered_at"].startswith("20")
-    assert (report.accepted, report.requests, report.ended) == (6, 6, "finished")
+    assert (report.accepted, report.requests, report.stop_reason) == (6, 6, "finished")
     assert report.cost == pytest.approx(6 * COST)
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -107,7 +102,7 @@ def test_every_kind_of_misbehaviour_ends_in_the_ledger_and_costs_no_row(scene: S
     ]
     assert sorted(scene.landed_concepts) == sorted(payload(n).concept for n in range(1, 7))
     assert len(server.asked) == report.requests == 12
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 def test_each_outcome_keeps_its_reason_tokens_and_cost(scene: Scene) -> None:
@@ -134,7 +129,7 @@ def test_each_outcome_keeps_its_reason_tokens_and_cost(scene: Scene) -> None:
     assert scene.ledger[0]["score"] == pytest.approx(0.7917, abs=1e-3)
     assert (report.accepted, report.given_up, report.failed) == (0, 5, 1)
     assert scene.landed == {}
-    assert_sound(scene)
+    assert_sound(scene.layout)
     warning = batch_verdicts(scene.layout)["acceptance_rate"]
     assert (warning.passed, warning.severity) == (False, "WARN")
     assert "0 of 5 answers (0.0%) were accepted, at least 50% should be." in warning.summary
@@ -165,7 +160,7 @@ def test_with_more_tries_a_poor_answer_is_asked_for_again(scene: Scene) -> None:
         assert len(server.asked) == 3
         assert scene.run(one_at_a_time(server.url), tries=5).accepted == 1
         assert len(server.asked) == 5
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 def test_retry_after_is_waited_for_and_holds_everyone(scene: Scene) -> None:
@@ -179,12 +174,12 @@ def test_retry_after_is_waited_for_and_holds_everyone(scene: Scene) -> None:
 def test_a_quota_of_hours_ends_the_batch_instead_of_waiting(scene: Scene) -> None:
     """What was accepted is kept; nothing lands, and the message says how to go on."""
     with teacher(in_turn(Does(), Does(status=429, headers={"retry-after": "7200"}))) as server:
-        with pytest.raises(OutageError, match="asks to wait 7,200 s") as caught:
+        with pytest.raises(UserError, match="asks to wait 7,200 s") as caught:
             scene.run(one_at_a_time(server.url))
         assert "1 of 6 payloads have an accepted answer" in str(caught.value)
         assert scene.landed == {}
-        assert scene.report.ended == "outage"
-        assert_sound(scene)
+        assert scene.report.stop_reason == "outage"
+        assert_sound(scene.layout)
         assert scene.run(one_at_a_time(server.url), max_rows=1).landed_rows == 1
         assert len(server.asked) == 2
         assert scene.run(one_at_a_time(server.url)).landed_rows == 5
@@ -194,20 +189,20 @@ def test_a_quota_of_hours_ends_the_batch_instead_of_waiting(scene: Scene) -> Non
 
 def test_a_refused_key_ends_the_batch_at_once(scene: Scene) -> None:
     """One request per worker at most, not one per payload and retry."""
-    with teacher(lambda _asked: Does(status=401)) as server, pytest.raises(OutageError, match=r"key refused \(401\)"):
+    with teacher(lambda _asked: Does(status=401)) as server, pytest.raises(UserError, match=r"key refused \(401\)"):
         scene.run(llm(server.url, concurrency=2))
     assert len(server.asked) <= 2
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 def test_requests_under_way_come_to_their_end_when_the_batch_ends(scene: Scene) -> None:
     """Their answers are paid for, so they are kept."""
     with teacher(lambda asked: Does(status=401) if asked.number == 2 else Does(delay=0.4)) as server:
-        with pytest.raises(OutageError):
+        with pytest.raises(UserError):
             scene.run(llm(server.url, concurrency=2))
         assert len(server.asked) == 2
     assert scene.outcomes == [("accepted", ""), ("error", "key refused (401)")]
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 @pytest.mark.parametrize(
@@ -248,15 +243,15 @@ def test_an_outage_ends_the_batch_after_ten_payloads_in_a_row(tmp_path: Path) ->
     scene = Scene(tmp_path, payloads=15)
     down = [True]
     with teacher(lambda _asked: Does(status=503) if down[0] else Does()) as server:
-        with pytest.raises(OutageError, match="10 payloads in a row brought no answer"):
+        with pytest.raises(UserError, match="10 payloads in a row brought no answer"):
             scene.run(one_at_a_time(server.url, retries=1))
         assert len(server.asked) == 20
         assert (scene.report.failed, scene.report.open) == (10, 5)
-        assert_sound(scene)
+        assert_sound(scene.layout)
         down[0] = False
         report = scene.run(llm(server.url))
     assert (report.accepted, report.requests) == (15, 35)
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 def test_a_second_run_asks_nothing_and_lands_nothing(scene: Scene) -> None:
@@ -267,7 +262,7 @@ def test_a_second_run_asks_nothing_and_lands_nothing(scene: Scene) -> None:
         before = path.stat().st_mtime_ns
         report = scene.run(llm(server.url, concurrency=1, max_output_tokens=8192, timeout_seconds=5))
         assert len(server.asked) == 6
-    assert (report.accepted, report.requests_this_run, report.landed_file) == (6, 0, "")
+    assert (report.accepted, report.new_requests, report.landed_file) == (6, 0, "")
     assert [one.name for one in scene.layout.incoming.iterdir()] == [path.name]
     assert path.stat().st_mtime_ns == before
 
@@ -282,7 +277,7 @@ def test_more_payloads_land_as_a_second_file_of_only_new_rows(scene: Scene) -> N
     assert [len(rows) for rows in scene.landed.values()] in ([6, 3], [3, 6])
     assert (report.landed_rows, report.accepted, report.payloads) == (3, 6, 6)
     assert len(set(scene.landed_concepts)) == 9
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 def test_a_lower_minimum_score_lands_what_is_paid_for_without_asking(scene: Scene) -> None:
@@ -292,7 +287,7 @@ def test_a_lower_minimum_score_lands_what_is_paid_for_without_asking(scene: Scen
         report = scene.run(llm(server.url), min_score=0.75)
         assert len(server.asked) == 6
     assert (report.accepted, report.landed_rows) == (6, 6)
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 def test_a_raised_token_limit_asks_again_only_what_it_cut(scene: Scene) -> None:
@@ -314,9 +309,9 @@ def test_a_budget_of_rows_ends_with_exactly_so_many(tmp_path: Path) -> None:
 
     with teacher(every_third_is_poor) as server:
         report = scene.run(llm(server.url, concurrency=5), max_rows=7)
-        assert (report.accepted, report.ended, report.reason) == (7, "budget", "max_rows 7 is reached")
+        assert (report.accepted, report.stop_reason, report.stop_detail) == (7, "budget", "max_rows 7 is reached")
         assert report.open == 30 - 7 - report.given_up
-        assert_sound(scene)
+        assert_sound(scene.layout)
         report = scene.run(llm(server.url, concurrency=5), max_rows=9)
         assert (report.accepted, report.landed_rows) == (9, 2)
     assert "left to ask" in batch_verdicts(scene.layout)["within_budget"].summary
@@ -327,12 +322,12 @@ def test_a_budget_of_money_is_never_exceeded_not_even_by_requests_under_way(tmp_
     scene = Scene(tmp_path, payloads=30)
     with teacher(lambda _asked: Does(delay=0.01)) as server:
         report = scene.run(llm(server.url, concurrency=6, max_output_tokens=500), max_cost=0.08)
-        assert report.ended == "budget"
+        assert report.stop_reason == "budget"
         assert 0.08 - 0.008 < report.cost <= 0.08
-        assert "max_cost 0.08" in report.reason
-        assert_sound(scene)
+        assert "max_cost 0.08" in report.stop_detail
+        assert_sound(scene.layout)
         report = scene.run(llm(server.url, concurrency=6, max_output_tokens=500), max_cost=0.08)
-        assert report.requests_this_run == 0  # what earlier runs of the batch spent counts
+        assert report.new_requests == 0  # what earlier runs of the batch spent counts
         assert len(server.asked) == report.requests
 
 
@@ -341,9 +336,9 @@ def test_a_budget_of_tokens_holds_in_the_same_way(tmp_path: Path) -> None:
     scene = Scene(tmp_path, payloads=30)
     with teacher() as server:
         report = scene.run(llm(server.url, max_output_tokens=500), max_tokens=12 * TOKENS)
-    assert report.ended == "budget"
+    assert report.stop_reason == "budget"
     assert 9 * TOKENS <= report.tokens <= 12 * TOKENS
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 def test_a_budget_exceeded_by_an_earlier_higher_limit_is_reported(scene: Scene) -> None:
@@ -378,8 +373,8 @@ def test_an_answer_is_on_disk_while_others_are_still_being_written(scene: Scene)
             answered.wait(5)
             deadline = time.monotonic() + 5
             while time.monotonic() < deadline and not seen:
-                (journal,) = scene.layout.root.glob("teacher_llm/*/journal.jsonl")
-                if journal.read_bytes().count(b'"event":"done"'):
+                (journal,) = scene.layout.root.glob("teacher_llm/*/journal.sqlite")
+                if any(attempt.answered_at for attempt in attempts_in(Path(str(journal)))):
                     seen.append(1)
                 time.sleep(0.01)
 
@@ -415,23 +410,13 @@ def test_the_key_is_in_no_file_no_line_and_no_figure(
 
 def test_an_answer_that_cannot_be_kept_stops_everything(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """No further answer is paid for; the next run goes on."""
-    real, left = journal_module.os.fsync, [3]
-
-    def full(file: int) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise OSError(28, "No space left on device")
-        real(file)
-
     with teacher(lambda _asked: Does(delay=0.05)) as server:
-        with monkeypatch.context() as broken:
-            broken.setattr(journal_module.os, "fsync", full)
-            with pytest.raises(UserError, match="No space left on device"):
-                scene.run(one_at_a_time(server.url))
+        with full_disk(monkeypatch, 7), pytest.raises(UserError, match="database or disk is full"):
+            scene.run(one_at_a_time(server.url))
         asked = len(server.asked)
-        assert asked == 3
+        assert 0 < asked < 6
         assert scene.run(llm(server.url)).accepted == 6
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 def test_an_interrupted_run_has_every_request_in_its_ledger(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,11 +442,11 @@ def test_an_interrupted_run_has_every_request_in_its_ledger(scene: Scene, monkey
                 scene.run(llm(server.url, concurrency=2))
         assert [outcome for outcome in scene.outcomes if outcome[0] == "error"] == [("error", "interrupted")] * 2
         assert scene.report.estimated_cost > 0
-        assert_sound(scene)
+        assert_sound(scene.layout)
         server.does = lambda _asked: Does()
         assert scene.run(llm(server.url)).accepted == 6
     assert max(server.answered[payload(n).concept] for n in (1, 2)) == 1
-    assert_sound(scene)
+    assert_sound(scene.layout)
 
 
 def test_progress_tells_acceptance_cost_and_time_left(tmp_path: Path) -> None:
@@ -478,11 +463,6 @@ def test_progress_tells_acceptance_cost_and_time_left(tmp_path: Path) -> None:
 
 def test_artifacts_in_an_object_store_need_a_local_working_folder(scene: Scene) -> None:
     """Nothing can be appended there; nothing is asked before this is said."""
-    from upath import UPath
-
-    from po_assets.storage import Layout
-    from po_assets.teacher.run import working_folder
-
     remote = Layout(UPath("memory://bucket/artifacts"))
     with pytest.raises(UserError, match="set working_folder"):
         working_folder(scene.plan(), remote)

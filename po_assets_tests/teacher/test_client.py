@@ -3,15 +3,15 @@
 import asyncio
 import datetime as dt
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from po_assets.teacher.client import TeacherClient, retry_after
-from po_assets.teacher.replies import Charge, Reply, Usage
-from po_assets.teacher.settings import Endpoint
+from po_assets.teacher.client import Charge, Reply, TeacherClient, Usage, retry_after
+from po_assets.teacher.settings import TeacherLLM
 from po_assets_tests.evaluation.scenes import GOOD
 from po_assets_tests.teacher.scenes import KEY
-from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS, Does, Teacher, teacher
+from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS, Does, Teacher, in_turn, teacher
 
 MESSAGES = [{"role": "user", "content": "CONCEPT:\nx"}]
 
@@ -19,7 +19,8 @@ MESSAGES = [{"role": "user", "content": "CONCEPT:\nx"}]
 def ask(url: str, key: str = KEY, **changes: Any) -> Reply:
     async def once() -> Reply:
         options: dict[str, Any] = {"base_url": url, "model": "m", "timeout_seconds": 5.0}
-        client = TeacherClient(Endpoint(**(options | changes)), key)
+        with mock.patch.object(TeacherLLM, "api_key", key):
+            client = TeacherClient(TeacherLLM(**(options | changes)))
         try:
             return await client.ask(MESSAGES)
         finally:
@@ -92,6 +93,27 @@ def test_a_server_that_is_not_there_is_no_connection_and_costs_nothing() -> None
     fault = ask(url).fault
     assert fault
     assert (fault.reason, fault.again, fault.charge) == ("no connection", True, Charge.NOTHING)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_prompt_is_carried_to_another_host(status: int) -> None:
+    """Nor the key: the server's word for where to go is not the user's."""
+    with teacher() as elsewhere:
+        there = {"location": f"{elsewhere.url}/chat/completions"}
+        fault = reply_to(Does(status=status, headers=there))[0].fault
+    assert fault
+    assert (fault.reason, fault.stops, fault.again) == ("redirected elsewhere", True, False)
+    origin = elsewhere.url.removesuffix("/v1")
+    assert f"redirects to {origin}, where the prompt is not carried; set base_url to that address" in fault.detail
+    assert not elsewhere.asked
+
+
+def test_a_redirect_at_the_same_host_is_followed() -> None:
+    """Such as to another path."""
+    moved = Does(status=308, headers={"location": "/v2/chat/completions"})
+    with teacher(in_turn(moved)) as server:
+        assert ask(server.url).text == GOOD
+        assert len(server.asked) == 2
 
 
 def test_the_key_is_taken_out_of_what_servers_say() -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from po_assets.teacher.checks import batch_verdicts
-from po_assets.teacher.journal import read_journal
 from po_assets_tests.teacher import crash_driver
-from po_assets_tests.teacher.scenes import Scene, llm, payload
+from po_assets_tests.teacher.scenes import Scene, assert_sound, llm, payload
 from po_assets_tests.teacher.teacher_server import Asked, Does, Teacher, teacher
+from po_assets_tests.teacher.test_journal import attempts_in
 
 PAYLOADS = 8
 
@@ -42,10 +41,10 @@ def start(
 def answered_on_disk(scene: Scene) -> Counter[str]:
     """Requests for each concept whose answer has been kept, as they were asked until now."""
     return Counter(
-        attempt.sent.payload.concept
-        for path in scene.layout.root.glob("teacher_llm/*/journal.jsonl")
-        for attempt in read_journal(Path(str(path))).attempts.values()
-        if attempt.done
+        attempt.concept
+        for path in scene.layout.root.glob("teacher_llm/*/journal.sqlite")
+        for attempt in attempts_in(Path(str(path)))
+        if attempt.answered_at
     )
 
 
@@ -66,18 +65,15 @@ def assert_resumes(scene: Scene, server: Teacher) -> None:
         assert times <= 1 + interrupted[names[concept]], "it was paid for twice without a crash to blame"
     # Every request that reached the teacher has its row; a row more at most is a request that never left.
     assert len(server.asked) <= len(scene.ledger) <= len(server.asked) + interrupted.total()
-    for name in ("ledger_balances", "within_budget"):
-        verdict = batch_verdicts(scene.layout)[name]
-        assert verdict.passed, (verdict.summary, verdict.rows)
+    assert_sound(scene.layout)
 
 
 @pytest.mark.parametrize(
     ("moment", "at"),
     [
         ("before a request is noted", 3),
-        ("in the middle of an answer's line", 1),
-        ("in the middle of an answer's line", 5),
-        ("before an answer is synced", 2),
+        ("in the middle of keeping an answer", 1),
+        ("in the middle of keeping an answer", 5),
         ("when an answer is on disk", 1),
         ("when an answer is on disk", 8),
         ("when a landing is announced", 1),
@@ -121,16 +117,6 @@ def test_killed_while_the_teacher_answers_the_batch_resumes(
         assert killed
         assert process.exitcode == -signal.SIGKILL
         assert_resumes(scene, server)
-
-
-def test_a_torn_line_is_said(processes: multiprocessing.context.ForkServerContext, scene: Scene) -> None:
-    """In the run's log and in what it reports."""
-    with teacher() as server:
-        process = start(processes, scene, server, "in the middle of an answer's line", 2)
-        process.join(60)
-        report = scene.run(llm(server.url))
-    assert [fault for fault in report.journal_faults if "the last line was torn after" in fault]
-    assert [line for line in scene.said if "is cut off; what it told is asked again" in line]
 
 
 def test_killed_again_and_again_it_comes_to_its_end(

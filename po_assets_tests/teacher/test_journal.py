@@ -1,140 +1,162 @@
-"""The journal survives being cut anywhere: what is whole counts, what is torn is said and asked again."""
+"""The journal survives being cut anywhere: what was kept is there, and nothing half-kept is."""
 
 import asyncio
-import os
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from po_assets.errors import UserError
 from po_assets.teacher import journal as journal_module
-from po_assets.teacher.journal import Done, Landing, Sent, open_journal, read_journal
+from po_assets.teacher.journal import EARLIER_NAME, NAME, Attempt, Journal, open_journal, read_journal
 from po_assets_tests.evaluation.scenes import GOOD
 from po_assets_tests.teacher.scenes import payload
 
 
-def sent(number: int) -> Sent:
-    one = payload(number)
-    return Sent(f"id{number}", one.key, "question", one, "2026-11-22T10:00:00+00:00", 4096, 900, 4096)
+def sent(number: int) -> Attempt:
+    one, at = payload(number), "2026-11-22T10:00:00+00:00"
+    return Attempt(f"id{number}", one.key, "question", **one.as_record(), sent_at=at,
+                   max_output_tokens=4096, reserved_prompt=900, reserved_completion=4096)  # fmt: skip
 
 
-def done(number: int, **changes: Any) -> Done:
-    fields = {
-        "id": f"id{number}",
-        "at": "2026-11-22T10:00:09+00:00",
-        "seconds": 9.0,
-        "text": GOOD,
-        "finish_reason": "stop",
-        "refusal": "",
-        "model": "m",
-        "reason": "",
-        "detail": "",
-        "cut": False,
-        "prompt_tokens": 800,
-        "completion_tokens": 300,
-        "estimated": False,
-    }
-    return Done(**{**fields, **changes})
+def done(number: int, **changes: Any) -> Attempt:
+    options = {"answered_at": "2026-11-22T10:00:09+00:00", "seconds": 9.0, "text": GOOD, "finish_reason": "stop",
+               "model": "m", "prompt_tokens": 800, "completion_tokens": 300}  # fmt: skip
+    return replace(sent(number), **(options | changes))
 
 
-def write(folder: Path) -> bytes:
-    """A journal of three requests, two of them answered, and a landing."""
-
-    async def fill() -> None:
-        with open_journal(folder) as journal:
-            for number in (1, 2, 3):
-                await journal.sent(sent(number))
-            await journal.done(done(1))
-            await journal.done(done(2, text="größer als Ü 😀 und\nmehr"))
-            journal.landing(Landing("a.jsonl", "0" * 64, ("id1",)))
-            journal.landed("a.jsonl")
-
-    asyncio.run(fill())
-    return (folder / journal_module.NAME).read_bytes()
+STEPS = [sent(1), sent(2), sent(3), done(1), done(2, text="größer als Ü 😀 und\nmehr", cut=True)]
 
 
-def test_what_was_written_is_read_again(tmp_path: Path) -> None:
-    """Requests, answers and landings, in order."""
-    write(tmp_path)
-    contents = read_journal(tmp_path / journal_module.NAME)
-    assert [attempt.sent for attempt in contents.attempts.values()] == [sent(1), sent(2), sent(3)]
-    assert contents.attempts["id1"].done == done(1)
-    assert contents.attempts["id3"].done is None
-    assert contents.landings == {"a.jsonl": Landing("a.jsonl", "0" * 64, ("id1",))}
-    assert contents.landed == {"a.jsonl"}
-    assert contents.faults == []
+def keep(journal: Journal, *attempts: Attempt) -> None:
+    async def keep_all() -> None:
+        for attempt in attempts:
+            await journal.keep(attempt)
+
+    asyncio.run(keep_all())
 
 
-def test_cut_after_any_byte_it_opens_with_every_whole_line_and_says_what_is_torn(tmp_path: Path) -> None:
-    """Also when only the newline is missing: then the line counts, for it is paid for."""
-    content = write(tmp_path / "whole")
-    lines = content.splitlines(keepends=True)
-    ends = [sum(map(len, lines[:count])) for count in range(len(lines) + 1)]
-    for cut in sorted(
-        {*range(0, len(content), 37), *ends, *(end - 1 for end in ends[1:]), *(end + 1 for end in ends[:-1])}
-    ):
-        folder = tmp_path / f"cut{cut}"
-        folder.mkdir()
-        path = folder / journal_module.NAME
-        path.write_bytes(content[:cut])
-        whole = sum(end <= cut + 1 for end in ends[1:])
-        torn = cut not in ends and cut + 1 not in ends
-        with open_journal(folder) as journal:
-            assert bool(journal.contents.faults) == torn, cut
-            answered = [name for name, attempt in journal.contents.attempts.items() if attempt.done]
-            assert len(journal.contents.attempts) == min(whole, 3)
-            assert answered == ["id1", "id2"][: max(whole - 3, 0)]
-            # What is appended now stands on a line of its own.
-            asyncio.run(journal.sent(sent(9)))
-        assert path.read_bytes().splitlines(keepends=True)[:whole] == lines[:whole]
-        again = read_journal(path)
-        assert again.faults == []
-        assert "id9" in again.attempts
+def attempts_in(path: Path) -> list[Attempt]:
+    with read_journal(path) as journal:
+        return journal.attempts()
 
 
-def test_a_damaged_line_in_the_middle_costs_only_itself(tmp_path: Path) -> None:
-    """Its answer is asked again, and the fault is named with its line."""
-    lines = write(tmp_path).splitlines(keepends=True)
-    lines[3] = lines[3][:50] + b"\x00" * 20 + lines[3][70:]
-    (tmp_path / journal_module.NAME).write_bytes(b"".join(lines))
-    contents = read_journal(tmp_path / journal_module.NAME)
-    assert len(contents.faults) == 1
-    assert contents.faults[0].startswith("line 4 cannot be read")
-    assert contents.attempts["id1"].done is None
-    assert contents.attempts["id2"].done
+def test_what_was_kept_is_read_again(tmp_path: Path) -> None:
+    """Requests in the order in which they were sent, with their answers; announced files until they are published."""
+    with open_journal(tmp_path) as journal:
+        keep(journal, *STEPS)
+        journal.announce("a.jsonl", b"row\n", ["id1"])
+        assert journal.unpublished() == {"a.jsonl": b"row\n"}
+        journal.published("a.jsonl")
+    with open_journal(tmp_path) as journal:
+        assert journal.attempts() == [replace(STEPS[3], landed_in="a.jsonl"), STEPS[4], STEPS[2]]
+        assert journal.unpublished() == {}
+
+
+def test_cut_after_any_byte_it_opens_with_a_whole_beginning(tmp_path: Path) -> None:
+    """As a power cut may leave what is appended; and it goes on from there."""
+    with open_journal(tmp_path / "whole") as journal:
+        states: list[list[Attempt]] = [journal.attempts()]
+        for step in STEPS:
+            keep(journal, step)
+            states.append(journal.attempts())
+        wal = tmp_path / "whole" / f"{NAME}-wal"
+        content = wal.read_bytes()
+        found = []
+        for cut in [*range(0, len(content), 997), len(content)]:
+            folder = tmp_path / f"cut{cut}"
+            folder.mkdir()
+            shutil.copy(tmp_path / "whole" / NAME, folder / NAME)
+            (folder / wal.name).write_bytes(content[:cut])
+            with open_journal(folder) as again:
+                found.append(states.index(again.attempts()))
+                keep(again, done(9))
+            assert attempts_in(folder / NAME)[-1] == done(9)
+    assert found == sorted(found)
+    assert set(found) == set(range(len(STEPS) + 1))
+
+
+def test_a_damaged_journal_is_said_with_the_way_to_what_is_left(tmp_path: Path) -> None:
+    """Its answers are paid for: it is neither used nor thrown away."""
+    with open_journal(tmp_path) as journal:
+        keep(journal, *STEPS)
+    path = tmp_path / NAME
+    damaged = b"no database" * 1000
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"is damaged \(file is not a database\).* \.recover"), open_journal(tmp_path):
+        pass
+    assert path.read_bytes() == damaged
 
 
 def test_a_second_run_is_turned_away(tmp_path: Path) -> None:
-    """It would pay for the same answers."""
-    with open_journal(tmp_path), pytest.raises(UserError, match="Another run asks the same teacher"):  # noqa: SIM117
-        with open_journal(tmp_path):
+    """It would pay for the same answers; a person who only looks is not."""
+    with open_journal(tmp_path) as journal:
+        keep(journal, sent(1))
+        with pytest.raises(UserError, match="Another run asks the same teacher"), open_journal(tmp_path):
             pass
+        assert attempts_in(tmp_path / NAME) == [sent(1)]
     with open_journal(tmp_path):
         pass
 
 
-def test_a_full_disk_is_said_and_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, pages: int) -> Iterator[None]:
+    """SQLite finds no room beyond so many pages (of 4 KiB)."""
+    connect = sqlite3.connect
+
+    def limited(*args: Any, **options: Any) -> sqlite3.Connection:
+        database = connect(*args, **options)
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        return database
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module.sqlite3, "connect", limited)
+        yield
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No answer may be paid for that cannot be kept."""
-    before = write(tmp_path)
-    real = os.write
+    with full_disk(monkeypatch, 12), open_journal(tmp_path) as journal:
+        keep(journal, *STEPS[:3])
+        with pytest.raises(UserError, match="database or disk is full"):
+            keep(journal, done(1, text="x" * 100_000))
+        assert journal.attempts() == STEPS[:3]
     with open_journal(tmp_path) as journal:
-        monkeypatch.setattr(journal_module.os, "write", lambda file, line: real(file, line[: len(line) // 2]))
-        with pytest.raises(UserError, match="bytes fit"):
-            asyncio.run(journal.done(done(3)))
-        monkeypatch.undo()
-    assert (tmp_path / journal_module.NAME).read_bytes() == before
+        keep(journal, done(1))
+        assert journal.attempts() == [done(1), *STEPS[1:3]]
 
 
-def test_an_answer_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_is_synced_before_it_counts(tmp_path: Path) -> None:
     """A power cut after it costs nothing."""
-    synced: list[int] = []
-    real = os.fsync
     with open_journal(tmp_path) as journal:
-        monkeypatch.setattr(
-            journal_module.os, "fsync", lambda file: (synced.append(os.fstat(file).st_size), real(file))[1]
-        )
-        asyncio.run(journal.sent(sent(1)))
-        assert synced == []
-        asyncio.run(journal.done(done(1)))
-        assert synced == [(tmp_path / journal_module.NAME).stat().st_size]
+        assert journal._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert journal._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_journal_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+    """Its answers are paid for; a line that a crash tore told of none."""
+
+    def line(event: str, **fields: Any) -> bytes:
+        return orjson.dumps({"event": event, **fields}) + b"\n"
+
+    one = STEPS[3]
+    names = ("id", "key", "kind", "max_output_tokens", "reserved_prompt", "reserved_completion")
+    answer = ("id", "seconds", "text", "finish_reason", "refusal", "model", "detail", "cut", "prompt_tokens",
+              "completion_tokens", "estimated")  # fmt: skip
+    earlier = tmp_path / EARLIER_NAME
+    earlier.write_bytes(
+        line("sent", **{name: getattr(one, name) for name in names}, payload=one.payload.as_record(), at=one.sent_at)
+        + line("done", **{name: getattr(one, name) for name in answer}, reason="", at=one.answered_at)
+        + line("landing", file="a.jsonl", sha256="0", ids=["id1"])
+        + line("landed", file="a.jsonl")
+        + b'{"event":"sent","id":"to'
+    )
+    with open_journal(tmp_path) as journal:
+        assert journal.attempts() == [replace(one, landed_in="a.jsonl")]
+    assert not earlier.exists()

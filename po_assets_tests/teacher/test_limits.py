@@ -4,7 +4,7 @@ import asyncio
 import random
 
 from po_assets.teacher.limits import Amount, Budget, RateLimiter
-from po_assets.teacher.settings import Limits
+from po_assets.teacher.settings import BatchPlan
 
 
 class Clock:
@@ -27,7 +27,9 @@ def test_the_budget_is_never_exceeded_whatever_requests_turn_out_to_cost() -> No
 
     async def batch(seed: int) -> Budget:
         draw = random.Random(seed)
-        limits = Limits(rows=draw.choice([None, 17]), tokens=draw.choice([None, 9_000]), cost=draw.choice([None, 2.0]))
+        limits = BatchPlan(
+            max_rows=draw.choice([None, 17]), max_tokens=draw.choice([None, 9_000]), max_cost=draw.choice([None, 2.0])
+        )
         budget = Budget(limits, Amount())
 
         async def work() -> None:
@@ -37,9 +39,9 @@ def test_the_budget_is_never_exceeded_whatever_requests_turn_out_to_cost() -> No
                     return
                 total = budget.spent + budget.reserved
                 for limit, value in (
-                    (limits.rows, total.rows),
-                    (limits.tokens, total.tokens),
-                    (limits.cost, total.cost),
+                    (limits.max_rows, total.rows),
+                    (limits.max_tokens, total.tokens),
+                    (limits.max_cost, total.cost),
                 ):
                     assert limit is None or value <= limit + 1e-9
                 await asyncio.sleep(draw.random() / 1000)
@@ -57,7 +59,7 @@ def test_the_last_rows_are_asked_for_until_the_budget_is_full() -> None:
     """What a request under way turns out not to need is granted again, instead of ending the batch early."""
 
     async def batch() -> int:
-        budget = Budget(Limits(rows=5), Amount())
+        budget = Budget(BatchPlan(max_rows=5), Amount())
         most, asked = Amount(1, 0, 0), 0
 
         async def work() -> None:
@@ -77,13 +79,16 @@ def test_the_last_rows_are_asked_for_until_the_budget_is_full() -> None:
 def test_what_is_used_up_is_said_in_words() -> None:
     """With the figures."""
 
-    async def why(limits: Limits) -> str | None:
+    async def why(limits: BatchPlan) -> str | None:
         return await Budget(limits, Amount(3, 900, 0.95)).reserve(Amount(1, 200, 0.1))
 
-    assert asyncio.run(why(Limits(rows=3))) == "max_rows 3 is reached"
-    assert asyncio.run(why(Limits(tokens=1000))) == "max_tokens 1,000: 900 are used and the next request may take 200"
-    assert asyncio.run(why(Limits(cost=1))) == "max_cost 1: 0.9500 is spent and the next request may cost 0.1000"
-    assert asyncio.run(why(Limits())) is None
+    assert asyncio.run(why(BatchPlan(max_rows=3))) == "max_rows 3 is reached"
+    assert (
+        asyncio.run(why(BatchPlan(max_tokens=1000)))
+        == "max_tokens 1,000: 900 are used and the next request may take 200"
+    )
+    assert asyncio.run(why(BatchPlan(max_cost=1))) == "max_cost 1: 0.9500 is spent and the next request may cost 0.1000"
+    assert asyncio.run(why(BatchPlan())) is None
 
 
 def test_no_sixty_seconds_hold_more_than_the_rate_limits_allow() -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import uvicorn
+from po_assets.teacher.prompt import messages_for
+from po_assets.teacher.replies import Reply
 
 from po_assets.product_owner import parse_answer
 from po_assets.teacher.client import TeacherClient
 from po_assets.teacher.local_server import Generator, make_app
-from po_assets.teacher.prompt import messages_for
-from po_assets.teacher.replies import Reply
 from po_assets.teacher.settings import Endpoint
 from po_assets_tests.model.tiny_model import make_tiny_model
 from po_assets_tests.teacher.scenes import Scene, llm, payload
@@ -27,11 +27,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def answering(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from po_assets.evaluation.models import load_baseline
-    from po_assets.model import resolve_spec
+    from po_assets.evaluation.answers import load_baseline
+    from po_assets.model import BaseModel
 
     folder = make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", context=8192)
-    return load_baseline(folder, resolve_spec(base_model=str(folder)))
+    return load_baseline(folder, BaseModel(base_model=str(folder)).resolved())
 
 
 @contextlib.contextmanager
@@ -98,11 +98,11 @@ def test_what_it_cannot_read_or_answer_is_refused_in_words(answering: Any) -> No
 
 def test_a_prompt_longer_than_the_context_is_an_error_not_a_cut(tmp_path: Path) -> None:
     """In a stream it comes as an error event."""
-    from po_assets.evaluation.models import load_baseline
-    from po_assets.model import resolve_spec
+    from po_assets.evaluation.answers import load_baseline
+    from po_assets.model import BaseModel
 
     folder = make_tiny_model(tmp_path / "short", context=256)
-    answering = load_baseline(folder, resolve_spec(base_model=str(folder), max_length=256))
+    answering = load_baseline(folder, BaseModel(base_model=str(folder), max_length=256).resolved())
     with served(Generator(answering, "short", constrained=False)) as url:
         (streamed,), (whole,) = ask(url), ask(url, stream=False)
     assert streamed.fault

@@ -11,48 +11,47 @@ from hypothesis import strategies as st
 from po_assets.intake.lines import Line
 from po_assets.intake.normalization import normalize
 from po_assets.product_owner import STATUSES
-from po_assets.teacher.journal import Attempt
-from po_assets.teacher.landing import landing_row
-from po_assets.teacher.outcomes import Judged, Outcome, State, judge, next_kind, state_of
-from po_assets.teacher.settings import Endpoint
+from po_assets.teacher.outcomes import AttemptOutcome, PayloadState, Scored, next_kind, score_attempt, state_of
+from po_assets.teacher.run import landing_row
+from po_assets.teacher.settings import TeacherLLM
 from po_assets_tests.teacher.scenes import ACCEPTED, BROKEN_YAML, NO_REVIEW, TOO_THIN
 from po_assets_tests.teacher.test_journal import done, sent
 
 
-def judged(kind: str = "question", limit: int = 4096, **changes: Any) -> Judged:
-    return judge(Attempt(replace(sent(1), kind=kind, max_output_tokens=limit), done(1, **changes)), 0.82)
+def scored(kind: str = "question", limit: int = 4096, **changes: Any) -> Scored:
+    return score_attempt(replace(done(1, **changes), kind=kind, max_output_tokens=limit), 0.82)
 
 
-ERROR = {"reason": "time-out", "detail": "no whole answer within 10 s", "text": "", "finish_reason": ""}
+ERROR = {"fault": "time-out", "detail": "no whole answer within 10 s", "text": "", "finish_reason": ""}
 
 
 @pytest.mark.parametrize(
     ("changes", "outcome", "reason"),
     [
-        ({"text": ACCEPTED}, Outcome.ACCEPTED, ""),
-        ({"text": TOO_THIN}, Outcome.BELOW_SCORE, "below 0.82"),
-        ({"text": NO_REVIEW}, Outcome.UNPARSABLE, "block missing"),
-        ({"text": ""}, Outcome.UNPARSABLE, "block missing"),
-        ({"text": BROKEN_YAML}, Outcome.UNPARSABLE, "fails the validator"),
-        ({"text": "", "refusal": "I cannot."}, Outcome.REFUSED, "refusal"),
-        ({"finish_reason": "content_filter"}, Outcome.REFUSED, "content filter"),
-        ({"finish_reason": "length"}, Outcome.CUT, "token limit"),
-        ({"reason": "connection lost", "detail": "ReadError", "cut": True}, Outcome.CUT, "connection lost"),
-        (ERROR, Outcome.ERROR, "time-out"),
+        ({"text": ACCEPTED}, AttemptOutcome.ACCEPTED, ""),
+        ({"text": TOO_THIN}, AttemptOutcome.BELOW_SCORE, "below 0.82"),
+        ({"text": NO_REVIEW}, AttemptOutcome.UNPARSABLE, "block missing"),
+        ({"text": ""}, AttemptOutcome.UNPARSABLE, "block missing"),
+        ({"text": BROKEN_YAML}, AttemptOutcome.UNPARSABLE, "fails the validator"),
+        ({"text": "", "refusal": "I cannot."}, AttemptOutcome.REFUSED, "refusal"),
+        ({"finish_reason": "content_filter"}, AttemptOutcome.REFUSED, "content filter"),
+        ({"finish_reason": "length"}, AttemptOutcome.CUT, "token limit"),
+        ({"fault": "connection lost", "detail": "ReadError", "cut": True}, AttemptOutcome.CUT, "connection lost"),
+        (ERROR, AttemptOutcome.ERROR, "time-out"),
     ],
 )
-def test_every_end_has_its_outcome(changes: dict[str, Any], outcome: Outcome, reason: str) -> None:
+def test_every_end_has_its_outcome(changes: dict[str, Any], outcome: AttemptOutcome, reason: str) -> None:
     """With a short reason, the same for all of its kind, and a sentence where something is wrong."""
-    found = judged(**changes)
+    found = scored(**changes)
     assert (found.outcome, found.reason) == (outcome, reason)
-    assert bool(found.detail) == (outcome != Outcome.ACCEPTED)
+    assert bool(found.detail) == (outcome != AttemptOutcome.ACCEPTED)
 
 
 @pytest.mark.parametrize("status", ["misaligned", "on_track", "[aligned]", "null"])
 def test_a_status_that_no_row_may_have_does_not_pass_for_an_answer(status: str) -> None:
     """Landed, it would be rejected, and what it cost be lost without a word here."""
-    found = judged(text=ACCEPTED.replace("status: aligned", f"status: {status}"))
-    assert (found.outcome, found.reason, found.answer) == (Outcome.UNPARSABLE, "would be rejected", None)
+    found = scored(text=ACCEPTED.replace("status: aligned", f"status: {status}"))
+    assert (found.outcome, found.reason, found.answer) == (AttemptOutcome.UNPARSABLE, "would be rejected", None)
     assert found.detail.startswith("the REVIEW's status is ")
     assert found.detail.endswith("expected is aligned, needs_adjustment or conflicts")
 
@@ -67,11 +66,11 @@ def test_a_status_that_no_row_may_have_does_not_pass_for_an_answer(status: str) 
 def test_whatever_is_accepted_is_taken_in(status: str, old: str, new: str, min_score: float) -> None:
     """Normalized without a rejection, with the score that it declares and the status that the ledger says."""
     text = ACCEPTED.replace("status: aligned", f"status: {status}").replace(old, new)
-    found = judge(Attempt(sent(1), done(1, text=text, model="m" * 2_000_000)), min_score)
-    if found.outcome != Outcome.ACCEPTED:
+    found = score_attempt(done(1, text=text, model="m" * 2_000_000), min_score)
+    if found.outcome != AttemptOutcome.ACCEPTED:
         assert found.detail
         return
-    line = orjson.dumps(landing_row(found, Endpoint("http://x/v1", "m")))
+    line = orjson.dumps(landing_row(found, TeacherLLM(base_url="http://x/v1", model="m")))
     row = normalize(Line("f", 1, line, len(line))).row
     assert row["declared_score"] == row["metric_score"] == found.score
     assert (row["status"], row["valid"]) == (found.status, True)
@@ -79,9 +78,9 @@ def test_whatever_is_accepted_is_taken_in(status: str, old: str, new: str, min_s
 
 def test_a_request_without_an_end_was_interrupted_and_counts_as_the_most_it_can_cost() -> None:
     """The teacher may have charged it."""
-    found = judge(Attempt(sent(1)), 0.82)
+    found = score_attempt(sent(1), 0.82)
     assert (found.outcome, found.reason, found.attempt.tokens, found.estimated) == (
-        Outcome.ERROR,
+        AttemptOutcome.ERROR,
         "interrupted",
         (900, 4096),
         True,
@@ -90,35 +89,35 @@ def test_a_request_without_an_end_was_interrupted_and_counts_as_the_most_it_can_
 
 def test_a_lower_minimum_accepts_what_is_paid_for() -> None:
     """Answers are judged anew, not asked for again."""
-    attempt = Attempt(sent(1), done(1, text=TOO_THIN))
-    assert judge(attempt, 0.82).outcome == Outcome.BELOW_SCORE
-    assert judge(attempt, 0.75).outcome == Outcome.ACCEPTED
+    attempt = done(1, text=TOO_THIN)
+    assert score_attempt(attempt, 0.82).outcome == AttemptOutcome.BELOW_SCORE
+    assert score_attempt(attempt, 0.75).outcome == AttemptOutcome.ACCEPTED
 
 
 @pytest.mark.parametrize(
     ("history", "tries", "kind", "state"),
     [
-        ([], 1, "question", State.OPEN),
-        ([judged()], 1, None, State.ACCEPTED),
-        ([judged()], 3, None, State.ACCEPTED),
-        ([judged(text=TOO_THIN)], 1, None, State.GIVEN_UP),
-        ([judged(text=TOO_THIN)], 2, "question", State.OPEN),
-        ([judged(text=TOO_THIN), judged()], 2, None, State.ACCEPTED),
-        ([judged(text=NO_REVIEW)], 1, "reminder", State.OPEN),
-        ([judged(text=NO_REVIEW), judged("reminder", text=NO_REVIEW)], 1, None, State.GIVEN_UP),
-        ([judged(text=NO_REVIEW), judged("reminder", text=NO_REVIEW)], 2, "question", State.OPEN),
-        ([judged(text=NO_REVIEW), judged("reminder", **ERROR)], 1, "reminder", State.FAILED),
-        ([judged(text=BROKEN_YAML)], 1, None, State.GIVEN_UP),
-        ([judged(text="", refusal="no")], 1, None, State.GIVEN_UP),
-        ([judged(**ERROR)], 1, "question", State.FAILED),
-        ([judged(**ERROR), judged(**ERROR)], 1, "question", State.FAILED),
-        ([judge(Attempt(sent(1)), 0.82)], 1, "question", State.FAILED),
-        ([judged(finish_reason="length")], 1, None, State.GIVEN_UP),
-        ([judged(limit=2048, finish_reason="length")], 1, "question", State.OPEN),
+        ([], 1, "question", PayloadState.OPEN),
+        ([scored()], 1, None, PayloadState.ACCEPTED),
+        ([scored()], 3, None, PayloadState.ACCEPTED),
+        ([scored(text=TOO_THIN)], 1, None, PayloadState.GIVEN_UP),
+        ([scored(text=TOO_THIN)], 2, "question", PayloadState.OPEN),
+        ([scored(text=TOO_THIN), scored()], 2, None, PayloadState.ACCEPTED),
+        ([scored(text=NO_REVIEW)], 1, "reminder", PayloadState.OPEN),
+        ([scored(text=NO_REVIEW), scored("reminder", text=NO_REVIEW)], 1, None, PayloadState.GIVEN_UP),
+        ([scored(text=NO_REVIEW), scored("reminder", text=NO_REVIEW)], 2, "question", PayloadState.OPEN),
+        ([scored(text=NO_REVIEW), scored("reminder", **ERROR)], 1, "reminder", PayloadState.FAILED),
+        ([scored(text=BROKEN_YAML)], 1, None, PayloadState.GIVEN_UP),
+        ([scored(text="", refusal="no")], 1, None, PayloadState.GIVEN_UP),
+        ([scored(**ERROR)], 1, "question", PayloadState.FAILED),
+        ([scored(**ERROR), scored(**ERROR)], 1, "question", PayloadState.FAILED),
+        ([score_attempt(sent(1), 0.82)], 1, "question", PayloadState.FAILED),
+        ([scored(finish_reason="length")], 1, None, PayloadState.GIVEN_UP),
+        ([scored(limit=2048, finish_reason="length")], 1, "question", PayloadState.OPEN),
     ],
 )
 def test_what_is_asked_next_follows_from_what_came(
-    history: list[Judged], tries: int, kind: str | None, state: State
+    history: list[Scored], tries: int, kind: str | None, state: PayloadState
 ) -> None:
     """One reminder for a missing block; errors use up no try; a raised token limit asks again only what it cut."""
     assert next_kind(history, tries, 4096) == kind

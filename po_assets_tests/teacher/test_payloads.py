@@ -12,8 +12,7 @@ from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.product_owner import requirement_entries
 from po_assets.teacher.payloads import Payload, choose, generate_payloads, read_payloads
-from po_assets.teacher.prompt import INSTRUCTIONS, messages_for
-from po_assets_tests.evaluation.scenes import GOOD, REQUIREMENTS
+from po_assets_tests.evaluation.scenes import REQUIREMENTS
 from po_assets_tests.teacher.scenes import make_layout, payload, write_payloads
 
 
@@ -40,8 +39,11 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_payloads(UPath(path))
     for part in (
-        *("line 1: it is no JSON", "line 2: it is no JSON object", "line 3: requirements_yaml is missing"),
-        *("line 4: concept is no text or blank; line 4: tier is no text", "line 5: requirements_yaml does not parse"),
+        *("line 1: it must be JSON", "line 2: it must be a JSON object", "line 3: requirements_yaml is missing"),
+        *(
+            "line 4: concept must be a string that is not blank, got ' '; line 4: tier must be a string, got 3",
+            "line 5: requirements_yaml does not parse",
+        ),
         *("line 6: requirements_yaml holds no entry", "line 7: concept holds a NUL character", "Nothing was asked."),
     ):
         assert part in str(caught.value), part
@@ -90,21 +92,3 @@ def test_evaluation_cases_and_repetitions_are_left_out_and_named(tmp_path: Path)
         ("NEAR", "it resembles"),
         ("AGAIN", "it asks the "),
     ]
-
-
-def test_the_teacher_is_asked_with_the_students_prompt_and_told_the_form() -> None:
-    """The reminder names what was missing; own instructions take the place of the project's."""
-    system, user = messages_for(payload(1))
-    assert system["content"] == INSTRUCTIONS
-    assert payload(1).concept in user["content"]
-    assert "Reminder" not in user["content"]
-    system, user = messages_for(payload(1), "Be kind.", "the REVIEW block is missing")
-    assert system["content"] == "Be kind."
-    assert "because the REVIEW block is missing" in user["content"]
-
-
-def test_the_instructions_show_every_key_that_an_answer_needs() -> None:
-    """A teacher cannot guess them."""
-    keys = {line.split(":")[0].strip() for line in GOOD.splitlines() if ":" in line and not line.startswith("- ")}
-    for key in keys:
-        assert f"{key}:" in INSTRUCTIONS

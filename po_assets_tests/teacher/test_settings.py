@@ -1,9 +1,11 @@
 """Settings: all wrong ones are named at once, and the key is none of them."""
 
+import math
+
 import pytest
 
 from po_assets.errors import UserError
-from po_assets.teacher.settings import BatchPlan, TeacherLLM, api_key, folder_name, resolve
+from po_assets.teacher.settings import BatchPlan, TeacherLLM, check_ready
 from po_assets_tests.teacher.scenes import KEY, KEY_VARIABLE
 
 
@@ -11,60 +13,71 @@ def good(**changes: object) -> TeacherLLM:
     return TeacherLLM(**({"model": "m", "api_key_variable": ""} | changes))  # type: ignore[arg-type]
 
 
-def test_every_wrong_setting_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_wrong_setting_is_named_at_once() -> None:
     """One look at the message is enough to correct all of them."""
+    teacher = {
+        "base_url": "ftp://somewhere",
+        "temperature": -1.0,
+        "max_output_tokens": 0,
+        "token_limit_parameter": "tokens",
+        "extra_body": {"model": "other"},
+        "timeout_seconds": 0,
+        "concurrency": 0,
+        "requests_per_minute": 0,
+        "retries": -1,
+        "retry_wait_seconds": math.inf,
+        "price_per_million_input_tokens": -1,
+    }
+    plan = {"generate": 0, "tries": 0, "min_score": 1.5, "max_rows": -1, "max_tokens": -1, "max_cost": -0.5, "rows": 1}
+    for settings, values in ((TeacherLLM, teacher), (BatchPlan, plan)):
+        with pytest.raises(UserError, match=f"{len(values)} wrong settings") as caught:
+            settings(**values)
+        for name in values:
+            assert name in str(caught.value), name
+
+
+def test_what_only_the_run_can_know_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model and key of the environment, and settings that do not go together."""
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    teacher = TeacherLLM(
-        base_url="ftp://somewhere",
-        model=" ",
-        api_key_variable=KEY_VARIABLE,
-        temperature=0.0,
-        max_output_tokens=0,
-        token_limit_parameter="tokens",
-        extra_body={"model": "other"},
-        timeout_seconds=0,
-        concurrency=0,
-        requests_per_minute=0,
-        retries=-1,
-        price_per_million_input_tokens=-1,
-    )
-    plan = BatchPlan(generate=0, tries=2, min_score=1.5, max_rows=-1, max_tokens=-1, max_cost=-0.5, min_acceptance=2)
+    teacher = TeacherLLM(model=" ", api_key_variable=KEY_VARIABLE, temperature=0.0)
     with pytest.raises(UserError) as caught:
-        resolve(teacher, plan)
-    for name in (
-        *("base_url", "model is empty", KEY_VARIABLE, "max_output_tokens", "token_limit_parameter", "extra_body"),
-        *("timeout_seconds", "concurrency", "requests_per_minute", "retries", "price_per_million_input_tokens"),
-        *("generate", "tries is 2 with temperature 0", "min_score", "max_rows", "max_tokens", "max_cost"),
-        "min_acceptance",
-    ):
+        check_ready(teacher, BatchPlan(tries=2))
+    for name in ("model is empty", f"variable {KEY_VARIABLE} is not set", "tries is 2 with temperature 0"):
         assert name in str(caught.value), name
+
+
+def test_a_rate_limit_below_one_answer_is_refused() -> None:
+    """Nothing could ever be sent."""
+    with pytest.raises(UserError, match="tokens_per_minute is 100, less than one answer may have"):
+        good(tokens_per_minute=100)
 
 
 def test_a_budget_in_money_without_prices_is_refused() -> None:
     """It would never end the batch."""
     with pytest.raises(UserError, match=r"max_cost is 5\.0, but both prices are 0"):
-        resolve(good(), BatchPlan(max_cost=5))
+        check_ready(good(), BatchPlan(max_cost=5.0))
 
 
 def test_a_key_in_the_place_of_its_variable_is_not_repeated() -> None:
     """People paste keys into the first field that says key."""
     with pytest.raises(UserError, match="api_key_variable takes the variable's name, never the key") as caught:
-        resolve(good(api_key_variable=KEY), BatchPlan())
+        check_ready(good(api_key_variable=KEY), BatchPlan())
     assert KEY not in str(caught.value)
 
 
 def test_a_key_in_the_address_is_refused_and_not_repeated() -> None:
     """Addresses are logged."""
     with pytest.raises(UserError, match="base_url carries a user, password or query") as caught:
-        resolve(good(base_url=f"https://user:{KEY}@example.org/v1"), BatchPlan())
+        good(base_url=f"https://user:{KEY}@example.org/v1")
     assert KEY not in str(caught.value)
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """And from nowhere else; the line end that it was read with is none of it."""
     monkeypatch.setenv(KEY_VARIABLE, f"{KEY}\n")
-    settings = resolve(good(api_key_variable=KEY_VARIABLE), BatchPlan())
-    assert api_key(settings.endpoint) == KEY
+    settings = good(api_key_variable=KEY_VARIABLE)
+    check_ready(settings, BatchPlan())
+    assert settings.api_key == KEY
     assert KEY not in repr(settings)
 
 
@@ -75,7 +88,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(monkeypatch: 
     with pytest.raises(
         UserError, match=f"the key in the environment variable {KEY_VARIABLE} holds a character that"
     ) as caught:
-        resolve(good(api_key_variable=KEY_VARIABLE), BatchPlan())
+        check_ready(good(api_key_variable=KEY_VARIABLE), BatchPlan())
     assert KEY not in str(caught.value)
 
 
@@ -83,7 +96,7 @@ def test_only_what_decides_the_answers_decides_the_journal() -> None:
     """A raised limit, a new price or another pace must not pay for everything again."""
 
     def folder(**changes: object) -> str:
-        return folder_name(resolve(good(**changes), BatchPlan()).endpoint, "1")
+        return good(**changes).folder_name("1")
 
     same = folder()
     assert folder(max_output_tokens=9, concurrency=2, timeout_seconds=9, stream=False, retries=0) == same
