@@ -23,7 +23,6 @@ from po_assets.product_owner import (
     strip_fences,
     validate_answer,
 )
-from po_assets.product_owner.answer import fenced_blocks
 from po_assets.product_owner.metric import PART_POINTS
 
 SECONDS_PER_INPUT = 5.0
@@ -116,9 +115,9 @@ def check_texts(prompt: str, answer: str) -> None:
     assert bool(parsed.missing) == (parsed.vision_yaml is None or parsed.review_yaml is None)
     vision, review = parsed.vision_yaml or "", parsed.review_yaml or ""
     if not any(_FENCE in text for text in (vision, review)):
-        again = fenced_blocks(format_answer(vision, review))
-        for label, text in (("VISION", vision), ("REVIEW", review)):
-            assert (again[label] or "").split() == strip_fences(text).split()
+        again = parse_answer(format_answer(vision, review))
+        for found, text in ((again.vision_yaml, vision), (again.review_yaml, review)):
+            assert (found or "").split() == text.split()
 
 
 _FENCE = "```"

@@ -5,16 +5,27 @@ asks here instead of knowing the role itself. `contract` holds the constants and
 are imported from there.
 """
 
-from po_assets.product_owner.answer import AnswerVerdict, ParsedAnswer, format_answer, parse_answer, validate_answer
-from po_assets.product_owner.contract import STATUSES
+from po_assets.product_owner.answer import (
+    AnswerVerdict,
+    ParsedAnswer,
+    column_document,
+    format_answer,
+    parse_answer,
+    validate_answer,
+)
+from po_assets.product_owner.blocks import strip_reasoning, without_outer_fence
+from po_assets.product_owner.contract import STATUS_ALIASES, STATUSES
 from po_assets.product_owner.documents import (
     RequirementEntry,
     YamlReading,
+    canonical_status,
     cited_ids,
     read_status,
     read_yaml,
     requirement_entries,
     strip_fences,
+    with_status,
+    written_value,
 )
 from po_assets.product_owner.metric import METRIC_VERSION, ProductOwnerScore, score_product_owner
 from po_assets.product_owner.prompts import (
@@ -31,6 +42,7 @@ __all__ = [
     "METRIC_VERSION",
     "PROMPT_VERSION",
     "STATUSES",
+    "STATUS_ALIASES",
     "TEACHER_INSTRUCTIONS",
     "TEACHER_PROMPT_VERSION",
     "AnswerVerdict",
@@ -40,7 +52,9 @@ __all__ = [
     "RequirementEntry",
     "YamlReading",
     "build_prompt",
+    "canonical_status",
     "cited_ids",
+    "column_document",
     "format_answer",
     "parse_answer",
     "read_status",
@@ -49,6 +63,10 @@ __all__ = [
     "score_product_owner",
     "split_prompt",
     "strip_fences",
+    "strip_reasoning",
     "teacher_messages",
     "validate_answer",
+    "with_status",
+    "without_outer_fence",
+    "written_value",
 ]

@@ -1,38 +1,37 @@
 """The form of an answer: two fenced YAML blocks, VISION and REVIEW; writing, finding and validating them.
 
-Whether an answer is good belongs to `metric`; whether it is well-formed is said here.
+Whether an answer is good belongs to `metric`; whether it is well-formed is said here. How fences and reasoning are
+found in a text belongs to `blocks`.
 """
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import dedent
 
+from po_assets.product_owner.blocks import Block, fenced_blocks, lines_of, strip_reasoning, without_outer_fence
 from po_assets.product_owner.contract import (
     ALIGNMENT_KEYS,
     MAX_NARRATIVE_WORDS,
     MIN_ACTIONS,
     NEEDED_VISION_KEYS,
-    REQUIREMENTS,
     REVIEW,
     REVIEW_KEYS,
     VISION,
 )
-from po_assets.product_owner.documents import as_list, cited_ids, read_yaml, strip_fences, to_text
+from po_assets.product_owner.documents import as_list, cited_ids, read_yaml, to_text
 
-# CommonMark: a fence may be indented by up to three spaces; what follows it on the line is its info string.
-# Possessive, since what may be repeated here overlaps: a long run of blanks would be tried in every division.
-_FENCE_LINE = re.compile(r"^ {0,3}```[ \t]*+(?:ya?ml)?+[ \t:]*+([A-Za-z]*+)[ \t]*+$", re.IGNORECASE)
-_LABELS = (VISION, REVIEW, REQUIREMENTS)
-# An unlabelled block is recognised by the first key that only this document has.
-_TELLING_KEYS = {"product_name:": VISION, "status:": REVIEW}
+NOTE_OF_REASONING = "reasoning before the answer was left out"
 
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """The two YAML texts of an answer, None where a block is missing, and in words what is missing."""
+    """The two YAML texts of an answer, None where a block is missing, and in words what is missing or left out."""
 
     vision_yaml: str | None
     review_yaml: str | None
     missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was left out: reasoning, an earlier answer, blocks that are neither."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +47,66 @@ class AnswerVerdict:
 
 def format_answer(vision_yaml: str, review_yaml: str) -> str:
     """The answer that training teaches and `parse_answer` reads."""
-    vision, review = (strip_fences(text).strip() for text in (vision_yaml, review_yaml))
-    return f"```yaml VISION\n{vision}\n```\n\n```yaml REVIEW\n{review}\n```"
+    vision, review = (without_outer_fence(text).strip() for text in (vision_yaml, review_yaml))
+    return f"```yaml {VISION}\n{vision}\n```\n\n```yaml {REVIEW}\n{review}\n```"
 
 
 def parse_answer(text: str) -> ParsedAnswer:
-    """Find the VISION and REVIEW blocks of an answer; a block that is never closed counts as missing."""
-    blocks = fenced_blocks(text)
+    """Find the VISION and REVIEW blocks of an answer; a block that is never closed counts as missing.
+
+    Reasoning is no part of the answer. Of several answers the last complete one counts; a block that comes again alone
+    corrects the one before it.
+    """
+    bare, reasoned = strip_reasoning(text)
+    blocks = fenced_blocks(lines_of(bare))
+    answers = _answers(blocks)
+    chosen = next((answer for answer in reversed(answers) if _is_complete(answer)), answers[-1] if answers else {})
+    notes = [NOTE_OF_REASONING] if reasoned else []
+    if any(_texts(answer) != _texts(chosen) for answer in answers):
+        notes.append(
+            f"it holds {len(answers)} answers that differ; the last complete one was taken"
+            if _is_complete(chosen)
+            else f"it holds {len(answers)} answers, none of them complete"
+        )
     missing = tuple(
-        f"the {label} block is {'not closed' if label in blocks else 'missing'}"
-        for label in ("VISION", "REVIEW")
-        if blocks.get(label) is None
+        f"the {label} block is {'not closed' if label in chosen else 'missing'}"
+        for label in (VISION, REVIEW)
+        if label not in chosen or chosen[label].text is None
     )
-    return ParsedAnswer(blocks.get("VISION"), blocks.get("REVIEW"), missing)
+    unread = [block for block in blocks if not block.label]
+    if missing and unread:
+        notes.append(f"fences without a label that is read: {', '.join(_shown(block) for block in unread[:5])}")
+    return ParsedAnswer(*_texts(chosen), missing, tuple(notes))
+
+
+def column_document(text: str) -> tuple[str, tuple[str, ...]]:
+    """The YAML of a column that holds one document, bare or fenced, and what was left out.
+
+    Raises:
+        ValueError: a fence is not closed, or there is more than one document.
+    """
+    bare, reasoned = strip_reasoning(text)
+    lines = lines_of(_at_the_margin(bare).strip())
+    notes = [NOTE_OF_REASONING] if reasoned else []
+    blocks = fenced_blocks(lines, most_indent=0)
+    if len(blocks) == 1 and blocks[0].start > 0 and not blocks[0].info and not any(lines[blocks[0].start + 1 :]):
+        blocks, lines = [], lines[: blocks[0].start]
+        notes.append("a closing fence without an opening one was left out")
+    if not blocks:
+        return "\n".join(lines).lstrip("]").strip(), tuple(notes)
+    block = blocks[0]
+    outside = {"before": lines[: block.start], "after": lines[block.end :]}
+    if len(blocks) > 1:
+        raise ValueError(f"it holds {len(blocks)} fenced blocks; leave the one that is the document")
+    if block.text is None:
+        raise ValueError(f"the code fence in line {block.start + 1} is not closed; close it, or take it off")
+    for place, around in outside.items():
+        said = " ".join(" ".join(around).split())
+        if len(read_yaml("\n".join(around)).value) > 1:
+            raise ValueError(f"it holds a document {place} the fenced one; leave one of them")
+        if said:
+            notes.append(f"text {place} the fenced document was left out: {said[:60]!r}")
+    return block.text.lstrip("]").strip(), tuple(notes)
 
 
 def validate_answer(vision_yaml: str | None, review_yaml: str | None) -> AnswerVerdict:
@@ -79,33 +125,36 @@ def validate_answer(vision_yaml: str | None, review_yaml: str | None) -> AnswerV
     return AnswerVerdict(not reason, reason)
 
 
-def fenced_blocks(text: str) -> dict[str, str | None]:
-    """The fenced blocks by label (VISION, REVIEW, REQUIREMENTS), the first of each; None for one never closed."""
-    found: dict[str, str | None] = {}
-    label = ""
-    lines: list[str] | None = None
-    for line in text.splitlines():
-        fence = _FENCE_LINE.match(line)
-        if lines is None:
-            if fence:
-                label, lines = fence[1].upper(), []
-        elif fence is None:
-            lines.append(line)
-        else:
-            _keep(found, label, lines, closed=True)
-            # A labelled fence inside an open block starts the next one: models forget to close.
-            label, lines = (fence[1].upper(), []) if fence[1].upper() in _LABELS else ("", None)
-    if lines is not None:
-        _keep(found, label, lines, closed=False)
-    return found
+def _answers(blocks: Sequence[Block]) -> list[dict[str, Block]]:
+    """The answers in their order: a label that comes again begins the next one."""
+    answers: list[dict[str, Block]] = [{}]
+    for block in blocks:
+        if block.label in {VISION, REVIEW}:
+            if block.label in answers[-1]:
+                answers.append({})
+            answers[-1][block.label] = block
+    if len(answers) > 1 and len(answers[-1]) == 1:
+        # A VISION or REVIEW alone corrects that of the answer before.
+        answers[-1] = answers[-2] | answers[-1]
+    return answers
 
 
-def _keep(found: dict[str, str | None], label: str, lines: list[str], *, closed: bool) -> None:
-    if label not in _LABELS:
-        starts = (line.split(" ")[0] for line in lines)
-        label = next((_TELLING_KEYS[start] for start in starts if start in _TELLING_KEYS), "")
-    if label and found.get(label) is None:
-        found[label] = "\n".join(lines) if closed else None
+def _at_the_margin(text: str) -> str:
+    """The text with its first line at the left margin, and all lines moved with it as far as they can."""
+    return dedent(text.replace("\r\n", "\n")) if text.lstrip("\r\n")[:1] in {" ", "\t"} else text
+
+
+def _is_complete(answer: dict[str, Block]) -> bool:
+    return None not in _texts(answer)
+
+
+def _texts(answer: dict[str, Block]) -> tuple[str | None, str | None]:
+    vision, review = (answer[label].text if label in answer else None for label in (VISION, REVIEW))
+    return vision, review
+
+
+def _shown(block: Block) -> str:
+    return f"{block.info[:40]!r} in line {block.start + 1}"
 
 
 def _vision_fault(vision: dict[object, object]) -> str:

@@ -4,8 +4,10 @@ Only constants. How the documents are read belongs to `documents`, what makes an
 makes it good to `metric`, whose points are its own.
 """
 
-VISION, REVIEW, REQUIREMENTS = "VISION", "REVIEW", "REQUIREMENTS"
-"""The labels of the fenced blocks; an answer has the first two."""
+VISION, REVIEW = "VISION", "REVIEW"
+"""The labels of an answer's fenced blocks."""
+CONCEPT, EXISTING_VISION, REQUIREMENTS = "CONCEPT", "EXISTING_VISION", "REQUIREMENTS"
+"""The names of a prompt's sections; the second may be missing."""
 
 VISION_LISTS = ("target_users", "value_proposition", "key_capabilities", "success_metrics")
 """Lists of the vision that must name something; `non_goals` may be empty."""
@@ -30,6 +32,8 @@ REQUIREMENT_SECTIONS = ("functional_requirements", "non_functional_requirements"
 
 STATUSES = ("aligned", "needs_adjustment", "conflicts")
 """What a review may say about the requirements, from agreement to contradiction."""
+STATUS_ALIASES = {"misaligned": "conflicts"}
+"""What others say instead: the agent that the student is trained for."""
 
 MIN_ACTIONS = 2
 """`recommended_actions` that the validator asks for."""

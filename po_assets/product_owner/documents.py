@@ -6,14 +6,15 @@ time explode (an alias bomb of 300 bytes expands to gigabytes).
 """
 
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import yaml
 
-from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
+from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, STATUS_ALIASES
 from po_assets.product_owner.fast_yaml import UNSURE, is_disputed, read_plain
 
 MAX_DOCUMENT_CHARACTERS = 50_000
@@ -28,6 +29,8 @@ _C_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FENCE = re.compile(r"```(?:yaml|yml)?", re.IGNORECASE)
 _REQUIREMENT_ID = re.compile(r"\b(?:NFR|FR|REQ|CON|C)[0-9]{2,}\b", re.IGNORECASE)
 _ENDLESS_BASE_60 = re.compile(r"[0-9](?::[0-5]?[0-9]){20}")
+_ODD_INDENTATION = re.compile(r"\n[ \t]*([\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff])")
+_INVISIBLE = re.compile(r"[\u0085\u00a0\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 # Nesting needs flow brackets, indicators on one line ("- - - x") or deep indentation; without them it cannot be deep.
 _MAY_NEST_DEEPLY = re.compile(r"(?:[-?:][ \t]+){8}|^[ \t]{40}", re.MULTILINE)
 
@@ -38,6 +41,8 @@ class YamlReading:
 
     value: dict[Any, Any] = field(default_factory=dict)
     error: str | None = None
+    doubt: str | None = None
+    """Why a document that was read is still refused where keys must be unique."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,19 @@ def strip_fences(text: str) -> str:
     return (_FENCE.sub("", text) if "```" in text else text).strip().lstrip("]")
 
 
-def read_yaml(text: str | None) -> YamlReading:
+def read_yaml(text: str | None, *, unique_keys: bool = True) -> YamlReading:
     """Read one YAML mapping as PyYAML's safe loader types it; never raises.
 
     The last few documents are remembered, since metric, validator and selection ask about the same ones in turn: do not
     change what `value` holds.
+
+    Args:
+        text: the document; code fences and leading brackets are not read.
+        unique_keys: refuse a key that a mapping has twice, and lines indented with what only looks like a space. The
+            metric reads without it, as PyYAML does: the last one counts.
     """
-    return _read(text or "")
+    reading = _read(text or "")
+    return YamlReading(error=reading.doubt) if unique_keys and reading.doubt else reading
 
 
 @lru_cache(maxsize=16)
@@ -70,27 +81,62 @@ def _read(text: str) -> YamlReading:
         return YamlReading(error="it is empty")
     if len(bare) > MAX_DOCUMENT_CHARACTERS:
         return YamlReading(error=f"it has {len(bare):,} characters, at most {MAX_DOCUMENT_CHARACTERS:,} are read")
-    value = read_plain(bare, MAX_NESTING)
-    if value is not UNSURE:
-        return YamlReading(value=value)
+    value, doubt = read_plain(bare, MAX_NESTING), _odd_indentation(bare)
+    if value is not UNSURE:  # ryaml refuses a key that comes twice, so there is none
+        return YamlReading(value, doubt=doubt)
     try:
-        loader = yaml.SafeLoader if is_disputed(bare) else _C_LOADER
-        if problem := _too_large(bare, loader):
+        kind = yaml.SafeLoader if is_disputed(bare) else _C_LOADER
+        if problem := _too_large(bare, kind):
             return YamlReading(error=problem)
-        value = yaml.load(bare, Loader=loader)  # noqa: S506 - a safe loader
+        loader = _noticing(kind)(bare)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
-        return YamlReading(error=_reason(error))
+        return YamlReading(error=_reason(error) + _invisible(bare))
     except Exception as error:  # noqa: BLE001 - PyYAML's constructors raise many kinds for odd dates and integers
         return YamlReading(error=f"it holds a value that YAML cannot read: {str(error)[:200]}")
     if not isinstance(value, dict):
         return YamlReading(error=f"it must be a mapping of keys to values, got {_kind(value)}")
-    return YamlReading(value=value)
+    return YamlReading(value, doubt=loader.twice or doubt)
 
 
 def read_status(review_yaml: str | None) -> str | None:
     """The review's status in lower case, or None where it has none that is text."""
     status = read_yaml(review_yaml).value.get("status")
     return status.strip().lower() if isinstance(status, str) else None
+
+
+def canonical_status(status: str, aliases: Mapping[str, str] = STATUS_ALIASES) -> str:
+    """The status in the data's own words: lower case, and what an alias stands for."""
+    plain = status.strip().lower()
+    return aliases.get(plain, plain)
+
+
+def with_status(review_yaml: str, status: str) -> str:
+    """The review with another status, and every other character as it was.
+
+    Raises:
+        ValueError: the review cannot be read, has no status, or shares it by an alias with another place.
+    """
+    wanted = read_yaml(review_yaml).value | {"status": status}
+    node = _top_level(review_yaml, "status")
+    if node is None:
+        raise ValueError("the REVIEW has no status that could be rewritten")
+    quote = node.style if node.style in {"'", '"'} else ""
+    line_end = "\n" if node.style in {"|", ">"} else ""
+    start, end = node.start_mark.index, node.end_mark.index
+    text = f"{review_yaml[:start]}{quote}{status}{quote}{line_end}{review_yaml[end:]}"
+    if read_yaml(text).value != wanted:
+        raise ValueError(f"the REVIEW's status cannot be rewritten as {status!r}: write it as plain text")
+    return text
+
+
+def written_value(text: str, key: str) -> str:
+    """What stands in the text as the value of a top-level key (`no`, where PyYAML reads False), in one line."""
+    node = _top_level(text, key)
+    return " ".join(text[node.start_mark.index : node.end_mark.index].split()) if node else ""
 
 
 def cited_ids(text: str) -> list[str]:
@@ -122,6 +168,66 @@ def to_text(value: object) -> str:
         return str(value)
     except ValueError:
         return ""
+
+
+@cache
+def _noticing(kind: Any) -> Any:
+    """A loader that reads as `kind` does and notices a key that a mapping has twice."""
+
+    class NoticingLoader(kind):  # type: ignore[misc]
+        def __init__(self, stream: str) -> None:
+            super().__init__(stream)
+            self.twice: str | None = None
+            self._seen: set[int] = set()
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            # Before merge keys put the pairs of other mappings into this one.
+            if id(node) not in self._seen and self.twice is None:
+                self._seen.add(id(node))
+                self.twice = _key_twice(node)
+            super().flatten_mapping(node)
+
+    return NoticingLoader
+
+
+def _key_twice(node: yaml.MappingNode) -> str | None:
+    keys: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if (key.tag, key.value) in keys:
+                return f"it has the key {key.value[:60]!r} twice (line {key.start_mark.line + 1})"
+            keys.add((key.tag, key.value))
+    return None
+
+
+def _top_level(text: str, key: str) -> yaml.ScalarNode | None:
+    """The scalar of a top-level key, by PyYAML's own parser, whose marks count characters."""
+    if read_yaml(text).error:
+        return None
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    found = [value for name, value in pairs if isinstance(name, yaml.ScalarNode) and name.value == key]
+    return found[0] if found and isinstance(found[0], yaml.ScalarNode) else None
+
+
+def _odd_indentation(text: str) -> str | None:
+    match = None if text.isascii() else _ODD_INDENTATION.search(text)
+    if match is None:
+        return None
+    return f"line {_line(text, match.end())} is indented with {_named(match[1])}, which only looks like a space"
+
+
+def _invisible(text: str) -> str:
+    match = None if text.isascii() else _INVISIBLE.search(text)
+    return f"; line {_line(text, match.start())} holds {_named(match[0])}, which cannot be seen" if match else ""
+
+
+def _line(text: str, place: int) -> int:
+    return text.count("\n", 0, place) + 1
+
+
+def _named(character: str) -> str:
+    return f"U+{ord(character):04X} ({unicodedata.name(character, 'a control character').lower()})"
 
 
 def _too_large(text: str, loader: Any) -> str | None:

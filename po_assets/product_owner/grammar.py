@@ -11,7 +11,7 @@ letter or digit, holds no `:`, `#` or backtick, and is no number or date; the da
 Teacher rows that write `- FR001: text` (a mapping, about 3 % of them) are the one habit that the grammar does not take
 up.
 
-How the grammar steers decoding is in `constraint`.
+How the grammar steers decoding is in `evaluation.generate`.
 """
 
 import json
@@ -22,44 +22,10 @@ from dataclasses import dataclass, field
 from po_assets.product_owner.contract import ALIGNMENT_KEYS, MIN_ACTIONS, STATUSES
 from po_assets.product_owner.documents import read_yaml
 
-BOUNDED_LISTS = (
-    "target_users",
-    "value_proposition",
-    "key_capabilities",
-    "non_goals",
-    "success_metrics",
-    "summary",
-    "gaps",
-    "recommended_actions",
-)
-
-
-@dataclass(frozen=True)
-class GrammarLimits:
-    """Upper bounds of an answer: words of the values, items of the lists. Everything may end earlier.
-
-    Tokens are bounded too, because only that makes the longest answer certain: a token may be a single byte.
-    """
-
-    name: int = 6
-    summary: int = 60
-    item: int = 40
-    narrative: int = 100
-    items: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(BOUNDED_LISTS, 4))
-    """By key of the list. `aligned` and `conflicts` are bounded by the case's requirements instead."""
-    tokens_per_word: int = 2
-    """English prose has 1.3, the longest reference 1.9. For a tokenizer of bytes it is 30."""
-
-    def longest_answer(self, requirements: int) -> int:
-        """An upper bound of an answer's tokens, for a case with this many requirement ids."""
-        texts = self.tokens(self.name) + self.tokens(self.summary) + self.tokens(self.narrative)
-        items = sum(self.items.values()) + 2 * max(requirements, 1)
-        return texts + items * (self.tokens(self.item) + _ITEM_TOKENS) + _FIXED_TOKENS
-
-    def tokens(self, words: int) -> int:
-        """The token bound of a value with this many words."""
-        return words * self.tokens_per_word
-
+_VISION_ITEMS = ("target_users", "value_proposition", "key_capabilities", "non_goals", "success_metrics")
+_REVIEW_ITEMS = ("summary", "recommended_actions")
+_TEXTS = ("product_name", "product_summary", "narrative")
+_LISTS = (*_VISION_ITEMS, *_REVIEW_ITEMS, *ALIGNMENT_KEYS)
 
 _FIXED_TOKENS = 220
 """Keys, fences, date and status: 370 characters; 168 tokens with SmolLM2's tokenizer."""
@@ -68,34 +34,74 @@ _ITEM_TOKENS = 4
 _WORD_ROUNDING = 5
 
 
-def limits_of(answers: Iterable[tuple[str, str]]) -> GrammarLimits:
-    """Limits with room above the fullest of these answers (vision and review YAML): the references of the cases.
+@dataclass(frozen=True)
+class GrammarLimits:
+    """Upper bounds of an answer by key: words of a text or of a list's items, items of a list. All may end earlier.
 
-    One item more than the longest list, texts half as long again as the longest. They are rounded up, so that a small
-    change of one case leaves the grammar of the others, and with it their cached answers, as it is.
+    Tokens are bounded too, because only that makes the longest answer certain: a token may be a single byte.
     """
-    texts: dict[str, list[object]] = {"name": [], "summary": [], "narrative": [], "item": []}
-    longest = dict.fromkeys(BOUNDED_LISTS, 0) | {"recommended_actions": MIN_ACTIONS}
+
+    words: Mapping[str, int] = field(
+        default_factory=lambda: dict.fromkeys(_LISTS, 40) | {"product_name": 6, "product_summary": 60, "narrative": 100}
+    )
+    items: Mapping[str, int] = field(
+        default_factory=lambda: dict.fromkeys(_LISTS, 4) | dict.fromkeys(("aligned", "conflicts"), 30)
+    )
+    """`aligned` and `conflicts` have no more items than the case has requirements either."""
+    tokens_per_word: int = 2
+    """English prose has 1.3, the longest reference 1.9. For a tokenizer of bytes it is 30."""
+
+    def most_items(self, key: str, requirements: int) -> int:
+        """The items that a list may have in a case with this many requirement ids."""
+        by_requirement = key in {"aligned", "conflicts"}
+        return min(self.items[key], max(requirements, 1)) if by_requirement else self.items[key]
+
+    def longest_answer(self, requirements: int) -> int:
+        """An upper bound of an answer's tokens, for a case with this many requirement ids."""
+        texts = sum(self.tokens(key) for key in _TEXTS)
+        lists = sum(self.most_items(key, requirements) * (self.tokens(key) + _ITEM_TOKENS) for key in _LISTS)
+        return texts + lists + _FIXED_TOKENS
+
+    def tokens(self, key: str) -> int:
+        """The token bound of a text, or of an item of a list."""
+        return self.words[key] * self.tokens_per_word
+
+
+def limits_of(answers: Iterable[tuple[str, str]]) -> GrammarLimits:
+    """Limits with room above what these answers (vision and review YAML) need: the references of the cases.
+
+    Texts may be half as long again as the longest of their key, lists have one item more than the longest; but an
+    answer that is far longer than the others does not lift a bound above twice what nine of ten need. Words are rounded
+    up, so that a small change of one case leaves the grammar of the others, and with it their cached answers, as it is.
+    Where no answer is given, or none has the key, the defaults hold.
+    """
+    words: dict[str, list[int]] = {}
+    items: dict[str, list[int]] = {}
     for vision_yaml, review_yaml in answers:
         vision, review = read_yaml(vision_yaml).value, read_yaml(review_yaml).value
         alignment = review.get("requirements_alignment")
-        by_requirement = alignment if isinstance(alignment, dict) else {}
-        texts["name"].append(vision.get("product_name"))
-        texts["summary"].append(vision.get("product_summary"))
-        texts["narrative"].append(review.get("narrative"))
-        for key, items in {**vision, **review, **by_requirement}.items():
-            if isinstance(items, list):
-                texts["item"] += items
-                longest[key] = max(longest.get(key, 0), len(items))
-    words = {kind: max((len(str(text).split()) for text in values), default=0) for kind, values in texts.items()}
+        for key, value in {**vision, **review, **(alignment if isinstance(alignment, dict) else {})}.items():
+            texts = value if isinstance(value, list) else [value]
+            if texts:
+                words.setdefault(key, []).extend(len(str(text).split()) for text in texts)
+            if isinstance(value, list):
+                items.setdefault(key, []).append(len(value))
+    default = GrammarLimits()
+    room = {key: math.ceil(max(_bound(words[key], 1.5), 3) / _WORD_ROUNDING) * _WORD_ROUNDING for key in words}
+    counts = {key: math.ceil(_bound(items[key], 1.0)) + 1 for key in items}
+    if "recommended_actions" in counts:
+        counts["recommended_actions"] = max(counts["recommended_actions"], MIN_ACTIONS + 1)
     return GrammarLimits(
-        **{kind: _with_room(count) for kind, count in words.items()},
-        items={key: longest[key] + 1 for key in BOUNDED_LISTS},
+        words={key: room.get(key, bound) for key, bound in default.words.items()},
+        items={key: counts.get(key, bound) for key, bound in default.items.items()},
     )
 
 
-def _with_room(words: int) -> int:
-    return math.ceil(1.5 * max(words, 2) / _WORD_ROUNDING) * _WORD_ROUNDING
+def _bound(lengths: Sequence[int], room: float) -> float:
+    """So many times the greatest length, at most twice the length that nine of ten stay within."""
+    # What a few lists only hold (conflicts, say) is compared among these few.
+    ordered = sorted(length for length in lengths if length) or [0]
+    return min(room * ordered[-1], 2 * ordered[math.ceil(0.9 * len(ordered)) - 1])
 
 
 # Left out of values: line breaks of YAML 1.1 (also NEL, LS, PS), control characters, and what starts a mapping, a
@@ -121,46 +127,44 @@ def answer_grammar(requirement_ids: Sequence[str], limits: GrammarLimits | None 
     # A word of the review is no id, or one that this very case has.
     known = "".join(f" | {json.dumps(identifier)}" for identifier in dict.fromkeys(requirement_ids))
     statuses = " | ".join(json.dumps(status) for status in STATUSES)
-    most = max(len(requirement_ids), 1)
-    counts = {key: f"{{1,{count}}}" for key, count in limits.items.items()}
-    counts |= dict.fromkeys(("aligned", "conflicts"), f"{{1,{most}}}")
+    counts = {key: f"{{1,{limits.most_items(key, len(requirement_ids))}}}" for key in _LISTS}
     vision_lists = [
-        rf'"{key}:\n" vision_item{counts[key]}' for key in ("target_users", "value_proposition", "key_capabilities")
+        rf'"{key}:\n" {key}_item{counts[key]}' for key in ("target_users", "value_proposition", "key_capabilities")
     ]
     vision = [
-        r'"```yaml VISION\nproduct_name: " name "\nproduct_summary: " summary "\n"',
+        r'"```yaml VISION\nproduct_name: " product_name "\nproduct_summary: " product_summary "\n"',
         *vision_lists,
-        rf'"non_goals:" ( " []\n" | "\n" vision_item{counts["non_goals"]} )',
-        rf'"success_metrics:\n" vision_item{counts["success_metrics"]}',
+        rf'"non_goals:" ( " []\n" | "\n" non_goals_item{counts["non_goals"]} )',
+        rf'"success_metrics:\n" success_metrics_item{counts["success_metrics"]}',
         r'''"last_updated: '" DATE "'\n```"''',
     ]
     review = [
-        rf'"```yaml REVIEW\nstatus: " ( {statuses} ) "\nsummary:\n" review_item{counts["summary"]}',
+        rf'"```yaml REVIEW\nstatus: " ( {statuses} ) "\nsummary:\n" summary_item{counts["summary"]}',
         r'"requirements_alignment:\n"',
-        *(rf'"  {key}:" ( " []\n" | "\n" nested_item{counts[key]} )' for key in ALIGNMENT_KEYS),
-        rf'"recommended_actions:\n" review_item{{{MIN_ACTIONS},{limits.items["recommended_actions"]}}}',
+        *(rf'"  {key}:" ( " []\n" | "\n" {key}_item{counts[key]} )' for key in ALIGNMENT_KEYS),
+        rf'"recommended_actions:\n" recommended_actions_item{{{MIN_ACTIONS},{limits.items["recommended_actions"]}}}',
         r'"narrative: " narrative "\n```"',
     ]
+    last = {key: words - 1 for key, words in limits.words.items()}  # words after the first
+    terminals = {
+        "product_name": rf"FIRST (BETWEEN WORD){{0,{last['product_name']}}} & ~/{_NO_TEXT}/",
+        "product_summary": rf"FIRST (BETWEEN WORD){{4,{last['product_summary']}}} BETWEEN?",
+        "narrative": rf"CITING (BETWEEN CITING){{4,{last['narrative']}}} BETWEEN?",
+    }
+    for key in _LISTS:
+        if key in _VISION_ITEMS:
+            terminals[key] = rf"WORD (BETWEEN WORD){{0,{last[key]}}} BETWEEN? & ~/{_NO_TEXT}|{_NUMBER_LIKE}/"
+        else:
+            terminals[key] = rf"CITING (BETWEEN CITING){{1,{last[key]}}} BETWEEN? & ~/{_NUMBER_LIKE}/"
+    rules = [f"{key}[max_tokens={limits.tokens(key)}]: {key.upper()}" for key in terminals]
+    rules += [rf'{key}_item: "{"  " if key in ALIGNMENT_KEYS else ""}- " {key} "\n"' for key in _LISTS]
+    rules += [f"{key.upper()}: {pattern}" for key, pattern in terminals.items()]
     return rf"""
 start: vision "\n\n" review
 vision: {" ".join(vision)}
 review: {" ".join(review)}
 
-vision_item: "- " free_text "\n"
-review_item: "- " cited_text "\n"
-nested_item: "  - " cited_text "\n"
-
-name[max_tokens={limits.tokens(limits.name)}]: NAME
-summary[max_tokens={limits.tokens(limits.summary)}]: SUMMARY
-free_text[max_tokens={limits.tokens(limits.item)}]: FREE_TEXT
-cited_text[max_tokens={limits.tokens(limits.item)}]: CITED_TEXT
-narrative[max_tokens={limits.tokens(limits.narrative)}]: NARRATIVE
-
-NAME: FIRST (BETWEEN WORD){{0,{limits.name - 1}}} & ~/{_NO_TEXT}/
-SUMMARY: FIRST (BETWEEN WORD){{4,{limits.summary - 1}}} BETWEEN?
-FREE_TEXT: WORD (BETWEEN WORD){{0,{limits.item - 1}}} BETWEEN? & ~/{_NO_TEXT}|{_NUMBER_LIKE}/
-CITED_TEXT: CITING (BETWEEN CITING){{1,{limits.item - 1}}} BETWEEN? & ~/{_NUMBER_LIKE}/
-NARRATIVE: CITING (BETWEEN CITING){{4,{limits.narrative - 1}}} BETWEEN?
+{chr(10).join(rules)}
 FIRST: /[A-Za-z]/ WORD?
 WORD: /{_WORD}/
 CITING: (/{_WORD}/ & ~/{_ID_LIKE}/){known}

@@ -7,7 +7,7 @@ sections. What the answer must look like belongs to `answer`.
 import re
 from dataclasses import dataclass
 
-from po_assets.product_owner.answer import fenced_blocks
+from po_assets.product_owner.blocks import fenced_blocks, lines_of
 from po_assets.product_owner.contract import REQUIREMENTS, STATUSES, VISION
 from po_assets.product_owner.documents import strip_fences
 
@@ -106,7 +106,9 @@ def split_prompt(prompt: str) -> PromptParts:
 
     Reads `CONCEPT:` / `REQUIREMENTS:` / `VISION:` sections and fenced blocks labelled VISION or REQUIREMENTS.
     """
-    blocks = fenced_blocks(prompt)
+    blocks: dict[str, str] = {
+        block.label: block.text for block in reversed(fenced_blocks(lines_of(prompt))) if block.text and block.label
+    }
     sections = _sections(prompt)
     return PromptParts(
         concept=sections.get("CONCEPT"),

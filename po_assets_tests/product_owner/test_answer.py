@@ -22,7 +22,6 @@ def test_what_is_formatted_is_parsed_again() -> None:
         "Here you are:\n```yaml VISION\na: 1\n```\n```yaml REVIEW\nb: 2\n```\nThat is all.",
         "```YAML vision\na: 1\n```\n\n```yml Review\nb: 2\n```",
         "``` VISION\na: 1\n```\n``` REVIEW\nb: 2\n```",
-        "```yaml VISION\na: 1\n```yaml REVIEW\nb: 2\n```",
         "```yaml VISION\r\na: 1\r\n```\r\n```yaml REVIEW\r\nb: 2\r\n```",
     ],
 )

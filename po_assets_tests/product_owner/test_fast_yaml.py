@@ -132,9 +132,11 @@ def test_every_document_is_read_as_safe_load_reads_it(text: str) -> None:
         plain = yaml.safe_load(strip_fences(text))
     except Exception:  # noqa: BLE001 - PyYAML raises many kinds
         plain = None
-    reading = read_yaml(text)
+    reading = read_yaml(text, unique_keys=False)
     assert repr(reading.value) == repr(plain if isinstance(plain, dict) else {}), text
     assert (reading.error is None) == isinstance(plain, dict)
+    strict = read_yaml(text)
+    assert strict.value == reading.value or any(why in str(strict.error) for why in ("twice (line", "is indented with"))
 
 
 def test_without_ryaml_the_results_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

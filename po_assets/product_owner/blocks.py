@@ -1,0 +1,209 @@
+"""What a model wrote, before anyone reads it as YAML: reasoning is taken off, fenced blocks are found.
+
+Fences follow CommonMark with two differences, both against gluing documents together: a closing fence is indented no
+more than its opening one (a fence inside a text stays text), and a labelled fence inside an open block says that the
+open one was never closed. Which blocks make an answer belongs to `answer`, what a prompt holds to `prompt_parts`.
+"""
+
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from po_assets.product_owner.contract import EXISTING_VISION, REQUIREMENTS, REVIEW, VISION
+
+_FENCE = re.compile(r"( {0,3})(`{3,}|~{3,})(.*)", re.DOTALL)
+_LABEL = re.compile(r"(?<![A-Z])(EXISTING[_ -]?VISION|VISION|REVIEW|REQUIREMENTS|CONCEPT)(?![A-Z])", re.IGNORECASE)
+_YAML_INFO = re.compile(r"ya?ml\b", re.IGNORECASE)
+_CODE = frozenset(
+    ("python", "py", "js", "javascript", "ts", "java", "sh", "bash", "sql", "html", "xml", "diff", "mermaid")
+)
+# A heading says no more than whose block follows: "## Product Vision", "**REVIEW (corrected):**", "2. VISION".
+_HEADING = re.compile(
+    r"(?:here is |here's )?(?:the |my )?(?:final |corrected |updated |revised )?(?:product |po |owner ){0,3}"
+    r"(vision|review|requirements)(?: yaml| block| document| corrected| updated| final| v?[0-9]+){0,2}",
+    re.IGNORECASE,
+)
+# An unlabelled block is recognised by the first key that only this document has.
+_TELLING_KEY = re.compile(
+    r"^[ {]{0,4}[\"']?(?:(product_name|product_summary)|(status|requirements_alignment)"
+    r"|((?:non_)?functional_requirements))[\"']?[ \t]*:",
+    re.MULTILINE,
+)
+_TOLD = (VISION, REVIEW, REQUIREMENTS)
+
+_NAMES = r"(?:inner_)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|scratch_?pad|analysis|monologue)"
+_MARK = re.compile(
+    rf"""(?P<open><(?:\w{{1,20}}:)?{_NAMES}(?:[ \t][^<>\n]{{0,200}})?>|\[(?:THINK|THINKING|REASONING)\]|◁think▷
+      |<\|(?:begin_of_|start_)?{_NAMES}\|>|<\|channel\|>\s*(?:analysis|commentary)\b)
+    |(?P<close></(?:\w{{1,20}}:)?{_NAMES}\s*>|\[/(?:THINK|THINKING|REASONING)\]|◁/think▷|<\|(?:end_of_|end_|/){_NAMES}\|>
+      |(?:<\|start\|>assistant)?<\|channel\|>\s*final\b(?:<\|message\|>)?|assistantfinal)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_KINDS = ("channel", "think", "thought", "reason", "reflect", "scratch", "analysis", "monologue")
+_END_OF_TURN = re.compile(r"(?:<\|\w{1,30}\|>|</s>|<eos>|<end_of_turn>)\Z")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block; `text` is None where it is never closed. Lines count from 0; `end` is the line after it."""
+
+    info: str
+    """What stands behind the opening fence."""
+    text: str | None
+    start: int
+    end: int
+    label: str
+    """VISION, REVIEW, REQUIREMENTS, CONCEPT or EXISTING_VISION; empty where nothing tells."""
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, with Windows line ends read; other separators (U+2028, form feeds) stay in their line."""
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def fenced_blocks(lines: Sequence[str], *, most_indent: int = 3) -> list[Block]:
+    """The fenced blocks in their order; a fence that is indented more than `most_indent` opens none."""
+    blocks: list[Block] = []
+    opened: tuple[int, str, str, int] | None = None  # indent, fence, info, line
+    for number, line in enumerate(lines):
+        indent, fence, info = _fence(line)
+        if opened is None:
+            if fence and indent <= most_indent:
+                opened = (indent, fence, info, number)
+        elif fence and indent <= opened[0]:
+            same = fence[0] == opened[1][0] and len(fence) >= len(opened[1])
+            if same and not info:
+                blocks.append(_block(lines, blocks, opened, number, closed=True))
+                opened = None
+            elif label_in(info) or (_YAML_INFO.match(info) and (same or not _is_document(opened[2]))):
+                blocks.append(_block(lines, blocks, opened, number, closed=False))
+                opened = (indent, fence, info, number)
+    if opened is not None:
+        blocks.append(_block(lines, blocks, opened, len(lines), closed=False))
+    return blocks
+
+
+def label_in(info: str) -> str:
+    """The one label in a fence's info string (`yaml # VISION`, `yaml PRODUCT_OWNER_REVIEW`), else nothing."""
+    if info.split(" ", 1)[0].lower() in _CODE:
+        return ""
+    found = {match.upper() for match in _LABEL.findall(info)}
+    label = found.pop() if len(found) == 1 else ""
+    return EXISTING_VISION if label.startswith("EXISTING") else label
+
+
+def without_outer_fence(text: str) -> str:
+    """The text without a fence around all of it; fences inside stay."""
+    lines = lines_of(text.strip())
+    while len(lines) > 1:
+        blocks = fenced_blocks(lines, most_indent=0)
+        if not (
+            len(blocks) == 1 and blocks[0].text is not None and (blocks[0].start, blocks[0].end) == (0, len(lines))
+        ):
+            break
+        lines = lines_of(blocks[0].text.strip())
+    return "\n".join(lines)
+
+
+def strip_reasoning(text: str) -> tuple[str, bool]:
+    """The text without what a model thought before it answered, and whether there was any.
+
+    Thoughts stand between two marks (`<think>`, `[THINK]`, `<|channel|>analysis` and their kin), before a lone closing
+    mark, or after an opening mark that is never closed.
+    """
+    marks = list(_MARK.finditer(text))
+    if not marks:
+        return _without_end_of_turn(text), False
+    closing = _closing_marks(marks)
+    kept: list[str] = []
+    start = number = 0
+    while number < len(marks):
+        mark = marks[number]
+        number += 1
+        if mark.lastgroup == "close":
+            if mark[0].lower() == "assistantfinal" and not text.lstrip().startswith("analysis"):
+                continue
+            kept, start = [], mark.end()
+        elif end := _closed_at(mark, number, closing):
+            kept.append(text[start : mark.start()])
+            number, start = end, marks[end - 1].end()
+        elif _begins_or_ends_a_line(text, mark):
+            kept.append(text[start : mark.start()])
+            start = len(text)
+            break
+    bare = "".join([*kept, text[start:]])
+    return _without_end_of_turn(bare), len(bare.strip()) < len(text.strip())
+
+
+def _fence(line: str) -> tuple[int, str, str]:
+    """Indentation, fence and info string of a fence line; an empty fence for any other line."""
+    match = _FENCE.fullmatch(line) if line.lstrip(" ")[:1] in {"`", "~"} else None
+    if match is None or (match[2][0] == "`" and "`" in match[3]):
+        return 0, "", ""
+    return len(match[1]), match[2], match[3].strip()
+
+
+def _block(
+    lines: Sequence[str], before: Sequence[Block], opened: tuple[int, str, str, int], end: int, *, closed: bool
+) -> Block:
+    indent, _, info, start = opened
+    inner = "\n".join(line[min(indent, len(line) - len(line.lstrip(" "))) :] for line in lines[start + 1 : end])
+    label = label_in(info)
+    if not label and (not info or _YAML_INFO.match(info) or info.split()[0].lower() in {"json", "text", "txt"}):
+        label = _told_by_keys(inner) or _told_by_heading(lines[before[-1].end if before else 0 : start])
+    return Block(info, inner if closed else None, start, end + 1 if closed else end, label)
+
+
+def _told_by_keys(text: str) -> str:
+    match = _TELLING_KEY.search(text)
+    return _TOLD[(match.lastindex or 1) - 1] if match else ""
+
+
+def _told_by_heading(lines: Sequence[str]) -> str:
+    """The label in the last line before a block, where the line is a heading."""
+    line = next((line for line in reversed(lines) if line.strip()), "")
+    match = _HEADING.fullmatch(" ".join(re.sub(r"[#*_:.()\d\[\]-]+", " ", line[:100]).split()))
+    return match[1].upper() if match else ""
+
+
+def _is_document(info: str) -> bool:
+    return bool(label_in(info) or _YAML_INFO.match(info))
+
+
+def _closing_marks(marks: Sequence[re.Match[str]]) -> dict[str, list[int]]:
+    """The numbers of the closing marks by kind, and of all of them under no kind."""
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for number, mark in enumerate(marks):
+        if mark.lastgroup == "close":
+            found[_kind(mark)].append(number)
+            found[""].append(number)
+    return found
+
+
+def _closed_at(mark: re.Match[str], start: int, closing: dict[str, list[int]]) -> int:
+    """One more than the number of the mark that closes this one: the next of its kind, else the next; 0 for none."""
+    for numbers in (closing.get(_kind(mark), []), closing.get("", [])):
+        place = bisect_left(numbers, start)
+        if place < len(numbers):
+            return numbers[place] + 1
+    return 0
+
+
+def _kind(mark: re.Match[str]) -> str:
+    return next((kind for kind in _KINDS if kind in mark[0].lower()), "")
+
+
+def _begins_or_ends_a_line(text: str, mark: re.Match[str]) -> bool:
+    """A mark in the middle of a line that is never closed is only spoken of."""
+    return not text[: mark.start()].rpartition("\n")[2].strip() or not text[mark.end() :].partition("\n")[0].strip()
+
+
+def _without_end_of_turn(text: str) -> str:
+    """Without the marks that some servers leave behind the last fence, which then would close nothing."""
+    bare = text.rstrip()
+    while bare.endswith(">") and (match := _END_OF_TURN.search(bare[-40:])):
+        bare = bare[: len(bare) - len(match[0])].rstrip()
+        text = bare
+    return text
