@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Threads that wait by spinning are slow where other processes want the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup run test test-browser fuzz ui ui-ray bench lint clean
+.PHONY: help setup run test test-slow test-all test-browser fuzz ui ui-ray bench lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -17,8 +17,14 @@ setup: .venv/.runtime ## install the package and its pinned dependencies into .v
 run: .venv/.runtime ## materialize the whole graph with its checks, then print the gate
 	@$(BIN)/po-assets run
 
-test: .venv/.dev ## run the tests
-	@$(BIN)/pytest
+# Tests of one module share costly fixtures; so each module stays with one worker. The slow ones measure and wait: one by one.
+test: .venv/.dev ## run the tests of every stage with real components (six minutes on two cores)
+	@$(BIN)/pytest -n auto --maxprocesses 8 --dist loadscope -m 'not slow'
+
+test-slow: .venv/.dev ## run the other tests: whole runs, Ray, Kubernetes, servers (half an hour)
+	@$(BIN)/pytest -m slow
+
+test-all: test test-slow ## run all of them
 
 test-browser: .venv/.dev ## run the tests that look at the UI in a browser (needs chromium: apt-get install chromium)
 	@PO_REQUIRE_BROWSER=1 $(BIN)/pytest po_assets_tests/browser

@@ -77,6 +77,7 @@ def test_the_sample_data_make_a_student_that_passes_the_gate(workplace: Path) ->
     assert re.search(r"lora_adapter +Unchanged", again.stdout)
 
 
+@pytest.mark.slow
 def test_an_empty_landing_folder_is_one_clear_message(workplace: Path) -> None:
     """With the place and the way out, and a failing exit status."""
     shutil.rmtree(workplace / "artifacts" / "incoming")

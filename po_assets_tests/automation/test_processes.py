@@ -138,6 +138,7 @@ def test_a_waiting_run_can_be_ended(place: Workplace, end: signal.Signals) -> No
         assert run.returncode != 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_not_started_again(tmp_path: Path) -> None:
     """Ctrl-C ends the run, though the step asks for retries where it has a process of its own."""
     place = make_workplace(tmp_path)
@@ -166,6 +167,7 @@ raise SystemExit(main(["run"]))
         assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_ended_leaves_nothing_that_blocks_the_next(place: Workplace, end: signal.Signals) -> None:
     """`make run` killed, or stopped with Ctrl-C: the next one is not refused, and none counts as running."""

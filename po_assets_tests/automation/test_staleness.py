@@ -306,6 +306,7 @@ def execute(place: Workplace, module: str, *arguments: str) -> Any:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=place.environment(), timeout=120)
 
 
+@pytest.mark.slow
 def test_below_a_failed_gate_nothing_is_made_by_hand(
     place: Workplace, instance: dg.DagsterInstance, tiny: Path
 ) -> None:

@@ -2,7 +2,11 @@
 
 from typing import Any
 
+import pytest
+
 from po_assets_tests.automation.live import Server
+
+pytestmark = pytest.mark.slow
 
 
 def visible(page: Any, text: str) -> None:

@@ -184,6 +184,7 @@ def test_verification_finds_a_wrong_conversion(tmp_path: Path) -> None:
         gguf._verify(source, tokenizer, folder)
 
 
+@pytest.mark.slow
 def test_the_embedded_model_converts_for_real(tmp_path: Path) -> None:
     """The GGUF file of the installed package becomes a bfloat16 model that loads without any trace of GGUF and speaks."""
     folder = tmp_path / EMBEDDED_MODEL

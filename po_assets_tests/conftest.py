@@ -1,0 +1,71 @@
+"""What holds for every test: skipped where an extra is missing, one thread for each of several workers."""
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: workers side by side have a core each.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+EXTRAS = {
+    "dagster_k8s": "kubernetes",
+    "dagster_postgres": "postgres",
+    "dagster_ray": "ray",
+    "hypothesis": "dev",
+    "kubernetes": "kubernetes",
+    "kubernetes_validate": "dev",
+    "moto": "dev",
+    "playwright": "dev",
+    "psycopg2": "postgres",
+    "pyarrow": "ray",
+    "ray": "ray",
+    "ryaml": "fast",
+    "s3fs": "s3",
+}
+"""The extra that brings a module."""
+
+
+def _skip_for(error: BaseException | None) -> None:
+    """Skip where a module of an extra is missing, naming the extra."""
+    while error is not None:
+        extra = EXTRAS.get((getattr(error, "name", None) or "").partition(".")[0])
+        if isinstance(error, ModuleNotFoundError) and extra:
+            pytest.skip(f"needs the extra {extra}: make setup EXTRAS={extra}", allow_module_level=True)
+        error = error.__cause__
+
+
+class _Module(pytest.Module):
+    def _getobj(self) -> Any:
+        try:
+            return super()._getobj()
+        except self.CollectError as error:
+            _skip_for(error)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Any, parent: Any) -> pytest.Module:
+    """A test module that is skipped where it imports what is not installed."""
+    return _Module.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A fixture may import it too."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        _skip_for(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """And a test itself."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        _skip_for(error)
+        raise

@@ -1,0 +1,66 @@
+"""The command line: one table of commands, each with its help; errors are lines on standard error."""
+
+import argparse
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from po_assets import cli
+from po_assets.errors import UserError
+
+PACKAGE = Path(cli.__file__).parent
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_helps(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its line of help; `ui-ray` wants its extra."""
+    if command == "ui-ray":
+        pytest.importorskip("dagster_ray", reason="needs the extra ray")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert cli.COMMANDS[command][1][1:20] in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_unknown_command_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong use is exit status 2, as everywhere."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["runn"])
+    assert ended.value.code == 2
+    assert "sample-data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("defaults", "status"), [({}, 1), ({"error_status": 2}, 2)])
+def test_a_user_error_is_a_line_on_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], defaults: dict[str, int], status: int
+) -> None:
+    """Without a traceback."""
+
+    def fails(_options: argparse.Namespace) -> int:
+        raise UserError("The disk is full. Make room.")
+
+    monkeypatch.setattr(cli, "add_run", lambda parser: parser.set_defaults(handle=fails, **defaults))
+    assert cli.main(["run"]) == status
+    assert capsys.readouterr().err == "The disk is full. Make room.\n"
+
+
+def test_no_module_is_a_command_of_its_own() -> None:
+    """But for the worker process of storage, which nobody types, and the table itself."""
+    modules = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+    }
+    assert modules <= {"cli.py", "storage/worker.py", "storage/workers.py"}
+    assert not list(PACKAGE.rglob("__main__.py"))
+
+
+def test_no_page_names_another_way_to_start_a_command() -> None:
+    """`python -m po_assets…` is gone from README, docs, Makefile and deployments."""
+    root = PACKAGE.parent
+    pages = [root / "README.md", root / "Makefile", *(root / "docs").glob("*.md"), *(root / "deploy").rglob("*")]
+    named = {p.name for p in pages if p.is_file() and re.search(r"python -m po_assets\b", p.read_text(errors="ignore"))}
+    assert named == set()
