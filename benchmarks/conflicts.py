@@ -18,22 +18,18 @@ The tables are markdown. With --write they replace what stands between the two m
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from upath import UPath
 
-from po_assets.dag import Artifacts, read_frame
+from po_assets.dag import Artifacts
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.checks import supervised_dataset_checks, supervised_verdicts
-from po_assets.dataset.closing import build_supervised
-from po_assets.dataset.gate import write_gate
-from po_assets.dataset.policy import SelectionPolicy
-from po_assets.dataset.token_budget import token_budget
-from po_assets.evaluation.answering import answer_cases
-from po_assets.evaluation.answers import AnswerCache
-from po_assets.evaluation.cases import cases_from_frame
+from po_assets.dataset.checks import DatasetEvidence, record_gate, supervised_checks
+from po_assets.dataset.publication import build_supervised, token_budget
+from po_assets.dataset.settings import SelectionSettings
+from po_assets.evaluation.answers import AnswerCache, answer_cases, load_student
 from po_assets.evaluation.scoring import score_answers
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import confusion_matrix, summarize
@@ -42,11 +38,11 @@ from po_assets.intake.pipeline import normalize_snapshot
 from po_assets.model import BaseModel, ensure_base_model
 from po_assets.product_owner import STATUSES
 from po_assets.review.conflicts import make_conflicts
-from po_assets.review.policy import CurationPolicy
+from po_assets.review.settings import ReviewSettings
 from po_assets.sample_data import write_sample_data
-from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_rows
-from po_assets.training.progress import Progress
-from po_assets.training.recipe import Recipe, make_recipe
+from po_assets.storage import Layout, digest_of, local_copy, read_rows
+from po_assets.text import Progress
+from po_assets.training.settings import TrainingSettings
 
 ARMS = ("none", "landed", "filled")
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
@@ -58,7 +54,7 @@ class Study:
     """What all arms share."""
 
     base_model: BaseModel
-    recipe: Recipe
+    recipe: TrainingSettings
     decoding: Decoding
     target: float
     first_cases: int | None = None
@@ -78,10 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", type=int, help="only the first so many evaluation cases")
     parser.add_argument("--write", type=Path, help="a markdown file with the two markers")
     given = parser.parse_args(arguments)
+    base_model = BaseModel(base_model=given.base_model, max_length=given.max_length)
+    epochs = {} if given.epochs is None else {"epochs": given.epochs}
     study = Study(
-        base_model=BaseModel(base_model=given.base_model, max_length=given.max_length),
-        recipe=make_recipe({"base_model": given.base_model, "max_length": given.max_length, "epochs": given.epochs}),
-        decoding=replace(Decoding(), mode=given.mode, max_new_tokens=given.max_new_tokens),
+        base_model=base_model,
+        recipe=TrainingSettings(base_model=base_model, **epochs).resolved(),
+        decoding=Decoding(mode=given.mode, max_new_tokens=given.max_new_tokens),
         target=given.target,
         first_cases=given.cases,
     )
@@ -96,14 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_arm(arm: str, root: Path, study: Study) -> dict[str, Any]:
     """Land, select, train, answer and score; the result is also kept beside the arm's artifacts."""
     layout = Layout(UPath(root.absolute()))
-    policy = SelectionPolicy(min_conflicts_share=0.0) if arm == "none" else SelectionPolicy()
+    policy = SelectionSettings(min_conflicts_share=0.0) if arm == "none" else SelectionSettings()
     _land(root, arm)
     _share_base_model(layout, study.recipe)
     take_in(layout)
     if arm == "filled":
-        curation = CurationPolicy(target_conflicts_share=study.target)
+        curation = ReviewSettings(target_conflicts_share=study.target)
         found = make_conflicts(layout, curation, policy, token_budget(study.base_model, layout))
-        print(f"{arm}: {found.verdicts['share_reached'].summary} {found.verdicts['form_is_not_telling'].summary}")
+        print(f"{arm}: {found.verdicts['share_reached'].summary} {found.verdicts['style_leakage'].summary}")
         take_in(layout)
     pairs, statuses = _select(layout, policy, study.base_model)
     result = {"arm": arm, "target": study.target, "rows": len(pairs), "statuses": statuses}
@@ -183,47 +181,46 @@ def _land(root: Path, arm: str) -> None:
             path.write_bytes(b"".join(line for line in lines if b"status: conflicts" not in line))
 
 
-def _share_base_model(layout: Layout, recipe: Recipe) -> None:
+def _share_base_model(layout: Layout, recipe: TrainingSettings) -> None:
     """The converted model of the repository's artifacts serves all arms."""
     folder = Path(str(layout.base_models))
-    if recipe.model.kind == "embedded" and not folder.exists():
-        converted = ensure_base_model(recipe.model, Artifacts().layout)
+    if recipe.base_model.kind == "embedded" and not folder.exists():
+        converted = ensure_base_model(recipe.base_model, Artifacts().layout)
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.symlink_to(converted.parent, target_is_directory=True)
 
 
 def _select(
-    layout: Layout, policy: SelectionPolicy, base_model: BaseModel
+    layout: Layout, policy: SelectionSettings, base_model: BaseModel
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     budget = token_budget(base_model, layout)
-    staged, closed = build_supervised(layout, policy.rules(), read_eval_cases(layout.eval_cases), budget)
+    staged, closed = build_supervised(layout, policy, read_eval_cases(layout.eval_cases), budget)
     staged.with_manifest(extra={"outcomes": closed.outcomes.by_outcome()}).publish()
-    verdicts = supervised_verdicts(layout, policy, budget, {key.name for key in supervised_dataset_checks.check_keys})
-    write_gate(layout.supervised_gate, file_digest(layout.supervised), verdicts)
+    found = DatasetEvidence(layout, policy, budget)
+    record_gate(found, supervised_checks.verdicts(found))
     return [(row["prompt"], row["response"]) for row in read_rows(layout.supervised)], dict(closed.statuses)
 
 
 def _train_and_answer(layout: Layout, pairs: list[tuple[str, str]], study: Study, arm: str) -> dict[str, Any]:
-    from po_assets.evaluation.models import load_student
     from po_assets.training.student import make_student
 
     def say(text: str) -> None:
         print(f"{arm}: {text}", flush=True)
 
-    spec, decoding = study.recipe.model, study.decoding
+    spec, decoding = study.recipe.base_model, study.decoding
     student = make_student(layout, pairs, study.recipe, Progress(say, every_seconds=30))
-    cases = cases_from_frame(read_frame(layout.eval_cases))[: study.first_cases]
+    cases = read_eval_cases(layout.eval_cases)[: study.first_cases]
     digest = digest_of([student.manifest.sha256, spec.quantization])
     with local_copy(layout.adapter) as adapter:
         answers = answer_cases(
             cases,
             decoding,
-            AnswerCache(layout.answer_cache, digest, decoding.digest),
+            AnswerCache(layout.answer_cache, digest, decoding.fingerprint()),
             lambda: load_student(ensure_base_model(spec, layout), spec, adapter),
             log=say,
             name="student",
         )
-    scored = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding.digest)
+    scored = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding.fingerprint())
     summary = summarize(scored)
     return {
         "confusion": confusion_matrix(scored),

@@ -19,8 +19,8 @@ from po_assets.intake.assets import normalized_teacher, raw_teacher
 from po_assets.intake.checks import teacher_checks
 from po_assets.model import BaseModel
 from po_assets.review.assets import review_candidates, synthetic_conflicts
-from po_assets.review.checks import curation_checks
-from po_assets.review.policy import CurationPolicy
+from po_assets.review.checks import synthetic_conflicts_checks
+from po_assets.review.settings import ReviewSettings
 from po_assets.teacher.assets import teacher_batch, teacher_batch_checks
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets.training.assets import lora_adapter
@@ -57,7 +57,7 @@ defs = dg.Definitions(
         *dataset_checks,
         lora_adapter_checks,
         *evaluation_checks,
-        *curation_checks,
+        synthetic_conflicts_checks,
         teacher_batch_checks,
     ],
     jobs=[main_job, ask_teacher, conflicts_on_demand, candidates_for_people],
@@ -70,7 +70,7 @@ defs = dg.Definitions(
         "selection": SelectionSettings.configure_at_launch(),
         "recipe": TrainingSettings.configure_at_launch(base_model=base_model),
         "decoding": Decoding.configure_at_launch(),
-        "curation": CurationPolicy.configure_at_launch(),
+        "curation": ReviewSettings.configure_at_launch(),
         "teacher_llm": TeacherLLM.configure_at_launch(),
         "batch_plan": BatchPlan.configure_at_launch(),
     },

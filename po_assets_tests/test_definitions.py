@@ -57,7 +57,7 @@ CHECKS = {
         "status_accuracy": False,
         "worst_case": False,
     },
-    "synthetic_conflicts": {"share_reached": False, "rows_are_sound": True, "form_is_not_telling": True},
+    "synthetic_conflicts": {"share_reached": False, "rows_are_sound": True, "style_leakage": True},
     "teacher_batch": {"ledger_balances": True, "acceptance_rate": False, "within_budget": True},
 }
 

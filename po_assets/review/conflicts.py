@@ -1,29 +1,140 @@
-"""Conflicts rows on demand: how many are wanted, made, audited, and landed if they pass.
+"""Conflicts rows on demand: how many are wanted, made from which parents, audited, and landed if they pass.
 
-Reads top to bottom what the asset `synthetic_conflicts` does, free of Dagster. The file in the landing folder is always
-made anew from the teacher's own rows, so that nothing piles up and no made row is the parent of another.
+The file in the landing folder is always made anew from the teacher's own rows, so that nothing piles up and no made row
+is the parent of another. The same parents give the same rows, in whatever order they landed: they are taken in the
+order of a keyed digest of their input, and every draw is seeded. The words belong to `english`, the audit to `checks`.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count, islice, product
+from random import Random
 from typing import Any
 
+import numpy as np
+import orjson
 from upath import UPath
 
 from po_assets.dag import Verdict
-from po_assets.dataset.cases import read_eval_cases
+from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.dataset.holdout import HoldOut
-from po_assets.dataset.publication import TokenBudget
+from po_assets.dataset.publication import TokenBudget, decide, landed_file_names, training_row
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.review.landing import land, to_lines
-from po_assets.review.parents import Basis, parents_by_id, read_basis
-from po_assets.review.policy import CurationPolicy
-from po_assets.review.synthesis import LEAST_SCORE, Made, Requirements, synthesize
-from po_assets.review.verdicts import form_is_not_telling, rows_are_sound, share_reached
-from po_assets.storage import Layout, Manifest, read_manifest, read_rows
+from po_assets.intake.ledger import Outcome
+from po_assets.product_owner import (
+    RequirementEntry,
+    cited_ids,
+    read_yaml,
+    requirement_entries,
+    score_product_owner,
+    validate_answer,
+)
+from po_assets.product_owner.contract import MIN_SCORE, REQUIREMENT_SECTIONS
+from po_assets.product_owner.documents import as_list, to_text
+from po_assets.review.checks import conflicts_checks, made_rows
+from po_assets.review.english import (
+    Findings,
+    Language,
+    Phrase,
+    content_words,
+    lower_first,
+    rewritten,
+    sentence_ends,
+    with_description,
+    write_review,
+)
+from po_assets.review.review_file import land_lines
+from po_assets.review.settings import ReviewSettings
+from po_assets.storage import Layout, open_buffered
 
 LANDED_NAME = "synthetic_conflicts.jsonl"
 """One stable name: landing again replaces the file."""
+MADE_BY, SOURCE = "synthetic_conflicts", "synthetic"
+MOST_SHARED_WORDS = 0.15
+"""Two inputs that share more of their words (Jaccard index) may be about one and the same thing."""
+TOLERANCE = 2
+"""Characters by which a changed description may differ in length, and words of it in theirs."""
+_PARTNERS = 200
+"""Parents that are tried as the other half of a mismatch."""
+_MOST_USER_WORDS = 6
+_LONG_WORD = 15
+
+Array = np.ndarray[Any, Any]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A training row of status aligned, with its documents read."""
+
+    row: Row
+    key: str
+    """Keyed digest of its input: the order in which parents are taken."""
+
+    @cached_property
+    def vision(self) -> dict[Any, Any]:
+        """Its vision."""
+        return dict(read_yaml(self.row["vision_yaml"]).value)
+
+    @cached_property
+    def entries(self) -> list[RequirementEntry]:
+        """Its requirements."""
+        return requirement_entries(self.row["requirements_yaml"])
+
+    @cached_property
+    def product(self) -> str:
+        """The product's name."""
+        return to_text(self.vision.get("product_name")).strip()
+
+    @cached_property
+    def users(self) -> list[str]:
+        """The vision's users, as far as they stand in a sentence."""
+        users = [to_text(user).strip().rstrip(".") for user in as_list(self.vision.get("target_users"))]
+        short = [user for user in users if 0 < len(user.split()) <= _MOST_USER_WORDS]
+        return [lower_first(user) for user in short if user.replace(" ", "").replace("-", "").isalnum()]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """How many requirements each section holds."""
+        return tuple(sum(entry.section == section for entry in self.entries) for section in REQUIREMENT_SECTIONS)
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The words of its input."""
+        return content_words(f"{self.row['concept']} {' '.join(entry.description for entry in self.entries)}")
+
+    def names(self, product: str) -> bool:
+        """Whether its input names a product."""
+        return product.lower() in f"{self.row['concept']} {self.row['requirements_yaml']}".lower()
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What would be trained on without the rows that we made, and which of it can be built on."""
+
+    kept: int
+    conflicts: int
+    limit: int | None
+    """`max_samples`: the most rows that are trained on."""
+    parents: list[Parent]
+
+    def share_with(self, more: int) -> float:
+        """Share of conflicts rows with so many more; beyond the limit they take the place of others."""
+        rows = self._rows_with(more)
+        return (self.conflicts + more) / rows if rows else 0.0
+
+    def needed(self, target: float) -> int:
+        """The fewest further conflicts rows with which the share reaches the target."""
+        if not self.kept:
+            return 0
+        return next(more for more in count() if self.conflicts + more >= target * self._rows_with(more) - 1e-9)
+
+    def _rows_with(self, more: int) -> int:
+        together = self.kept + more
+        return together if self.limit is None else max(min(together, self.limit), self.conflicts + more)
 
 
 @dataclass(frozen=True)
@@ -31,75 +142,49 @@ class Synthesis:
     """What was found, made and landed."""
 
     basis: Basis
-    made: Made
+    needed: int
+    rows: list[Row]
+    """In the format in which they land."""
+    record: Row
+    """The figures, for the table's manifest, from which the checks work."""
     verdicts: dict[str, Verdict]
     landed: str
     """What became of the file in the landing folder, in a sentence."""
-    record: dict[str, Any]
-    """The figures, for the table's manifest, from which the checks work."""
 
     @property
     def lines(self) -> list[bytes]:
         """The rows as JSON lines."""
-        return to_lines(self.made.rows)
+        return [orjson.dumps(row) for row in self.rows]
 
 
 def make_conflicts(
-    layout: Layout, policy: CurationPolicy, selection: SelectionSettings, budget: TokenBudget
+    layout: Layout, settings: ReviewSettings, selection: SelectionSettings, budget: TokenBudget
 ) -> Synthesis:
     """Fill the conflicts rows up to the target; rows that fail an audit do not land.
 
     Raises:
-        UserError: the evaluation cases cannot be used.
-        UserError: teacher tables are missing, or do not belong together.
+        UserError: the evaluation cases cannot be used; teacher tables are missing, or do not belong together.
     """
-    cases, rules = read_eval_cases(layout.eval_cases), selection
-    basis = read_basis(layout, rules, cases, budget, policy.seed)
-    needed = basis.needed(policy.target_conflicts_share)
-    hold_out = HoldOut(cases, rules.near_duplicate_threshold)
-    made = synthesize(basis.parents, needed, Requirements(rules.min_score, hold_out, budget), policy.seed)
-    record = {
-        "target": policy.target_conflicts_share,
+    cases = read_eval_cases(layout.eval_cases)
+    basis = read_basis(layout, selection, cases, budget, settings.seed)
+    needed = basis.needed(settings.target_conflicts_share)
+    hold_out = HoldOut(cases, selection.near_duplicate_threshold)
+    maker = _Maker(basis.parents, hold_out, budget, max(MIN_SCORE, selection.min_score), settings.seed)
+    rows = maker.rows(needed)
+    record: Row = {
+        "target": settings.target_conflicts_share,
         "rows_before": basis.kept,
         "conflicts_before": basis.conflicts,
-        "share_before": basis.share,
-        "share": basis.share_with(len(made.rows)),
+        "share_before": basis.share_with(0),
+        "share": basis.share_with(len(rows)),
         "needed": needed,
-        "made": len(made.rows),
-        "passed_over": dict(made.passed_over),
-        "least_score": max(LEAST_SCORE, rules.min_score),
+        "made": len(rows),
+        "passed_over": dict(Counter(maker.reasons.values()).most_common()),
+        "least_score": maker.least_score,
     }
-    verdicts = audit(made.rows, record, layout, hold_out)
-    landed = _land(layout, made, verdicts) if basis.kept else "Nothing was landed: no row would be trained on."
-    return Synthesis(basis, made, verdicts, landed, record)
-
-
-def audit(
-    rows: Sequence[dict[str, Any]], record: dict[str, Any], layout: Layout, hold_out: HoldOut
-) -> dict[str, Verdict]:
-    """The verdict of every check, by name."""
-    ids = {identifier for row in rows for identifier in row["metadata"]["parents"]}
-    parents = parents_by_id(layout, ids)
-    return {
-        "share_reached": share_reached(record),
-        "rows_are_sound": rows_are_sound(rows, record["least_score"], hold_out, set(parents)),
-        "form_is_not_telling": form_is_not_telling(rows, parents),
-    }
-
-
-def audit_table(layout: Layout, near_duplicate_threshold: float) -> dict[str, Verdict]:
-    """The verdicts on the published table, from the files as they stand."""
-    manifest: Manifest | None = read_manifest(layout.synthetic_conflicts)
-    record = manifest.extra if manifest else {}
-    if "target" not in record:
-        fault = Verdict(
-            False,
-            f"There is no complete table {str(layout.synthetic_conflicts)!r}.",
-            next_step="Materialize synthetic_conflicts again.",
-        )
-        return dict.fromkeys(("share_reached", "rows_are_sound", "form_is_not_telling"), fault)
-    hold_out = HoldOut(read_eval_cases(layout.eval_cases), near_duplicate_threshold)
-    return audit(list(read_rows(layout.synthetic_conflicts)), record, layout, hold_out)
+    verdicts = conflicts_checks.verdicts(made_rows(layout, rows, record, hold_out))
+    made = Synthesis(basis, needed, rows, record, verdicts, landed="")
+    return Synthesis(basis, needed, rows, record, verdicts, _land(landed_path(layout), made))
 
 
 def landed_path(layout: Layout) -> UPath:
@@ -107,9 +192,10 @@ def landed_path(layout: Layout) -> UPath:
     return layout.incoming / LANDED_NAME
 
 
-def _land(layout: Layout, made: Made, verdicts: dict[str, Verdict]) -> str:
-    path = landed_path(layout)
-    failed = [name for name, verdict in verdicts.items() if not verdict.passed and verdict.severity == "ERROR"]
+def _land(path: UPath, made: Synthesis) -> str:
+    failed = [name for name, found in made.verdicts.items() if not found.passed and found.severity == "ERROR"]
+    if not made.basis.kept:
+        return "Nothing was landed: no row would be trained on."
     if not made.needed:
         if not path.exists():
             return "Nothing was landed: the target is met."
@@ -121,6 +207,255 @@ def _land(layout: Layout, made: Made, verdicts: dict[str, Verdict]) -> str:
         return "Nothing was landed: no row could be made."
     if failed:
         return f"Nothing was landed: {' and '.join(failed)} failed."
-    if land(path, to_lines(made.rows)):
+    if land_lines(path, made.lines):
         return f"{len(made.rows)} rows landed in {path.name}; the sensor takes them from there."
     return f"{path.name} holds these {len(made.rows)} rows already; nothing was written."
+
+
+def read_basis(
+    layout: Layout, selection: SelectionSettings, cases: list[EvalCase], budget: TokenBudget, seed: int
+) -> Basis:
+    """Select as training would, leaving out our own rows.
+
+    Parents are the chosen rows of status aligned with a valid answer, one for each input, that are not synthetic and
+    do not speak of the product of an evaluation case.
+
+    Raises:
+        UserError: a table is missing, or tables do not belong together.
+    """
+    files = landed_file_names(layout)
+    decisions = decide(lambda: _teacher_lines(layout), files, selection, cases, budget)
+    kept = set(decisions.where(Outcome.KEPT).tolist())
+    names = [to_text(read_yaml(case.reference_vision_yaml).value.get("product_name")).strip() for case in cases]
+    parents: dict[str, Parent] = {}
+    for number, line in enumerate(_teacher_lines(layout)):
+        row = orjson.loads(line) if number in kept else {}
+        if not row or row["status"] != "aligned" or not row["valid"] or row["metadata"].get("source") == SOURCE:
+            continue
+        texts = [row[part] for part in ("concept", "requirements_yaml", "vision_yaml")]
+        if any(name in text for name in names if name for text in texts):
+            continue
+        key = hashlib.blake2b(f"{seed}/{row['input_digest']}".encode(), digest_size=16).hexdigest()
+        other = parents.setdefault(key, Parent(row, key))
+        if row["record_id"] < other.row["record_id"]:  # of several answers the same, whatever landed first
+            parents[key] = Parent(row, key)
+    conflicts = int(decisions.conflicts[sorted(kept)].sum()) if kept else 0
+    return Basis(len(kept), conflicts, selection.max_samples, [parents[key] for key in sorted(parents)])
+
+
+def _teacher_lines(layout: Layout) -> Iterator[bytes]:
+    """The normalized lines that were not made here."""
+    with open_buffered(layout.normalized) as file:
+        for line in file:
+            made_here = MADE_BY.encode() in line and orjson.loads(line)["metadata"]
+            if not made_here or (made_here.get("source"), made_here.get("made_by")) != (SOURCE, MADE_BY):
+                yield line
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A conflicts row before its review is written."""
+
+    parents: tuple[Parent, ...]
+    """The one whose concept and vision it has, then the one whose requirements it has, where that is another."""
+    requirements_yaml: str
+    findings: Findings
+
+
+class _Maker:
+    """Makes the rows of both patterns from parents that are still free."""
+
+    def __init__(
+        self, parents: Sequence[Parent], hold_out: HoldOut, budget: TokenBudget, least_score: float, seed: int
+    ) -> None:
+        self._parents, self._hold_out, self._budget, self._seed = parents, hold_out, budget, seed
+        self.least_score = least_score
+        texts = (
+            text
+            for parent in parents
+            for text in (parent.row["concept"], *(entry.description for entry in parent.entries))
+        )
+        self._language = Language(texts)
+        self._used: set[str] = set()
+        self.reasons: dict[tuple[str, str], str] = {}
+        """Why a parent gave no row, by pattern and record id."""
+
+    def rows(self, needed: int) -> list[Row]:
+        """So many rows, half of each pattern as far as both can be made; each parent is used at most once."""
+        # Pairs of mismatches come whole, so that each document of the pair stands once in a mismatch and once by itself.
+        mismatches = list(islice(self._mismatches(), 2 * round(needed / 4)))
+        violations = list(islice(self._violations(), needed - len(mismatches)))
+        # What one pattern lacks, the other makes good.
+        return [*mismatches, *islice(self._mismatches(), needed - len(mismatches) - len(violations)), *violations]
+
+    def _mismatches(self) -> Iterator[Row]:
+        """One product's concept with another's requirements, both as they stand; in pairs."""
+        for position, one in enumerate(self._parents):
+            if one.key in self._used:
+                continue
+            free = (other for other in self._parents[position + 1 :] if other.key not in self._used)
+            other = next((other for other in islice(free, _PARTNERS) if _are_strangers(one, other)), None)
+            if other is None:
+                self._pass_over("scope_mismatch", one, "no requirements of the same shape are about something else")
+                continue
+            pair = [self._written(self._mismatch(*both)) for both in ((one, other), (other, one))]
+            if all(pair):
+                self._used |= {one.key, other.key}
+                yield from (row for row in pair if row)
+
+    def _mismatch(self, concept: Parent, requirements: Parent) -> _Draft:
+        named = {"other": requirements.product} if requirements.names(requirements.product) else {}
+        findings = Findings(
+            pattern="scope_mismatch",
+            product=concept.product,
+            users=concept.users,
+            offending=[entry.id for entry in requirements.entries],
+            phrases=self._phrases(concept, "key_capabilities"),
+            **named,
+        )
+        return _Draft((concept, requirements), requirements.row["requirements_yaml"], findings)
+
+    def _violations(self) -> Iterator[Row]:
+        """One description changed into what the vision excludes; first where the concept states the non-goal itself.
+
+        A changed sentence is never quite as long as the old one, and what products exclude may be said in shorter words
+        than what they do. So of each parent's drafts that one is taken with which the differences from the parents add
+        up to the least: over all rows they cancel out.
+        """
+        total = np.zeros(_LONG_WORD + 2)
+        for parent in sorted(self._parents, key=lambda parent: not self._states_non_goal(parent)):
+            if parent.key in self._used:
+                continue
+            drafts = sorted(self._drafts(parent), key=lambda found: float(((total + found[0]) ** 2).sum()))
+            if not drafts:
+                reason = "no requirement can be changed into a violation of a non-goal and keep its form and length"
+                self._pass_over("violated_non_goal", parent, reason)
+            for drift, draft in drafts[:1]:
+                if row := self._written(draft):
+                    self._used.add(parent.key)
+                    total = total + drift
+                    yield row
+
+    def _drafts(self, parent: Parent) -> Iterator[tuple[Array, _Draft]]:
+        """Every way to change one description into a violation and keep its form, with how its lengths differ."""
+        functional = [entry for entry in parent.entries if entry.section == REQUIREMENT_SECTIONS[0]]
+        tails = sentence_ends(entry.description for entry in functional)
+        for entry, excluded in product(functional, self._non_goals(parent)):
+            for text in rewritten(entry.description, excluded, product=parent.product, tails=tails):
+                document = parent.row["requirements_yaml"]
+                if not _of_one_form(text, entry.description) or not (
+                    changed := with_description(document, entry, text)
+                ):
+                    continue
+                drift = _lengths(text) - _lengths(entry.description)
+                drift[0] *= entry in (functional[0], functional[-1])
+                yield drift, _Draft((parent,), changed, _breach(parent, entry, excluded))
+
+    def _phrases(self, parent: Parent, key: str) -> list[Phrase]:
+        items = as_list(parent.vision.get(key))
+        bare = [item.removeprefix(f"{parent.product} ") if isinstance(item, str) else item for item in items]
+        return [phrase for item in bare if (phrase := self._language.phrase(item, parent.row["concept"]))]
+
+    def _non_goals(self, parent: Parent) -> list[Phrase]:
+        """Those that no requirement seems to serve: they are too close to the product to be a clear violation."""
+        served = [content_words(entry.description) for entry in parent.entries]
+        return [
+            phrase
+            for phrase in self._phrases(parent, "non_goals")
+            if (words := content_words(phrase.text)) and not any(words <= other for other in served)
+        ]
+
+    def _states_non_goal(self, parent: Parent) -> bool:
+        told = content_words(parent.row["concept"])
+        return any(content_words(phrase.text) <= told for phrase in self._non_goals(parent))
+
+    def _written(self, draft: _Draft) -> Row | None:
+        """The row of a draft, if it fulfils all that is asked of it."""
+        concept, vision = draft.parents[0].row["concept"], draft.parents[0].row["vision_yaml"]
+        ids = [parent.row["record_id"] for parent in draft.parents]
+        rng = Random(f"{self._seed}/{draft.findings.pattern}/{'/'.join(ids)}")  # noqa: S311 - seeded on purpose
+        review = write_review(rng, draft.findings)
+        verdict = validate_answer(vision, review)
+        score = score_product_owner(draft.requirements_yaml, vision, review).total
+        texts = {"concept": concept, "requirements_yaml": draft.requirements_yaml}
+        pair = training_row({**texts, "vision_yaml": vision, "review_yaml": review})
+        reason = ""
+        if self._hold_out.find(concept, draft.requirements_yaml):
+            reason = "the row would be nearly the input of an evaluation case"
+        elif not verdict:
+            reason = f"the answer is not valid: {verdict.reason}"
+        elif score < self.least_score:
+            reason = f"the score is under {self.least_score:g}, mostly for the teacher's thin vision"
+        elif self._budget.row_lengths([(pair["prompt"], pair["response"])])[0] > self._budget.max_length:
+            reason = f"the row is longer than {self._budget.max_length:,} tokens"
+        if reason:
+            self._pass_over(draft.findings.pattern, draft.parents[0], reason)
+            return None
+        metadata = {
+            "source": SOURCE,
+            "made_by": MADE_BY,
+            "pattern": draft.findings.pattern,
+            "parents": ids,
+            "seed": self._seed,
+        }
+        answer = {"teacher_product_vision": vision, "teacher_product_owner_review": review}
+        tier = draft.parents[-1].row["tier"]
+        return {**texts, **answer, "score": score, "metadata": metadata, **({"tier": tier} if tier else {})}
+
+    def _pass_over(self, pattern: str, parent: Parent, reason: str) -> None:
+        self.reasons[pattern, parent.row["record_id"]] = reason
+
+
+def _are_strangers(one: Parent, other: Parent) -> bool:
+    """Whether the requirements of one cannot pass for those of the other, and both documents have the same shape."""
+    if one.shape != other.shape or not one.product or not other.product:
+        return False
+    if one.names(other.product) or other.names(one.product):
+        return False
+    return len(one.words & other.words) <= MOST_SHARED_WORDS * len(one.words | other.words)
+
+
+def _breach(parent: Parent, entry: RequirementEntry, excluded: Phrase) -> Findings:
+    """The teacher's own items on what still fits, and the one requirement that does not."""
+    told = read_yaml(parent.row["review_yaml"]).value.get("requirements_alignment")
+    aligned, gaps = (
+        [
+            item
+            for item in as_list(told.get(key) if isinstance(told, dict) else None)
+            if entry.id.upper() not in cited_ids(to_text(item))
+        ]
+        for key in ("aligned", "gaps")
+    )
+    said = {identifier for item in aligned for identifier in cited_ids(to_text(item))}
+    others = [other.id for other in parent.entries if other.id and other.id != entry.id]
+    return Findings(
+        pattern="violated_non_goal",
+        product=parent.product,
+        users=parent.users,
+        offending=[entry.id],
+        phrases=[excluded],
+        aligned=aligned,
+        unsaid=[identifier for identifier in others if identifier.upper() not in said],
+        gaps=gaps,
+    )
+
+
+def _of_one_form(one: str, other: str) -> bool:
+    """Alike in marks, capitals and number of words, nearly alike in length and in the lengths of the words."""
+    forms = [
+        [len(text.split()), sum(map(str.isupper, text)), *(text.count(mark) for mark in ",-'/%()")]
+        for text in (one, other)
+    ]
+    lengths, others = (Counter(map(len, text.split())) for text in (one, other))
+    return (
+        forms[0] == forms[1]
+        and lengths[1] == others[1]
+        and abs(len(one) - len(other)) <= TOLERANCE
+        and (lengths - others).total() <= TOLERANCE
+    )
+
+
+def _lengths(text: str) -> Array:
+    """Characters of a description, twice (the first and last of a document weigh more), and its words of each length."""
+    words = Counter(min(len(word), _LONG_WORD) for word in text.split())
+    return np.array([len(text), len(text), *(words[length] for length in range(1, _LONG_WORD + 1))])

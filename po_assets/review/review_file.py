@@ -1,19 +1,26 @@
-"""The review file: candidates as YAML that a person reads and edits, written and read back.
+"""The review file: answers that a person should look at, written as YAML, corrected in an editor, and taken back.
 
-YAML and not JSON lines, because answers are documents of many lines: in block scalars they stand as they are, without a
-single escape. What the edited file leads to belongs to `corrections`.
+Two kinds stand in it, kept apart to the end. A corrected teacher row lands and replaces the old one; a corrected
+evaluation case changes its reference in the file of cases, never lands, and keeps being held out of training. YAML and
+not JSON lines, because answers are documents of many lines: in block scalars they stand without a single escape.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import orjson
 import yaml
 from upath import UPath
 
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
-from po_assets.review.candidates import Candidate
-from po_assets.storage import atomic_file
+from po_assets.intake.lines import Line, Reason, Rejected
+from po_assets.intake.normalization import REPLACES, normalize, replaced_record
+from po_assets.product_owner.contract import GATE_WORST_SCORE, MIN_SCORE
+from po_assets.review.settings import ReviewSettings
+from po_assets.storage import Layout, atomic_file, digest_of, file_digest, read_manifest, read_rows
 
 _HEADER = """\
 # Answers to look at, the worst first; `why` says what caught the eye.
@@ -22,7 +29,7 @@ _HEADER = """\
 # what it is and is not shown again. Leave everything else as it is; an entry that you delete, or leave unchanged
 # without a verdict, stays what it is and comes back next time. Then
 #
-#     python -m po_assets.review land
+#     po-assets review land
 #
 # checks all entries before it takes any.
 #   teacher_row      lands in incoming/ as a new row that replaces the old one; the row ledger says by which line.
@@ -31,63 +38,247 @@ _HEADER = """\
 """
 RIGHT = "right"
 """The verdict on an answer that needs no correction."""
-_PARTS = ("concept", "requirements", "vision", "review")
+_PARTS = {"concept": "concept", "requirements": "requirements_yaml", "vision": "vision_yaml", "review": "review_yaml"}
+_APPROVED_KEYS = ("candidate", "id", "answer")
+
+Kind = Literal["teacher_row", "evaluation_case"]
+Approved = tuple[str, str, str]
+"""What an answer that a person found right is known by: kind, id and a digest of its text."""
 
 
 @dataclass(frozen=True)
-class Edited:
-    """An entry of the review file as it stands now."""
+class Entry:
+    """A row or case with the answer that may be wrong."""
 
-    kind: str
+    kind: Kind
     identifier: str
-    verdict: str
-    """`RIGHT`, or empty."""
-    status: str
-    """The field of a case; empty where there is none."""
+    """Record id of a row, case id of a case."""
     concept: str
     requirements_yaml: str
     vision_yaml: str
     review_yaml: str
+    status: str = ""
+    verdict: str = ""
+    """`RIGHT`, or empty."""
+    place: str = ""
+    why: tuple[str, ...] = ()
+    weight: float = 0.0
+    """The greater the worse."""
+    student_answer: str = ""
+    """What the student wrote, to compare with; cases only."""
+
+    @property
+    def key(self) -> Approved:
+        """White space does not count, which block scalars do not keep."""
+        return self.kind, self.identifier, digest_of([self.vision_yaml.split(), self.review_yaml.split()])[:16]
 
 
-def write_review_file(path: UPath, candidates: Sequence[Candidate]) -> None:
-    """Write the file in one step."""
-    entries = [_entry(candidate) for candidate in candidates]
+@dataclass(frozen=True)
+class Collected:
+    """The candidates, the worst first; what is not among them is counted for each kind, or said in `notes`."""
+
+    candidates: list[Entry] = field(default_factory=list)
+    more: dict[str, int] = field(default_factory=dict)
+    """Those beyond `max_candidates`."""
+    approved: dict[str, int] = field(default_factory=dict)
+    """Those that a person found right."""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Landed:
+    """What was taken of a review file."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    file: str = ""
+    """The file in the landing folder; empty where no row was corrected."""
+    cases: list[str] = field(default_factory=list)
+    approved: list[Approved] = field(default_factory=list)
+    untouched: int = 0
+    """Unchanged answers without a verdict."""
+    notes: list[str] = field(default_factory=list)
+
+
+def collect(layout: Layout, settings: ReviewSettings, score_tolerance: float) -> Collected:
+    """All candidates, at most `max_candidates` of each kind, without those that a person found right.
+
+    Raises:
+        UserError: the rows are not normalized yet; evaluation cases or approved answers cannot be read.
+    """
+    if not layout.normalized.exists():
+        raise UserError(f"There is no {str(layout.normalized)!r} yet. Materialize normalized_teacher first.")
+    approved, found = read_approved(layout), Collected()
+    kinds: dict[Kind, Iterator[Entry]] = {
+        "teacher_row": _rows(layout, score_tolerance),
+        "evaluation_case": _cases(layout, settings.worst_cases, found.notes),
+    }
+    for kind, entries in kinds.items():
+        everyone = sorted(entries, key=lambda entry: (-entry.weight, entry.identifier))
+        still_open = [entry for entry in everyone if entry.key not in approved]
+        found.candidates.extend(still_open[: settings.max_candidates])
+        found.more[kind] = len(still_open[settings.max_candidates :])
+        found.approved[kind] = len(everyone) - len(still_open)
+    return found
+
+
+def _rows(layout: Layout, tolerance: float) -> Iterator[Entry]:
+    """Rows whose declared score is not the metric's, unless a correction has replaced them."""
+    replaced = {replaced_record(row["metadata"]) for row in read_rows(layout.normalized)}
+    for row in read_rows(layout.normalized):
+        declared, metric = row["declared_score"], row["metric_score"]
+        if declared is None or abs(declared - metric) <= tolerance or row["record_id"] in replaced:
+            continue
+        why = [f"it declares a score of {declared:.3f}, the metric gives {metric:.3f}"]
+        why += [] if row["valid"] else [f"its answer is not valid: {row['invalid_reason']}"]
+        texts = {name: row[name] for name in _PARTS.values()}
+        place, weight = f"{row['file']}:{row['line']}", abs(declared - metric)
+        yield Entry(
+            "teacher_row", row["record_id"], **texts, status=row["status"], place=place, why=tuple(why), weight=weight
+        )
+
+
+def _cases(layout: Layout, worst: int, notes: list[str]) -> Iterator[Entry]:
+    """Cases on which baseline and student disagree about the status, and those with the student's worst answers."""
+    tables = (layout.baseline_answers, layout.student_answers)
+    manifests = [read_manifest(path) if path.exists() else None for path in tables]
+    if None in manifests:
+        notes.append("Evaluation cases were left out: materialize baseline_report and eval_report first.")
+        return
+    if {manifest.inputs.get("eval_cases") for manifest in manifests if manifest} != {file_digest(layout.eval_cases)}:
+        notes.append("Evaluation cases were left out: they have changed since the models answered them.")
+        return
+    baseline, student = ({row["case_id"]: row for row in read_rows(path)} for path in tables)
+    lowest = sorted(student, key=lambda name: (student[name]["total"], name))[:worst]
+    for case in read_eval_cases(layout.eval_cases):
+        name = case.case_id
+        if name not in student or name not in baseline:
+            continue
+        said, before, total = student[name]["status"], baseline[name]["status"], student[name]["total"]
+        why = []
+        if said != before:
+            model = f"the student says {said or 'nothing'}, the base model {before or 'nothing'}"
+            why.append(f"{model}, the case {case.status}")
+        if total < GATE_WORST_SCORE:
+            why.append(f"the student's answer scores {total:.3f}, under {GATE_WORST_SCORE:g}")
+        elif name in lowest:
+            why.append(f"the student's answer scores {total:.3f}, among its {len(lowest)} lowest")
+        if why:
+            yield Entry(
+                "evaluation_case",
+                name,
+                case.concept,
+                case.requirements_yaml,
+                case.reference_vision_yaml,
+                case.reference_review_yaml,
+                status=case.status,
+                place=name,
+                why=tuple(why),
+                weight=1.0 - total + (said != case.status),
+                student_answer=student[name]["text"],
+            )
+
+
+def read_approved(layout: Layout) -> set[Approved]:
+    """All answers that people found right; a line that is deleted from the file brings its answer back.
+
+    Raises:
+        UserError: a line is none of this file's.
+    """
+    path, found = layout.found_right, set()
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        try:
+            record = orjson.loads(line) if line.strip() else None
+            found |= {(str(record["candidate"]), str(record["id"]), str(record["answer"]))} if record else set()
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"Line {number} of {str(path)!r} is {line[:60].decode(errors='replace')!r}, a JSON object with "
+                f"{', '.join(_APPROVED_KEYS)} is expected. Correct it, or delete it: its answer is then shown again."
+            ) from None
+    return found
+
+
+def write_review_file(path: UPath, candidates: Sequence[Entry]) -> None:
+    """Write the candidates, in one step."""
+    entries = []
+    for one in candidates:
+        entry: dict[str, Any] = {"candidate": one.kind, "id": one.identifier, "from": one.place, "why": list(one.why)}
+        entry |= {"verdict": "", "concept": plain(one.concept), "requirements": f"{plain(one.requirements_yaml)}\n"}
+        entry |= {"status": one.status} if one.kind == "evaluation_case" else {}
+        entry |= {"vision": f"{plain(one.vision_yaml)}\n", "review": f"{plain(one.review_yaml)}\n"}
+        entry |= {"student_answer": f"{plain(one.student_answer)}\n"} if one.student_answer else {}
+        entries.append(entry)
+    write_entries(path, _HEADER, entries)
+
+
+def read_review_file(path: UPath) -> list[Entry]:
+    """The entries as they stand now.
+
+    Raises:
+        UserError: there is no such file, it is not YAML, or entries lack a part.
+    """
+    entries = read_entries(path, "Materialize review_candidates first.")
+    faults = [fault for number, entry in enumerate(entries, start=1) for fault in _faults(number, entry)]
+    if faults:
+        raise UserError(f"{str(path)!r} has {len(faults)} fault(s): {'; '.join(faults)}.")
+    return [
+        Entry(
+            kind=entry["candidate"],
+            identifier=str(entry["id"]),
+            **{name: entry[part] for part, name in _PARTS.items()},
+            status=_word(entry.get("status")),
+            verdict=_word(entry.get("verdict")),
+        )
+        for entry in entries
+    ]
+
+
+def _faults(number: int, entry: object) -> list[str]:
+    if not isinstance(entry, dict):
+        return [f"entry {number} must be a mapping, got {str(entry)[:40]!r}"]
+    name = f"entry {number} ({entry.get('id', 'no id')})"
+    faults = [f"{name} must have a {part} that is text" for part in _PARTS if not isinstance(entry.get(part), str)]
+    if entry.get("candidate") not in ("teacher_row", "evaluation_case"):
+        faults.append(f"{name} is a candidate of kind {entry.get('candidate')!r}")
+    if (verdict := _word(entry.get("verdict"))) not in ("", RIGHT):
+        faults.append(f"{name} has the verdict {verdict!r}: write {RIGHT!r}, or leave it empty and correct the answer")
+    return faults if entry.get("id") else [*faults, f"{name} has no id"]
+
+
+def write_entries(path: UPath, header: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """A file of entries for people: texts of several lines as block scalars."""
     texts = [
         yaml.dump([entry], Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=110) for entry in entries
     ]
     body = "\n".join(texts) or "[]\n"
     with atomic_file(path) as file:
-        file.write(f"{_HEADER}\n{body}".encode("utf-8", "backslashreplace"))
+        file.write(f"{header}\n{body}".encode("utf-8", "backslashreplace"))
 
 
-def read_review_file(path: UPath) -> list[Edited]:
-    """The entries as they stand.
+def read_entries(path: UPath, first: str) -> list[Any]:
+    """What a person left of such a file.
 
     Raises:
-        UserError: there is no such file, it is no YAML, or entries lack a part.
+        UserError: there is none (`first` says how to come by one), or it is not a YAML list any more.
     """
     if not path.exists():
-        raise UserError(f"There is no review file {str(path)!r}. Materialize review_candidates first.")
+        raise UserError(f"There is no review file {str(path)!r}. {first}")
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} is no YAML any more: {error}. Mind the indentation of the blocks.") from error
+        raise UserError(f"{str(path)!r} is not YAML any more: {error}. Mind the indentation of the blocks.") from error
     if not isinstance(entries, list):
-        raise UserError(f"{str(path)!r} holds no list of entries any more; each starts with `- candidate:`.")
-    faults = [fault for number, entry in enumerate(entries, start=1) for fault in _faults(number, entry)]
-    if faults:
-        raise UserError(f"{str(path)!r} has {len(faults)} fault(s): {'; '.join(faults)}.")
-    return [
-        Edited(
-            kind=entry["candidate"],
-            identifier=str(entry["id"]),
-            verdict=_word(entry.get("verdict")),
-            status=_word(entry.get("status")),
-            **{name: entry[part] for name, part in zip(_NAMES, _PARTS, strict=True)},
+        raise UserError(
+            f"{str(path)!r} must hold a list of entries, each starting with `-`, got {str(entries)[:40]!r}."
         )
-        for entry in entries
-    ]
+    return entries
+
+
+def put_aside(path: UPath) -> None:
+    """Rename the file after its content, so that the next candidates get a fresh one and no edit is lost."""
+    content = path.read_bytes()
+    with atomic_file(path.parent / f"{path.stem}.landed-{_short_digest(content)}{path.suffix}") as file:
+        file.write(content)
+    path.unlink()
 
 
 def plain(text: str) -> str:
@@ -95,43 +286,215 @@ def plain(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-_NAMES = ("concept", "requirements_yaml", "vision_yaml", "review_yaml")
+def as_landed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The normalized row that this row becomes when it has landed: who pays for an answer, or corrects one, asks first.
+
+    Raises:
+        Rejected: it would be rejected; its detail says why.
+    """
+    try:
+        line = orjson.dumps(row)
+    except TypeError:  # orjson's word for half a surrogate pair
+        raise Rejected(Reason.NOT_UTF8, "it holds half of a character, which no UTF-8 file can hold") from None
+    return normalize(Line("", 1, line, len(line))).row
+
+
+def land_lines(path: UPath, lines: Sequence[bytes]) -> bool:
+    """Make `path` hold exactly these lines, in one step; whether anything had to be written."""
+    content = b"".join(line + b"\n" for line in lines)
+    if path.exists() and path.read_bytes() == content:
+        return False
+    with atomic_file(path) as file:
+        file.write(content)
+    return True
+
+
+def land(layout: Layout, say: Callable[[str], object]) -> int:
+    """The command `po-assets review land`: take the corrections of the review file, and say what became of them.
+
+    Raises:
+        UserError: as `land_corrections`.
+    """
+    landed = land_corrections(layout)
+    if landed.rows:
+        say(
+            f"{len(landed.rows)} corrected rows landed in incoming/{landed.file}; each replaces its old row when the "
+            "graph runs (the sensor starts it)."
+        )
+    if landed.cases:
+        say(
+            f"{len(landed.cases)} evaluation cases ({', '.join(landed.cases)}) changed in "
+            "evaluation/po_eval_cases.jsonl: commit the file. The next evaluation uses them; none is trained on."
+        )
+    if landed.approved:
+        name = layout.found_right.name
+        say(f"{len(landed.approved)} answers were approved and are not shown again (curation/{name}).")
+    if landed.untouched:
+        say(f"{landed.untouched} answers were left as they are.")
+    for note in landed.notes:
+        say(note)
+    return 0
+
+
+def land_corrections(layout: Layout) -> Landed:
+    """Take all corrections of the review file, which is put aside afterwards; nothing unless every one is sound.
+
+    Raises:
+        UserError: the file, or the approved answers, cannot be read; a correction is not sound (every fault is listed).
+    """
+    entries, landed, faults = read_review_file(layout.review_file), Landed(), list[str]()
+    rows = [entry for entry in entries if entry.kind == "teacher_row"]
+    cases = [entry for entry in entries if entry.kind == "evaluation_case"]
+    lines = [orjson.dumps(row) for row in _correct_rows(layout, rows, landed, faults)]
+    changed_cases = _correct_cases(layout, cases, landed, faults)
+    if faults:
+        said = "; ".join(faults)
+        raise UserError(f"{len(faults)} fault(s) in {str(layout.review_file)!r}, nothing was taken: {said}.")
+    if landed.approved:  # first, since it may find its file broken
+        everything = sorted(read_approved(layout) | set(landed.approved))
+        records = [orjson.dumps(dict(zip(_APPROVED_KEYS, known, strict=True))) for known in everything]
+        land_lines(layout.found_right, records)
+    if lines:
+        digest = _short_digest(b"\n".join(lines))
+        landed.file = f"corrections-{digest}.jsonl"
+        land_lines(layout.incoming / landed.file, lines)
+    if landed.cases:
+        land_lines(layout.eval_cases, changed_cases)
+    if lines or landed.cases or landed.approved:
+        put_aside(layout.review_file)
+    return landed
+
+
+def _correct_rows(layout: Layout, entries: Sequence[Entry], landed: Landed, faults: list[str]) -> list[dict[str, Any]]:
+    """The rows that land."""
+    wanted = {entry.identifier for entry in entries}
+    if entries and not layout.normalized.exists():
+        faults.append(f"there is no {str(layout.normalized)!r}: materialize normalized_teacher")
+        return []
+    originals = {row["record_id"]: row for row in read_rows(layout.normalized) if row["record_id"] in wanted}
+    for entry in entries:
+        row = originals.get(entry.identifier)
+        if row is None:
+            faults.append(f"row {entry.identifier} has not landed, or not any more")
+            continue
+        place = f"{row['file']}:{row['line']}"
+        faults += _changed_input(entry, row, place)
+        if _same_answer(entry, row["vision_yaml"], row["review_yaml"]):
+            _leave(entry, landed)
+            continue
+        faults += _right_and_changed(entry, place)
+        metadata = row["metadata"] | {REPLACES: entry.identifier, "corrected_from": place}
+        corrected = {key: row[key] for key in ("concept_id", "tier") if row[key]} | _asked_and_answered(entry, row)
+        corrected |= {"score": None, "metadata": metadata}
+        try:
+            score = _readable(corrected)["metric_score"]
+        except Rejected as rejected:
+            faults.append(f"the corrected answer to {place} is not valid: {rejected.detail}")
+            continue
+        if score < MIN_SCORE:
+            landed.notes.append(
+                f"The corrected answer to {place} scores {score:.3f}: with a min_score of {MIN_SCORE:g} it is left "
+                "out of training, and so is the old one."
+            )
+        landed.rows.append(corrected | {"score": score})
+    return landed.rows
+
+
+def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed, faults: list[str]) -> list[bytes]:
+    """The lines of the evaluation cases with the corrections, all others to the byte."""
+    if not entries:
+        return []
+    try:
+        read_eval_cases(layout.eval_cases)
+    except UserError as error:
+        faults.append(str(error).removesuffix("."))
+        return []
+    waiting = {entry.identifier: entry for entry in entries}
+    lines = layout.eval_cases.read_bytes().splitlines()
+    for number, line in enumerate(lines):
+        case = orjson.loads(line)
+        entry = waiting.pop(case["case_id"], None)
+        if entry is None:
+            continue
+        name = f"case {entry.identifier}"
+        faults += _changed_input(entry, case, name)
+        same = _same_answer(entry, case["reference_vision_yaml"], case["reference_review_yaml"])
+        if same and entry.status in ("", case["status"]):
+            _leave(entry, landed)
+            continue
+        faults += _right_and_changed(entry, name)
+        try:
+            status = _readable(_asked_and_answered(entry, case))["status"]
+        except Rejected as rejected:
+            faults.append(f"the corrected reference of {name} is not valid: {rejected.detail}")
+            continue
+        if entry.status not in ("", status):
+            faults.append(
+                f"the corrected reference of {name} is not valid: its REVIEW says status {status!r}, the entry's own "
+                f"field `status` says {entry.status!r}; set `status: {status}` in the entry, or correct the REVIEW"
+            )
+        reference = {
+            "reference_vision_yaml": entry.vision_yaml.strip(),
+            "reference_review_yaml": entry.review_yaml.strip(),
+        }
+        lines[number] = orjson.dumps(case | reference | {"status": status})
+        landed.cases.append(entry.identifier)
+    faults += [f"there is no case {name}" for name in waiting]
+    return lines
+
+
+def _changed_input(entry: Entry, original: Mapping[str, Any], name: str) -> list[str]:
+    return [
+        f"the {part} of {name} was changed; only answers are corrected here"
+        for part in ("concept", "requirements")
+        if getattr(entry, _PARTS[part]).split() != original[_PARTS[part]].split()
+    ]
+
+
+def _same_answer(entry: Entry, vision: str, review: str) -> bool:
+    return (plain(entry.vision_yaml), plain(entry.review_yaml)) == (plain(vision), plain(review))
+
+
+def _leave(entry: Entry, landed: Landed) -> None:
+    """An answer that nobody changed: found right, or not looked at."""
+    if entry.verdict == RIGHT:
+        landed.approved.append(entry.key)
+    else:
+        landed.untouched += 1
+
+
+def _right_and_changed(entry: Entry, name: str) -> list[str]:
+    fault = f"the answer of {name} was changed, and its verdict is {RIGHT!r}: undo the change, or leave `verdict` empty"
+    return [fault] if entry.verdict == RIGHT else []
+
+
+def _asked_and_answered(entry: Entry, original: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "concept": original["concept"],
+        "requirements_yaml": original["requirements_yaml"],
+        "teacher_product_vision": entry.vision_yaml.strip(),
+        "teacher_product_owner_review": entry.review_yaml.strip(),
+    }
+
+
+def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as it will be read.
+
+    Raises:
+        Rejected: it would be rejected, and the row that it replaces trained on as before; or its answer is not valid.
+    """
+    normalized = as_landed(row)
+    if not normalized["valid"]:
+        raise Rejected(Reason.SCHEMA, normalized["invalid_reason"])
+    return normalized
 
 
 def _word(value: object) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def _entry(candidate: Candidate) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "candidate": candidate.kind,
-        "id": candidate.identifier,
-        "from": candidate.place,
-        "why": list(candidate.why),
-        "verdict": "",
-        "concept": plain(candidate.concept),
-        "requirements": plain(candidate.requirements_yaml) + "\n",
-    }
-    if candidate.kind == "evaluation_case":
-        entry["status"] = candidate.status
-    entry |= {"vision": plain(candidate.vision_yaml) + "\n", "review": plain(candidate.review_yaml) + "\n"}
-    if candidate.student_answer:
-        entry["student_answer"] = plain(candidate.student_answer) + "\n"
-    return entry
-
-
-def _faults(number: int, entry: object) -> list[str]:
-    if not isinstance(entry, dict):
-        return [f"entry {number} is no mapping"]
-    name = f"entry {number} ({entry.get('id', 'no id')})"
-    faults = [f"{name} has no {part} that is text" for part in _PARTS if not isinstance(entry.get(part), str)]
-    if entry.get("candidate") not in ("teacher_row", "evaluation_case"):
-        faults.append(f"{name} is a candidate of kind {entry.get('candidate')!r}")
-    if (verdict := _word(entry.get("verdict"))) not in ("", RIGHT):
-        faults.append(f"{name} has the verdict {verdict!r}: write {RIGHT!r}, or leave it empty and correct the answer")
-    if not entry.get("id"):
-        faults.append(f"{name} has no id")
-    return faults
+def _short_digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=5).hexdigest()
 
 
 class _BlockDumper(yaml.SafeDumper):

@@ -15,7 +15,7 @@ from upath import UPath
 
 from po_assets.intake.lines import Rejected
 from po_assets.product_owner import ParsedAnswer, parse_answer, score_product_owner, validate_answer
-from po_assets.review.landing import as_landed
+from po_assets.review.review_file import as_landed
 from po_assets.teacher.journal import Attempt
 from po_assets.teacher.settings import TeacherLLM
 

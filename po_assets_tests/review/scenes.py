@@ -15,7 +15,7 @@ from po_assets.intake.landing import list_landing, snapshot, sources_record
 from po_assets.intake.pipeline import normalize_snapshot
 from po_assets.product_owner import read_yaml
 from po_assets.review.conflicts import Synthesis, make_conflicts
-from po_assets.review.policy import CurationPolicy
+from po_assets.review.settings import ReviewSettings
 from po_assets.sample_data import generate_rows
 from po_assets.storage import Layout, read_rows
 from po_assets_tests.dataset.tables import WORD_COUNT
@@ -56,7 +56,7 @@ def close(layout: Layout, policy: SelectionSettings = UNLIMITED) -> list[dict[st
 
 def synthesis(layout: Layout, selection: SelectionSettings = UNLIMITED, **settings: Any) -> Synthesis:
     """What the asset does."""
-    return make_conflicts(layout, CurationPolicy(**settings), selection, WORD_COUNT)
+    return make_conflicts(layout, ReviewSettings(**settings), selection, WORD_COUNT)
 
 
 def teacher_rows(count: int, seed: int = 7) -> list[dict[str, Any]]:

@@ -8,14 +8,15 @@ import dagster as dg
 import pytest
 
 from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.definitions import defs
 from po_assets.model import BaseModel
 from po_assets.review.assets import review_candidates, synthetic_conflicts
-from po_assets.review.checks import curation_checks
-from po_assets.review.conflicts import audit_table, landed_path
-from po_assets.review.corrections import land_corrections
-from po_assets.review.policy import CurationPolicy
+from po_assets.review.checks import conflicts_checks, made_rows, synthetic_conflicts_checks
+from po_assets.review.conflicts import landed_path
+from po_assets.review.review_file import land_corrections
+from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, read_manifest, read_rows
 from po_assets_tests.model.tiny_model import make_tiny_model
 from po_assets_tests.review.scenes import land, take_in, teacher_rows
@@ -35,14 +36,14 @@ def layout(tmp_path: Path) -> Layout:
 def run(layout: Layout, tokenizer: Path, *selection: str, **settings: Any) -> Any:
     artifacts = Artifacts(root=str(layout.root))
     return dg.materialize(
-        [synthetic_conflicts, review_candidates, *curation_checks],
+        [synthetic_conflicts, review_candidates, synthetic_conflicts_checks],
         selection=dg.AssetSelection.assets(*selection),
         resources={
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "base_model": BaseModel(base_model=str(tokenizer), max_length=8000),
             "selection": SelectionSettings(),
-            "curation": CurationPolicy(**settings),
+            "curation": ReviewSettings(**settings),
         },
         raise_on_error=False,
     )
@@ -66,11 +67,9 @@ def test_conflicts_are_made_audited_and_landed(layout: Layout, tokenizer: Path) 
     assert {name: check.passed for name, check in said.items()} == {
         "share_reached": True,
         "rows_are_sound": True,
-        "form_is_not_telling": True,
+        "style_leakage": True,
     }
-    assert (
-        0 <= said["form_is_not_telling"].metadata["auc"].value < said["form_is_not_telling"].metadata["auc_limit"].value
-    )
+    assert 0 <= said["style_leakage"].metadata["auc"].value < said["style_leakage"].metadata["auc_limit"].value
     assert said["share_reached"].metadata["made"].value == needed
     manifest = read_manifest(layout.synthetic_conflicts)
     assert manifest is not None
@@ -86,14 +85,14 @@ def test_a_row_that_was_changed_by_hand_fails_the_audit(layout: Layout, tokenize
     layout.synthetic_conflicts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     artifacts = Artifacts(root=str(layout.root))
     result = dg.materialize(
-        [synthetic_conflicts, *curation_checks],
+        [synthetic_conflicts, synthetic_conflicts_checks],
         selection=dg.AssetSelection.checks_for_assets(synthetic_conflicts),
         resources={
             "artifacts": artifacts,
             "selection": SelectionSettings(),
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "base_model": BaseModel(),
-            "curation": CurationPolicy(),
+            "curation": ReviewSettings(),
         },
         raise_on_error=False,
     )
@@ -103,7 +102,9 @@ def test_a_row_that_was_changed_by_hand_fails_the_audit(layout: Layout, tokenize
     assert (
         check.metadata["rows"].value.records[0].data["fault"].startswith("it is not valid: the REVIEW has no summary")
     )
-    fault = str(audit_table(layout, 0.8)["rows_are_sound"].rows[0]["fault"])
+    hold_out, record = HoldOut([], 0.8), {"least_score": 0.82}
+    audited = conflicts_checks.verdicts(made_rows(layout, rows, record, hold_out), {"rows_are_sound"})
+    fault = str(audited["rows_are_sound"].rows[0]["fault"])
     for part in ("it is not valid", "it scores", "it declares 0.99", "its status is not conflicts", "gone"):
         assert part in fault
 
@@ -126,7 +127,7 @@ def test_candidates_are_written_and_edits_are_never_overwritten(layout: Layout, 
     (event,) = result.asset_materializations_for_node("review_candidates")
     assert (event.metadata["teacher_rows"].value, event.metadata["evaluation_cases"].value) == (1, 0)
     assert "materialize baseline_report and eval_report first" in event.metadata["left_out"].value
-    right = ("teacher_rows_found_right", "evaluation_cases_found_right")
+    right = ("teacher_rows_approved", "evaluation_cases_approved")
     assert [event.metadata[name].value for name in right] == [0, 0]
     (row,) = read_rows(layout.review_candidates)
     assert (row["kind"], row["place"]) == ("teacher_row", "teacher.jsonl:1")
@@ -138,16 +139,16 @@ def test_candidates_are_written_and_edits_are_never_overwritten(layout: Layout, 
     assert layout.review_file.read_text().endswith("# mine\n")
 
 
-def test_answers_found_right_are_counted_where_candidates_are_shown(layout: Layout, tokenizer: Path) -> None:
+def test_approved_answers_are_counted_where_candidates_are_shown(layout: Layout, tokenizer: Path) -> None:
     """None disappears without a number."""
     run(layout, tokenizer, "review_candidates")
     layout.review_file.write_text(layout.review_file.read_text().replace("verdict: ''", "verdict: right"))
     land_corrections(layout)
     (event,) = run(layout, tokenizer, "review_candidates").asset_materializations_for_node("review_candidates")
-    assert (event.metadata["teacher_rows"].value, event.metadata["teacher_rows_found_right"].value) == (0, 1)
+    assert (event.metadata["teacher_rows"].value, event.metadata["teacher_rows_approved"].value) == (0, 1)
     manifest = read_manifest(layout.review_candidates)
     assert manifest is not None
-    assert manifest.inputs["found_right"]
+    assert manifest.inputs["approved_answers"]
 
 
 def test_without_normalized_rows_the_asset_to_materialize_is_named(tmp_path: Path, tokenizer: Path) -> None:
@@ -155,7 +156,7 @@ def test_without_normalized_rows_the_asset_to_materialize_is_named(tmp_path: Pat
     layout = land(tmp_path)
     (event,) = run(layout, tokenizer, "review_candidates").get_step_failure_events()
     said = event.step_failure_data.user_failure_data.description
-    assert said.startswith("The candidates cannot be collected: there is no ")
+    assert said.startswith("There is no ")
     assert said.endswith("po_teacher_normalized.jsonl' yet. Materialize normalized_teacher first.")
     assert not layout.review_file.exists()
 

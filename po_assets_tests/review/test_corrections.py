@@ -12,17 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from po_assets.dag import stage_frames
-from po_assets.dataset.cases import read_eval_cases
+from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.evaluation.answers import Answer
-from po_assets.evaluation.cases import EvaluationCase
 from po_assets.evaluation.scoring import score_answer
 from po_assets.product_owner import STATUSES, format_answer, read_status, score_product_owner
-from po_assets.review.__main__ import main
-from po_assets.review.candidates import Collected, collect
-from po_assets.review.corrections import land_corrections
-from po_assets.review.policy import CurationPolicy
-from po_assets.review.review_file import read_review_file, write_review_file
+from po_assets.review import review_file
+from po_assets.review.review_file import Collected, collect, land_corrections, read_review_file, write_review_file
+from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, file_digest, read_rows
 from po_assets_tests.review.scenes import close, land, take_in, teacher_rows
 
@@ -35,7 +32,7 @@ def answered(layout: Layout, name: str, texts: dict[str, str]) -> None:
     for case in read_eval_cases(layout.eval_cases):
         reference = format_answer(case.reference_vision_yaml, case.reference_review_yaml)
         answer = Answer(case.case_id, texts.get(case.case_id, reference), "stop", tokens=300, seconds=1.0)
-        scored = score_answer(EvaluationCase(**asdict(case)), answer, model=name, model_digest="m", decoding="d")
+        scored = score_answer(EvalCase(**asdict(case)), answer, model=name, model_digest="m", decoding="d")
         rows.append(asdict(scored))
     path = layout.baseline_answers if name == "baseline" else layout.student_answers
     table = stage_frames(path, [pd.DataFrame(rows)])
@@ -59,7 +56,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def collected(layout: Layout, **settings: Any) -> Collected:
-    found = collect(layout, CurationPolicy(**settings), 0.005)
+    found = collect(layout, ReviewSettings(**settings), 0.005)
     write_review_file(layout.review_file, found.candidates)
     return found
 
@@ -111,20 +108,21 @@ def test_the_review_file_shows_documents_as_they_are(layout: Layout) -> None:
     """Block scalars without escapes, and the way to land them in the first lines; it reads back to the same."""
     candidates = collected(layout).candidates
     text = layout.review_file.read_text()
-    assert "python -m po_assets.review land" in text.split("- candidate")[0]
+    assert "po-assets review land" in text.split("- candidate")[0]
     assert "  review: |\n    status: " in text
     assert "\\n" not in text
     for one, entry in zip(candidates, read_review_file(layout.review_file), strict=True):
         assert (entry.vision_yaml.strip(), entry.review_yaml.strip()) == (one.vision_yaml, one.review_yaml)
 
 
-def test_a_corrected_row_lands_and_replaces_the_old_one(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corrected_row_lands_and_replaces_the_old_one(layout: Layout) -> None:
     """By the command; the score is the metric's, and the graph takes the rest from there."""
     one, other = collected(layout).candidates
     review = one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n"
     edit(layout, one.identifier, review=review)
-    assert main(["land", "--root", str(layout.root)]) == 0
-    said = capsys.readouterr().out
+    told: list[str] = []
+    assert review_file.land(layout, told.append) == 0
+    said = "\n".join(told)
     assert "1 corrected rows landed in incoming/corrections-" in said
     assert "1 answers were left as they are." in said
     (landed,) = layout.incoming.glob("corrections-*.jsonl")
@@ -137,7 +135,7 @@ def test_a_corrected_row_lands_and_replaces_the_old_one(layout: Layout, capsys: 
     assert ledger[one.place]["detail"] == f"replaced by {landed.name}:1"
     assert ledger[f"{landed.name}:1"]["outcome"] == "kept"
     assert BETTER in layout.supervised.read_text()
-    assert [left.identifier for left in collect(layout, CurationPolicy(), 0.005).candidates] == [other.identifier]
+    assert [left.identifier for left in collect(layout, ReviewSettings(), 0.005).candidates] == [other.identifier]
 
 
 def test_a_corrected_case_changes_the_evaluation_and_nothing_else(layout: Layout) -> None:
@@ -220,23 +218,22 @@ def test_landing_puts_the_file_aside_and_does_not_land_twice(layout: Layout) -> 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("- candidate: [", "is no YAML any more"),
-        ("just text", "holds no list of entries"),
+        ("- candidate: [", "is not YAML any more"),
+        ("just text", "must hold a list of entries"),
         (
             "- candidate: teacher_row\n  id: x\n  concept: 3\n",
-            "no concept that is text; entry 1 (x) has no requirements",
+            "must have a concept that is text; entry 1 (x) must have a requirements that is text",
         ),
         ("- candidate: other\n  concept: a\n  requirements: a\n  vision: a\n  review: a\n", "of kind 'other'"),
     ],
 )
-def test_a_broken_review_file_is_named_with_its_faults(
-    layout: Layout, text: str, reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On standard error, with a failing exit status."""
+def test_a_broken_review_file_is_named_with_its_faults(layout: Layout, text: str, reason: str) -> None:
+    """In one sentence or two; nothing lands."""
     collected(layout)
     layout.review_file.write_text(text)
-    assert main(["land", "--root", str(layout.root)]) == 1
-    assert reason in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError) as error:
+        land_corrections(layout)
+    assert reason in " ".join(str(error.value).split())
     assert not [row for row in read_rows(layout.normalized) if "replaces" in row["metadata"]]
 
 
@@ -318,49 +315,49 @@ def test_a_reference_that_does_not_parse_is_one_fault(layout: Layout) -> None:
         land_corrections(layout)
 
 
-def test_a_blank_line_among_the_cases_is_named_with_file_and_line(
-    layout: Layout, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_blank_line_among_the_cases_is_named_with_file_and_line(layout: Layout) -> None:
     """And nothing is taken, since the file cannot be used."""
     case_id = disagreeing(layout)
     one = collected(layout).candidates[0]
     edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
     edit(layout, case_id, status="needs_adjustment")
     layout.eval_cases.write_text("\n" + layout.eval_cases.read_text())
-    assert main(["land", "--root", str(layout.root)]) == 1
-    said = capsys.readouterr().err
+    with pytest.raises(UserError) as error:
+        land_corrections(layout)
+    said = str(error.value)
     assert f"The evaluation cases {str(layout.eval_cases)!r} have 1 fault: line 1: it is no JSON" in said
-    assert said.endswith("materialize eval_cases again.\n")
+    assert said.endswith("materialize eval_cases again.")
     assert not list(layout.incoming.glob("corrections-*"))
 
 
-def test_landing_without_normalized_rows_names_the_asset(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+def test_landing_without_normalized_rows_names_the_asset(layout: Layout) -> None:
     """Someone cleaned up in between."""
     one = collected(layout).candidates[0]
     edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
     layout.normalized.unlink()
-    assert main(["land", "--root", str(layout.root)]) == 1
-    assert "po_teacher_normalized.jsonl': materialize normalized_teacher." in capsys.readouterr().err
+    with pytest.raises(UserError, match="po_teacher_normalized.jsonl': materialize normalized_teacher."):
+        land_corrections(layout)
 
 
-def test_an_answer_found_right_makes_room_for_the_next(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_approved_answer_makes_room_for_the_next(layout: Layout) -> None:
     """It stays what it is, is counted, and comes back when its line is deleted."""
     one = collected(layout, max_candidates=1).candidates[0]
     edit(layout, one.identifier, verdict="right")
-    assert main(["land", "--root", str(layout.root)]) == 0
-    said = "1 answers were found right and are not shown again (curation/po_found_right.jsonl).\n"
-    assert capsys.readouterr().out == said
+    told: list[str] = []
+    assert review_file.land(layout, told.append) == 0
+    said = "1 answers were approved and are not shown again (curation/po_found_right.jsonl)."
+    assert told == [said]
     assert not layout.review_file.exists()
     assert not list(layout.incoming.glob("corrections-*"))
     found = collected(layout, max_candidates=1)
     (other,) = found.candidates
     assert other.identifier != one.identifier
-    assert (found.more["teacher_row"], found.found_right) == (0, {"teacher_row": 1, "evaluation_case": 0})
+    assert (found.more["teacher_row"], found.approved) == (0, {"teacher_row": 1, "evaluation_case": 0})
 
     edit(layout, other.identifier, verdict="right")
     land_corrections(layout)
     found = collected(layout)
-    assert (found.candidates, found.found_right["teacher_row"]) == ([], 2)
+    assert (found.candidates, found.approved["teacher_row"]) == ([], 2)
     remembered = layout.review_file.with_name("po_found_right.jsonl")
     lines = remembered.read_text().splitlines()
     remembered.write_text("\n" + "".join(f"{line}\n" for line in lines if one.identifier not in line))

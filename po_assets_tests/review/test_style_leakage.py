@@ -7,10 +7,10 @@ from random import Random
 import numpy as np
 import pytest
 
+from po_assets.dataset.holdout import HoldOut
 from po_assets.product_owner import read_yaml, requirement_entries
-from po_assets.review import patterns
-from po_assets.review.form import Prompt, how_telling, skeleton
-from po_assets.review.verdicts import form_is_not_telling, form_prompts
+from po_assets.review import conflicts
+from po_assets.review.checks import MadeRows, StylePrompt, skeleton, style_leak, style_leakage, style_prompts
 from po_assets.storage import Layout, read_rows
 from po_assets_tests.review.scenes import land, synthesis, take_in, teacher_rows
 
@@ -21,13 +21,13 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 @pytest.fixture(scope="module")
-def prompts(layout: Layout) -> list[Prompt]:
-    rows = synthesis(layout, target_conflicts_share=0.1).made.rows
+def prompts(layout: Layout) -> list[StylePrompt]:
+    rows = synthesis(layout, target_conflicts_share=0.1).rows
     assert len(rows) > 130
-    return form_prompts(rows, {row["record_id"]: row for row in read_rows(layout.normalized)})
+    return style_prompts(rows, {row["record_id"]: row for row in read_rows(layout.normalized)})
 
 
-def changed(prompts: list[Prompt], change: Callable[[str], str]) -> list[Prompt]:
+def changed(prompts: list[StylePrompt], change: Callable[[str], str]) -> list[StylePrompt]:
     """The conflicts prompts with another form."""
     return [
         replace(prompt, requirements_yaml=change(prompt.requirements_yaml)) if prompt.conflicts else prompt
@@ -36,9 +36,9 @@ def changed(prompts: list[Prompt], change: Callable[[str], str]) -> list[Prompt]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_form_does_not_tell_made_rows_from_their_parents(prompts: list[Prompt], seed: int) -> None:
+def test_form_does_not_tell_made_rows_from_their_parents(prompts: list[StylePrompt], seed: int) -> None:
     """Over 130 rows of both patterns, against the rows they were made from, in three partitions into folds."""
-    found = how_telling(prompts, seed)
+    found = style_leak(prompts, seed)
     assert found is not None
     assert found.p_value > 0.05, found
     assert found.auc < 0.55
@@ -47,9 +47,10 @@ def test_form_does_not_tell_made_rows_from_their_parents(prompts: list[Prompt], 
 @pytest.mark.parametrize("pattern", ["scope_mismatch", "violated_non_goal"])
 def test_neither_pattern_is_told_by_its_form(layout: Layout, pattern: str) -> None:
     """What one pattern gave away must not be hidden by the other."""
-    rows = synthesis(layout, target_conflicts_share=0.1).made.rows
+    rows = synthesis(layout, target_conflicts_share=0.1).rows
     parents = {row["record_id"]: row for row in read_rows(layout.normalized)}
-    verdict = form_is_not_telling([row for row in rows if row["metadata"]["pattern"] == pattern], parents)
+    chosen = [row for row in rows if row["metadata"]["pattern"] == pattern]
+    verdict = style_leakage(MadeRows(chosen, {}, parents, HoldOut([], 0.8)))
     assert verdict.passed, verdict.summary
     assert verdict.numbers["p_value"] > 0.05
 
@@ -81,50 +82,50 @@ def quoted_title(document: str) -> str:
 
 
 @pytest.mark.parametrize("leak", [one_requirement_more, full_stop, ids_swapped, shorter, quoted_title])
-def test_a_leak_in_the_form_is_found(prompts: list[Prompt], leak: Callable[[str], str]) -> None:
+def test_a_leak_in_the_form_is_found(prompts: list[StylePrompt], leak: Callable[[str], str]) -> None:
     """One more entry, a full stop, the order of ids, a shorter sentence, a YAML style: each is enough."""
-    found = how_telling(changed(prompts, leak))
+    found = style_leak(changed(prompts, leak))
     assert found is not None
     assert found.tells, found
     assert found.auc > found.limit
 
 
 def test_rewriting_without_regard_to_form_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The very same pattern, but with any wording that comes first: that is what the care in `patterns` is for."""
-    monkeypatch.setattr(patterns, "_of_one_form", lambda _one, _other: True)
-    monkeypatch.setattr(patterns, "_drift", lambda _text, _old: [])
+    """The very same pattern, but with any wording that comes first: that is what the care in `conflicts` is for."""
+    monkeypatch.setattr(conflicts, "_of_one_form", lambda _one, _other: True)
+    monkeypatch.setattr(conflicts, "_lengths", lambda _text: np.zeros(17))
     found = synthesis(layout, target_conflicts_share=0.1)
-    verdict = found.verdicts["form_is_not_telling"]
+    verdict = found.verdicts["style_leakage"]
     assert not verdict.passed, verdict.summary
-    assert found.landed == "Nothing was landed: form_is_not_telling failed."
+    assert found.landed == "Nothing was landed: style_leakage failed."
 
 
-def test_words_are_not_seen(prompts: list[Prompt]) -> None:
+def test_words_are_not_seen(prompts: list[StylePrompt]) -> None:
     """Another word of the same length in every conflicts prompt is content, and changes nothing."""
-    assert how_telling(changed(prompts, lambda text: text.replace("can", "may"))) == how_telling(prompts)
+    assert style_leak(changed(prompts, lambda text: text.replace("can", "may"))) == style_leak(prompts)
     assert skeleton("Démo-Wörter: 12 can") == "xxxx-xxxxxx: 99 xxx"
 
 
 def test_too_few_rows_are_not_judged() -> None:
     """Four pairs say nothing; the verdict says so."""
     pairs = [
-        Prompt("A concept", f"title: Number {group}\n", group, conflicts)
+        StylePrompt("A concept", f"title: Number {group}\n", group, conflicts)
         for group in range(4)
         for conflicts in (True, False)
     ]
-    assert how_telling(pairs) is None
-    verdict = form_is_not_telling([], {})
+    assert style_leak(pairs) is None
+    verdict = style_leakage(MadeRows([], {}, {}, HoldOut([], 0.8)))
     assert verdict.passed
     assert "too few to tell" in verdict.summary
 
 
-def test_shuffled_labels_are_called_telling_as_often_as_the_significance_says(prompts: list[Prompt]) -> None:
+def test_shuffled_labels_are_called_telling_as_often_as_the_significance_says(prompts: list[StylePrompt]) -> None:
     """With labels exchanged at random inside the groups, p-values are spread evenly: about half lie below 0.5."""
     rng, below = Random(0), 0
     for _ in range(40):
         flipped = {prompt.group: rng.random() < 0.5 for prompt in prompts}
         mixed = [replace(prompt, conflicts=prompt.conflicts ^ flipped[prompt.group]) for prompt in prompts]
-        found = how_telling(mixed, permutations=200)
+        found = style_leak(mixed, permutations=200)
         assert found is not None
         below += found.p_value < 0.5
     assert 10 <= below <= 30
@@ -137,14 +138,14 @@ def test_rows_of_common_parents_are_of_one_group() -> None:
         for parents in ("ab", "cd", "e", "bc")
     ]
     texts = {name: {"concept": name, "requirements_yaml": ""} for name in "abcde"}
-    groups = {prompt.concept: prompt.group for prompt in form_prompts(rows, texts) if not prompt.conflicts}
+    groups = {prompt.concept: prompt.group for prompt in style_prompts(rows, texts) if not prompt.conflicts}
     assert len({groups[name] for name in "abcd"}) == 1
     assert groups["e"] != groups["a"]
-    made = [prompt.group for prompt in form_prompts(rows, texts) if prompt.conflicts]
+    made = [prompt.group for prompt in style_prompts(rows, texts) if prompt.conflicts]
     assert np.unique(made).size == 2
 
 
-def test_the_documents_of_the_leaks_are_still_documents(prompts: list[Prompt]) -> None:
+def test_the_documents_of_the_leaks_are_still_documents(prompts: list[StylePrompt]) -> None:
     """The leaks change form only as far as they say."""
     document = prompts[0].requirements_yaml
     for leak in (one_requirement_more, full_stop, ids_swapped, shorter, quoted_title):

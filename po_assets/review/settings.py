@@ -1,21 +1,21 @@
-"""The settings of curation, as the resource `curation`: how many conflicts rows are wanted, how much people look at."""
+"""The settings of the resource `curation`: how many conflicts rows are wanted, how much people look at."""
 
-import dagster as dg
-from pydantic import ConfigDict, Field
+from typing import ClassVar
 
-LEAST_TARGET = 0.025
-MOST_TARGET = 0.10
+from pydantic import Field
+
+from po_assets.dag import Settings
 
 
-class CurationPolicy(dg.ConfigurableResource):  # type: ignore[type-arg]
+class ReviewSettings(Settings):
     """How conflicts rows are made, and which rows and cases are laid before a person."""
 
-    model_config = ConfigDict(extra="forbid")  # a misspelt setting must not pass for a setting
+    noun: ClassVar[str] = "the curation"
 
     target_conflicts_share: float = Field(
         default=0.08,
-        ge=LEAST_TARGET,
-        le=MOST_TARGET,
+        ge=0.025,
+        le=0.10,
         description="Share of conflicts rows among the training rows that synthetic_conflicts fills up to, from 0.025 "
         "(the least that training accepts) to 0.10.",
     )
