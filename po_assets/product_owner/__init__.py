@@ -28,18 +28,20 @@ from po_assets.product_owner.documents import (
     written_value,
 )
 from po_assets.product_owner.metric import METRIC_VERSION, ProductOwnerScore, score_product_owner
+from po_assets.product_owner.prompt_parts import PROMPT_FORM, split_prompt
 from po_assets.product_owner.prompts import (
     PROMPT_VERSION,
     TEACHER_INSTRUCTIONS,
     TEACHER_PROMPT_VERSION,
     PromptParts,
     build_prompt,
-    split_prompt,
+    consumer_messages,
     teacher_messages,
 )
 
 __all__ = [
     "METRIC_VERSION",
+    "PROMPT_FORM",
     "PROMPT_VERSION",
     "STATUSES",
     "STATUS_ALIASES",
@@ -55,6 +57,7 @@ __all__ = [
     "canonical_status",
     "cited_ids",
     "column_document",
+    "consumer_messages",
     "format_answer",
     "parse_answer",
     "read_status",

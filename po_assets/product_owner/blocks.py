@@ -95,16 +95,15 @@ def label_in(info: str) -> str:
 
 
 def without_outer_fence(text: str) -> str:
-    """The text without a fence around all of it; fences inside stay."""
-    lines = lines_of(text.strip())
-    while len(lines) > 1:
-        blocks = fenced_blocks(lines, most_indent=0)
-        if not (
-            len(blocks) == 1 and blocks[0].text is not None and (blocks[0].start, blocks[0].end) == (0, len(lines))
-        ):
+    """The text without surrounding white space and without a fence around all of it; fences inside stay."""
+    text = text.strip()
+    while text.startswith(("```", "~~~")):
+        lines = lines_of(text)
+        block = fenced_blocks(lines, most_indent=0)[:1]
+        if not block or block[0].text is None or block[0].end < len(lines):
             break
-        lines = lines_of(blocks[0].text.strip())
-    return "\n".join(lines)
+        text = block[0].text.strip()
+    return text
 
 
 def strip_reasoning(text: str) -> tuple[str, bool]:

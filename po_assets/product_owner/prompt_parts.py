@@ -1,0 +1,275 @@
+"""Taking a prompt apart: the exact inverse of `prompts.build_prompt`, and as far as can be the prompts of others.
+
+Other prompts name their sections: CONCEPT, REQUIREMENTS, VISION and EXISTING_VISION, in any order and case, as
+`CONCEPT:`, `## Concept`, `**Concept:**` or as fenced blocks with these labels. Where a section comes several times (an
+example before the task), the last one counts. Closing instructions are no part of a document. What was left out, or had
+to be decided, is noted; what is not found is None, never guessed.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from po_assets.product_owner.blocks import Block, fenced_blocks, label_in, lines_of
+from po_assets.product_owner.contract import CONCEPT, EXISTING_VISION, REQUIREMENTS, REVIEW, VISION, VISION_KEYS
+from po_assets.product_owner.documents import read_yaml
+from po_assets.product_owner.prompts import PromptParts, own_parts
+
+PROMPT_FORM = (
+    "CONCEPT: and REQUIREMENTS:, each at the start of a line (or as headings `## Concept`, in bold, or as blocks "
+    "fenced as ```yaml REQUIREMENTS)"
+)
+"""How a prompt must name its parts, for messages about one that does not."""
+
+_HEADING = re.compile(
+    r"(?P<mark>[ \t]{0,3}(?:#{1,6}[ \t]+)?(?:[0-9]{1,2}[.)][ \t]+)?(?:\*\*|__)?)"
+    r"(?P<name>(?:PRODUCT[ _-])?(?:CONCEPT|(?:(?P<old>EXISTING|CURRENT|PREVIOUS)[ _-](?:PRODUCT[ _-])?)?VISION"
+    r"|REQUIREMENTS(?:[ _-](?:DOCUMENT|YAML))?))(?:[ ]\(YAML\))?"
+    r"(?P<end>\*\*|__)?[ \t]*(?P<colon>:)?(?:\*\*|__)?[ \t]*(?P<rest>\S.*)?",
+    re.IGNORECASE,
+)
+_INSTRUCTION = re.compile(
+    r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"
+    r"|Don't|Never|Always|Make sure|Ensure|Remember|Now|Keep|Cite|Review|Your (?:answer|task|output)"
+    r"|The (?:answer|output))\b[ ,]"
+)
+_ABOUT_ANSWERS = re.compile(r"\b(?:YAML|VISION|REVIEW|JSON|format|fenced|blocks?)\b", re.IGNORECASE)
+_KEY = re.compile(r"([^\s:#\"'][^:]*):(?:[ \t]|$)")
+_ID = re.compile(r"[A-Z]{1,6}[-_ ]?[0-9]+\b")
+_PROMPT_WORD = re.compile(
+    r"(?:rules|instructions?|guidelines|(?:output|response|answer)(?: format)?|format|task|notes?|important|remember"
+    r"|reminder|hints?|tips?)\b",
+    re.IGNORECASE,
+)
+_SURE_PROMPT_WORD = re.compile(r"instructions?:|guidelines:|(?:output|response|answer) format:")
+_REQUIREMENT = re.compile(r"[ \t]*- id:|(?:non_)?functional_requirements:|constraints:|(?:- )?(?:N?FR|REQ)-?[0-9]")
+_RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}")
+"""A line across the page."""
+_NOTHING = frozenset(("none", "(none)", "n/a", "null", "-", "{}", "(empty)", "empty", "''", '""'))
+_PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
+_SHOWN = 60
+
+
+@dataclass
+class _Section:
+    """One section as it stands: its lines, the first of which is what follows the name on its line."""
+
+    name: str
+    heading: str
+    lines: list[str] = field(default_factory=list)
+    fenced: str | None = None
+    """The text of its fenced block, where it has one."""
+    after: list[str] = field(default_factory=list)
+    """What stands behind that block."""
+
+    @property
+    def is_document(self) -> bool:
+        return self.name != CONCEPT
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a line of YAML may follow."""
+        return self.is_document and self.fenced is None and any(line.strip() for line in self.lines)
+
+
+def split_prompt(prompt: str) -> PromptParts:
+    """The parts that a prompt holds; one that it does not name is None."""
+    return own_parts(prompt) or own_parts("\n".join(lines_of(prompt))) or _foreign_parts(prompt)
+
+
+def _foreign_parts(prompt: str) -> PromptParts:
+    notes: list[str] = []
+    sections = _with_prose_put_back(_sections(lines_of(prompt), notes))
+    found = [(section, _text(section, notes, last=section is sections[-1])) for section in sections]
+    concepts = [text for section, text in found if section.name == CONCEPT and text]
+    requirements = [text for section, text in found if section.name == REQUIREMENTS and text]
+    readable = [text for text in requirements if read_yaml(text).value]
+    existing = [text for section, text in found if section.name == EXISTING_VISION]
+    task = max((number for number, (section, _) in enumerate(found) if section.name == CONCEPT), default=0)
+    visions = [
+        text
+        for number, (section, text) in enumerate(found)
+        if section.name == VISION and not (len(concepts) > 1 and number < task) and _is_vision(text)
+    ]
+    return PromptParts(
+        concept=_last(CONCEPT, concepts, notes),
+        requirements_yaml=_last(REQUIREMENTS, readable or requirements, notes),
+        vision_yaml=_last(VISION, visions, notes),
+        existing_vision_yaml=_last(EXISTING_VISION, existing, notes) or None,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _last(name: str, texts: Sequence[str], notes: list[str]) -> str | None:
+    if len(set(texts)) > 1:
+        notes.append(f"the prompt holds {len(texts)} sections {name} that differ; the last one was taken")
+    return texts[-1] if texts else None
+
+
+def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
+    """The sections in their order; a fenced block with a label is one of its own."""
+    blocks = {block.start: block for block in fenced_blocks(lines)}
+    current: _Section | None = None
+    number = 0
+    while number < len(lines):
+        block, line = blocks.get(number), lines[number]
+        number = block.end if block else number + 1
+        if block:
+            section = _section_of(block, current)
+            if section is None:
+                if current is not None and block.label != REVIEW:
+                    (current.lines if current.fenced is None else current.after).extend(lines[block.start : block.end])
+            elif block.text is None:
+                notes.append(f"the fence of the {section.name} in line {block.start + 1} is not closed")
+            else:
+                section.fenced = block.text
+                if section is not current:
+                    if current is not None:
+                        yield current
+                    current = section
+        elif heading := _heading(line, current):
+            if current is not None:
+                yield current
+            current = heading
+        elif current is not None:
+            (current.lines if current.fenced is None else current.after).append(line)
+    if current is not None:
+        yield current
+
+
+def _section_of(block: Block, current: _Section | None) -> _Section | None:
+    """The section that a block is or belongs to; None for a block that is only text."""
+    label = label_in(block.info)
+    if not label and current is not None and current.is_document and current.fenced is None and not current.is_open:
+        return current
+    label = label or block.label
+    return _Section(label, "") if label and label != REVIEW else None
+
+
+def _heading(line: str, current: _Section | None) -> _Section | None:
+    match = _HEADING.fullmatch(line)
+    if match is None:
+        return None
+    marked = bool(match["mark"].strip(" \t0123456789.)"))
+    if not match["colon"] and (match["rest"] or not marked):
+        return None
+    if current is not None and current.is_open:
+        # In a document, `vision:` is a key and `# Vision` a comment, unless it stands apart.
+        if marked and current.lines[-1].strip():
+            return None
+        if not marked and not match["name"].isupper():
+            return None
+    word = match["name"].upper()
+    kind = EXISTING_VISION if match["old"] else next(name for name in (CONCEPT, VISION, REQUIREMENTS) if name in word)
+    return _Section(kind, line, [match["rest"] or ""])
+
+
+def _with_prose_put_back(sections: Iterator[_Section]) -> list[_Section]:
+    """A VISION or REQUIREMENTS that holds no document is text of the concept before it (`VISION: be the first`)."""
+    found = list(sections)
+    has_requirements = any(section.name == REQUIREMENTS and _mapping(section) for section in found)
+    kept: list[_Section] = []
+    for section in found:
+        prose = (section.name == VISION and not set(VISION_KEYS) & set(_mapping(section))) or (
+            section.name == REQUIREMENTS and has_requirements and not _mapping(section)
+        )
+        if (
+            prose
+            and kept
+            and kept[-1].name == CONCEPT
+            and section.fenced is None
+            and any(map(str.strip, section.lines))
+        ):
+            kept[-1].lines += [section.heading, *section.lines[1:]]
+        else:
+            kept.append(section)
+    return kept
+
+
+def _mapping(section: _Section) -> dict[Any, Any]:
+    return read_yaml(section.fenced if section.fenced is not None else _document(section.lines)[0]).value
+
+
+def _is_vision(text: str) -> bool:
+    """Whether a vision is given away; a template to be filled in gives nothing away."""
+    name = read_yaml(text).value.get("product_name", "")
+    return bool(text) and isinstance(name, str) and not _PLACEHOLDER.fullmatch(name.strip())
+
+
+def _text(section: _Section, notes: list[str], *, last: bool) -> str:
+    if not section.is_document:
+        text = "\n".join([*section.lines, *([section.fenced] if section.fenced else [])]).strip()
+        return _without_closing(text) if last else text
+    if section.fenced is not None:
+        text, rest = section.fenced.strip(), [*section.lines, *section.after]
+    else:
+        text, rest = _document(section.lines)
+        text = "" if text.lower() in _NOTHING else text
+    left_out = [paragraph for paragraph in _paragraphs(rest) if not _INSTRUCTION.match(paragraph)]
+    if left_out:
+        notes.append(f"text beside the {section.name} was left out: {' '.join(left_out[0].split())[:_SHOWN]!r}")
+    return text
+
+
+def _without_closing(text: str) -> str:
+    """The text without the instructions about the answer that end it."""
+    paragraphs = re.split(r"(\n[ \t]*\n\s*)", text)
+    while len(paragraphs) > 1 and _INSTRUCTION.match(paragraphs[-1]) and _ABOUT_ANSWERS.search(paragraphs[-1]):
+        paragraphs = paragraphs[:-2]
+    return "".join(paragraphs).strip()
+
+
+def _document(lines: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The YAML that a section begins with, and the lines behind it that are no part of it.
+
+    A line with a requirement behind it never ends the document, so that no requirement is lost.
+    """
+    last = max((number for number, line in enumerate(lines) if _REQUIREMENT.match(line)), default=-1)
+    keys = _Keys()
+    for number, line in enumerate(lines):
+        if number > last and keys.any and line[:1].strip():
+            apart = not lines[number - 1].strip()
+            if _ends_document(line, keys, apart=apart):
+                return "\n".join(lines[:number]).strip(), lines[number:]
+        keys.add(line)
+    return "\n".join(lines).strip(), ()
+
+
+class _Keys:
+    """What the lines at the left margin of a document have been so far."""
+
+    def __init__(self) -> None:
+        self.any = False
+        self.plain = True
+        """All keys begin with a small letter, or are ids."""
+        self.mapped_items: bool | None = None
+        """All list items begin with a key; None as long as there are none."""
+
+    def add(self, line: str) -> None:
+        if line.startswith("- "):
+            self.mapped_items = self.mapped_items is not False and bool(_KEY.match(line[2:]))
+        elif match := _KEY.match(line):
+            self.any = True
+            self.plain = self.plain and (not match[1][0].isupper() or bool(_ID.match(match[1])))
+
+
+def _ends_document(line: str, keys: _Keys, *, apart: bool) -> bool:
+    """Whether a line at the left margin is text of the prompt instead of YAML; `apart` is one behind a blank line."""
+    if _RULE.fullmatch(line.strip()) or _INSTRUCTION.match(line):
+        return True
+    if not apart:
+        return False
+    if line.startswith("- "):
+        return keys.mapped_items is True and not _KEY.match(line[2:])
+    key = _KEY.match(line)
+    if key is None:
+        return line[0] not in "#\"'{[]}?" or bool(re.match(r"#{1,6} +\w", line))
+    if not key[1][0].isupper():
+        return bool(_SURE_PROMPT_WORD.match(line))
+    return not _ID.match(line) and (keys.plain or bool(_PROMPT_WORD.match(line)))
+
+
+def _paragraphs(lines: Sequence[str]) -> list[str]:
+    text = "\n".join("" if _RULE.fullmatch(line.strip()) else line.rstrip() for line in lines)
+    return [paragraph.strip() for paragraph in re.split(r"\n{2,}", text) if paragraph.strip()]
