@@ -61,13 +61,6 @@ def share_reached(found: MadeRows) -> Verdict:
     record = found.record
     needed, made, target = record["needed"], record["made"], record["target"]
     numbers = {name: record[name] for name in ("share", "share_before", "target", "needed", "made")}
-    if not record["rows_before"]:
-        return Verdict(
-            False,
-            "No row would be trained on, so nothing can be made.",
-            next_step="Materialize normalized_teacher, and see the ledger for where the rows went.",
-            numbers=numbers,
-        )
     before = (
         f"{record['conflicts_before']:,} of {amount(record['rows_before'], 'row')} that would be trained on "
         f"({record['share_before']:.1%}) {verb(record['conflicts_before'], 'is', 'are')} conflicts"
@@ -108,12 +101,9 @@ def rows_are_sound(found: MadeRows) -> Verdict:
             of=violations.count,
             numbers=numbers,
         )
-    return Verdict(
-        True,
-        f"{made:,} of {amount(made, 'made row')} {verb(made, 'is', 'are')} valid and {verb(made, 'scores', 'score')} at "
-        f"least {least:g} by the metric{f', the lowest scores {lowest:.3f}' if scores else ''}.",
-        numbers=numbers,
-    )
+    said = f"{made:,} of {amount(made, 'made row')} {verb(made, 'is', 'are')} valid and {verb(made, 'scores', 'score')}"
+    lowest_said = f", the lowest scores {lowest:.3f}" if scores else ""
+    return Verdict(True, f"{said} at least {least:g} by the metric{lowest_said}.", numbers=numbers)
 
 
 @conflicts_checks.register(blocking=True)
@@ -130,8 +120,8 @@ def style_leakage(found: MadeRows) -> Verdict:
         )
     return Verdict(
         not leak.tells,
-        f"By form alone {made} {'is' if one else 'are'} told from the {len(prompts) - len(found.rows):,} they were made "
-        f"from with an AUC of {leak.auc:.2f} (0.5 is chance; p = {leak.p_value:.3f}; for so few rows an AUC of "
+        f"By form alone {made} {'is' if one else 'are'} told from the {len(prompts) - len(found.rows):,} they were "
+        f"made from with an AUC of {leak.auc:.2f} (0.5 is chance; p = {leak.p_value:.3f}; for so few rows an AUC of "
         f"{leak.limit:.2f} would be telling).",
         next_step="The student could learn the form instead of the content, so nothing was landed. Another seed in the "
         "resource curation makes other rows; if it stays, the teacher's documents have a form that rewriting does not "
@@ -266,24 +256,20 @@ def _features(prompts: Sequence[StylePrompt]) -> Array:
 def _shape(prompt: StylePrompt) -> list[float]:
     """Lengths, punctuation, requirements per section, the order of their ids, YAML style."""
     document, concept = prompt.requirements_yaml, prompt.concept
-    entries = requirement_entries(document)
+    entries, lines = requirement_entries(document), document.split("\n")
     lengths = [len(entry.description) for entry in entries] or [0]
     words = [len(entry.description.split()) for entry in entries] or [0]
     numbers = [int(digits) for entry in entries if (digits := re.sub(r"\D", "", entry.id)[:9])]
-    lines = document.split("\n")
     return [
-        *(len(concept), len(document), len(concept.split())),
-        *(concept.count(mark) for mark in ".,;'-\"()"),
-        *(document.count(mark) for mark in ".,;:'-\"()/%#|>"),
+        *(len(concept), len(document), len(concept.split()), len(lines), max(map(len, lines)), len(lines[0])),
+        *(text.count(mark) for text in (concept, document) for mark in ".,;:'-\"()/%#|>"),
         *(sum(entry.section == section for entry in entries) for section in REQUIREMENT_SECTIONS),
         *(float(np.mean(lengths)), float(np.std(lengths)), min(lengths), max(lengths), lengths[0], lengths[-1]),
-        *(float(np.mean(words)), min(words), max(words)),
+        *(float(np.mean(words)), min(words), max(words), document.count("priority:")),
         sum(entry.description.endswith(".") for entry in entries),
         sum(entry.description[:1].isupper() for entry in entries),
         *(sum(one > other for one, other in pairwise(numbers)), max(numbers, default=0)),
-        *(len(lines), max(len(line) for line in lines), len(lines[0])),
         sum(len(line) - len(line.lstrip(" ")) for line in lines),
-        document.count("priority:"),
     ]
 
 

@@ -23,29 +23,14 @@ from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.publication import TokenBudget, decide, landed_file_names, training_row
 from po_assets.dataset.settings import SelectionSettings
+from po_assets.errors import UserError
 from po_assets.intake.ledger import Outcome
-from po_assets.product_owner import (
-    RequirementEntry,
-    cited_ids,
-    read_yaml,
-    requirement_entries,
-    score_product_owner,
-    validate_answer,
-)
+from po_assets.product_owner import RequirementEntry, cited_ids, read_yaml, requirement_entries, score_product_owner
+from po_assets.product_owner.answer import validate_answer
 from po_assets.product_owner.contract import MIN_SCORE, REQUIREMENT_SECTIONS
 from po_assets.product_owner.documents import as_list, to_text
+from po_assets.review import english
 from po_assets.review.checks import conflicts_checks, made_rows
-from po_assets.review.english import (
-    Findings,
-    Language,
-    Phrase,
-    content_words,
-    lower_first,
-    rewritten,
-    sentence_ends,
-    with_description,
-    write_review,
-)
 from po_assets.review.review_file import land_lines
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, open_buffered
@@ -67,7 +52,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Parent:
+class _Parent:
     """A training row of status aligned, with its documents read."""
 
     row: Row
@@ -76,38 +61,31 @@ class Parent:
 
     @cached_property
     def vision(self) -> dict[Any, Any]:
-        """Its vision."""
         return dict(read_yaml(self.row["vision_yaml"]).value)
 
     @cached_property
     def entries(self) -> list[RequirementEntry]:
-        """Its requirements."""
         return requirement_entries(self.row["requirements_yaml"])
 
     @cached_property
     def product(self) -> str:
-        """The product's name."""
         return to_text(self.vision.get("product_name")).strip()
 
     @cached_property
     def users(self) -> list[str]:
-        """The vision's users, as far as they stand in a sentence."""
         users = [to_text(user).strip().rstrip(".") for user in as_list(self.vision.get("target_users"))]
         short = [user for user in users if 0 < len(user.split()) <= _MOST_USER_WORDS]
-        return [lower_first(user) for user in short if user.replace(" ", "").replace("-", "").isalnum()]
+        return [english.lower_first(user) for user in short if user.replace(" ", "").replace("-", "").isalnum()]
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """How many requirements each section holds."""
         return tuple(sum(entry.section == section for entry in self.entries) for section in REQUIREMENT_SECTIONS)
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """The words of its input."""
-        return content_words(f"{self.row['concept']} {' '.join(entry.description for entry in self.entries)}")
+        return english.content_words(f"{self.row['concept']} {' '.join(entry.description for entry in self.entries)}")
 
     def names(self, product: str) -> bool:
-        """Whether its input names a product."""
         return product.lower() in f"{self.row['concept']} {self.row['requirements_yaml']}".lower()
 
 
@@ -119,17 +97,14 @@ class Basis:
     conflicts: int
     limit: int | None
     """`max_samples`: the most rows that are trained on."""
-    parents: list[Parent]
+    parents: list[_Parent]
 
     def share_with(self, more: int) -> float:
         """Share of conflicts rows with so many more; beyond the limit they take the place of others."""
-        rows = self._rows_with(more)
-        return (self.conflicts + more) / rows if rows else 0.0
+        return (self.conflicts + more) / self._rows_with(more)
 
     def needed(self, target: float) -> int:
         """The fewest further conflicts rows with which the share reaches the target."""
-        if not self.kept:
-            return 0
         return next(more for more in count() if self.conflicts + more >= target * self._rows_with(more) - 1e-9)
 
     def _rows_with(self, more: int) -> int:
@@ -163,7 +138,8 @@ def make_conflicts(
     """Fill the conflicts rows up to the target; rows that fail an audit do not land.
 
     Raises:
-        UserError: the evaluation cases cannot be used; teacher tables are missing, or do not belong together.
+        UserError: the evaluation cases cannot be used; teacher tables are missing, or do not belong together; no row
+            would be trained on.
     """
     cases = read_eval_cases(layout.eval_cases)
     basis = read_basis(layout, selection, cases, budget, settings.seed)
@@ -194,8 +170,6 @@ def landed_path(layout: Layout) -> UPath:
 
 def _land(path: UPath, made: Synthesis) -> str:
     failed = [name for name, found in made.verdicts.items() if not found.passed and found.severity == "ERROR"]
-    if not made.basis.kept:
-        return "Nothing was landed: no row would be trained on."
     if not made.needed:
         if not path.exists():
             return "Nothing was landed: the target is met."
@@ -218,16 +192,13 @@ def read_basis(
     """Select as training would, leaving out our own rows.
 
     Parents are the chosen rows of status aligned with a valid answer, one for each input, that are not synthetic and
-    do not speak of the product of an evaluation case.
-
-    Raises:
-        UserError: a table is missing, or tables do not belong together.
+    do not speak of the product of an evaluation case; errors as `make_conflicts`.
     """
     files = landed_file_names(layout)
     decisions = decide(lambda: _teacher_lines(layout), files, selection, cases, budget)
     kept = set(decisions.where(Outcome.KEPT).tolist())
     names = [to_text(read_yaml(case.reference_vision_yaml).value.get("product_name")).strip() for case in cases]
-    parents: dict[str, Parent] = {}
+    parents: dict[str, _Parent] = {}
     for number, line in enumerate(_teacher_lines(layout)):
         row = orjson.loads(line) if number in kept else {}
         if not row or row["status"] != "aligned" or not row["valid"] or row["metadata"].get("source") == SOURCE:
@@ -236,10 +207,15 @@ def read_basis(
         if any(name in text for name in names if name for text in texts):
             continue
         key = hashlib.blake2b(f"{seed}/{row['input_digest']}".encode(), digest_size=16).hexdigest()
-        other = parents.setdefault(key, Parent(row, key))
+        other = parents.setdefault(key, _Parent(row, key))
         if row["record_id"] < other.row["record_id"]:  # of several answers the same, whatever landed first
-            parents[key] = Parent(row, key)
-    conflicts = int(decisions.conflicts[sorted(kept)].sum()) if kept else 0
+            parents[key] = _Parent(row, key)
+    if not kept:
+        raise UserError(
+            "No row would be trained on, so nothing can be made. Materialize normalized_teacher, and see the ledger "
+            "for where the rows went."
+        )
+    conflicts = int(decisions.conflicts[sorted(kept)].sum())
     return Basis(len(kept), conflicts, selection.max_samples, [parents[key] for key in sorted(parents)])
 
 
@@ -256,17 +232,17 @@ def _teacher_lines(layout: Layout) -> Iterator[bytes]:
 class _Draft:
     """A conflicts row before its review is written."""
 
-    parents: tuple[Parent, ...]
+    parents: tuple[_Parent, ...]
     """The one whose concept and vision it has, then the one whose requirements it has, where that is another."""
     requirements_yaml: str
-    findings: Findings
+    findings: english.Findings
 
 
 class _Maker:
     """Makes the rows of both patterns from parents that are still free."""
 
     def __init__(
-        self, parents: Sequence[Parent], hold_out: HoldOut, budget: TokenBudget, least_score: float, seed: int
+        self, parents: Sequence[_Parent], hold_out: HoldOut, budget: TokenBudget, least_score: float, seed: int
     ) -> None:
         self._parents, self._hold_out, self._budget, self._seed = parents, hold_out, budget, seed
         self.least_score = least_score
@@ -275,14 +251,14 @@ class _Maker:
             for parent in parents
             for text in (parent.row["concept"], *(entry.description for entry in parent.entries))
         )
-        self._language = Language(texts)
+        self._language = english.Language(texts)
         self._used: set[str] = set()
         self.reasons: dict[tuple[str, str], str] = {}
         """Why a parent gave no row, by pattern and record id."""
 
     def rows(self, needed: int) -> list[Row]:
         """So many rows, half of each pattern as far as both can be made; each parent is used at most once."""
-        # Pairs of mismatches come whole, so that each document of the pair stands once in a mismatch and once by itself.
+        # Pairs of mismatches come whole, so that each document of a pair stands once in a mismatch and once by itself.
         mismatches = list(islice(self._mismatches(), 2 * round(needed / 4)))
         violations = list(islice(self._violations(), needed - len(mismatches)))
         # What one pattern lacks, the other makes good.
@@ -303,9 +279,9 @@ class _Maker:
                 self._used |= {one.key, other.key}
                 yield from (row for row in pair if row)
 
-    def _mismatch(self, concept: Parent, requirements: Parent) -> _Draft:
+    def _mismatch(self, concept: _Parent, requirements: _Parent) -> _Draft:
         named = {"other": requirements.product} if requirements.names(requirements.product) else {}
-        findings = Findings(
+        findings = english.Findings(
             pattern="scope_mismatch",
             product=concept.product,
             users=concept.users,
@@ -336,45 +312,45 @@ class _Maker:
                     total = total + drift
                     yield row
 
-    def _drafts(self, parent: Parent) -> Iterator[tuple[Array, _Draft]]:
+    def _drafts(self, parent: _Parent) -> Iterator[tuple[Array, _Draft]]:
         """Every way to change one description into a violation and keep its form, with how its lengths differ."""
         functional = [entry for entry in parent.entries if entry.section == REQUIREMENT_SECTIONS[0]]
-        tails = sentence_ends(entry.description for entry in functional)
+        tails = english.sentence_ends(entry.description for entry in functional)
         for entry, excluded in product(functional, self._non_goals(parent)):
-            for text in rewritten(entry.description, excluded, product=parent.product, tails=tails):
+            for text in english.rewritten(entry.description, excluded, product=parent.product, tails=tails):
                 document = parent.row["requirements_yaml"]
                 if not _of_one_form(text, entry.description) or not (
-                    changed := with_description(document, entry, text)
+                    changed := english.with_description(document, entry, text)
                 ):
                     continue
                 drift = _lengths(text) - _lengths(entry.description)
                 drift[0] *= entry in (functional[0], functional[-1])
                 yield drift, _Draft((parent,), changed, _breach(parent, entry, excluded))
 
-    def _phrases(self, parent: Parent, key: str) -> list[Phrase]:
+    def _phrases(self, parent: _Parent, key: str) -> list[english.Phrase]:
         items = as_list(parent.vision.get(key))
         bare = [item.removeprefix(f"{parent.product} ") if isinstance(item, str) else item for item in items]
         return [phrase for item in bare if (phrase := self._language.phrase(item, parent.row["concept"]))]
 
-    def _non_goals(self, parent: Parent) -> list[Phrase]:
+    def _non_goals(self, parent: _Parent) -> list[english.Phrase]:
         """Those that no requirement seems to serve: they are too close to the product to be a clear violation."""
-        served = [content_words(entry.description) for entry in parent.entries]
+        served = [english.content_words(entry.description) for entry in parent.entries]
         return [
             phrase
             for phrase in self._phrases(parent, "non_goals")
-            if (words := content_words(phrase.text)) and not any(words <= other for other in served)
+            if (words := english.content_words(phrase.text)) and not any(words <= other for other in served)
         ]
 
-    def _states_non_goal(self, parent: Parent) -> bool:
-        told = content_words(parent.row["concept"])
-        return any(content_words(phrase.text) <= told for phrase in self._non_goals(parent))
+    def _states_non_goal(self, parent: _Parent) -> bool:
+        told = english.content_words(parent.row["concept"])
+        return any(english.content_words(phrase.text) <= told for phrase in self._non_goals(parent))
 
     def _written(self, draft: _Draft) -> Row | None:
         """The row of a draft, if it fulfils all that is asked of it."""
         concept, vision = draft.parents[0].row["concept"], draft.parents[0].row["vision_yaml"]
         ids = [parent.row["record_id"] for parent in draft.parents]
         rng = Random(f"{self._seed}/{draft.findings.pattern}/{'/'.join(ids)}")  # noqa: S311 - seeded on purpose
-        review = write_review(rng, draft.findings)
+        review = english.write_review(rng, draft.findings)
         verdict = validate_answer(vision, review)
         score = score_product_owner(draft.requirements_yaml, vision, review).total
         texts = {"concept": concept, "requirements_yaml": draft.requirements_yaml}
@@ -402,11 +378,11 @@ class _Maker:
         tier = draft.parents[-1].row["tier"]
         return {**texts, **answer, "score": score, "metadata": metadata, **({"tier": tier} if tier else {})}
 
-    def _pass_over(self, pattern: str, parent: Parent, reason: str) -> None:
+    def _pass_over(self, pattern: str, parent: _Parent, reason: str) -> None:
         self.reasons[pattern, parent.row["record_id"]] = reason
 
 
-def _are_strangers(one: Parent, other: Parent) -> bool:
+def _are_strangers(one: _Parent, other: _Parent) -> bool:
     """Whether the requirements of one cannot pass for those of the other, and both documents have the same shape."""
     if one.shape != other.shape or not one.product or not other.product:
         return False
@@ -415,7 +391,7 @@ def _are_strangers(one: Parent, other: Parent) -> bool:
     return len(one.words & other.words) <= MOST_SHARED_WORDS * len(one.words | other.words)
 
 
-def _breach(parent: Parent, entry: RequirementEntry, excluded: Phrase) -> Findings:
+def _breach(parent: _Parent, entry: RequirementEntry, excluded: english.Phrase) -> english.Findings:
     """The teacher's own items on what still fits, and the one requirement that does not."""
     told = read_yaml(parent.row["review_yaml"]).value.get("requirements_alignment")
     aligned, gaps = (
@@ -428,7 +404,7 @@ def _breach(parent: Parent, entry: RequirementEntry, excluded: Phrase) -> Findin
     )
     said = {identifier for item in aligned for identifier in cited_ids(to_text(item))}
     others = [other.id for other in parent.entries if other.id and other.id != entry.id]
-    return Findings(
+    return english.Findings(
         pattern="violated_non_goal",
         product=parent.product,
         users=parent.users,
@@ -456,6 +432,6 @@ def _of_one_form(one: str, other: str) -> bool:
 
 
 def _lengths(text: str) -> Array:
-    """Characters of a description, twice (the first and last of a document weigh more), and its words of each length."""
+    """Characters of a description, twice (the first and last of a document weigh more), and words of each length."""
     words = Counter(min(len(word), _LONG_WORD) for word in text.split())
     return np.array([len(text), len(text), *(words[length] for length in range(1, _LONG_WORD + 1))])

@@ -7,14 +7,14 @@ not JSON lines, because answers are documents of many lines: in block scalars th
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import orjson
 import yaml
 from upath import UPath
 
-from po_assets.dataset.cases import read_eval_cases
+from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import REPLACES, normalize, replaced_record
@@ -163,19 +163,13 @@ def _cases(layout: Layout, worst: int, notes: list[str]) -> Iterator[Entry]:
         elif name in lowest:
             why.append(f"the student's answer scores {total:.3f}, among its {len(lowest)} lowest")
         if why:
-            yield Entry(
-                "evaluation_case",
-                name,
-                case.concept,
-                case.requirements_yaml,
-                case.reference_vision_yaml,
-                case.reference_review_yaml,
-                status=case.status,
-                place=name,
-                why=tuple(why),
-                weight=1.0 - total + (said != case.status),
-                student_answer=student[name]["text"],
-            )
+            weight, text = 1.0 - total + (said != case.status), student[name]["text"]
+            yield replace(_of_case(case), why=tuple(why), weight=weight, student_answer=text)
+
+
+def _of_case(case: EvalCase) -> Entry:
+    texts = (case.concept, case.requirements_yaml, case.reference_vision_yaml, case.reference_review_yaml)
+    return Entry("evaluation_case", case.case_id, *texts, status=case.status, place=f"case {case.case_id}")
 
 
 def read_approved(layout: Layout) -> set[Approved]:
@@ -309,6 +303,14 @@ def land_lines(path: UPath, lines: Sequence[bytes]) -> bool:
     return True
 
 
+def land_new_file(layout: Layout, stem: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Land rows under a name made of their content, so that landing twice is landing once; the name."""
+    lines = [orjson.dumps(row) for row in rows]
+    digest = _short_digest(b"\n".join(lines))
+    land_lines(layout.incoming / f"{stem}-{digest}.jsonl", lines)
+    return f"{stem}-{digest}.jsonl"
+
+
 def land(layout: Layout, say: Callable[[str], object]) -> int:
     """The command `po-assets review land`: take the corrections of the review file, and say what became of them.
 
@@ -343,10 +345,9 @@ def land_corrections(layout: Layout) -> Landed:
         UserError: the file, or the approved answers, cannot be read; a correction is not sound (every fault is listed).
     """
     entries, landed, faults = read_review_file(layout.review_file), Landed(), list[str]()
-    rows = [entry for entry in entries if entry.kind == "teacher_row"]
+    _correct_rows(layout, [entry for entry in entries if entry.kind == "teacher_row"], landed, faults)
     cases = [entry for entry in entries if entry.kind == "evaluation_case"]
-    lines = [orjson.dumps(row) for row in _correct_rows(layout, rows, landed, faults)]
-    changed_cases = _correct_cases(layout, cases, landed, faults)
+    case_lines = _correct_cases(layout, cases, landed, faults)
     if faults:
         said = "; ".join(faults)
         raise UserError(f"{len(faults)} fault(s) in {str(layout.review_file)!r}, nothing was taken: {said}.")
@@ -354,139 +355,108 @@ def land_corrections(layout: Layout) -> Landed:
         everything = sorted(read_approved(layout) | set(landed.approved))
         records = [orjson.dumps(dict(zip(_APPROVED_KEYS, known, strict=True))) for known in everything]
         land_lines(layout.found_right, records)
-    if lines:
-        digest = _short_digest(b"\n".join(lines))
-        landed.file = f"corrections-{digest}.jsonl"
-        land_lines(layout.incoming / landed.file, lines)
+    if landed.rows:
+        landed.file = land_new_file(layout, "corrections", landed.rows)
     if landed.cases:
-        land_lines(layout.eval_cases, changed_cases)
-    if lines or landed.cases or landed.approved:
+        land_lines(layout.eval_cases, case_lines)
+    if landed.rows or landed.cases or landed.approved:
         put_aside(layout.review_file)
     return landed
 
 
-def _correct_rows(layout: Layout, entries: Sequence[Entry], landed: Landed, faults: list[str]) -> list[dict[str, Any]]:
-    """The rows that land."""
-    wanted = {entry.identifier for entry in entries}
+def _correct_rows(layout: Layout, entries: Sequence[Entry], landed: Landed, faults: list[str]) -> None:
+    """Make the rows that land."""
     if entries and not layout.normalized.exists():
         faults.append(f"there is no {str(layout.normalized)!r}: materialize normalized_teacher")
-        return []
-    originals = {row["record_id"]: row for row in read_rows(layout.normalized) if row["record_id"] in wanted}
+        return
+    wanted = {entry.identifier for entry in entries}
+    rows = {row["record_id"]: row for row in read_rows(layout.normalized) if row["record_id"] in wanted}
     for entry in entries:
-        row = originals.get(entry.identifier)
+        row = rows.get(entry.identifier)
         if row is None:
             faults.append(f"row {entry.identifier} has not landed, or not any more")
             continue
         place = f"{row['file']}:{row['line']}"
-        faults += _changed_input(entry, row, place)
-        if _same_answer(entry, row["vision_yaml"], row["review_yaml"]):
-            _leave(entry, landed)
+        original = Entry("teacher_row", entry.identifier, **{name: row[name] for name in _PARTS.values()}, place=place)
+        if not (normalized := _corrected(entry, original, f"answer to {place}", landed, faults)):
             continue
-        faults += _right_and_changed(entry, place)
+        score = normalized["metric_score"]
+        labels = {key: row[key] for key in ("concept_id", "tier") if row[key]}
         metadata = row["metadata"] | {REPLACES: entry.identifier, "corrected_from": place}
-        corrected = {key: row[key] for key in ("concept_id", "tier") if row[key]} | _asked_and_answered(entry, row)
-        corrected |= {"score": None, "metadata": metadata}
-        try:
-            score = _readable(corrected)["metric_score"]
-        except Rejected as rejected:
-            faults.append(f"the corrected answer to {place} is not valid: {rejected.detail}")
-            continue
+        landed.rows.append({**labels, **_landing_row(entry, original), "score": score, "metadata": metadata})
         if score < MIN_SCORE:
             landed.notes.append(
                 f"The corrected answer to {place} scores {score:.3f}: with a min_score of {MIN_SCORE:g} it is left "
                 "out of training, and so is the old one."
             )
-        landed.rows.append(corrected | {"score": score})
-    return landed.rows
 
 
 def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed, faults: list[str]) -> list[bytes]:
     """The lines of the evaluation cases with the corrections, all others to the byte."""
-    if not entries:
-        return []
     try:
-        read_eval_cases(layout.eval_cases)
+        cases = {case.case_id: case for case in read_eval_cases(layout.eval_cases)} if entries else {}
     except UserError as error:
         faults.append(str(error).removesuffix("."))
         return []
-    waiting = {entry.identifier: entry for entry in entries}
-    lines = layout.eval_cases.read_bytes().splitlines()
-    for number, line in enumerate(lines):
-        case = orjson.loads(line)
-        entry = waiting.pop(case["case_id"], None)
-        if entry is None:
+    changed: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        if entry.identifier not in cases:
+            faults.append(f"there is no case {entry.identifier}")
             continue
-        name = f"case {entry.identifier}"
-        faults += _changed_input(entry, case, name)
-        same = _same_answer(entry, case["reference_vision_yaml"], case["reference_review_yaml"])
-        if same and entry.status in ("", case["status"]):
-            _leave(entry, landed)
+        original, name = _of_case(cases[entry.identifier]), f"reference of case {entry.identifier}"
+        if not (normalized := _corrected(entry, original, name, landed, faults)):
             continue
-        faults += _right_and_changed(entry, name)
-        try:
-            status = _readable(_asked_and_answered(entry, case))["status"]
-        except Rejected as rejected:
-            faults.append(f"the corrected reference of {name} is not valid: {rejected.detail}")
-            continue
+        status = normalized["status"]
         if entry.status not in ("", status):
             faults.append(
-                f"the corrected reference of {name} is not valid: its REVIEW says status {status!r}, the entry's own "
-                f"field `status` says {entry.status!r}; set `status: {status}` in the entry, or correct the REVIEW"
+                f"the corrected {name} is not valid: its REVIEW says status {status!r}, the entry's own field `status` "
+                f"says {entry.status!r}; set `status: {status}` in the entry, or correct the REVIEW"
             )
-        reference = {
-            "reference_vision_yaml": entry.vision_yaml.strip(),
-            "reference_review_yaml": entry.review_yaml.strip(),
-        }
-        lines[number] = orjson.dumps(case | reference | {"status": status})
-        landed.cases.append(entry.identifier)
-    faults += [f"there is no case {name}" for name in waiting]
-    return lines
+        reference = (entry.vision_yaml.strip(), entry.review_yaml.strip(), status)
+        fields = ("reference_vision_yaml", "reference_review_yaml", "status")
+        changed[entry.identifier] = dict(zip(fields, reference, strict=True))
+    landed.cases += changed
+    lines = layout.eval_cases.read_bytes().splitlines() if changed else []
+    read = [(line, orjson.loads(line)) for line in lines]
+    return [orjson.dumps(case | changed[name]) if (name := case["case_id"]) in changed else line for line, case in read]
 
 
-def _changed_input(entry: Entry, original: Mapping[str, Any], name: str) -> list[str]:
-    return [
-        f"the {part} of {name} was changed; only answers are corrected here"
-        for part in ("concept", "requirements")
-        if getattr(entry, _PARTS[part]).split() != original[_PARTS[part]].split()
+def _corrected(entry: Entry, original: Entry, name: str, landed: Landed, faults: list[str]) -> dict[str, Any] | None:
+    """The normalized row that a corrected answer makes; None where nothing was corrected, or is not sound."""
+    faults += [
+        f"the {part} of {original.place} was changed; only answers are corrected here"
+        for part, key in _PARTS.items()
+        if part not in ("vision", "review") and getattr(entry, key).split() != getattr(original, key).split()
     ]
-
-
-def _same_answer(entry: Entry, vision: str, review: str) -> bool:
-    return (plain(entry.vision_yaml), plain(entry.review_yaml)) == (plain(vision), plain(review))
-
-
-def _leave(entry: Entry, landed: Landed) -> None:
-    """An answer that nobody changed: found right, or not looked at."""
+    same = all(plain(getattr(entry, key)) == plain(getattr(original, key)) for key in ("vision_yaml", "review_yaml"))
+    if same and entry.status in ("", original.status):
+        if entry.verdict == RIGHT:
+            landed.approved.append(entry.key)
+        else:
+            landed.untouched += 1
+        return None
     if entry.verdict == RIGHT:
-        landed.approved.append(entry.key)
-    else:
-        landed.untouched += 1
+        faults.append(
+            f"the answer of {original.place} was changed, and its verdict is {RIGHT!r}: undo the change, or leave "
+            "`verdict` empty"
+        )
+    try:
+        normalized = as_landed(_landing_row(entry, original))
+        reason = "" if normalized["valid"] else normalized["invalid_reason"]
+    except Rejected as rejected:  # the row that it replaces would be trained on as before
+        normalized, reason = None, rejected.detail
+    if reason:
+        faults.append(f"the corrected {name} is not valid: {reason}")
+    return None if reason else normalized
 
 
-def _right_and_changed(entry: Entry, name: str) -> list[str]:
-    fault = f"the answer of {name} was changed, and its verdict is {RIGHT!r}: undo the change, or leave `verdict` empty"
-    return [fault] if entry.verdict == RIGHT else []
-
-
-def _asked_and_answered(entry: Entry, original: Mapping[str, Any]) -> dict[str, Any]:
+def _landing_row(entry: Entry, original: Entry) -> dict[str, Any]:
     return {
-        "concept": original["concept"],
-        "requirements_yaml": original["requirements_yaml"],
+        "concept": original.concept,
+        "requirements_yaml": original.requirements_yaml,
         "teacher_product_vision": entry.vision_yaml.strip(),
         "teacher_product_owner_review": entry.review_yaml.strip(),
     }
-
-
-def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row as it will be read.
-
-    Raises:
-        Rejected: it would be rejected, and the row that it replaces trained on as before; or its answer is not valid.
-    """
-    normalized = as_landed(row)
-    if not normalized["valid"]:
-        raise Rejected(Reason.SCHEMA, normalized["invalid_reason"])
-    return normalized
 
 
 def _word(value: object) -> str:

@@ -1,0 +1,33 @@
+"""The commands `po-assets review land` and `po-assets rejected edit|land`: what people corrected goes back to work."""
+
+import argparse
+from collections.abc import Callable
+
+from upath import UPath
+
+from po_assets.dag import Artifacts
+from po_assets.review.review_file import land
+from po_assets.storage import Layout
+
+Say = Callable[[str], object]
+
+
+def add_review(parser: argparse.ArgumentParser) -> None:
+    """Answers that people corrected in the file of `review_candidates`."""
+    _add(parser, {"land": (land, "take the corrections of the review file")})
+
+
+def _add(parser: argparse.ArgumentParser, actions: dict[str, tuple[Callable[[Layout, Say], int], str]]) -> None:
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, (act, line) in actions.items():
+        command = commands.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
+        command.add_argument("--root", help="artifacts root (default: PO_ARTIFACTS_ROOT, else artifacts/)")
+        command.set_defaults(handle=lambda options, act=act: act(_layout(options.root), _say))
+
+
+def _layout(root: str | None) -> Layout:
+    return Layout(UPath(root)) if root else Artifacts().layout
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - a command speaks on standard output
