@@ -140,17 +140,18 @@ def answer_cases(
     """One answer per case, in the order of the cases; the model is loaded only when one is missing.
 
     Raises:
-        UserError: with a grammar, `max_new_tokens` is too small for the longest answer that the grammar allows; or
-            prompt and answer may be longer than the model's context.
+        UserError: as `decoding_faults` says.
     """
-    limits = limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
+    limits = reference_limits(cases)
     everything = [_question(case, decoding, limits) for case in cases]
     known = {q.case.case_id: answer for q in everything if (answer := cache.get(q.asked))}
     questions = [question for question in everything if question.case.case_id not in known]
     if questions:
-        _refuse_short_limit(questions, decoding, limits)
+        asked = [question.case for question in questions]
+        _refuse(decoding_faults(asked, decoding, limits))
         log(f"{name}: {len(known)} of {len(cases)} answers are cached, {len(questions)} are to be generated")
         answering = load_model()
+        _refuse(decoding_faults(asked, decoding, limits, answering.chat, context_of(answering.model.config)))
         meter = _Meter(name, len(questions), log)
         for question, answer in _answered(answering, questions, decoding, meter):
             cache.add(question.asked, answer)
@@ -162,12 +163,67 @@ def answer_cases(
     return [replace(known[case.case_id], case_id=case.case_id) for case in cases]
 
 
+def reference_limits(cases: Sequence[EvalCase]) -> GrammarLimits:
+    """How long answers may be: as the reference answers of all cases need."""
+    return limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
+
+
+def decoding_faults(
+    cases: Sequence[EvalCase],
+    decoding: Decoding,
+    limits: GrammarLimits | None = None,
+    chat: ChatTemplate | None = None,
+    context: int | None = None,
+) -> list[str]:
+    """Why these cases cannot be answered so, in sentences with the way out; also before any model is there.
+
+    `limits` are those of `reference_limits`. Without the model's chat template and context length (in tokens) only the
+    settings are judged.
+    """
+    limits = limits or reference_limits(cases)
+    faults = []
+    needed, case_id = max((limits.longest_answer(len(case.requirement_ids)), case.case_id) for case in cases)
+    if decoding.mode == "constrained" and decoding.max_new_tokens and decoding.max_new_tokens < needed:
+        faults.append(
+            f"max_new_tokens is {decoding.max_new_tokens}, but the grammar allows answers of up to {needed} tokens "
+            f"(case {case_id}): an answer could be cut. Leave it empty, or set it to {needed} or more."
+        )
+    if chat and context:
+        lengths = {case.case_id: len(chat.prompt_ids(case.prompt)) for case in cases}
+        room = {
+            case.case_id: decoding.max_new_tokens or limits.longest_answer(len(case.requirement_ids)) for case in cases
+        }
+        longest = max(lengths, key=lambda case_id: lengths[case_id] + room[case_id])
+        if lengths[longest] + room[longest] > context:
+            faults.append(
+                f"The prompt of case {longest} has {lengths[longest]:,} tokens; with an answer of up to "
+                f"{room[longest]:,} that is more than the model's context of {context:,}. Lower max_new_tokens (with "
+                "mode free), shorten the reference answers, or use a base model with a longer context."
+            )
+    return faults
+
+
+def context_of(config: Any) -> int | None:
+    """The context length in tokens of a model's configuration (transformers' object, or its `config.json`)."""
+    if isinstance(config, dict):
+        found = config.get("text_config", config).get("max_position_embeddings")
+    else:
+        found = getattr(getattr(config, "text_config", None) or config, "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise UserError(" ".join(faults))
+
+
 @dataclass
 class _Question:
     """What is asked for one case; `asked` is the digest of everything that decides the answer besides the model."""
 
     case: EvalCase
     grammar: str | None
+    max_new_tokens: int
     asked: str
     attempts: int = 0
     reason: str = ""
@@ -175,8 +231,11 @@ class _Question:
 
 
 def _question(case: EvalCase, decoding: Decoding, limits: GrammarLimits) -> _Question:
-    grammar = answer_grammar(case.requirement_ids, limits) if decoding.mode == "constrained" else None
-    return _Question(case, grammar, asked=digest_of([case.prompt, grammar, ENGINE_VERSION]))
+    most = decoding.max_new_tokens or limits.longest_answer(len(case.requirement_ids))
+    if decoding.mode == "free":  # only here does the limit decide what comes out
+        return _Question(case, None, most, asked=digest_of([case.prompt, most, ENGINE_VERSION]))
+    grammar = answer_grammar(case.requirement_ids, limits)
+    return _Question(case, grammar, most, asked=digest_of([case.prompt, grammar, ENGINE_VERSION]))
 
 
 def _answered(
@@ -222,9 +281,9 @@ def _requests(answering: AnsweringModel, questions: list[_Question], decoding: D
                 prompt_ids=answering.chat.prompt_ids(_prompt(question)),
                 constraint=GrammarConstraint(tokenizer, question.grammar) if tokenizer and question.grammar else None,
                 seed=int.from_bytes(seed[:8], "big") >> 1,
+                max_new_tokens=question.max_new_tokens,
             )
         )
-    _refuse_short_context(answering.model, requests, decoding)
     return requests
 
 
@@ -247,29 +306,6 @@ def _answer(answering: AnsweringModel, question: _Question, completion: "Complet
         seconds=round(question.seconds, 3),
         attempts=question.attempts,
     )
-
-
-def _refuse_short_limit(questions: Sequence[_Question], decoding: Decoding, limits: GrammarLimits) -> None:
-    if decoding.mode != "constrained":
-        return
-    needed, case_id = max((limits.longest_answer(len(q.case.requirement_ids)), q.case.case_id) for q in questions)
-    if decoding.max_new_tokens < needed:
-        raise UserError(
-            f"max_new_tokens is {decoding.max_new_tokens}, but the grammar allows answers of up to {needed} tokens "
-            f"(case {case_id}): an answer could be cut. Set it to {needed} or more; only long answers use it."
-        )
-
-
-def _refuse_short_context(model: Any, requests: "Sequence[Request]", decoding: Decoding) -> None:
-    config = getattr(model.config, "text_config", None) or model.config
-    context = getattr(config, "max_position_embeddings", None)
-    longest = max(requests, key=lambda request: len(request.prompt_ids))
-    if isinstance(context, int) and len(longest.prompt_ids) + decoding.max_new_tokens > context:
-        raise UserError(
-            f"The prompt of case {longest.key} has {len(longest.prompt_ids):,} tokens; with max_new_tokens "
-            f"{decoding.max_new_tokens:,} that is more than the model's context of {context:,}. Lower max_new_tokens, "
-            "or use a base model with a longer context."
-        )
 
 
 def tokens_left(mean: float, *, running: int, written: int, waiting: int) -> float:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length"]
 
+_CANDIDATES = 64
+"""Likeliest tokens that are tried one by one (0.01 ms each) before the grammar's whole mask is made (3 ms)."""
+
 
 class GrammarConstraint:
     """Follows one answer; where only one text can follow, only its own tokenization is permitted."""
@@ -107,6 +110,8 @@ class Request:
     prompt_ids: list[int]
     constraint: GrammarConstraint | None = None
     seed: int = 0
+    max_new_tokens: int | None = None
+    """Of this answer; None: as the decoding has it."""
 
 
 @dataclass(frozen=True)
@@ -224,14 +229,30 @@ def _choose(logits: torch.Tensor, rows: Sequence[_Row], decoding: Decoding) -> l
     if not decoding.greedy:
         masked = _masked(logits, rows, decoding)
         return [_sample(row_logits, row, decoding) for row_logits, row in zip(masked, rows, strict=True)]
-    best: list[int] = logits.max(-1).indices.tolist()  # the first on a tie; in bfloat16 four times as fast as `argmax`
-    # Most of the time the favourite is permitted, which is a far cheaper question than what all is permitted.
-    wrong = [i for i, (row, token) in enumerate(zip(rows, best, strict=True)) if not _permits(row, token, decoding)]
-    if wrong:
-        masked = _masked(logits[wrong], [rows[index] for index in wrong], decoding)
-        for index, token in zip(wrong, masked.argmax(-1).tolist(), strict=True):
-            best[index] = token
-    return best
+    # The first on a tie; in bfloat16 four times as fast as `argmax`.
+    favourites: list[int] = logits.max(-1).indices.tolist()
+    best: dict[int, int | None] = dict(enumerate(favourites))
+    # Whether one token is permitted is a far cheaper question than what all is: mostly the favourite is, else one of
+    # the next; only after them the whole mask is made.
+    if wrong := [index for index, token in enumerate(favourites) if not _permits(rows[index], token, decoding)]:
+        values, tokens = logits[wrong].topk(min(_CANDIDATES, logits.shape[1]))
+        for index, some, of in zip(wrong, tokens.tolist(), values.tolist(), strict=True):
+            best[index] = _best_candidate(rows[index], some, of, decoding)
+    if left := [index for index, token in best.items() if token is None]:
+        masked = _masked(logits[left], [rows[index] for index in left], decoding)
+        best |= dict(zip(left, masked.argmax(-1).tolist(), strict=True))
+    return [token for token in best.values() if token is not None]
+
+
+def _best_candidate(row: _Row, tokens: list[int], values: list[float], decoding: Decoding) -> int | None:
+    """The likeliest permitted of these, the lowest id on a tie; None where a token beyond them might come first."""
+    for position, (value, token) in enumerate(zip(values, tokens, strict=True)):
+        if value == values[-1]:
+            return None  # a token that is not among the candidates may have this value too
+        if _permits(row, token, decoding):
+            equal = [other for other, of in zip(tokens[position:], values[position:], strict=True) if of == value]
+            return min(other for other in equal if _permits(row, other, decoding))
+    return None
 
 
 def _permits(row: _Row, token: int, decoding: Decoding) -> bool:
@@ -299,5 +320,6 @@ def _take(row: _Row, token: int, decoding: Decoding, eos_ids: Sequence[int]) -> 
         if constraint.complete:
             row.finish_reason = "stop"
             return
-    if len(row.tokens) >= decoding.max_new_tokens:
+    limit = row.request.max_new_tokens or decoding.max_new_tokens
+    if limit and len(row.tokens) >= limit:
         row.finish_reason = "length"

@@ -26,12 +26,12 @@ class Decoding(Settings):
         default="constrained",
         description="constrained: a grammar of the answer format bounds what can be written; free: nothing does.",
     )
-    max_new_tokens: int = Field(
-        default=4096,
+    max_new_tokens: int | None = Field(
+        default=None,
         ge=1,
-        description="An answer that is longer is cut and scored as it is. With a grammar it must hold the longest "
-        "answer that the grammar allows, so that none is ever cut; answers are mostly a tenth of it. The manual "
-        "process's 1,200 go with mode free.",
+        description="Empty: as many as the longest answer that the grammar allows, which the reference answers decide. "
+        "A number cuts longer answers, which are scored as they are; with a grammar none may be cut, so a number that "
+        "is too small is refused before anything is trained. The manual process's 1,200 go with mode free.",
     )
     temperature: float = Field(
         default=0.0,
@@ -86,7 +86,8 @@ class Decoding(Settings):
 
     def free(self) -> "Decoding":
         """The same settings without grammar, for the student's free answers."""
-        return self.with_values(mode="free", max_new_tokens=min(self.max_new_tokens, self.free_max_new_tokens))
+        limit = min(self.max_new_tokens or self.free_max_new_tokens, self.free_max_new_tokens)
+        return self.with_values(mode="free", max_new_tokens=limit)
 
     def report_fingerprint(self) -> str:
         """Digest (sha256, hex) of all that a student's report depends on: the free answers too."""
@@ -97,7 +98,8 @@ class Decoding(Settings):
         sampling = "greedy" if self.greedy else f"temperature {self.temperature:g}, top-p {self.top_p:g}"
         retries = f", up to {self.retries} retries with a reminder" if self.retries else ""
         repetition = f", no {self.no_repeat_ngram}-token sequence twice" if self.no_repeat_ngram else ""
-        return f"{self.mode}, {sampling}, at most {self.max_new_tokens:,} new tokens{repetition}{retries}"
+        limit = f"at most {self.max_new_tokens:,} new tokens" if self.max_new_tokens else "as long as references need"
+        return f"{self.mode}, {sampling}, {limit}{repetition}{retries}"
 
 
 class GateProfile(Settings):

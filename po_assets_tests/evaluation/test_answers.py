@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 from upath import UPath
 
+from po_assets.errors import UserError
 from po_assets.evaluation import generate
-from po_assets.evaluation.answers import Answer, AnswerCache, AnsweringModel, answer_cases, tokens_left
+from po_assets.evaluation.answers import (
+    Answer,
+    AnswerCache,
+    AnsweringModel,
+    answer_cases,
+    decoding_faults,
+    reference_limits,
+    tokens_left,
+)
 from po_assets.evaluation.settings import Decoding
 from po_assets.model import ChatTemplate, load_base_model, load_tokenizer
 from po_assets.product_owner import parse_answer
@@ -114,7 +123,7 @@ def test_a_prompt_without_room_for_the_answer_is_refused(tmp_path: Path, answeri
     context = answering.model.config.max_position_embeddings
     decoding = FREE.with_values(max_new_tokens=context)
     with pytest.raises(
-        ValueError, match=rf"The prompt of case EVAL-\d+ has .*more than the model's context of {context:,}"
+        UserError, match=rf"The prompt of case EVAL-\d+ has .*more than the model's context of {context:,}"
     ):
         answer_cases(cases(2), decoding, cache_in(tmp_path, decoding), lambda: answering)
 
@@ -146,17 +155,27 @@ def test_the_cache_works_where_nothing_can_be_appended() -> None:
 
 def test_with_the_grammar_even_a_model_without_sense_answers_in_form(tmp_path: Path, answering: AnsweringModel) -> None:
     """Random weights, one token per byte."""
-    decoding = Decoding(mode="constrained", max_new_tokens=4_000, batch_size=4)
+    decoding = Decoding(mode="constrained", batch_size=4)
     for answer in answer_cases(cases(2), decoding, cache_in(tmp_path, decoding), lambda: answering):
         assert parse_answer(answer.text).missing == ()
         assert answer.finish_reason == "stop"
         assert answer.tokens < 4_000
 
 
+def test_the_longest_answer_is_derived_from_the_references(tmp_path: Path, answering: AnsweringModel) -> None:
+    """Where nothing is set; also without grammar, where it is what ends an answer that goes on and on."""
+    most = reference_limits(cases(2)).longest_answer(4)
+    decoding = Decoding(mode="free")
+    assert decoding_faults(cases(2), Decoding()) == []
+    assert [answer.tokens for answer in answer_cases(cases(1), decoding, cache_in(tmp_path), lambda: answering)] == [
+        most
+    ]
+
+
 def test_a_limit_that_could_cut_an_answer_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     """With the number that is needed and the case that needs it."""
     decoding = Decoding(mode="constrained", max_new_tokens=300)
-    with pytest.raises(ValueError, match=r"max_new_tokens is 300, but the grammar allows answers of up to \d+ tokens"):
+    with pytest.raises(UserError, match=r"max_new_tokens is 300, but the grammar allows answers of up to \d+ tokens"):
         answer_cases(cases(2), decoding, cache_in(tmp_path, decoding), never)
 
 

@@ -1,17 +1,31 @@
 """The decode loop: equal to transformers' own generation, whatever shares the batch, and stopping where it should."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from llguidance.numpy import apply_token_bitmask_inplace
 
-from po_assets.evaluation.generate import Completion, Request, batches_by_length, complete_batch
+from po_assets.evaluation.generate import (
+    Completion,
+    GrammarConstraint,
+    Request,
+    _choose,
+    _Row,
+    batches_by_length,
+    complete_batch,
+    grammar_tokenizer,
+)
 from po_assets.evaluation.settings import Decoding
-from po_assets.model import load_base_model
+from po_assets.model import load_base_model, load_tokenizer
 from po_assets.model.cpu.decoding import ATTENTION, pack_linears, prepare_for_decoding
-from po_assets_tests.model.tiny_model import make_tiny_model
+from po_assets.product_owner.grammar import answer_grammar
+from po_assets_tests.evaluation.scenes import GOOD
+from po_assets_tests.model.tiny_model import make_tiny_model, make_tiny_tokenizer
 
 EOS = 1
 PROMPTS = [[5, 9, 200, 31], [17, 4, 4, 80, 99, 120, 7], [40], [61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 72]]
@@ -174,3 +188,49 @@ def test_the_computing_time_is_divided_among_the_answers(tiny: Any) -> None:
     decoding = Decoding(mode="free", max_new_tokens=5)
     tokens = sum(len(answer.token_ids) for answer in complete_batch(tiny(), requests(), decoding, [2], steps.append))
     assert sum(steps) == tokens == 5 * len(PROMPTS)
+
+
+class Only:
+    """A constraint that permits these tokens, wherever it stands."""
+
+    complete = False
+
+    def __init__(self, permitted: list[int], vocabulary: int) -> None:
+        self.bits = np.zeros(vocabulary, dtype=np.uint8)
+        self.bits[permitted] = 1
+        self.masks = 0
+
+    def permits(self, token: int) -> bool:
+        """Whether it is one of them."""
+        return bool(self.bits[token])
+
+    def permitted_bits(self) -> Any:
+        """All of them; counted, since it costs much."""
+        self.masks += 1
+        return np.packbits(self.bits, bitorder="little")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_permitted_token_is_that_of_the_whole_mask(seed: int) -> None:
+    """Whether it is found among the likeliest or not, also where many tokens are equally likely."""
+    random = np.random.default_rng(seed)
+    logits = torch.from_numpy(random.integers(0, 400 if seed % 2 else 12, (3, 512))).to(torch.bfloat16)
+    allowed = [random.choice(512, size, replace=False).tolist() for size in (300, 40, 1)]
+    rows = [_Row(Request(str(i), [1], Only(some, 512))) for i, some in enumerate(allowed)]  # type: ignore[arg-type]
+    expected = [min(some, key=lambda token: (-float(logits[i, token]), token)) for i, some in enumerate(allowed)]
+    assert _choose(logits, rows, Decoding(no_repeat_ngram=0)) == expected
+    assert rows[0].request.constraint.masks == 0 or not seed % 2  # type: ignore[union-attr]
+
+
+def test_the_masks_bits_are_the_grammars(tmp_path: Path) -> None:
+    """As llguidance's own kernel reads them, for every token of the vocabulary and along a whole answer."""
+    tokenizer: Any = load_tokenizer(make_tiny_tokenizer(tmp_path))
+    view = grammar_tokenizer(tokenizer, len(tokenizer))
+    constraint = GrammarConstraint(view, answer_grammar(["FR001", "FR002", "NFR001", "C001"]))
+    for token in tokenizer(GOOD)["input_ids"][:400]:
+        own = np.zeros((1, len(tokenizer)), dtype=np.float32)
+        packed = np.frombuffer(constraint.permitted_bits().tobytes(), dtype=np.int32)[None]
+        apply_token_bitmask_inplace(own, packed)
+        assert np.array_equal(constraint.permitted().numpy(), np.isfinite(own[0]))
+        assert [constraint.permits(number) for number in range(5)] == constraint.permitted()[:5].tolist()
+        constraint.advance(token)

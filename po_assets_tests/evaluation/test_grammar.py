@@ -12,13 +12,17 @@ import torch
 from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
 from po_assets.model import load_tokenizer
 from po_assets.product_owner import STATUSES, cited_ids, format_answer, parse_answer, read_yaml, validate_answer
-from po_assets.product_owner.grammar import BOUNDED_LISTS, GrammarLimits, answer_grammar, limits_of
+from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
 from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION
 from po_assets_tests.model.tiny_model import make_tiny_tokenizer
 
 IDS = ["FR001", "FR002", "NFR001", "C001"]
 BYTES = GrammarLimits(tokens_per_word=30)
-SMALL = GrammarLimits(name=4, summary=8, item=6, narrative=10, items=dict.fromkeys(BOUNDED_LISTS, 2), tokens_per_word=8)
+SMALL = GrammarLimits(
+    words=dict.fromkeys(GrammarLimits().words, 6) | {"product_name": 4, "product_summary": 8, "narrative": 10},
+    items=dict.fromkeys(GrammarLimits().items, 2) | dict.fromkeys(("aligned", "conflicts"), 8),
+    tokens_per_word=8,
+)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -172,8 +176,22 @@ def test_limits_leave_room_above_the_fullest_reference() -> None:
     assert limits.items["non_goals"] == 2
     assert limits.items["gaps"] == 1
     words = len(read_yaml(VISION).value["product_summary"].split())
-    assert 1.5 * words <= limits.summary < 1.5 * words + 5
+    assert 1.5 * words <= limits.words["product_summary"] < 1.5 * words + 5
     assert limits == limits_of([(VISION.replace("in time", "on time"), REVIEW), ("", "")])
+
+
+def test_one_endless_reference_does_not_lift_the_bounds_of_all() -> None:
+    """A bound is at most twice what nine of ten need; without references the defaults hold."""
+    usual = [(VISION, REVIEW)] * 39
+    endless = REVIEW.replace("narrative: The", f"narrative: {'very ' * 900}The").replace(
+        "- Test", "- Wait\n" * 80 + "- Test"
+    )
+    limits = limits_of([*usual, (VISION, endless)])
+    words = len(read_yaml(REVIEW).value["narrative"].split())
+    assert 2 * words <= limits.words["narrative"] < 2 * words + 5
+    assert limits.items["recommended_actions"] == 5
+    assert limits.longest_answer(4) < 1.3 * limits_of(usual).longest_answer(4)
+    assert limits_of([]) == limits_of([("", "")]) == GrammarLimits()
 
 
 def test_every_reference_answer_of_the_evaluation_cases_is_in_the_grammar(tokenizer: Any, grammar_view: Any) -> None:
