@@ -12,10 +12,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
 
 from po_assets.product_owner.prompts import teacher_messages
-from po_assets.teacher.client import Charge, Fault, Reply, Usage
+from po_assets.teacher.client import Fault, Reply, TeacherClient, Usage
 from po_assets.teacher.journal import Attempt, Journal
 from po_assets.teacher.limits import Amount, Budget, RateLimiter
 from po_assets.teacher.outcomes import REMINDER, Scored, next_kind, score_attempt
@@ -32,16 +31,6 @@ _BYTES_PER_TOKEN = 2
 """At least, in text of any language with the usual tokenizers; English has 4. What is reserved is an upper bound."""
 _MESSAGE_TOKENS = 20
 """Around each message, by the chat template."""
-
-
-class Client(Protocol):
-    """What a batch needs of a client."""
-
-    async def ask(self, messages: list[dict[str, str]]) -> Reply:
-        """Send one request; whatever happens to it is in the reply."""
-
-    async def close(self) -> None:
-        """Give its connections back."""
 
 
 class StopReason(StrEnum):
@@ -88,7 +77,7 @@ class Batch:
         plan: BatchPlan,
         payloads: Sequence[Payload],
         journal: Journal,
-        client: Client,
+        client: TeacherClient,
         progress: Progress,
     ) -> None:
         self._llm, self._plan, self._payloads, self._journal = llm, plan, payloads, journal
@@ -290,7 +279,7 @@ class Batch:
 def _answered(attempt: Attempt, reply: Reply, seconds: float) -> Attempt:
     """The attempt with what came back."""
     fault, usage, estimated = reply.fault, reply.usage, False
-    if usage is None and fault and fault.charge == Charge.NOTHING:
+    if usage is None and fault and fault.free:
         usage = Usage(0, 0)
     elif usage is None:
         written = len((reply.text + reply.refusal).encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 1

@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from po_assets.teacher.settings import TeacherLLM
 
@@ -35,17 +34,7 @@ _NEVER_SENT = {"LocalProtocolError", "UnicodeEncodeError"}
 _TIME_OUT, _TRANSPORT = "TimeoutException", "TransportError"
 
 
-class Charge(StrEnum):
-    """What a request without a bill may have cost."""
-
-    NOTHING = "nothing"
-    """The server turned it away before any work."""
-    UNKNOWN = "unknown"
-    """It may have worked on it: counted as the most that the request can cost."""
-
-
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens that the server says it charges."""
 
     prompt: int
@@ -54,20 +43,15 @@ class Usage:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why no whole answer came."""
+    """Why no whole answer came; `reason` is short, and the same for all of its kind."""
 
     reason: str
-    """Short, and the same for all of its kind."""
     detail: str = ""
-    cut: bool = False
-    """An answer had begun, or may have."""
-    again: bool = False
-    """The same request may succeed in a while."""
-    stops: bool = False
-    """No request can succeed until somebody changes something."""
-    wait: float | None = None
-    """Seconds that the server asks to wait."""
-    charge: Charge = Charge.UNKNOWN
+    cut: bool = False  # an answer had begun, or may have
+    again: bool = False  # the same request may succeed in a while
+    stops: bool = False  # no request can succeed until somebody changes something
+    free: bool = False  # turned away before any work; any other counts as the most that the request can cost
+    wait: float | None = None  # seconds that the server asks for
 
 
 @dataclass(frozen=True)
@@ -77,8 +61,7 @@ class Reply:
     text: str = ""
     finish_reason: str = ""
     refusal: str = ""
-    model: str = ""
-    """The model as the server names it."""
+    model: str = ""  # as the server names it
     usage: Usage | None = None
     fault: Fault | None = None
 
@@ -118,7 +101,7 @@ class TeacherClient:
         except openai.APIStatusError as error:
             fault = self._refused_by_status(error)
         except _RedirectError as error:
-            fault = self._fault("redirected elsewhere", error, stops=True, charge=Charge.NOTHING)
+            fault = self._fault("redirected elsewhere", error, stops=True, free=True)
         except _AnswerError as error:
             fault = self._fault("server error in the answer", error, cut=True, again=True)
         except Exception as error:  # noqa: BLE001 - what no server should send still has to end in the ledger
@@ -148,7 +131,7 @@ class TeacherClient:
 
     def _time_out(self, error: Exception) -> Fault:
         if _cause(error) in _NEVER_ARRIVED:
-            return Fault("no connection", "the server did not accept it in time", again=True, charge=Charge.NOTHING)
+            return Fault("no connection", "the server did not accept it in time", again=True, free=True)
         return Fault("time-out", f"no whole answer within {self._llm.timeout_seconds:g} s", again=True)
 
     def _broken(self, error: Exception) -> Fault:
@@ -165,7 +148,7 @@ class TeacherClient:
     def _lost(self, error: "APIConnectionError") -> Fault:
         if _cause(error) in _NEVER_ARRIVED:
             detail = f"{self._llm.base_url}: {error.__cause__}"
-            return Fault("no connection", self._redacted(detail), again=True, charge=Charge.NOTHING)
+            return Fault("no connection", self._redacted(detail), again=True, free=True)
         if _cause(error) in _NEVER_SENT:
             return self._not_sent(error.__cause__ or error)
         detail = f"{_cause(error)}: {error.__cause__}"
@@ -174,21 +157,19 @@ class TeacherClient:
     def _not_sent(self, error: BaseException) -> Fault:
         """Any other payload would be refused in the same way: all have the same headers and settings."""
         detail = self._redacted(f"{type(error).__name__}: {error}")
-        return Fault("request cannot be sent", detail, stops=True, charge=Charge.NOTHING)
+        return Fault("request cannot be sent", detail, stops=True, free=True)
 
     def _refused_by_status(self, error: "APIStatusError") -> Fault:
         status = error.status_code
         if error.code == _OUT_OF_MONEY:
-            return self._fault("account without credit", error, stops=True, charge=Charge.NOTHING)
+            return self._fault("account without credit", error, stops=True, free=True)
         if status in _USELESS:
-            return self._fault(f"{_USELESS[status]} ({status})", error, stops=True, charge=Charge.NOTHING)
-        if status == _RATE_LIMITED:
+            return self._fault(f"{_USELESS[status]} ({status})", error, stops=True, free=True)
+        if status >= _SERVER_ERROR or status in (_REQUEST_TIMEOUT, _CONFLICT, _RATE_LIMITED):
+            kind = "rate limited" if status == _RATE_LIMITED else "server error"
             wait = retry_after(error.response.headers)
-            return self._fault("rate limited (429)", error, again=True, wait=wait, charge=Charge.NOTHING)
-        if status >= _SERVER_ERROR or status in (_REQUEST_TIMEOUT, _CONFLICT):
-            wait = retry_after(error.response.headers)
-            return self._fault(f"server error ({status})", error, again=True, wait=wait, charge=Charge.NOTHING)
-        return self._fault(f"request refused ({status})", error, charge=Charge.NOTHING)
+            return self._fault(f"{kind} ({status})", error, again=True, wait=wait, free=True)
+        return self._fault(f"request refused ({status})", error, free=True)
 
     def _fault(self, reason: str, error: Exception, **options: Any) -> Fault:
         return Fault(reason, self._redacted(str(error) or type(error).__name__), **options)

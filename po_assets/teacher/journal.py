@@ -11,11 +11,10 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-import orjson
 from upath import UPath
 
 from po_assets.errors import UserError
@@ -23,8 +22,6 @@ from po_assets.storage import LockedError, lock
 from po_assets.teacher.payloads import Payload
 
 NAME = "journal.sqlite"
-EARLIER_NAME = "journal.jsonl"
-"""As versions before 2.0 kept it; taken over when the journal is opened."""
 Result = TypeVar("Result")
 
 
@@ -134,30 +131,6 @@ class Journal:
         query = "SELECT file, content FROM landings WHERE content IS NOT NULL ORDER BY rowid"
         return dict(self._do(lambda database: database.execute(query).fetchall()))
 
-    def take_over(self, path: Path) -> None:
-        """Take in an earlier version's journal, whose answers are paid for; a line that a crash tore told of none."""
-        attempts: dict[str, Attempt] = {}
-        announced: dict[str, list[str]] = {}
-        for line in path.read_bytes().splitlines():
-            try:
-                record = orjson.loads(line)
-                event = record.pop("event")
-                if event == "sent":
-                    payload = record.pop("payload")
-                    attempts[record["id"]] = Attempt(sent_at=record.pop("at"), **record, **payload)
-                elif event == "done":
-                    fault, at = record.pop("reason"), record.pop("at")
-                    attempts[record["id"]] = replace(attempts[record["id"]], fault=fault, answered_at=at, **record)
-                elif event == "landing":
-                    announced[record["file"]] = record["ids"]
-                elif event == "landed":
-                    for name in announced[record["file"]]:
-                        attempts[name] = replace(attempts[name], landed_in=record["file"])
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
-        rows = [astuple(attempt) for attempt in attempts.values()]
-        self._do(lambda database: database.executemany(_KEEP, rows))
-
     def close(self) -> None:
         """Finish writing and close the file."""
         self._writer.shutdown()
@@ -204,11 +177,7 @@ def open_journal(folder: Path) -> Iterator[Journal]:
                 f"Another run asks the same teacher right now, with the journal in {str(folder)!r}. Wait until it "
                 "ends, or terminate it; then materialize teacher_batch again."
             ) from None
-        journal = held.enter_context(read_journal(folder / NAME))
-        if (earlier := folder / EARLIER_NAME).exists():
-            journal.take_over(earlier)
-            earlier.rename(earlier.with_suffix(".jsonl.taken_over"))
-        yield journal
+        yield held.enter_context(read_journal(folder / NAME))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from po_assets.errors import UserError
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
 from po_assets.storage import Layout, atomic_file, is_local
-from po_assets.teacher.batch import Batch, BatchState, Client, Stop, StopReason
+from po_assets.teacher.batch import Batch, BatchState, Stop, StopReason
 from po_assets.teacher.client import TeacherClient
 from po_assets.teacher.journal import Journal, open_journal
 from po_assets.teacher.outcomes import PayloadState, Scored, Totals, ledger_rows, score_attempt, state_of
@@ -96,7 +96,7 @@ def read_report(layout: Layout) -> BatchReport | None:
 
 
 def run_batch(
-    llm: TeacherLLM, plan: BatchPlan, layout: Layout, progress: Progress, client: Client | None = None
+    llm: TeacherLLM, plan: BatchPlan, layout: Layout, progress: Progress, client: TeacherClient | None = None
 ) -> BatchReport:
     """Ask about the plan's payloads and land what is accepted.
 
@@ -169,7 +169,7 @@ class _Run:
     progress: Progress
     journal: Journal
     payloads: Payloads
-    client: Client
+    client: TeacherClient
 
     def run(self) -> BatchReport:
         late = self._publish()
@@ -284,10 +284,7 @@ class _Run:
             landed_file=landed[0],
             landed_rows=landed[1],
             late_files=late,
-            max_rows=plan.max_rows,
-            max_tokens=plan.max_tokens,
-            max_cost=plan.max_cost,
-            min_acceptance=plan.min_acceptance,
+            **plan.model_dump(include={"max_rows", "max_tokens", "max_cost", "min_acceptance"}),
         )
         with atomic_file(report_path(self.layout)) as file:
             file.write(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2))

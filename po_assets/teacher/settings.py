@@ -9,7 +9,7 @@ import re
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from po_assets.dag import Settings
 from po_assets.errors import all_faults
@@ -26,6 +26,7 @@ _OWN_PARAMETERS = (
 class TeacherLLM(Settings):
     """The teacher: an OpenAI-compatible endpoint, and how it is asked."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
     noun: ClassVar[str] = "the settings of the resource teacher_llm"
     # All but these decides what the teacher answers, apart from its own dice. (A whole answer is the same under any
     # token limit; what the limit cut is asked again when it is raised.)
@@ -57,9 +58,7 @@ class TeacherLLM(Settings):
         default="OPENAI_API_KEY",
         description="Name of the environment variable that holds the key; empty for a server that wants none.",
     )
-    temperature: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False, description="Empty: the server's default."
-    )
+    temperature: float | None = Field(default=None, ge=0, description="Empty: the server's default.")
     max_output_tokens: int = Field(
         default=4096,
         ge=1,
@@ -78,9 +77,7 @@ class TeacherLLM(Settings):
     stream: bool = Field(
         default=True, description="Let answers be sent as they are written, which keeps slow connections open."
     )
-    timeout_seconds: float = Field(
-        default=180.0, gt=0, allow_inf_nan=False, description="Longest time for one request, first byte to last."
-    )
+    timeout_seconds: float = Field(default=180.0, gt=0, description="Longest time for one request, first byte to last.")
     concurrency: int = Field(default=8, ge=1, description="Requests under way at once.")
     requests_per_minute: int | None = Field(default=None, ge=1, description="Rate limit; empty for none.")
     tokens_per_minute: int | None = Field(
@@ -92,14 +89,11 @@ class TeacherLLM(Settings):
     retry_wait_seconds: float = Field(
         default=1.0,
         ge=0,
-        allow_inf_nan=False,
         description="Wait before the first retry, doubled each time up to a minute; Retry-After wins.",
     )
-    price_per_million_input_tokens: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="Money per million prompt tokens."
-    )
+    price_per_million_input_tokens: float = Field(default=0.0, ge=0, description="Money per million prompt tokens.")
     price_per_million_output_tokens: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="Money per million answer tokens, thinking included."
+        default=0.0, ge=0, description="Money per million answer tokens, thinking included."
     )
 
     @field_validator("base_url")
@@ -159,6 +153,7 @@ class TeacherLLM(Settings):
 class BatchPlan(Settings):
     """What is asked, what counts as a row, and where the batch ends."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
     noun: ClassVar[str] = "the settings of the resource batch_plan"
 
     payloads: str = Field(
@@ -180,9 +175,7 @@ class BatchPlan(Settings):
     max_tokens: int | None = Field(
         default=None, ge=0, description="Budget: prompt and answer tokens. Empty for no limit."
     )
-    max_cost: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False, description="Budget: money, in the currency of the prices."
-    )
+    max_cost: float | None = Field(default=None, ge=0, description="Budget: money, in the currency of the prices.")
     min_acceptance: float = Field(
         default=0.5, ge=0, le=1, description="Share of answers that should be accepted; a check warns below it."
     )

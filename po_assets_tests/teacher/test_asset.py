@@ -8,6 +8,7 @@ import pytest
 
 from po_assets.automation.jobs import ask_teacher
 from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.dataset.settings import SelectionSettings
 from po_assets.definitions import defs
 from po_assets.errors import UserError
 from po_assets.intake.assets import normalized_teacher, raw_teacher
@@ -93,7 +94,9 @@ def test_what_is_missing_at_run_time_fails_the_step_without_retries(scene: Scene
 
 def everything_said(scene: Scene, result: dg.ExecuteInProcessResult, printed: pytest.CaptureFixture[str]) -> str:
     """All files of the scene, all events of the run, and all that was printed."""
-    files = [path.read_bytes().decode() for path in Path(str(scene.layout.root)).rglob("*") if path.is_file()]
+    files = [
+        path.read_bytes().decode(errors="replace") for path in Path(str(scene.layout.root)).rglob("*") if path.is_file()
+    ]
     assert len(files) > 3  # journal, ledger and report among them
     return "\n".join([*files, *map(str, result.all_events), *printed.readouterr()])
 
@@ -134,7 +137,11 @@ def test_the_landed_file_is_taken_in_by_the_graph(scene: Scene) -> None:
     artifacts = Artifacts(root=str(scene.layout.root))
     result = dg.materialize(
         [raw_teacher, normalized_teacher],
-        resources={"artifacts": artifacts, "io_manager": JsonlIOManager(artifacts=artifacts)},
+        resources={
+            "artifacts": artifacts,
+            "io_manager": JsonlIOManager(artifacts=artifacts),
+            "selection": SelectionSettings(),
+        },
     )
     assert result.success
     rows = list(read_rows(scene.layout.normalized))

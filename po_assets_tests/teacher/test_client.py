@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from po_assets.teacher.client import Charge, Reply, TeacherClient, Usage, retry_after
+from po_assets.teacher.client import Reply, TeacherClient, Usage, retry_after
 from po_assets.teacher.settings import TeacherLLM
 from po_assets_tests.evaluation.scenes import GOOD
 from po_assets_tests.teacher.scenes import KEY
@@ -44,29 +44,29 @@ def test_a_whole_answer_comes_with_its_bill(stream: bool) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(
-    ("does", "reason", "cut", "again", "charge"),
+    ("does", "reason", "cut", "again", "free"),
     [
-        (Does(status=429), "rate limited (429)", False, True, Charge.NOTHING),
-        (Does(status=500), "server error (500)", False, True, Charge.NOTHING),
-        (Does(status=503), "server error (503)", False, True, Charge.NOTHING),
-        (Does(status=400), "request refused (400)", False, False, Charge.NOTHING),
-        (Does(cut_after=300), "connection lost", True, True, Charge.UNKNOWN),
-        (Does(cut_after=0), "connection lost", True, True, Charge.UNKNOWN),
-        (Does(raw=b"<html>Bad gateway</html>"), "not a chat completion", False, True, Charge.UNKNOWN),
-        (Does(raw=b'{"choices": null}'), "not a chat completion", False, True, Charge.UNKNOWN),
-        (Does(raw=b'{"choices": [{"message": 3}]}'), "not a chat completion", False, True, Charge.UNKNOWN),
-        (Does(raw=b"[1, 2]"), "not a chat completion", False, True, Charge.UNKNOWN),
-        (Does(raw=b""), "not a chat completion", False, True, Charge.UNKNOWN),
-        (Does(delay=1.0), "time-out", False, True, Charge.UNKNOWN),
+        (Does(status=429), "rate limited (429)", False, True, True),
+        (Does(status=500), "server error (500)", False, True, True),
+        (Does(status=503), "server error (503)", False, True, True),
+        (Does(status=400), "request refused (400)", False, False, True),
+        (Does(cut_after=300), "connection lost", True, True, False),
+        (Does(cut_after=0), "connection lost", True, True, False),
+        (Does(raw=b"<html>Bad gateway</html>"), "not a chat completion", False, True, False),
+        (Does(raw=b'{"choices": null}'), "not a chat completion", False, True, False),
+        (Does(raw=b'{"choices": [{"message": 3}]}'), "not a chat completion", False, True, False),
+        (Does(raw=b"[1, 2]"), "not a chat completion", False, True, False),
+        (Does(raw=b""), "not a chat completion", False, True, False),
+        (Does(delay=1.0), "time-out", False, True, False),
     ],
 )
 def test_every_misbehaviour_is_a_fault_with_a_name(  # noqa: PLR0917
-    stream: bool, does: Does, reason: str, cut: bool, again: bool, charge: Charge
+    stream: bool, does: Does, reason: str, cut: bool, again: bool, free: bool
 ) -> None:
     """It says whether asking again may help, and whether it may have cost something."""
     reply, _ = reply_to(does, stream=stream, timeout_seconds=0.4)
     assert reply.fault
-    assert (reply.fault.reason, reply.fault.cut, reply.fault.again, reply.fault.charge) == (reason, cut, again, charge)
+    assert (reply.fault.reason, reply.fault.cut, reply.fault.again, reply.fault.free) == (reason, cut, again, free)
     assert not reply.fault.stops
 
 
@@ -92,7 +92,7 @@ def test_a_server_that_is_not_there_is_no_connection_and_costs_nothing() -> None
         url = server.url
     fault = ask(url).fault
     assert fault
-    assert (fault.reason, fault.again, fault.charge) == ("no connection", True, Charge.NOTHING)
+    assert (fault.reason, fault.again, fault.free) == ("no connection", True, True)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -133,7 +133,7 @@ def test_what_cannot_be_sent_stops_the_batch_and_costs_nothing(key: str, kind: s
         fault = ask(server.url, key).fault
     assert fault
     assert (fault.reason, fault.stops, fault.again, fault.cut) == ("request cannot be sent", True, False, False)
-    assert fault.charge == Charge.NOTHING
+    assert fault.free
     assert kind in fault.detail
     assert KEY not in fault.detail
     assert not server.asked
@@ -143,7 +143,7 @@ def test_an_instruction_that_no_request_can_hold_stops_the_batch() -> None:
     """Half a character pair: every request has it."""
     fault = ask("http://127.0.0.1:9/v1", extra_body={"note": "\ud800"}).fault
     assert fault
-    assert (fault.reason, fault.stops, fault.charge) == ("request cannot be sent", True, Charge.NOTHING)
+    assert (fault.reason, fault.stops, fault.free) == ("request cannot be sent", True, True)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -88,7 +88,7 @@ def test_killed_at_any_moment_the_batch_resumes(
     """From the journal, and with the landing that was under way."""
     with teacher() as server:
         process = start(processes, scene, server, moment, at)
-        process.join(60)
+        process.join(180)
         assert process.exitcode == -signal.SIGKILL
         assert_resumes(scene, server)
 
@@ -113,7 +113,7 @@ def test_killed_while_the_teacher_answers_the_batch_resumes(
 
     with teacher(does) as server:
         process = start(processes, scene, server)
-        process.join(60)
+        process.join(180)
         assert killed
         assert process.exitcode == -signal.SIGKILL
         assert_resumes(scene, server)
@@ -126,6 +126,6 @@ def test_killed_again_and_again_it_comes_to_its_end(
     with teacher(lambda _asked: Does(delay=0.01)) as server:
         for at in (2, 3, 2, 3):
             process = start(processes, scene, server, "when an answer is on disk", at)
-            process.join(60)
+            process.join(180)
             assert process.exitcode in (-signal.SIGKILL, 0)
         assert_resumes(scene, server)

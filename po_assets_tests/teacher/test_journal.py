@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from po_assets.errors import UserError
 from po_assets.teacher import journal as journal_module
-from po_assets.teacher.journal import EARLIER_NAME, NAME, Attempt, Journal, open_journal, read_journal
+from po_assets.teacher.journal import NAME, Attempt, Journal, open_journal, read_journal
 from po_assets_tests.evaluation.scenes import GOOD
 from po_assets_tests.teacher.scenes import payload
 
@@ -137,26 +136,3 @@ def test_every_step_is_synced_before_it_counts(tmp_path: Path) -> None:
     with open_journal(tmp_path) as journal:
         assert journal._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
         assert journal._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-
-
-def test_the_journal_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
-    """Its answers are paid for; a line that a crash tore told of none."""
-
-    def line(event: str, **fields: Any) -> bytes:
-        return orjson.dumps({"event": event, **fields}) + b"\n"
-
-    one = STEPS[3]
-    names = ("id", "key", "kind", "max_output_tokens", "reserved_prompt", "reserved_completion")
-    answer = ("id", "seconds", "text", "finish_reason", "refusal", "model", "detail", "cut", "prompt_tokens",
-              "completion_tokens", "estimated")  # fmt: skip
-    earlier = tmp_path / EARLIER_NAME
-    earlier.write_bytes(
-        line("sent", **{name: getattr(one, name) for name in names}, payload=one.payload.as_record(), at=one.sent_at)
-        + line("done", **{name: getattr(one, name) for name in answer}, reason="", at=one.answered_at)
-        + line("landing", file="a.jsonl", sha256="0", ids=["id1"])
-        + line("landed", file="a.jsonl")
-        + b'{"event":"sent","id":"to'
-    )
-    with open_journal(tmp_path) as journal:
-        assert journal.attempts() == [replace(one, landed_in="a.jsonl")]
-    assert not earlier.exists()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from po_assets.errors import UserError
-from po_assets.teacher.client import Charge, Fault, Reply, Usage
+from po_assets.teacher.client import Fault, Reply, TeacherClient, Usage
 from po_assets.teacher.run import run_batch
 from po_assets.text import Progress
 from po_assets_tests.teacher.scenes import ACCEPTED, BROKEN_YAML, NO_REVIEW, TOO_THIN, Scene, assert_sound, llm
@@ -29,17 +29,17 @@ REPLIES = [
     Reply(ACCEPTED[:50], "length", usage=BILL),
     Reply(ACCEPTED[:50], fault=Fault("connection lost", "x", cut=True, again=True)),
     Reply(fault=Fault("time-out", "x", again=True)),
-    Reply(fault=Fault("rate limited (429)", "x", again=True, wait=0.0, charge=Charge.NOTHING)),
-    Reply(fault=Fault("rate limited (429)", "x", again=True, wait=0.001, charge=Charge.NOTHING)),
-    Reply(fault=Fault("server error (500)", "x", again=True, charge=Charge.NOTHING)),
+    Reply(fault=Fault("rate limited (429)", "x", again=True, wait=0.0, free=True)),
+    Reply(fault=Fault("rate limited (429)", "x", again=True, wait=0.001, free=True)),
+    Reply(fault=Fault("server error (500)", "x", again=True, free=True)),
     Reply(fault=Fault("not a chat completion", "x", again=True)),
-    Reply(fault=Fault("request refused (400)", "x", charge=Charge.NOTHING)),
-    Reply(fault=Fault("rate limited (429)", "x", again=True, wait=9_999.0, charge=Charge.NOTHING)),
-    Reply(fault=Fault("key refused (401)", "x", stops=True, charge=Charge.NOTHING)),
+    Reply(fault=Fault("request refused (400)", "x", free=True)),
+    Reply(fault=Fault("rate limited (429)", "x", again=True, wait=9_999.0, free=True)),
+    Reply(fault=Fault("key refused (401)", "x", stops=True, free=True)),
 ]
 
 
-class Scripted:
+class Scripted(TeacherClient):
     """Replies in turn, then good answers; remembers what it was asked."""
 
     def __init__(self, script: list[int]) -> None:
