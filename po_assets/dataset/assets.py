@@ -18,7 +18,7 @@ from po_assets.dag import (
 )
 from po_assets.dataset.cases import COLUMNS as CASE_COLUMNS
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised, token_budget
+from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised, conflicts_gone, token_budget
 from po_assets.dataset.selection import Array
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.assets import OWNERS, normalized_teacher
@@ -28,7 +28,7 @@ from po_assets.product_owner import PROMPT_VERSION
 from po_assets.storage import StagedTable, digest_of, file_digest, read_manifest
 
 CASES_CODE_VERSION = "1"
-SUPERVISED_CODE_VERSION = f"1+prompt.{PROMPT_VERSION}"
+SUPERVISED_CODE_VERSION = f"2+prompt.{PROMPT_VERSION}"
 GROUP = "dataset"
 COLUMNS = {
     "prompt": ("string", "The one prompt: concept and requirements. Training, baseline and student share it."),
@@ -79,8 +79,8 @@ def eval_cases(artifacts: Artifacts) -> dg.MaterializeResult[Any]:
     description=(
         "One row per training example: `prompt` and `response`, nothing else.\n\n"
         "Selected from the normalized rows by the resource `selection`: score, hold-out of evaluation inputs, "
-        "duplicates, length in tokens, number. Closes the **row ledger**: every row left out is named there with the "
-        "reason. Nothing is ever truncated."
+        "validity, duplicates, length in tokens, number. Closes the **row ledger**: every row left out is named there "
+        "with the reason. Nothing is ever truncated."
     ),
 )
 @user_errors_fail_the_step()
@@ -105,6 +105,9 @@ def supervised_dataset(
             "max_length": budget.max_length,
             "outcomes": chosen.outcomes.by_outcome(),
             "statuses": dict(chosen.statuses),
+            "ledger_sha256": chosen.ledger_sha256,
+            "conflicts_by_file": {name: count for name, count in chosen.conflicts_by_file.items() if count},
+            "conflicts_gone": conflicts_gone(layout, chosen.decisions.files),
             "vision_in_landed_prompt": chosen.vision_in_prompt,
         },
     )

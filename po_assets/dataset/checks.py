@@ -1,162 +1,55 @@
 """The checks of supervised_dataset: what its rows are worth, found out again from the bytes of the file.
 
 They see training rows, not normalized ones, so that a fault of the stages before cannot hide itself. Their limits
-belong to `settings`, finding an overlap with one evaluation case to `holdout`.
+belong to `settings`, what all of them look at to `evidence`, finding an overlap with an evaluation case to `holdout`.
 """
 
 import hashlib
-import re
+import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import orjson
 
-from po_assets.dag import (
-    Artifacts,
-    AssetChecks,
-    Verdict,
-    Violations,
-    bar_chart,
-    gate_record,
-    histogram,
-    write_gate,
-)
+from po_assets.dag import Artifacts, Severity, Verdict, Violations, bar_chart, gate_record, histogram, write_gate
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.holdout import HoldOut
-from po_assets.dataset.publication import TokenBudget, token_budget
-from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, SCORE_COLUMN
+from po_assets.dataset.evidence import DatasetEvidence, RowCheck, TrainingRow, supervised_checks
+from po_assets.dataset.holdout import KINDS, HoldOut
+from po_assets.dataset.publication import PARTICULARS, publication_fault, token_budget
+from po_assets.dataset.selection import NEVER_SAMPLED_AWAY
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.checks import balance_verdict
-from po_assets.intake.landing import sources_of
-from po_assets.intake.ledger import CLOSED_BY, Balance, Outcome, balance
+from po_assets.intake.ledger import Outcome
 from po_assets.model import BaseModel
-from po_assets.product_owner import (
-    STATUSES,
-    ParsedAnswer,
-    PromptParts,
-    build_prompt,
-    parse_answer,
-    read_status,
-    read_yaml,
-    split_prompt,
-    validate_answer,
-)
-from po_assets.storage import Layout, file_digest, open_buffered, read_manifest, read_rows
+from po_assets.product_owner import STATUSES, build_prompt, read_yaml, validate_answer
+from po_assets.storage import file_digest, read_manifest
 from po_assets.storage.workers import BLOCK_ROWS
 from po_assets.text import amount, verb
 
-_PARTICULARS = re.compile(r"'.*'|[0-9]+", re.DOTALL)
-"""What differs from row to row in the validator's reasons; without it, they can be counted."""
 _HEAD, _BETWEEN, _TAIL = build_prompt("\x00", "\x00").split("\x00")
 """The fixed text of the one prompt, before, between and after concept and requirements."""
+_LEFT_OUT_ON_PURPOSE = {
+    Outcome.HELD_OUT: "held out for evaluation",
+    Outcome.INVALID_TARGET: "left out, since the validator rejects the answer",
+}
 _TELLING_SUMMARY_CHARACTERS = 40
 """A product summary this long does not stand in a prompt by chance."""
 
 
-@dataclass(frozen=True)
-class TokenizedRow:
-    """A training row as it stands in the file, with the place where it landed; its parts are read when asked for."""
-
-    file: str
-    line: int
-    row: Mapping[str, Any]
-
-    @property
-    def prompt(self) -> str:
-        """The prompt, empty when the row has none."""
-        return _text(self.row.get("prompt"))
-
-    @property
-    def response(self) -> str:
-        """The response, empty when the row has none."""
-        return _text(self.row.get("response"))
-
-    @cached_property
-    def parts(self) -> PromptParts:
-        """What the prompt holds."""
-        return split_prompt(self.prompt)
-
-    @cached_property
-    def answer(self) -> ParsedAnswer:
-        """What the response holds."""
-        return parse_answer(self.response)
-
-    @property
-    def status(self) -> str | None:
-        """The status that the response teaches."""
-        return read_status(self.answer.review_yaml)
-
-    def named(self, **facts: object) -> dict[str, object]:
-        """The row's place with facts about it, for a table."""
-        return {"file": self.file, "line": self.line, **facts}
-
-
-@dataclass(frozen=True)
-class DatasetEvidence:
-    """What the checks look at: the files as they stand, the settings, the tokenizer."""
-
-    layout: Layout
-    settings: SelectionSettings
-    budget: TokenBudget
-
-    @cached_property
-    def balance(self) -> Balance:
-        """Landed lines, ledger rows and training rows, counted in their files."""
-        paths = self.layout
-        sources = sources_of(read_manifest(paths.raw), paths.raw)
-        return balance(paths.raw, sources, paths.ledger, paths.normalized, paths.rejected, supervised=paths.supervised)
-
-    def rows(self) -> Iterator[TokenizedRow]:
-        """The training rows, each with the place under which it landed, as far as the ledger has one for it."""
-        kept = (entry for entry in read_rows(self.layout.ledger) if entry["outcome"] == Outcome.KEPT)
-        for number, row in enumerate(read_rows(self.layout.supervised), start=1):
-            entry = next(kept, {"file": self.layout.supervised.name, "line": number})
-            yield TokenizedRow(entry["file"], entry["line"], row)
-
-
-supervised_checks = AssetChecks[DatasetEvidence]("supervised_dataset", rows=DatasetEvidence.rows)
-
-
-class _RowCheck:
-    """Counts the rows and keeps the violating ones."""
-
-    noun = "row"
-
-    def __init__(self, found: DatasetEvidence) -> None:
-        self.found = found
-        self.rows = 0
-        self.violations = Violations()
-
-    def of_all(self, count: int, singular: str, plural: str) -> str:
-        """The start of a sentence: `2 of 10 rows are`."""
-        return f"{count:,} of {amount(self.rows, self.noun)} {verb(count, singular, plural)}"
-
-    def judge(self, good: str, bad: str, next_step: str, numbers: Mapping[str, float], **more: Any) -> Verdict:
-        """Passed where no row violates the rule; the sentence for either case."""
-        count = self.violations.count
-        return Verdict(not count, bad if count else good, next_step, self.violations.rows, numbers, of=count, **more)
-
-
 @supervised_checks.register(blocking=True)
-class Schema(_RowCheck):
+class Schema(RowCheck):
     """Every row is a prompt and a response of the one form, and there are as many as the ledger calls kept."""
 
-    def add(self, row: TokenizedRow) -> None:
-        """Look at one row."""
-        self.rows += 1
+    def _fault(self, row: TrainingRow) -> dict[str, Any] | None:
         faults: list[str] = []
         if list(row.row) != ["prompt", "response"]:
             faults.append(f"its keys are {', '.join(map(str, row.row)) or 'none'}, expected are prompt, response")
         if not (row.prompt.startswith(_HEAD) and _BETWEEN in row.prompt and row.prompt.endswith(_TAIL)):
             faults.append("its prompt is not the one that evaluation uses")
         faults += row.answer.missing
-        if faults:
-            self.violations.add(row.named(fault="; ".join(faults)))
+        return {"fault": "; ".join(faults)} if faults else None
 
     def verdict(self) -> Verdict:
         """Whether all rows are sound."""
@@ -181,118 +74,131 @@ class Schema(_RowCheck):
 
 @supervised_checks.register(blocking=True)
 def ledger_balances(found: DatasetEvidence) -> Verdict:
-    """Every landed line has exactly one final outcome, by counting the files' lines."""
-    return balance_verdict(found.balance)
+    """Every landed line has exactly one final outcome, by counting the files' lines; ledger and rows are of one run."""
+    counted = found.balance
+    if fault := publication_fault(found.layout):
+        place = {"file": "", "line": None, "fault": fault}
+        counted = replace(counted, disagreements=[*counted.disagreements, place])
+    return balance_verdict(counted)
 
 
 @supervised_checks.register(blocking=True)
-class ConflictsShare(_RowCheck):
+class ConflictsShare(RowCheck):
     """Enough rows teach the status conflicts, and every one that passed the score filter is there."""
+
+    noun = "training row"
 
     def __init__(self, found: DatasetEvidence) -> None:
         """Look at every conflicts row that passed the score filter and was left out."""
         super().__init__(found)
-        self.conflicts = self.held_out = 0
-        for entry, row in _conflicts_left_out(found):
-            if entry["outcome"] == Outcome.HELD_OUT:
-                self.held_out += 1
+        self.conflicts = 0
+        self.elsewhere: Counter[str] = Counter()
+        for entry, row in found.conflicts_left_out():
+            if entry["outcome"] in _LEFT_OUT_ON_PURPOSE:
+                self.elsewhere[_LEFT_OUT_ON_PURPOSE[entry["outcome"]]] += 1
                 continue
             reason = ": ".join(text for text in (entry["reason"], entry["detail"]) if text)
             place = {"file": entry["file"], "line": entry["line"], "score": row["score"]}
             self.violations.add({**place, "outcome": entry["outcome"], "reason": reason})
 
-    def add(self, row: TokenizedRow) -> None:
-        """Look at one row."""
-        self.rows += 1
-        self.conflicts += row.status == "conflicts"
+    def _fault(self, row: TrainingRow) -> None:
+        self.conflicts += row.status == NEVER_SAMPLED_AWAY
 
     def verdict(self) -> Verdict:
         """Whether there are enough, and all."""
-        least, most = self.found.settings.min_conflicts_share, self.found.settings.max_conflicts_share
-        lost = self.violations.count
+        settings, lost = self.found.settings, self.violations.count
+        least, most = settings.min_conflicts_share, settings.max_conflicts_share
         share = self.conflicts / self.rows if self.rows else 0.0
         numbers = {"conflicts": self.conflicts, "conflicts_share": share, "lost_conflicts": lost}
-        more = f" {self.held_out:,} more {verb(self.held_out, 'is', 'are')} held out for evaluation."
-        held_out = more if self.held_out else ""
-        rows = f"{self.conflicts:,} of {amount(self.rows, 'training row')} ({share:.1%})"
+        severity: Severity = "WARN" if settings.conflicts_share == "warn" else "ERROR"
+        more = "".join(
+            f" {count:,} more {verb(count, 'is', 'are')} {why}." for why, count in sorted(self.elsewhere.items())
+        )
+        rows = f"{self.conflicts:,} of {amount(self.rows, self.noun)} ({share:.1%})"
         count = f"{rows} {verb(self.conflicts, 'is', 'are')} conflicts"
         if lost:
             summary = (
                 f"{amount(lost, 'conflicts row')} passed the score filter and {verb(lost, 'is', 'are')} not among the "
-                f"training rows; {count}.{held_out}"
+                f"training rows; {count}.{more}"
             )
             next_step = (
                 "The table says why each is missing. Shorten rows that are over length, or raise max_length in the "
                 "resource base_model."
             )
-            return Verdict(False, summary, next_step, self.violations.rows, numbers, of=lost)
+            return Verdict(False, summary, next_step, self.violations.rows, numbers, severity, of=lost)
         if share > most:
             next_step = (
                 "Conflicts rows are never sampled away, so that they crowd out the others where max_samples is small: "
                 "raise it, or land fewer conflicts rows."
             )
-            summary = f"{count}, at most {most:.1%} are expected.{held_out}"
+            summary = f"{count}, at most {most:.1%} are expected.{more}"
             return Verdict(False, summary, next_step, numbers=numbers, severity="WARN")
-        enough = share >= least
-        whole = "; every one that passed the score filter is here" if enough else ""
+        if share >= least:
+            whole = "every one that passed the score filter is here"
+            return Verdict(True, f"{count}, at least {least:.1%} are needed; {whole}.{more}", numbers=numbers)
+        numbers["missing_conflicts"] = self._missing()
         return Verdict(
-            enough,
-            f"{count}, at least {least:.1%} are needed{whole}.{held_out}",
-            "Land more conflicts examples: with fewer the student never learns to say conflicts.",
+            False,
+            f"{count}, at least {least:.1%} are needed: {amount(self._missing(), 'row')} more.{more}",
+            f"{self._gone()}Land more conflicts examples: with fewer the student never learns to say conflicts. The "
+            "job conflicts_on_demand makes them from rows that are there.",
             numbers=numbers,
+            severity=severity,
         )
 
+    def _missing(self) -> int:
+        """How many conflicts rows have to be added; where the number of rows is at its limit, they replace others."""
+        settings = self.found.settings
+        least, limit = settings.min_conflicts_share, settings.max_samples
+        added = math.ceil((least * self.rows - self.conflicts) / (1 - least)) if least < 1 else self.rows
+        if limit and self.rows + added > limit:
+            added = math.ceil(least * max(limit, self.rows)) - self.conflicts
+        return max(1, added)
 
-def _conflicts_left_out(found: DatasetEvidence) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Ledger entry and normalized row of every conflicts row that passed the score filter and is not trained on.
-
-    A replaced one is there in its corrected form.
-    """
-    settings = found.settings
-    readable = (entry for entry in read_rows(found.layout.ledger) if entry["decided_by"] == CLOSED_BY)
-    with open_buffered(found.layout.normalized) as lines:
-        for entry, line in zip(readable, lines, strict=False):
-            # Every JSON line that has this value holds these bytes; other lines need no parsing.
-            if entry["outcome"] in (Outcome.KEPT, Outcome.REPLACED) or b'"conflicts"' not in line:
-                continue
-            row = orjson.loads(line)
-            if row["status"] == NEVER_SAMPLED_AWAY and row[SCORE_COLUMN[settings.score_source]] >= settings.min_score:
-                yield entry, row
+    def _gone(self) -> str:
+        manifest = read_manifest(self.found.layout.supervised)
+        gone: dict[str, int] = manifest.extra.get("conflicts_gone", {}) if manifest else {}
+        if not gone:
+            return ""
+        files = ", ".join(f"{name} ({amount(count, 'conflicts row')})" for name, count in list(gone.items())[:5])
+        others = f" and {len(gone) - 5:,} more" if len(gone) > 5 else ""
+        return f"Gone from incoming/ since an earlier run: {files}{others}. Put back what went by mistake. "
 
 
 @supervised_checks.register(blocking=True)
-class NoEvalOverlap(_RowCheck):
-    """No row has the input of an evaluation case, or nearly."""
+class NoEvalOverlap(RowCheck):
+    """No row has the input of an evaluation case or its reference answer, or nearly."""
 
     noun = "training row"
 
     def __init__(self, found: DatasetEvidence) -> None:
         super().__init__(found)
         self.hold_out = HoldOut(read_eval_cases(found.layout.eval_cases), found.settings.near_duplicate_threshold)
-        self.same = 0
+        self.kinds: Counter[str] = Counter()
         self.cases: set[str] = set()
 
-    def add(self, row: TokenizedRow) -> None:
-        """Look at one row."""
-        self.rows += 1
+    def _fault(self, row: TrainingRow) -> dict[str, Any] | None:
         # A prompt that names no sections is compared as a whole.
-        overlap = self.hold_out.find(row.parts.concept or "", row.parts.requirements_yaml or row.prompt)
-        if overlap:
-            self.same += overlap.same_input
-            self.cases.add(overlap.case_id)
-            kind = "same input" if overlap.same_input else "nearly the same input"
-            named = row.named(case=overlap.case_id, overlap=kind, similarity=overlap.similarity)
-            self.violations.add(named, overlap.similarity)
+        asked = self.hold_out.find(row.parts.concept or "", row.parts.requirements_yaml or row.prompt)
+        overlap = asked or self.hold_out.find_answer(row.answer.vision_yaml, row.answer.review_yaml)
+        if overlap is None:
+            return None
+        self.kinds[overlap.kind] += 1
+        self.cases.add(overlap.case_id)
+        return {"case": overlap.case_id, "overlap": overlap.kind, "similarity": overlap.similarity}
 
     def verdict(self) -> Verdict:
         """Whether evaluation measures something new."""
         count, threshold = self.violations.count, self.found.settings.near_duplicate_threshold
-        numbers = {"overlapping_rows": count, "same_input": self.same, "overlapping_cases": len(self.cases)}
+        same, near, within, answer = (self.kinds[kind] for kind in KINDS)
+        numbers = {"overlapping_rows": count, "same_input": same, "overlapping_cases": len(self.cases)}
+        rarer = f", {within:,} with one within other text" if within else ""
+        rarer += f", {answer:,} with nearly its reference answer" if answer else ""
         return self.judge(
-            f"None of {amount(self.rows, self.noun)} has the input of an evaluation case, or one at least "
-            f"{threshold:.0%} similar.",
-            f"{self.of_all(count, 'gives', 'give')} {amount(len(self.cases), 'evaluation case')} away: {self.same:,} "
-            f"with the same input, {count - self.same:,} with one at least {threshold:.0%} similar.",
+            f"None of {amount(self.rows, self.noun)} has the input or the answer of an evaluation case, or one at "
+            f"least {threshold:.0%} similar.",
+            f"{self.of_all(count, 'gives', 'give')} {amount(len(self.cases), 'evaluation case')} away: {same:,} "
+            f"with the same input, {near:,} with one at least {threshold:.0%} similar{rarer}.",
             "Materialize supervised_dataset again: it holds such rows out. If you changed the file by hand, remove the "
             "rows.",
             numbers,
@@ -300,15 +206,15 @@ class NoEvalOverlap(_RowCheck):
 
 
 @supervised_checks.register(blocking=True)
-class FitsContext(_RowCheck):
+class FitsContext(RowCheck):
     """No row loses a token: all fit into the length that the base model is trained with."""
 
     def __init__(self, found: DatasetEvidence) -> None:
         super().__init__(found)
         self.lengths = array("i")
-        self.waiting: list[TokenizedRow] = []
+        self.waiting: list[TrainingRow] = []
 
-    def add(self, row: TokenizedRow) -> None:
+    def add(self, row: TrainingRow) -> None:
         """Look at one row; tokens are counted for many rows at once."""
         self.waiting.append(row)
         if len(self.waiting) == BLOCK_ROWS:
@@ -320,7 +226,8 @@ class FitsContext(_RowCheck):
         self.lengths.extend(lengths)
         for row, tokens in zip(self.waiting, lengths, strict=True):
             if tokens > budget.max_length:
-                self.violations.add(row.named(tokens=tokens, over=tokens - budget.max_length), tokens)
+                over = tokens - budget.max_length
+                self.violations.add({"file": row.file, "line": row.line, "tokens": tokens, "over": over}, over)
         self.waiting.clear()
 
     def verdict(self) -> Verdict:
@@ -342,8 +249,8 @@ class FitsContext(_RowCheck):
         )
 
 
-@supervised_checks.register(severity="WARN")
-class TargetsPassValidator(_RowCheck):
+@supervised_checks.register(blocking=True, severity="WARN")
+class TargetsPassValidator(RowCheck):
     """The responses pass the validator that students' answers must pass."""
 
     noun = "response"
@@ -352,47 +259,64 @@ class TargetsPassValidator(_RowCheck):
         super().__init__(found)
         self.reasons: Counter[str] = Counter()
 
-    def add(self, row: TokenizedRow) -> None:
-        """Look at one row."""
-        self.rows += 1
+    def _fault(self, row: TrainingRow) -> dict[str, Any] | None:
         verdict = validate_answer(row.answer.vision_yaml, row.answer.review_yaml)
-        if not verdict:
-            self.reasons[_PARTICULARS.sub("…", verdict.reason)] += 1
-            self.violations.add(row.named(status=row.status, reason=verdict.reason))
+        if verdict:
+            return None
+        self.reasons[PARTICULARS.sub("…", verdict.reason)] += 1
+        return {"status": row.status, "reason": verdict.reason}
 
     def verdict(self) -> Verdict:
-        """Whether the student is taught answers that the evaluation accepts."""
-        count = self.violations.count
+        """Whether the student is taught answers that the evaluation accepts, and whether any was left out for that."""
+        outcomes, count = self.found.balance.outcomes, self.violations.count
+        left_out = outcomes.of(Outcome.INVALID_TARGET)
         share = count / self.rows if self.rows else 0.0
-        reason, often = self.reasons.most_common(1)[0] if count else ("", 0)
-        reasons = dict(self.reasons.most_common(8))
-        return self.judge(
-            f"{self.of_all(self.rows, 'passes', 'pass')} the validator.",
-            f"{count:,} of {amount(self.rows, self.noun)} ({share:.1%}) {verb(count, 'fails', 'fail')} the validator "
-            f"that the student's answers must pass, most often ({amount(often, 'time')}) because {reason}.",
-            "The student learns what it is shown. Correct these answers and land them again, or let the teacher answer "
-            "once more.",
-            {"invalid_targets": count, "invalid_targets_share": share},
-            extra={"reasons": bar_chart(reasons, "Why responses are not valid")} if count else {},
+        numbers = {"invalid_targets": count, "invalid_targets_share": share, "left_out": left_out}
+        good = f"{self.of_all(self.rows, 'passes', 'pass')} the validator"
+        land_again = "Correct these answers and land them again, or let the teacher answer once more."
+        if count:
+            reason, often = self.reasons.most_common(1)[0]
+            picture = bar_chart(dict(self.reasons.most_common(8)), "Why responses are not valid")
+            return Verdict(
+                False,
+                f"{count:,} of {amount(self.rows, self.noun)} ({share:.1%}) {verb(count, 'fails', 'fail')} the "
+                f"validator that the student's answers must pass, most often ({amount(often, 'time')}) because "
+                f"{reason}.",
+                f"The student learns what it is shown. {land_again} With `invalid_targets: leave_out` in the resource "
+                "selection they are not trained on.",
+                self.violations.rows,
+                numbers,
+                "ERROR" if self.found.settings.invalid_targets == "block" else "WARN",
+                {"reasons": picture},
+                of=count,
+            )
+        if not left_out:
+            return Verdict(True, f"{good}.", numbers=numbers)
+        return Verdict(
+            False,
+            f"{good}; {amount(left_out, 'row')} {verb(left_out, 'is', 'are')} left out, since the validator rejects "
+            f"{verb(left_out, 'its answer', 'their answers')}.",
+            f"The ledger names each as invalid_target, with the reason. {land_again}",
+            outcomes.example_rows(Outcome.INVALID_TARGET),
+            numbers,
+            of=left_out,
         )
 
 
 @supervised_checks.register(severity="WARN")
-class AnswerNotInPrompt(_RowCheck):
+class AnswerNotInPrompt(RowCheck):
     """No prompt holds the vision that the answer must contain."""
 
     noun = "prompt"
 
-    def add(self, row: TokenizedRow) -> None:
-        """Look at one row."""
-        self.rows += 1
+    def _fault(self, row: TrainingRow) -> dict[str, Any] | None:
         if row.parts.vision_yaml is not None:
-            self.violations.add(row.named(status=row.status, given_away="a VISION stands in the prompt"), 1)
-            return
+            return {"status": row.status, "given_away": "a VISION stands in the prompt"}
         summary = read_yaml(row.answer.vision_yaml).value.get("product_summary")
         told = _plain(summary) if isinstance(summary, str) else ""
         if len(told) >= _TELLING_SUMMARY_CHARACTERS and told in _plain(row.prompt):
-            self.violations.add(row.named(status=row.status, given_away=f"product_summary: {summary}"))
+            return {"status": row.status, "given_away": f"product_summary: {summary}"}
+        return None
 
     def verdict(self) -> Verdict:
         """Whether the prompt leaves the answer to the student."""
@@ -419,7 +343,7 @@ class DuplicatePrompts:
         self._files, self._statuses = array("i"), array("b")
         self._file_names: dict[str, int] = {}
 
-    def add(self, row: TokenizedRow) -> None:
+    def add(self, row: TrainingRow) -> None:
         """Look at one row."""
         self._prompts.append(_short_digest(row.prompt))
         self._pairs.append(_short_digest(f"{row.prompt}\x00{row.response}"))
@@ -497,10 +421,6 @@ def supervised_dataset_checks(
 ) -> DatasetEvidence:
     """What training rows are worth; when all checks ran, their verdict becomes the dataset's gate."""
     return DatasetEvidence(artifacts.layout, selection, token_budget(base_model, artifacts.layout))
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _plain(text: str) -> str:

@@ -1,56 +1,76 @@
-"""Hold-out: which training rows ask the same, or nearly the same, as an evaluation case.
+"""Hold-out: which rows give an evaluation case away, by its input or by its reference answer.
 
-The same is decided by the digest of the input, blind to case, white space and YAML style. Nearly the same is decided by
-the Jaccard similarity of three-word sequences: MinHash (datasketch) finds the cases that may be similar, the exact
-similarity of those decides. A cheap bound in front of it spares nearly every row the MinHash: the similarity of a row
-with any one case is at most the share of the row's sequences that occur in any case at all.
+The same input is found by its digest, blind to case, white space and YAML style. Nearly the same is decided by the
+Jaccard similarity of three-word sequences, a case within other text by the share of its sequences that the row holds.
+Both are exact: an index from sequences to cases counts what a row shares with each. Most rows share so few sequences
+with all cases together that none is counted.
 """
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Literal, NamedTuple
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.intake.normalization import input_digest
 
 WORDS_IN_SEQUENCE = 3
-_PERMUTATIONS = 128
-_CANDIDATE_SHARE = 0.5
-"""MinHash looks for cases of half the wanted similarity (0.4 at 0.8: 32 bands of 4 rows), so that it misses one that
-counts with a probability of (1 - 0.8^4)^32 = 5e-8."""
+_TELLING_SEQUENCES = 12
+"""Shorter texts may stand within others by chance."""
 
 _WORD = re.compile(r"\w+")
-# The skeleton that every requirements document shares says nothing about what it asks for.
+# The skeleton that all documents of a kind share says nothing about what one of them says.
 _SKELETON = frozenset(
     (
         *("title", "description", "functional_requirements", "non_functional_requirements", "constraints"),
         *("id", "priority", "high", "medium", "low", "meta", "original_request"),
     )
 )
+_ANSWER_SKELETON = frozenset(
+    (
+        *("product_name", "product_summary", "target_users", "value_proposition", "key_capabilities", "non_goals"),
+        *("success_metrics", "last_updated", "status", "summary", "requirements_alignment", "aligned", "gaps"),
+        *("conflicts", "recommended_actions", "narrative"),
+    )
+)
 _ID = re.compile(r"(?:nfr|fr|req|con|c)\d+")
 
 Sequences = set[tuple[str, ...]]
+Kind = Literal["same input", "nearly the same input", "input within other text", "nearly the same answer"]
+KINDS: tuple[Kind, ...] = ("same input", "nearly the same input", "input within other text", "nearly the same answer")
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """A row's input and the evaluation case that it equals or resembles; similarity is 1 where they are the same."""
+    """The evaluation case that a row gives away, and how."""
 
     case_id: str
     similarity: float
-    same_input: bool
+    """1 for the same input; the share of the case that the row holds where it stands within other text."""
+    kind: Kind
+
+    @property
+    def same_input(self) -> bool:
+        """Whether the row asks the very same."""
+        return self.kind == "same input"
+
+
+class _Likeness(NamedTuple):
+    similarity: float
+    name: str
+    within: bool
 
 
 class HoldOut:
-    """Finds the evaluation case that an input equals or resembles."""
+    """Finds the evaluation case whose input an input equals, resembles or holds, and whose answer an answer repeats."""
 
     def __init__(self, cases: Sequence[EvalCase], threshold: float) -> None:
-        self._threshold = threshold
         self._by_digest = {input_digest(case.concept, case.requirements_yaml): case.case_id for case in cases}
-        self._sequences = {case.case_id: word_sequences(case.concept, case.requirements_yaml) for case in cases}
-        self._all: Sequences = set().union(*self._sequences.values())
+        self._inputs = _Index({case.case_id: word_sequences(case.concept, case.requirements_yaml) for case in cases})
+        answers = {case.case_id: (case.reference_vision_yaml, case.reference_review_yaml) for case in cases}
+        self._answers = _Index({name: answer_sequences(*texts) for name, texts in answers.items()})
+        self._threshold = threshold
 
     def find(self, concept: str, requirements_yaml: str, digest: str | None = None) -> Overlap | None:
         """The case that the input equals, else the most similar one at or above the threshold, else None.
@@ -58,33 +78,68 @@ class HoldOut:
         `digest` is the input's digest where it is known already.
         """
         if case_id := self._by_digest.get(digest or input_digest(concept, requirements_yaml)):
-            return Overlap(case_id, 1.0, same_input=True)
-        sequences = word_sequences(concept, requirements_yaml)
-        if not sequences or len(sequences & self._all) < self._threshold * len(sequences):
+            return Overlap(case_id, 1.0, "same input")
+        found = self._inputs.nearest(word_sequences(concept, requirements_yaml), self._threshold)
+        if found is None:
             return None
-        candidates = [
-            (jaccard(sequences, self._sequences[name]), name) for name in self._index.query(_minhash(sequences))
+        return Overlap(found.name, found.similarity, KINDS[2] if found.within else KINDS[1])
+
+    def find_answer(self, vision_yaml: str, review_yaml: str) -> Overlap | None:
+        """The case whose reference answer this is, or nearly, or holds."""
+        found = self._answers.nearest(answer_sequences(vision_yaml, review_yaml), self._threshold)
+        return Overlap(found.name, found.similarity, KINDS[3]) if found else None
+
+
+class _Index:
+    """Texts by their word sequences."""
+
+    def __init__(self, texts: dict[str, Sequences]) -> None:
+        self._sizes = {name: len(sequences) for name, sequences in texts.items() if sequences}
+        self._names: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for name, sequences in texts.items():
+            for sequence in sequences:
+                self._names[sequence].append(name)
+        self._all = frozenset(self._names)
+        self._smallest = min((size for size in self._sizes.values() if size >= _TELLING_SEQUENCES), default=0)
+
+    def nearest(self, sequences: Sequences, threshold: float) -> _Likeness | None:
+        """The most similar text at or above the threshold, else the one that is held as a whole, else None."""
+        shared = sequences & self._all
+        # Texts of one length that are just similar enough hold this share of each other.
+        held = 2 * threshold / (1 + threshold)
+        similar = len(shared) >= threshold * len(sequences)
+        if not shared or not (similar or (self._smallest and len(shared) >= held * self._smallest)):
+            return None
+        counts = Counter(name for sequence in shared for name in self._names[sequence])
+        sizes, size = self._sizes, len(sequences)
+        alike = [_Likeness(count / (size + sizes[name] - count), name, False) for name, count in counts.items()]
+        best = max(alike)
+        if best.similarity >= threshold:
+            return best
+        within = [
+            _Likeness(count / sizes[name], name, True)
+            for name, count in counts.items()
+            if sizes[name] >= _TELLING_SEQUENCES
         ]
-        similarity, case_id = max(candidates, default=(0.0, ""))
-        return Overlap(case_id, similarity, same_input=False) if similarity >= self._threshold else None
-
-    @cached_property
-    def _index(self) -> Any:
-        """Cases by MinHash; made when first needed, since most tables hold no row that comes near a case."""
-        from datasketch import MinHashLSH  # takes a second to import
-
-        index = MinHashLSH(threshold=self._threshold * _CANDIDATE_SHARE, num_perm=_PERMUTATIONS)
-        for case_id, sequences in self._sequences.items():
-            index.insert(case_id, _minhash(sequences))
-        return index
+        most = max(within, default=best)
+        return most if most.within and most.similarity >= held else None
 
 
 def word_sequences(concept: str, requirements_yaml: str) -> Sequences:
     """All sequences of three words of an input, without the requirements document's skeleton and ids."""
+    return _sequences(f"{concept}\n{requirements_yaml}", _SKELETON)
+
+
+def answer_sequences(vision_yaml: str, review_yaml: str) -> Sequences:
+    """All sequences of three words of an answer, without the keys that all answers share and ids."""
+    return _sequences(f"{vision_yaml}\n{review_yaml}", _ANSWER_SKELETON)
+
+
+def _sequences(text: str, skeleton: frozenset[str]) -> Sequences:
     words = [
         word
-        for word in _WORD.findall(f"{concept}\n{requirements_yaml}".casefold())
-        if word not in _SKELETON and not (word[-1].isdecimal() and _ID.fullmatch(word))
+        for word in _WORD.findall(text.casefold())
+        if word not in skeleton and not (word[-1].isdecimal() and _ID.fullmatch(word))
     ]
     if len(words) < WORDS_IN_SEQUENCE:
         return {tuple(words)} if words else set()
@@ -94,11 +149,3 @@ def word_sequences(concept: str, requirements_yaml: str) -> Sequences:
 def jaccard(one: Sequences, other: Sequences) -> float:
     """Shared share of two sets: intersection over union."""
     return len(one & other) / len(one | other)
-
-
-def _minhash(sequences: Sequences) -> Any:
-    from datasketch import MinHash
-
-    signature = MinHash(num_perm=_PERMUTATIONS)
-    signature.update_batch([" ".join(words).encode("utf-8", "surrogatepass") for words in sorted(sequences)])
-    return signature

@@ -5,6 +5,7 @@ processes), measure the rows that may be chosen, write. Memory holds one small e
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from upath import UPath
 
 from po_assets.dag import read_gate
 from po_assets.dataset.cases import EvalCase
-from po_assets.dataset.selection import SAME_INPUT, Decisions, gather, make_judge, select
+from po_assets.dataset.holdout import KINDS
+from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, Decisions, gather, make_judge, select
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.intake.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts
@@ -39,6 +41,14 @@ from po_assets.storage.workers import group, map_blocks
 from po_assets.text import verb
 
 PREVIEW_ROWS = 3
+PARTICULARS = re.compile(r"'.*'|[0-9]+", re.DOTALL)
+"""What differs from row to row in the validator's reasons; without it, they can be counted."""
+_HELD_OUT = {
+    "same input": "same input as an evaluation case",
+    "nearly the same input": "nearly the input of an evaluation case",
+    "input within other text": "an evaluation case's input within other text",
+    "nearly the same answer": "nearly the reference answer of an evaluation case",
+}
 _REMEMBERED_LENGTHS = 1 << 17
 """Rows; some 20 MB."""
 
@@ -97,13 +107,18 @@ class SelectionResult:
     tiers: Counter[str] = field(default_factory=Counter)
     vision_in_prompt: int = 0
     """Kept rows whose landed prompt gave away a vision."""
+    conflicts_by_file: Counter[str] = field(default_factory=Counter)
+    """Kept conflicts rows of each landed file."""
     preview: list[dict[str, object]] = field(default_factory=list)
+    ledger_sha256: str = ""
+    """Of the ledger that was closed for these rows."""
 
     def keep(self, row: dict[str, Any]) -> bytes:
         """Count a normalized row that is trained on; its training row as a JSON line."""
         pair = training_row(row)
         self.statuses[row["status"]] += 1
         self.tiers[row["tier"] or "not said"] += 1
+        self.conflicts_by_file[row["file"]] += row["status"] == NEVER_SAMPLED_AWAY
         self.vision_in_prompt += row["vision_in_prompt"]
         if len(self.preview) < PREVIEW_ROWS:
             self.preview.append({"file": row["file"], "line": row["line"], **pair})
@@ -134,7 +149,36 @@ def build_supervised(
     with published_lines(layout.ledger) as ledger:
         staged = stage_lines(layout.supervised, _close_ledger(layout, ledger, chosen, settings, budget))
         ledger.inputs = dict(ledger_manifest.inputs if ledger_manifest else {})
+    chosen.ledger_sha256 = ledger.sha256
     return staged, chosen
+
+
+def publication_fault(layout: Layout) -> str | None:
+    """How ledger and training rows are of different runs, as a run that was killed between the two leaves them.
+
+    The manifest of the training rows is written last and names the ledger that was closed for them.
+    """
+    supervised, ledger = read_manifest(layout.supervised), read_manifest(layout.ledger)
+    named = supervised.extra.get("ledger_sha256") if supervised else None
+    if supervised is None or ledger is None:
+        return f"{(layout.ledger if supervised else layout.supervised).name} has no manifest"
+    if named in (None, ledger.sha256):  # None: written before manifests named the ledger
+        return None
+    return (
+        f"{layout.supervised.name} was made with the ledger {named[:12]}, and {layout.ledger.name} is "
+        f"{ledger.sha256[:12]}: they are of different runs"
+    )
+
+
+def conflicts_gone(layout: Layout, files: Iterable[str]) -> dict[str, int]:
+    """Landed files that the last runs had conflicts rows of, and that are not among these files; with their number.
+
+    A file stays named until it has landed again.
+    """
+    last = read_manifest(layout.supervised)
+    known = {**last.extra.get("conflicts_gone", {}), **last.extra.get("conflicts_by_file", {})} if last else {}
+    here = set(files)
+    return {name: count for name, count in sorted(known.items()) if count and name not in here}
 
 
 def decide(
@@ -153,6 +197,7 @@ def decide(
         score_source=settings.score_source,
         seed=settings.seed,
         near_duplicate_threshold=settings.near_duplicate_threshold,
+        leave_out_invalid=settings.invalid_targets == "leave_out",
     )
     judged = map_blocks(make, (cases, files), group(lines(), size=len), workers)
     decisions = gather(judged, files, [case.case_id for case in cases])
@@ -231,6 +276,9 @@ def _close_ledger(
                         "Materialize normalized_teacher again."
                     )
                 entry = opened | _outcome(number, decisions, settings, budget)
+                if entry["outcome"] == Outcome.INVALID_TARGET:
+                    entry["detail"] = orjson.loads(line)["invalid_reason"]
+                    entry["reason"] = f"not valid: {PARTICULARS.sub('…', entry['detail'])}"
                 if entry["outcome"] == Outcome.KEPT:
                     row = orjson.loads(line)
                     entry["detail"] = _replaces(row["metadata"], number, decisions)
@@ -252,11 +300,10 @@ def _outcome(number: int, decisions: Decisions, settings: SelectionSettings, bud
             reason = f"{source} score under {settings.min_score:g}"
             detail = f"its score is {decisions.score[number]:.4f}"
         case Outcome.HELD_OUT:
-            similarity = float(decisions.similarity[number])
-            same = similarity == SAME_INPUT
-            reason = "same input as an evaluation case" if same else "nearly the input of an evaluation case"
+            kind = KINDS[int(decisions.overlap[number])]
+            reason = _HELD_OUT[kind]
             detail = f"case {decisions.case_ids[int(decisions.case[number])]}"
-            detail += "" if same else f", similarity {similarity:.2f}"
+            detail += "" if kind == "same input" else f", similarity {decisions.similarity[number]:.2f}"
         case Outcome.REPLACED:
             file, line = decisions.place(int(decisions.winner[number]))
             reason, detail = "replaced by a corrected row", f"replaced by {file}:{line}"

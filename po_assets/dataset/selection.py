@@ -1,8 +1,8 @@
 """Selection: which normalized rows are trained on, and why each of the others is not.
 
-The order of decisions is fixed: replaced by a correction, score, hold-out, duplicates, length, number. Every decision
-depends on the rows' content and the settings alone, never on the order in which files landed. Worker processes judge
-rows, so nothing here imports Dagster; reading and writing tables belongs to `publication`.
+The order of decisions is fixed: replaced by a correction, score, hold-out, validity, duplicates, length, number. Every
+decision depends on the rows' content and the settings alone, never on the order in which files landed. Worker processes
+judge rows, so nothing here imports Dagster; reading and writing tables belongs to `publication`.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from po_assets.dataset.cases import EvalCase
-from po_assets.dataset.holdout import HoldOut
+from po_assets.dataset.holdout import KINDS, HoldOut
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import content_digest, replaced_record
 from po_assets.product_owner import build_prompt
@@ -34,7 +34,7 @@ Measure = Callable[[Sequence[int]], Iterable[int]]
 
 @dataclass
 class Decisions:
-    """One entry per normalized row, in compact arrays: 71 bytes a row, whatever the rows' size."""
+    """One entry per normalized row, in compact arrays: 72 bytes a row, whatever the rows' size."""
 
     file: Array
     """Position of the landed file (int32), in the order of `files`."""
@@ -56,7 +56,9 @@ class Decisions:
     replaces: Array
     """Record id of the row that this one corrects (uint64), 0 for none."""
     case: Array
-    """Position of the evaluation case that the row overlaps with (int32), -1 for none."""
+    """Position of the evaluation case that the row gives away (int32), -1 for none."""
+    overlap: Array
+    """How it does (int8): position in `holdout.KINDS`."""
     similarity: Array
     tokens: Array
     """Length in tokens (int32), 0 where it was not measured."""
@@ -93,6 +95,7 @@ def make_judge(
     score_source: str,
     seed: int,
     near_duplicate_threshold: float,
+    leave_out_invalid: bool,
 ) -> Callable[[list[bytes]], dict[str, Array]]:
     """A function that says of a block of normalized rows all that can be said of each row alone."""
     hold_out = HoldOut(cases, near_duplicate_threshold)
@@ -107,15 +110,18 @@ def make_judge(
         return {name: np.array(column, dtype) for (name, dtype), column in zip(_JUDGED.items(), columns, strict=True)}
 
     def _judge_row(row: dict[str, Any]) -> tuple[Any, ...]:
-        outcome, case, similarity = Outcome.KEPT, -1, 0.0
+        outcome, case, overlaps, similarity = Outcome.KEPT, -1, 0, 0.0
         concept, requirements = row["concept"], row["requirements_yaml"]
         if row[score] < min_score:
             outcome = Outcome.BELOW_MIN_SCORE
-        elif overlap := hold_out.find(concept, requirements, row["input_digest"]):
+        elif overlap := (
+            hold_out.find(concept, requirements, row["input_digest"])
+            or hold_out.find_answer(row["vision_yaml"], row["review_yaml"])
+        ):
             outcome, similarity = Outcome.HELD_OUT, overlap.similarity
-            case = positions[overlap.case_id]
-            if overlap.same_input:
-                similarity = SAME_INPUT
+            case, overlaps = positions[overlap.case_id], KINDS.index(overlap.kind)
+        elif leave_out_invalid and not row["valid"]:
+            outcome = Outcome.INVALID_TARGET
         digest = content_digest(concept, requirements, row["vision_yaml"], row["review_yaml"], key=key)
         prompt = hashlib.blake2b(build_prompt(concept, requirements).encode(), digest_size=8).digest()
         return (
@@ -130,14 +136,12 @@ def make_judge(
             int(row["record_id"], 16),
             int(replaced_record(row["metadata"]) or "0", 16),
             case,
+            overlaps,
             similarity,
         )
 
     return judge
 
-
-SAME_INPUT = 2.0
-"""Stands in `Decisions.similarity` for the very same input, which is more than any similarity."""
 
 _JUDGED: dict[str, Any] = {
     "file": np.int32,
@@ -151,6 +155,7 @@ _JUDGED: dict[str, Any] = {
     "record": np.uint64,
     "replaces": np.uint64,
     "case": np.int32,
+    "overlap": np.int8,
     "similarity": np.float32,
 }
 
@@ -176,7 +181,7 @@ def gather(judged: Iterable[dict[str, Array]], files: list[str], case_ids: list[
 def select(
     decisions: Decisions, max_length: int, measure: Measure, *, max_samples: int | None, drop_duplicates: bool
 ) -> None:
-    """Decide about replaced rows, then about every row that passed score and hold-out: duplicates, length, number.
+    """Decide about replaced rows, then about every row that is still kept: duplicates, length, number.
 
     Lengths are only measured as far as needed: rows are taken in the order of their keys until `max_samples` fit, so
     that a million rows cost no more tokenizing than are kept.

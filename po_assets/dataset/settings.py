@@ -20,10 +20,10 @@ class SelectionSettings(IntakeSettings):
     without_effect: ClassVar[frozenset[str]] = frozenset(
         (
             *("max_rejected_share", "score_tolerance", "min_conflicts_share", "max_conflicts_share"),
-            *("min_retention", "max_retention"),
+            *("min_retention", "max_retention", "conflicts_share"),
         )
     )
-    """The limits of checks change no row."""
+    """The limits of checks, and whether they stop the graph, change no row."""
 
     min_score: float = Field(default=MIN_SCORE, ge=0, le=1, description="Rows that score less are left out.")
     score_source: ScoreSource = Field(
@@ -47,7 +47,16 @@ class SelectionSettings(IntakeSettings):
         gt=0,
         le=1,
         description="Rows whose input is this similar to an evaluation case (Jaccard similarity of three-word "
-        "sequences) are held out of training.",
+        "sequences) are held out of training; so are rows whose answer is this similar to its reference answer, and "
+        "rows that hold the case within other text.",
+    )
+    invalid_targets: Literal["leave_out", "warn", "block"] = Field(
+        default="leave_out",
+        description="What becomes of rows whose answer the validator rejects: `leave_out` (each is named in the "
+        "ledger), or trained on with a warning (`warn`), or none is trained on until they are corrected (`block`).",
+    )
+    conflicts_share: Literal["warn", "block"] = Field(
+        default="block", description="Whether too few conflicts rows, or a missing one, stop the graph."
     )
     min_conflicts_share: float = Field(
         default=0.025, ge=0, le=1, description="Least share of conflicts rows among the training rows."

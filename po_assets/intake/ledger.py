@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     DUPLICATE = "duplicate"
     BELOW_MIN_SCORE = "below_min_score"
     HELD_OUT = "held_out"
+    INVALID_TARGET = "invalid_target"
     OVER_LENGTH = "over_length"
     OVER_MAX_SAMPLES = "over_max_samples"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import dagster as dg
 import orjson
 import pytest
-from po_assets.training.gradients import Batch, TokenizedRow, collate
 from upath import UPath
 
 from po_assets.dag import Artifacts
@@ -22,6 +21,7 @@ from po_assets.model import ChatTemplate
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
 from po_assets.storage import Layout, read_manifest, read_rows
 from po_assets.training import verdicts as student_verdicts
+from po_assets.training.gradients import Batch, TokenizedRow, collate
 from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
 from po_assets_tests.dataset.test_checks import (
     GOOD,
