@@ -156,7 +156,7 @@ def plain(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, f
 
     fast_yaml._parse = None  # noqa: SLF001
     documents._C_LOADER = yaml.SafeLoader  # noqa: SLF001
-    normalization.read_object = lambda line, _: json.loads(line)  # type: ignore[assignment]
+    normalization.read_object = lambda line, *_: json.loads(line)  # type: ignore[assignment]
 
     layout, out = Layout(UPath(root)), root / "plain"
     out.mkdir(exist_ok=True)

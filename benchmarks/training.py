@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from po_assets.dag import Artifacts
-from po_assets.intake.formats import detect_format
+from po_assets.intake.formats import read_record
 from po_assets.model import BaseModel, ChatTemplate, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage.workers import available_cpus
@@ -86,7 +86,7 @@ def sample_pairs() -> Iterator[tuple[str, str]]:
     lines = [line for path in sorted(Artifacts().layout.incoming.glob("*.jsonl")) for line in path.open("rb")]
     for i in range(len(lines)):
         row = json.loads(lines[i * 163 % len(lines)])  # 163 and 379 have no common divisor
-        record = detect_format(row).convert(row)
+        _, record = read_record(row)
         yield (
             build_prompt(record.concept, record.requirements_yaml),
             format_answer(record.vision_yaml, record.review_yaml),

@@ -6,7 +6,7 @@ How lines are copied, read and written belongs to `landing` and `pipeline`.
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, model_validator
 from upath import UPath
 
 from po_assets.dag import (
@@ -22,11 +22,12 @@ from po_assets.intake.landing import Source, list_landing, skipped_record, snaps
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import COLUMNS
 from po_assets.intake.pipeline import Summary, normalize_snapshot
-from po_assets.product_owner import METRIC_VERSION
+from po_assets.product_owner import METRIC_VERSION, STATUSES
+from po_assets.product_owner.contract import STATUS_ALIASES
 from po_assets.storage import StagedTable, digest_of, read_manifest
 
 RAW_CODE_VERSION = "2"
-NORMALIZED_CODE_VERSION = f"2+metric.{METRIC_VERSION}"
+NORMALIZED_CODE_VERSION = f"3+metric.{METRIC_VERSION}"
 OWNERS = ["team:po-distillation"]
 GROUP = "teacher"
 _LANDED = dg.AssetKey("teacher_files")
@@ -47,6 +48,17 @@ class IntakeSettings(Settings):
         le=1,
         description="Declared scores further than this from the metric's own figure are listed.",
     )
+    status_aliases: dict[str, str] = Field(
+        default=STATUS_ALIASES,
+        description="Other words for a review's status, and the status that each stands for; the ledger notes it.",
+    )
+
+    @model_validator(mode="after")
+    def _known_statuses(self) -> "IntakeSettings":
+        wrong = sorted(set(self.status_aliases.values()) - set(STATUSES))
+        if wrong:
+            raise ValueError(f"status_aliases: {wrong[0]!r} must be one of {', '.join(STATUSES)}.")
+        return self
 
 
 @dg.asset(
@@ -108,13 +120,18 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
     ),
 )
 @user_errors_fail_the_step()
-def normalized_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.MaterializeResult[Any]:
+def normalized_teacher(
+    context: dg.AssetExecutionContext, artifacts: Artifacts, selection: dg.ResourceParam[IntakeSettings]
+) -> dg.MaterializeResult[Any]:
     """Normalize every line of the snapshot."""
     layout = artifacts.layout
     manifest = read_manifest(layout.raw)
     raw_sha256 = manifest.sha256 if manifest else ""
-    staged, summary = normalize_snapshot(layout, sources_of(manifest, layout.raw), raw_sha256)
-    staged = staged.with_manifest(inputs={"raw_teacher": raw_sha256}, code_version=NORMALIZED_CODE_VERSION)
+    sources, aliases = sources_of(manifest, layout.raw), selection.status_aliases
+    staged, summary = normalize_snapshot(layout, sources, raw_sha256, status_aliases=aliases)
+    staged = staged.with_manifest(
+        inputs={"raw_teacher": raw_sha256}, config=digest_of(aliases), code_version=NORMALIZED_CODE_VERSION
+    )
     rejected, landed = summary.outcomes.of(Outcome.REJECTED), summary.outcomes.total
     context.log.info("%d rows normalized, %d of %d landed lines rejected", summary.rows, rejected, landed)
     opened = read_manifest(layout.ledger)

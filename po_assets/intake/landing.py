@@ -14,11 +14,12 @@ from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.intake.lines import MAX_LINE_BYTES, Line
-from po_assets.storage import Manifest, StagedTable, open_buffered
-from po_assets.storage.atomic import is_local, staging_path
+from po_assets.storage import Manifest, StagedTable, is_local, open_buffered, staging_path
 from po_assets.text import amount
 
 _BLOCK = 1 << 20
+_OPENING = 16
+"""Bytes of a file's first line that go with each of its lines."""
 _NAMED = 20
 """So many of the entries that are not taken in are named."""
 
@@ -214,6 +215,7 @@ def snapshot_lines(raw: UPath, sources: list[Source]) -> Iterator[Line]:
     """
     with open_buffered(raw) as file:
         for source in sources:
+            opening = b""
             for number in range(1, source.rows + 1):
                 data = file.readline(MAX_LINE_BYTES)
                 if not data:
@@ -228,7 +230,8 @@ def snapshot_lines(raw: UPath, sources: list[Source]) -> Iterator[Line]:
                 if tail.endswith(b"\n"):
                     length -= 1
                     data = data[:-1] if data.endswith(b"\n") else data
-                yield Line(source.file, number, data, length)
+                opening = opening or data[:_OPENING]
+                yield Line(source.file, number, data, length, opening)
         if file.read(1):
             raise UserError(
                 f"The snapshot {str(raw)!r} has more lines than its manifest says. Materialize raw_teacher again."

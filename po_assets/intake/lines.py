@@ -8,6 +8,7 @@ Dagster nor pandas may be imported here.
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,6 +28,30 @@ MAX_LINE_BYTES = 16 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KEY = re.compile(rb'"\s*:')
 _SNIPPET = 40
+_BINARY = {
+    b"\x1f\x8b": "compressed with gzip; unpack it (gunzip) and land the *.jsonl in it",
+    b"(\xb5/\xfd": "compressed with zstd; unpack it (zstd -d) and land the *.jsonl in it",
+    b"PK\x03\x04": "a zip archive; unpack it (unzip) and land the *.jsonl in it",
+    b"BZh": "compressed with bzip2; unpack it (bunzip2) and land the *.jsonl in it",
+    b"\xfd7zXZ": "compressed with xz; unpack it (unxz) and land the *.jsonl in it",
+    b"PAR1": "Parquet (PAR1); write it as JSON lines, with pandas to_json(…, orient='records', lines=True)",
+    b"ARROW1": "Arrow; write it as JSON lines, with pandas to_json(…, orient='records', lines=True)",
+    b"\xff\xfe": "UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+    b"\xfe\xff": "UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+}
+"""How files begin that are not JSON lines, what they are, and the way out."""
+_ONE_A_LINE = {
+    "[": "the file is a JSON array; write one object a line (jq -c '.[]')",
+    "[{": "the file is a JSON array; write one object a line (jq -c '.[]')",
+    "{": "the file is JSON printed over several lines; write one object a line (jq -c .)",
+}
+"""What the first line of a file tells about lines that are not JSON."""
+_ODD = re.compile(
+    "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u00a0\\u00ad\\u034f\\u061c\\u115f\\u180e\\u2000-\\u200f"
+    "\\u2028-\\u202f\\u205f-\\u206f\\u3000\\ufeff\\ufff9-\\ufffd]"
+)
+"""Characters that a person does not see, or takes for a space."""
+_NAMES = {"\x00": "NUL", "\x0b": "vertical tab", "\x0c": "form feed", "\r": "carriage return", "\x85": "next line"}
 
 
 class Reason(StrEnum):
@@ -41,6 +66,9 @@ class Reason(StrEnum):
     DUPLICATE_KEY = "duplicate JSON key"
     UNKNOWN_FORMAT = "unknown format"
     MISSING_PART = "missing part"
+    AMBIGUOUS = "ambiguous"
+    ANSWER_CUT = "answer cut"
+    WEIGHT_0 = "weight 0"
     BAD_SCORE = "unusable score"
     BAD_YAML = "YAML does not parse"
     SCHEMA = "schema"
@@ -65,6 +93,8 @@ class Line:
     number: int
     data: bytes
     length: int
+    opening: bytes = b""
+    """How its file begins, which tells a reader of a line that is not JSON what kind of file it is."""
 
     @property
     def is_whole(self) -> bool:
@@ -72,16 +102,20 @@ class Line:
         return len(self.data) == self.length
 
 
-def read_object(line: bytes, length: int | None = None) -> dict[str, Any]:
+def read_object(line: bytes, length: int | None = None, opening: bytes = b"") -> dict[str, Any]:
     """The JSON object that one landed line holds.
 
     Args:
         line: the line's bytes; its line ending may still be there.
         length: the line's full length in bytes where `line` is only its beginning.
+        opening: how the file begins; the line itself where nothing is said.
 
     Raises:
         Rejected: the line is blank, too long, not UTF-8, not JSON, not an object, nests too deep or names a key twice.
     """
+    opening = opening or line
+    if binary := next((kind for magic, kind in _BINARY.items() if opening.startswith(magic)), ""):
+        raise Rejected(Reason.NOT_JSON, f"the file is {binary}")
     length = len(line) if length is None else length
     if length > MAX_ROW_BYTES:
         detail = f"the line has {length:,} bytes, a row may have {MAX_ROW_BYTES:,}; split or shorten it"
@@ -92,9 +126,11 @@ def read_object(line: bytes, length: int | None = None) -> dict[str, Any]:
     try:
         row = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise _unreadable(text, error) from None
+        raise _unreadable(text, opening, error) from None
     if not isinstance(row, dict):
-        raise Rejected(Reason.NOT_AN_OBJECT, f"the line holds {_kind(row)}, a row is a JSON object: {_quoted(text)}")
+        hint = f"; {_ONE_A_LINE['[']}" if isinstance(row, list) and row and isinstance(row[0], dict) else ""
+        found = repr(text[:_SNIPPET].decode(errors="replace"))
+        raise Rejected(Reason.NOT_AN_OBJECT, f"the line holds {_kind(row)}, a row is a JSON object: {found}{hint}")
     if text.count(b"{") + text.count(b"[") > MAX_JSON_NESTING and _nesting(row) > MAX_JSON_NESTING:
         raise Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
     # Every key of the text is followed by a colon, so as many colons as keys proves that no key was overwritten.
@@ -103,7 +139,7 @@ def read_object(line: bytes, length: int | None = None) -> dict[str, Any]:
     return row
 
 
-def _unreadable(text: bytes, error: orjson.JSONDecodeError) -> Rejected:
+def _unreadable(text: bytes, opening: bytes, error: orjson.JSONDecodeError) -> Rejected:
     """The most telling reason for a line that is not JSON."""
     if b"\x00" in text:
         where = text.index(b"\x00") + 1
@@ -118,8 +154,13 @@ def _unreadable(text: bytes, error: orjson.JSONDecodeError) -> Rejected:
         return Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
     if rejected := _unusable_numbers(decoded):
         return rejected
-    message = error.msg.split(":")[0]
-    return Rejected(Reason.NOT_JSON, f"{message} at character {error.pos + 1}: {_around(decoded, error.pos)}")
+    place = f"{error.msg.split(':')[0]} at character {error.pos + 1}: {_around(decoded, error.pos)}"
+    start = opening.removeprefix(_BYTE_ORDER_MARK).lstrip()[:2].rstrip().decode(errors="replace")
+    hint = _ONE_A_LINE.get(start, "")
+    if text.startswith(b"{") and text.endswith(b"},"):
+        hint = f"a comma follows the object, as in an array: {_ONE_A_LINE['[']}"
+    odd = odd_characters(decoded[max(0, error.pos - 1) : error.pos + 1])
+    return Rejected(Reason.NOT_JSON, "; ".join(filter(None, (place, f"there stands {odd}" if odd else "", hint))))
 
 
 class _UnusableNumber(str):
@@ -219,5 +260,24 @@ def _around(text: str, position: int) -> str:
     return repr(text[start : start + _SNIPPET])
 
 
-def _quoted(text: bytes) -> str:
-    return repr(text[:_SNIPPET].decode(errors="replace"))
+def named(character: str) -> str:
+    """A character by its code point and name: `U+200B (zero width space)`."""
+    name = _NAMES.get(character) or unicodedata.name(character, "no name").lower()
+    return f"U+{ord(character):04X} ({name})"
+
+
+def odd_characters(text: str, *, letters: bool = False) -> str:
+    """The first few characters of a text that a person does not see, with their lines where there are several.
+
+    Args:
+        text: any text.
+        letters: also those that look like others: whatever is not ASCII.
+    """
+    if text.isascii() and not _ODD.search(text):
+        return ""
+    found = dict.fromkeys(
+        character for character in text if _ODD.match(character) or (letters and ord(character) > 127)
+    )
+    lines = {character: text.count("\n", 0, text.index(character)) + 1 for character in list(found)[:3]}
+    where = {character: f" in line {line}" if "\n" in text else "" for character, line in lines.items()}
+    return ", ".join(f"{named(character)}{where[character]}" for character in lines)

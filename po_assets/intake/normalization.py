@@ -9,21 +9,23 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from po_assets.intake.formats import MISSING, TeacherRecord, detect_format
-from po_assets.intake.lines import Line, Reason, Rejected, read_object
+from po_assets.intake.formats import DOCUMENTS, MISSING, TeacherRecord, read_record
+from po_assets.intake.lines import Line, Reason, Rejected, odd_characters, read_object
 from po_assets.product_owner import (
     STATUSES,
+    cited_ids,
     read_yaml,
+    requirement_entries,
     score_product_owner,
-    strip_fences,
     validate_answer,
 )
-from po_assets.product_owner.documents import to_text
+from po_assets.product_owner.contract import STATUS_ALIASES
+from po_assets.product_owner.documents import canonical_status, to_text, with_status, written_value
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "record_id": ("string", "Digest of the landed line; the same line has the same id wherever it lands."),
@@ -55,11 +57,12 @@ _RECORD_ID = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number written as text. (Python's own `float` also takes 0.8_5, and digits of other scripts.)"""
 
+_SHOWN = 60
+_MIXED_WORD = re.compile(r"\b(?=\w*[A-Za-z])(?=\w*[\u0370-\u03ff\u0400-\u052f])\w+")
+
 _HUGE_INTEGER = re.compile(r"it holds .* value has ([0-9]+) digits.*", re.DOTALL)
 """Python's words for an integer that it does not convert, with advice to programmers."""
 _HUGE_INTEGER_PLAINLY = r"it holds an integer of \1 digits; put it in quotes or correct it"
-
-_DOCUMENTS = ("REQUIREMENTS", "VISION", "REVIEW")
 
 
 @dataclass(frozen=True)
@@ -70,25 +73,29 @@ class Normalized:
     notes: str
 
 
-def normalize(line: Line) -> Normalized:
+def normalize(line: Line, status_aliases: Mapping[str, str] = STATUS_ALIASES) -> Normalized:
     """The normalized row of one landed line.
+
+    Args:
+        line: the landed line.
+        status_aliases: other words for a review's status, and the status that each stands for.
 
     Raises:
         Rejected: the line cannot be used; says why, and as which format it was read as far as that is known.
     """
-    row = read_object(line.data, line.length)
-    known = detect_format(row)
+    format_name, record = read_record(read_object(line.data, line.length, line.opening))
     try:
-        record = known.convert(row)
         _refuse_control_characters(record)
-        declared, note = read_score(record.declared_score)
-        documents = [strip_fences(text) for text in (record.requirements_yaml, record.vision_yaml, record.review_yaml)]
-        requirements, status = _read_documents(documents)
+        declared, score_note = read_score(record.declared_score)
+        record, requirements, status, status_note = _read_documents(record, status_aliases)
     except Rejected as rejected:
-        raise Rejected(rejected.reason, rejected.detail, format_name=known.name) from None
+        raise Rejected(rejected.reason, rejected.detail, format_name=format_name) from None
+    documents = (record.requirements_yaml, record.vision_yaml, record.review_yaml)
     metric = score_product_owner(*documents).total
-    verdict = validate_answer(documents[1], documents[2])
-    notes = [*record.notes, *([note] if note else [])]
+    verdict = validate_answer(record.vision_yaml, record.review_yaml)
+    notes = [*record.notes, score_note, status_note, *_odd_words(record)]
+    if not (requirement_entries(requirements) or cited_ids(record.requirements_yaml)):
+        notes.append("the REQUIREMENTS name no requirement by an id (such as FR001)")
     if declared is None:
         notes.append(f"no score was declared; the metric gives {metric:.3f}")
     return Normalized(
@@ -96,13 +103,13 @@ def normalize(line: Line) -> Normalized:
             "record_id": line_id(line.data),
             "file": line.file,
             "line": line.number,
-            "format": known.name,
+            "format": format_name,
             "concept_id": record.concept_id,
             "tier": record.tier,
             "concept": record.concept.strip(),
-            "requirements_yaml": documents[0],
-            "vision_yaml": documents[1],
-            "review_yaml": documents[2],
+            "requirements_yaml": record.requirements_yaml,
+            "vision_yaml": record.vision_yaml,
+            "review_yaml": record.review_yaml,
             "status": status,
             "score": metric if declared is None else declared,
             "score_source": "metric" if declared is None else "declared",
@@ -111,10 +118,10 @@ def normalize(line: Line) -> Normalized:
             "valid": verdict.ok,
             "invalid_reason": verdict.reason,
             "vision_in_prompt": record.vision_in_prompt,
-            "input_digest": input_digest(record.concept, requirements),
+            "input_digest": input_digest(record.concept, requirements, record.existing_vision_yaml),
             "metadata": record.metadata,
         },
-        notes="; ".join(notes),
+        notes="; ".join(filter(None, notes)),
     )
 
 
@@ -149,25 +156,65 @@ def _bad_score(value: object) -> Rejected:
     )
 
 
-def _read_documents(documents: list[str]) -> tuple[dict[Any, Any], str]:
-    """The parsed requirements and the review's status; every document that does not read is named."""
+def _read_documents(
+    record: TeacherRecord, aliases: Mapping[str, str]
+) -> tuple[TeacherRecord, dict[Any, Any], str, str]:
+    """The record with its status in our words, the parsed requirements, the status, and what to note about it.
+
+    Raises:
+        Rejected: names every document that does not read, or what is wrong with the status or the requirements.
+    """
+    documents = (record.requirements_yaml, record.vision_yaml, record.review_yaml)
     readings = [read_yaml(text) for text in documents]
     errors = [
         f"{name}: {_HUGE_INTEGER.sub(_HUGE_INTEGER_PLAINLY, reading.error)}"
-        for name, reading in zip(_DOCUMENTS, readings, strict=True)
+        for name, reading in zip(DOCUMENTS, readings, strict=True)
         if reading.error
     ]
     if errors:
         raise Rejected(Reason.BAD_YAML, "; ".join(errors))
-    status = readings[2].value.get("status")
-    plain = status.strip().lower() if isinstance(status, str) else status
-    if plain not in STATUSES:
-        raise Rejected(
-            Reason.SCHEMA,
-            f"the REVIEW's status is {'missing' if status is None else repr(to_text(status)[:60])}, expected is "
-            f"{', '.join(STATUSES[:-1])} or {STATUSES[-1]}",
-        )
-    return readings[0].value, plain
+    requirements, review = readings[0].value, readings[2].value
+    if not _holds_anything(requirements):
+        raise Rejected(Reason.SCHEMA, f"the REQUIREMENTS {record.requirements_yaml[:_SHOWN]!r} ask for nothing")
+    said = review.get("status")
+    status = canonical_status(said, aliases) if isinstance(said, str) else ""
+    if status not in STATUSES:
+        found = _status_as_written(record.review_yaml, said) if "status" in review else "missing"
+        wanted = f"{', '.join(STATUSES[:-1])} or {STATUSES[-1]}"
+        raise Rejected(Reason.SCHEMA, f"the REVIEW's status is {found}, expected is {wanted}")
+    plain = said.strip().lower()
+    if plain == status:
+        return record, requirements, status, ""
+    try:
+        translated = replace(record, review_yaml=with_status(record.review_yaml, status))
+    except ValueError as error:
+        raise Rejected(Reason.SCHEMA, str(error)) from None
+    return translated, requirements, status, f"status {plain!r} was read as {status!r}"
+
+
+def _status_as_written(review_yaml: str, status: object) -> str:
+    """A status as it stands in the text (`no`, not the False that YAML makes of it), odd characters by code point."""
+    text = (to_text(status) if isinstance(status, str) else written_value(review_yaml, "status") or to_text(status))[
+        :_SHOWN
+    ]
+    odd = odd_characters(text, letters=True)
+    return repr(text) + (f", which holds {odd}" if odd else "")
+
+
+def _odd_words(record: TeacherRecord) -> list[str]:
+    """Notes on words of two scripts: look-alike letters hide a text from every comparison."""
+    texts = {"concept": record.concept, "VISION": record.vision_yaml, "REVIEW": record.review_yaml}
+    return [
+        f"the {name} mixes two scripts in one word ({found[0][:_SHOWN]!r}: {odd_characters(found[0], letters=True)})"
+        for name, text in texts.items()
+        if not text.isascii() and (found := _MIXED_WORD.search(text))
+    ]
+
+
+def _holds_anything(value: object) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_anything, value.values() if isinstance(value, dict) else value))
+    return value not in (None, "")
 
 
 def _refuse_control_characters(record: TeacherRecord) -> None:
@@ -187,11 +234,14 @@ def replaced_record(metadata: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) and _RECORD_ID.fullmatch(value) else None
 
 
-def input_digest(concept: str, requirements: str | dict[Any, Any]) -> str:
+def input_digest(concept: str, requirements: str | dict[Any, Any], existing_vision_yaml: str = "") -> str:
     """A digest of what the model is asked; case, white space, key order and YAML serialization do not change it."""
     document = read_yaml(requirements).value if isinstance(requirements, str) else requirements
     # A document that does not parse stands for its own text, lest all unreadable documents look alike.
     canonical = [_plain(concept), _canonical(document) if document else _plain(str(requirements))]
+    if existing_vision_yaml.strip():
+        existing = read_yaml(existing_vision_yaml).value
+        canonical.append(_canonical(existing) if existing else _plain(existing_vision_yaml))
     return _digest(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS))
 
 

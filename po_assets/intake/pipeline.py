@@ -6,8 +6,9 @@ be imported here. How one line is read belongs to `normalization`; what Dagster 
 
 import base64
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ import orjson
 from po_assets.intake.landing import Source, snapshot_lines
 from po_assets.intake.ledger import Outcome, OutcomeCounts, ledger_row
 from po_assets.intake.lines import Line, Reason, Rejected
-from po_assets.intake.normalization import line_id, normalize
+from po_assets.intake.normalization import STATUS_ALIASES, line_id, normalize
 from po_assets.storage import Layout, LineWriter, StagedTable, published_lines, stage_lines
 from po_assets.storage.workers import group, map_blocks
 
@@ -85,7 +86,11 @@ class WrittenBlock:
 
 
 def normalize_snapshot(
-    layout: Layout, sources: list[Source], raw_sha256: str, workers: int | None = None
+    layout: Layout,
+    sources: list[Source],
+    raw_sha256: str,
+    workers: int | None = None,
+    status_aliases: Mapping[str, str] = STATUS_ALIASES,
 ) -> tuple[StagedTable, Summary]:
     """Normalize every line of the raw snapshot.
 
@@ -96,11 +101,12 @@ def normalize_snapshot(
         sources: the landed files that the snapshot was made from, in order.
         raw_sha256: digest of the snapshot, noted as the ledger's input.
         workers: worker processes; by default one for each processor.
+        status_aliases: other words for a review's status.
     """
     summary = Summary()
     with published_lines(layout.ledger) as ledger, published_lines(layout.rejected) as rejected:
         blocks = group(snapshot_lines(layout.raw, sources), size=lambda line: len(line.data))
-        written = map_blocks(make_work, (), blocks, workers)
+        written = map_blocks(make_work, (status_aliases,), blocks, workers)
         staged = stage_lines(layout.normalized, _distribute(written, ledger, rejected, summary))
         ledger.inputs = {"raw_teacher": raw_sha256, "normalized_teacher": staged.sha256}
         rejected.inputs = {"raw_teacher": raw_sha256}
@@ -118,17 +124,17 @@ def _distribute(
         yield from block.normalized
 
 
-def make_work() -> Callable[[list[Line]], WrittenBlock]:
+def make_work(status_aliases: Mapping[str, str]) -> Callable[[list[Line]], WrittenBlock]:
     """The function that worker processes apply to each block."""
-    return write_block
+    return partial(write_block, status_aliases=status_aliases)
 
 
-def write_block(lines: list[Line]) -> WrittenBlock:
+def write_block(lines: list[Line], status_aliases: Mapping[str, str] = STATUS_ALIASES) -> WrittenBlock:
     """Normalize a block of lines; whatever a line holds, it ends in the ledger."""
     written = WrittenBlock()
     for line in lines:
         try:
-            normalized = normalize(line)
+            normalized = normalize(line, status_aliases)
             # Raises for what JSON cannot carry, so that every row that is written can be read again.
             encoded = orjson.dumps(normalized.row)
         except Rejected as rejected:

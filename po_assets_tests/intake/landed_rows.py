@@ -100,12 +100,56 @@ def chat_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, A
     } | more
 
 
+def completion_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """A row of the prompt/completion format, as a trainer's data set of conversations has it."""
+    _, asked, answered = chat_row(texts)["messages"]
+    return {"prompt": [asked], "completion": [answered]} | more
+
+
+def preference_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """A row with a chosen and a rejected answer."""
+    pair = pair_row(texts)
+    return {"prompt": pair["prompt"], "chosen": pair["response"], "rejected": "I do not know."} | more
+
+
+def sharegpt_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """A row in the ShareGPT format."""
+    pair = pair_row(texts)
+    turns = (("human", pair["prompt"]), ("gpt", pair["response"]))
+    return {"conversations": [{"from": role, "value": text} for role, text in turns]} | more
+
+
+def alpaca_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """A row in the Alpaca format."""
+    pair = pair_row(texts)
+    opening, _, rest = pair["prompt"].partition("\n\n")
+    return {"instruction": opening, "input": rest, "output": pair["response"]} | more
+
+
+def batch_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """A line of a batch output file into which the request's body was put."""
+    system, asked, answered = chat_row(texts)["messages"]
+    body = {"id": "c-1", "choices": [{"index": 0, "message": answered, "finish_reason": "stop"}], "usage": {"n": 1}}
+    return {
+        "id": "batch_req_1",
+        "custom_id": "row-1",
+        "body": {"model": "m", "messages": [system, asked]},
+        "response": {"status_code": 200, "request_id": "r", "body": body},
+        "error": None,
+    } | more
+
+
 BUILDERS: dict[str, Callable[..., dict[str, Any]]] = {
     "teacher": teacher_row,
     "nested": nested_row,
     "prompt/output": prompt_output_row,
     "pair": pair_row,
+    "prompt/completion": completion_row,
+    "preference": preference_row,
     "chat": chat_row,
+    "sharegpt": sharegpt_row,
+    "alpaca": alpaca_row,
+    "batch": batch_row,
 }
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from po_assets.intake.formats import FORMATS, detect_format
+from po_assets.intake.formats import FORMATS
 from po_assets.intake.lines import Reason, Rejected
 from po_assets.intake.normalization import normalize
 from po_assets_tests.intake.landed_rows import (
@@ -43,14 +43,7 @@ def test_each_format_is_detected_and_gives_the_same_texts(name: str) -> None:
 
 def test_every_format_has_a_row_in_these_tests() -> None:
     """A new format brings its test with it."""
-    assert [known.name for known in FORMATS] == [
-        "teacher",
-        "nested",
-        "prompt/output",
-        "pair",
-        "chat",
-    ]
-    assert {known.name for known in FORMATS} == set(BUILDERS)
+    assert [known.name for known in FORMATS] == list(BUILDERS)
 
 
 def test_formats_differ_in_what_they_match() -> None:
@@ -95,7 +88,11 @@ def test_an_unknown_row_names_its_keys_and_the_known_formats() -> None:
         (prompt_output_row(prompt="Hello"), Reason.MISSING_PART, "the prompt has no REQUIREMENTS"),
         (prompt_output_row(output="```yaml VISION\na: 1\n```"), Reason.MISSING_PART, "the REVIEW block is missing"),
         (pair_row(response="no blocks"), Reason.MISSING_PART, "the VISION block is missing"),
-        (chat_row(messages=[]), Reason.MISSING_PART, "the chat has 0 user messages and 0 assistant messages"),
+        (
+            chat_row(messages=[]),
+            Reason.MISSING_PART,
+            "there is no question of a user (roles found: none); there is no answer (roles found: none)",
+        ),
         (chat_row(messages="hi"), Reason.SCHEMA, "messages must be an array, got 'hi'"),
         (chat_row(messages=[{"role": "user"}]), Reason.SCHEMA, "message 1 must have role and content as strings"),
         (chat_row(messages=[3]), Reason.SCHEMA, "message 1 must have role and content"),
@@ -109,11 +106,16 @@ def test_a_row_with_parts_missing_names_all_of_them(row: dict[str, Any], reason:
     assert rejected.format_name is not None
 
 
-def test_several_user_turns_are_refused() -> None:
-    """A conversation is no example of one question and its answer."""
-    row = chat_row()
-    row["messages"] += row["messages"][1:]
-    assert "2 user messages and 2 assistant messages" in reject(row).detail
+def test_of_several_turns_the_last_answered_one_is_read() -> None:
+    """As in few-shot prompts; the others are named, and the last question must stand for itself."""
+    earlier = chat_row({"concept": "An appointment desk for village vets"})["messages"]
+    row = chat_row(messages=[*earlier, *chat_row()["messages"][1:], {"role": "user", "content": "Thank you."}])
+    normalized = normalize(line_of(row))
+    assert normalized.row["concept"] == CONCEPT
+    assert "2 earlier messages before the last question were not read" in normalized.notes
+    assert "1 later message after the answer was not read" in normalized.notes
+    row["messages"] += [{"role": "assistant", "content": pair_row()["response"]}]
+    assert "the prompt has no CONCEPT section" in reject(row).detail
 
 
 def test_chat_content_may_come_in_parts() -> None:
@@ -143,4 +145,5 @@ def test_a_vision_without_name_and_summary_cannot_stand_in() -> None:
 
 def test_detecting_needs_no_particular_order_of_keys() -> None:
     """The keys decide, whatever stands around them."""
-    assert detect_format({"x": 1, "response": "", "prompt": ""}).name == "pair"
+    pair = pair_row()
+    assert normalize(line_of({"x": 1, "response": pair["response"], "prompt": pair["prompt"]})).row["format"] == "pair"

@@ -40,7 +40,7 @@ def test_what_surrounds_the_object_does_not_matter(line: bytes) -> None:
         (b'{"a": 1} {"b": 2}', Reason.NOT_JSON, "at character 10"),
         (b'{"a": "\xff"}', Reason.NOT_UTF8, "byte 8 (0xff) is not UTF-8 (invalid start byte); save the file as UTF-8"),
         (b'{"a": "x\x00"}', Reason.NOT_JSON, "a NUL byte (byte 9); is the file UTF-16?"),
-        ('{"a": 1}'.encode("utf-16"), Reason.NOT_JSON, "NUL byte"),
+        ('{"a": 1}'.encode("utf-16"), Reason.NOT_JSON, "the file is UTF-16; save it as UTF-8 (iconv"),
         (b'{"a": "\\ud800"}', Reason.NOT_JSON, "at character"),
         (b"[1, 2]", Reason.NOT_AN_OBJECT, "an array, a row is a JSON object: '[1, 2]'"),
         (b'"text"', Reason.NOT_AN_OBJECT, "a string"),

@@ -1,0 +1,174 @@
+"""Chats: the messages of a row, whoever wrote them, and the one question and answer that are taken from them.
+
+What the question and the answer hold belongs to `formats` and `product_owner`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+from po_assets.intake.lines import Reason, Rejected
+from po_assets.text import amount, verb
+
+_ROLES = {
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "ai", "model", "bot", "chatgpt"),
+    "system": ("system", "developer"),
+    "tool": ("tool", "function", "observation", "function_call", "function_response", "tool_call", "tool_response"),
+}
+_ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_REASONING = ("reasoning", "reasoning_content", "reasoning_details", "thinking", "thoughts", "redacted_thinking")
+_READ = frozenset(
+    (
+        *("role", "from", "content", "value", "parts", "text", "type", "weight", "refusal", "tool_calls"),
+        *("finish_reason", "stop_reason", "stop_sequence", "id", "index", "model", "usage"),  # bookkeeping
+    )
+)
+_CUT = ("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete")
+_STOPPED = ("content_filter", "refusal", "safety", "error", "recitation", "blocklist", "prohibited_content")
+_SHOWN = 100
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message: who says what, and what of it was not read."""
+
+    role: str
+    """user, assistant, system or tool."""
+    text: str
+    left_out: tuple[str, ...] = ()
+    calls_tools: bool = False
+    place: str = field(default="", compare=False)
+    flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The message as it landed, for what it says about itself."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and the answer that follows it; None where there is none."""
+
+    question: str | None
+    answer: str | None
+    system: str = ""
+    roles: tuple[str, ...] = ()
+    """Who spoke, in order of first appearance."""
+    notes: tuple[str, ...] = ()
+
+
+def text_or_messages(value: object, place: str, role: str = "") -> list[Message]:
+    """The messages of a list, of one message, or, where `role` is said, of a text in that role.
+
+    Raises:
+        Rejected: a message has no role or content that can be read; names the message and what stands there.
+    """
+    if value is None or value == []:
+        return []
+    if isinstance(value, str) and role:
+        return [Message(role, value)]
+    if isinstance(value, dict) and role:
+        return [_message(value, place, role)]
+    if not isinstance(value, list):
+        wanted = "a string or an array of messages" if role else "an array"
+        raise Rejected(Reason.SCHEMA, f"{place} must be {wanted}, got {value!r:.60}")
+    return [_message(message, f"message {number}", role) for number, message in enumerate(value, start=1)]
+
+
+def exchange_of(messages: Sequence[Message]) -> Exchange:
+    """The last question that is answered, with its answer; without an answer, the last question.
+
+    Messages in a row by the same speaker are one turn. What comes before and after is named in the notes, the system
+    text, too: none of it is part of the prompt.
+
+    Raises:
+        Rejected: the answer rests on tool calls, which are not read; or it is a refusal, was cut, or has the weight 0.
+    """
+    system = "\n\n".join(message.text for message in messages if message.role == "system")
+    spoken = [message for message in messages if message.role != "system"]
+    end = next((n for n in range(len(spoken), 0, -1) if _answers(spoken[n - 1])), 0)
+    before = spoken[: end or None]
+    said = [*takewhile(lambda message: message.role in {"assistant", "tool"}, reversed(before))][::-1] if end else []
+    asked = [*takewhile(lambda message: message.role == "user", reversed(before[: len(before) - len(said)]))][::-1]
+    if any(message.role == "tool" or (message.calls_tools and not message.text) for message in said):
+        detail = "the answer rests on tool calls, which are not taken; only a user's text and the answer to it are read"
+        raise Rejected(Reason.MISSING_PART, detail)
+    for message in said:
+        refuse_flags(message.flags, f"{message.place}: ")
+    notes = ["the system message was left out of the prompt"] if system.strip() else []
+    if earlier := len(before) - len(said) - len(asked):
+        notes.append(f"{_amount(earlier, 'earlier', 'before the last question')} not read")
+    if end and len(spoken) > end:
+        notes.append(f"{_amount(len(spoken) - end, 'later', 'after the answer')} not read")
+    left_out = dict.fromkeys(name for message in (*asked, *said) for name in message.left_out)
+    if left_out:
+        notes.append(f"left out of the messages: {', '.join(left_out)}")
+    question, answer = ("\n\n".join(message.text for message in turn) if turn else None for turn in (asked, said))
+    return Exchange(question, answer, system, tuple(dict.fromkeys(m.role for m in messages)), tuple(notes))
+
+
+def refuse_flags(flags: Mapping[str, Any], place: str = "") -> None:
+    """Raise where a row, a message or a service's choice says that it is not to be trained on.
+
+    Raises:
+        Rejected: its weight is 0, or the answer was cut at the token limit or stopped by the service.
+    """
+    if refusal := flags.get("refusal"):
+        raise Rejected(Reason.MISSING_PART, f"{place}the answer is a refusal: {refusal!r:.{_SHOWN}}")
+    for name in ("weight", "train", "trainable"):
+        if flags.get(name, 1) in (0, "0", "false"):
+            detail = f"{place}{name} is {flags[name]!r}: whoever wrote the row does not want it trained on"
+            raise Rejected(Reason.WEIGHT_0, f"{detail}; delete the line, or the {name}")
+    for name in ("finish_reason", "stop_reason", "finishReason", "truncated"):
+        value = flags.get(name)
+        ended = value.lower() if isinstance(value, str) else ""
+        if ended in _CUT or (name == "truncated" and value is True):
+            raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the answer was cut; ask for it again")
+        if ended in _STOPPED:
+            raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the service stopped the answer")
+
+
+def _message(message: object, place: str, default_role: str) -> Message:
+    if not isinstance(message, dict):
+        raise Rejected(Reason.SCHEMA, f"{place} must have role and content as strings, got {message!r:.60}")
+    said_role = message.get("role", message.get("from", default_role))
+    role = _ROLE_OF.get(said_role.strip().lower(), "") if isinstance(said_role, str) else ""
+    if isinstance(said_role, str) and said_role and not role:
+        known = ", ".join(_ROLE_OF)
+        raise Rejected(Reason.SCHEMA, f"{place} has the role {said_role!r:.40}; known roles are {known}")
+    left_out = [key for key, value in message.items() if key not in _READ and value]
+    content = next((message[key] for key in ("content", "value", "parts", "text") if key in message), None)
+    calls = bool(message.get("tool_calls") or message.get("function_call"))
+    if content is None and (calls or (role == "assistant" and left_out)):
+        content = ""
+    text = _text(content, place, left_out)
+    if text is None or not role:
+        raise Rejected(Reason.SCHEMA, f"{place} must have role and content as strings, got {message!r:.60}")
+    return Message(role, text, (*left_out, *["tool_calls"] * calls), calls, place, message)
+
+
+def _text(content: object, place: str, left_out: list[str]) -> str | None:
+    """A message's text; some services split it into parts, of which only text is read."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        return None
+    texts: list[str] = []
+    for part in content:
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind in _REASONING or (isinstance(part, dict) and part.get("thought") is True):
+            left_out.append(str(kind) if kind in _REASONING else "thought")
+        elif kind in _TEXT_PARTS and isinstance(text, str):
+            texts.append(text)
+        else:
+            raise Rejected(Reason.SCHEMA, f"{place} holds a part of type {str(kind)[:40]!r}; only text is read")
+    return "".join(texts)
+
+
+def _answers(message: Message) -> bool:
+    return message.role == "assistant" and bool(message.text.strip())
+
+
+def _amount(number: int, which: str, where: str) -> str:
+    return f"{amount(number, f'{which} message')} {where} {verb(number, 'was', 'were')}"
