@@ -32,6 +32,7 @@ COMMANDS = {
         "po_assets.evaluation.evaluate:add_rescore",
         "score answers made elsewhere, with the same metric and gate",
     ),
+    "rejected": ("po_assets.review.commands:add_rejected", "correct rejected lines and land them again"),
     "review": ("po_assets.review.commands:add_review", "land answers that people corrected in the review file"),
     "ui-ray": ("po_assets.automation.ray:add_ui_ray", "Ray on this machine, and the Dagster UI on it"),
     "sample-data": ("po_assets.cli:add_sample_data", "write the committed sample data anew"),
@@ -40,22 +41,23 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `po-assets`; returns the exit status."""
+    _prepare_environment()
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="po-assets", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"po-assets {importlib.metadata.version('po-assets')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (where, line) in COMMANDS.items():
-        command = commands.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
-        if name in given[:1]:
-            module, _, function = where.partition(":")
-            getattr(importlib.import_module(module), function)(command)
-    options = parser.parse_args(given)
-    _prepare_environment()
+    options = argparse.Namespace(error_status=1)
     try:
+        for name, (where, line) in COMMANDS.items():
+            command = commands.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
+            if name in given[:1]:
+                module, _, function = where.partition(":")
+                getattr(importlib.import_module(module), function)(command)
+        parser.parse_args(given, options)
         return int(options.handle(options))
     except UserError as error:
         print(error, file=sys.stderr)  # noqa: T201
-        return int(getattr(options, "error_status", 1))
+        return int(options.error_status)
 
 
 def _prepare_environment() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from upath import UPath
 
 from po_assets.dag import Artifacts
+from po_assets.review.rejected import edit_rejected, land_rejected
 from po_assets.review.review_file import land
 from po_assets.storage import Layout
 
@@ -15,6 +16,15 @@ Say = Callable[[str], object]
 def add_review(parser: argparse.ArgumentParser) -> None:
     """Answers that people corrected in the file of `review_candidates`."""
     _add(parser, {"land": (land, "take the corrections of the review file")})
+
+
+def add_rejected(parser: argparse.ArgumentParser) -> None:
+    """Landed lines that could not be used."""
+    actions = {
+        "edit": (edit_rejected, "write the rejected lines with their reasons into a file, and open it in $EDITOR"),
+        "land": (land_rejected, "land the corrected lines, and take the old ones out of their files"),
+    }
+    _add(parser, actions)
 
 
 def _add(parser: argparse.ArgumentParser, actions: dict[str, tuple[Callable[[Layout, Say], int], str]]) -> None:

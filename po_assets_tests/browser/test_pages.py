@@ -35,7 +35,7 @@ def test_a_failed_checks_page_tells_its_story(ui: Server, page: Any) -> None:
     page.goto(f"{ui.url}/assets/normalized_teacher?view=checks&checkDetail=rejected_share")
     visible(page, "2 of 10 landed rows (20.0%) were rejected, at most 5.0% may be")
     visible(page, "What to do:")
-    visible(page, "distillation/po_teacher_rejected.jsonl: correct them, land them again")
+    visible(page, "correct the lines in the file that it writes")
     visible(page, "This is a blocking asset check.")
     table = page.locator("table", has_text="reason")
     for cell in ("2026-11-bad.jsonl", "not JSON", "unknown format"):

@@ -335,7 +335,7 @@ def test_landing_without_normalized_rows_names_the_asset(layout: Layout) -> None
     one = collected(layout).candidates[0]
     edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
     layout.normalized.unlink()
-    with pytest.raises(UserError, match="po_teacher_normalized.jsonl': materialize normalized_teacher."):
+    with pytest.raises(UserError, match=r"po_teacher_normalized\.jsonl': materialize normalized_teacher"):
         land_corrections(layout)
 
 

@@ -1,0 +1,203 @@
+"""Rejected lines back to work: written out for an editor with their reasons, checked, and landed as a new file.
+
+A line that is a JSON object stands there as YAML, its documents without escapes; any other as its text. What is not
+readable as text at all is counted and left where it is. A corrected line is taken out of the file it came in, so that
+it is not rejected again; the verbatim old one stays in the review file, which is kept.
+"""
+
+import codecs
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import orjson
+import yaml
+from upath import UPath
+
+from po_assets.errors import UserError, all_faults
+from po_assets.intake.lines import Line, Reason, Rejected
+from po_assets.intake.normalization import line_id, normalize
+from po_assets.review.review_file import land_new_file, put_aside, read_entries, write_entries
+from po_assets.storage import Layout, atomic_file, read_rows
+from po_assets.text import amount, verb
+
+MOST_ENTRIES = 200
+"""More are not corrected by hand; the next export brings the next ones."""
+
+_HEADER = """\
+# Rejected lines, in landing order; `reason` says what is wrong with each. {more}
+#
+# Correct `row` (or `text`, where the line is not JSON). Leave everything else as it is; an entry that you delete or
+# leave unchanged stays rejected. Then
+#
+#     po-assets rejected land
+#
+# checks all corrected lines before it lands any, as a new file in incoming/, and takes the old ones out of theirs.
+# digest of the entries as they were written: {digest}
+"""
+
+
+def rejected_file(layout: Layout) -> UPath:
+    """The file in which rejected lines are corrected."""
+    return layout.review_file.with_name("po_rejected_rows.yaml")
+
+
+def export_rejected(layout: Layout) -> UPath:
+    """Write the rejected lines of the last normalization into a file for people, at most `MOST_ENTRIES`.
+
+    Raises:
+        UserError: nothing was normalized yet, no line is rejected that could be corrected, or the file holds edits.
+    """
+    path = rejected_file(layout)
+    if path.exists() and _is_edited(path):
+        raise UserError(
+            f"The file {str(path)!r} was edited and its corrections were not taken yet. Take them with `po-assets "
+            "rejected land`, or delete the file, then write it anew."
+        )
+    editable = (record for record in _quarantine(layout) if "text" in record and record["text"].strip())
+    whole = [record for record in islice(editable, MOST_ENTRIES + 1) if "only_the_first_bytes" not in record]
+    entries = [_entry(record) for record in whole[:MOST_ENTRIES]]
+    if not entries:
+        rejected = sum(1 for _ in _quarantine(layout))
+        raise UserError(
+            f"No rejected line can be corrected here: {amount(rejected, 'line')} {verb(rejected, 'is', 'are')} rejected"
+            + (", none of them readable as text. See distillation/po_teacher_rejected.jsonl." if rejected else ".")
+        )
+    more = f"Only the first {MOST_ENTRIES} are here." if len(whole) > MOST_ENTRIES else ""
+    write_entries(path, _HEADER.format(more=more, digest=_digest(entries)), entries)
+    return path
+
+
+def land_rejected(layout: Layout, say: Callable[[str], object]) -> int:
+    """Land the corrected lines as a new file and take the old ones out of theirs; the review file is put aside.
+
+    Raises:
+        UserError: the file cannot be read, or a corrected line would be rejected again; every fault is listed, and
+            nothing was landed.
+    """
+    path = rejected_file(layout)
+    entries = read_entries(path, "Write it with `po-assets rejected edit`.")
+    originals = {_place(record): record for record in _quarantine(layout)}
+    rows, corrected, faults, unchanged = [], list[Mapping[str, Any]](), list[str](), 0
+    for number, entry in enumerate(entries, start=1):
+        place = entry.get("from") if isinstance(entry, dict) else None
+        record = originals.get(str(place))
+        if not isinstance(entry, dict) or record is None or entry.get("id") != _line_id(record):
+            faults.append(f"entry {number} ({place}) is not a rejected line of the last normalization.")
+            continue
+        if all(entry.get(key) == value for key, value in _entry(record).items()):
+            unchanged += 1
+            continue
+        try:
+            rows.append(_row(entry))
+            corrected.append(record)
+        except Rejected as rejected:
+            faults.append(f"{place} would be rejected again ({rejected.reason}): {rejected.detail}")
+    if faults:
+        raise all_faults(f"{amount(len(faults), 'fault')} in {str(path)!r}, nothing was landed", faults)
+    if rows:
+        name = land_new_file(layout, "corrected", rows)
+        kept = _take_out(layout, corrected)
+        put_aside(path)
+        say(f"{amount(len(rows), 'corrected line')} landed in incoming/{name}, and left the files that brought them.")
+        for sentence in kept:
+            say(sentence)
+    if unchanged:
+        were, stay = verb(unchanged, "was", "were"), verb(unchanged, "stays", "stay")
+        say(f"{amount(unchanged, 'line')} {were} left unchanged and {stay} rejected.")
+    return 0
+
+
+def edit_rejected(layout: Layout, say: Callable[[str], object]) -> int:
+    """Write the file, and open it in `$VISUAL` or `$EDITOR` where a person sits at the terminal."""
+    path = export_rejected(layout)
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if editor and sys.stdin.isatty():
+        subprocess.run([*shlex.split(editor), str(path)], check=False)  # noqa: S603 - the user's own editor
+    say(f"The rejected lines stand in {path}. Correct them, then run: po-assets rejected land")
+    return 0
+
+
+def _quarantine(layout: Layout) -> Any:
+    if not layout.rejected.exists():
+        raise UserError(f"There is no {str(layout.rejected)!r} yet. Materialize normalized_teacher first.")
+    return read_rows(layout.rejected)
+
+
+def _entry(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A quarantined line for an editor."""
+    said = {"from": _place(record), "id": _line_id(record), "reason": f"{record['reason']}: {record['detail']}"}
+    try:
+        row = orjson.loads(record["text"])
+        as_yaml = isinstance(row, dict) and yaml.safe_load(yaml.safe_dump(row)) == row
+    except (ValueError, RecursionError, yaml.YAMLError):
+        as_yaml = False
+    return said | ({"row": row} if as_yaml and record["reason"] != "duplicate JSON key" else {"text": record["text"]})
+
+
+def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The corrected line as it lands.
+
+    Raises:
+        Rejected: it would be rejected again.
+    """
+    try:
+        line = orjson.dumps(entry["row"]) if "row" in entry else str(entry.get("text")).strip().encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise Rejected(Reason.NOT_JSON, f"it holds what JSON cannot carry ({error})") from None
+    normalize(Line("", 1, line, len(line)))
+    row: dict[str, Any] = orjson.loads(line)
+    return row
+
+
+def _take_out(layout: Layout, corrected: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Take lines out of the files that brought them; what could not be, in sentences."""
+    by_file: dict[str, Counter[bytes]] = defaultdict(Counter)
+    for record in corrected:
+        by_file[record["file"]][record["text"].encode().strip()] += 1
+    said = []
+    for name, wanted in by_file.items():
+        path = layout.incoming / name
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        left = []
+        for line in lines:
+            bare = line.strip().removeprefix(codecs.BOM_UTF8)
+            if wanted[bare] > 0:
+                wanted[bare] -= 1
+            else:
+                left.append(line)
+        if wanted.total():
+            said.append(f"{name} has changed since: {amount(wanted.total(), 'line')} to take out of it not found.")
+        if lines and not left:
+            path.unlink()
+        elif len(left) < len(lines):
+            with atomic_file(path) as file:
+                file.write(b"".join(left))
+    return said
+
+
+def _place(record: Mapping[str, Any]) -> str:
+    return f"{record['file']}:{record['line']}"
+
+
+def _line_id(record: Mapping[str, Any]) -> str:
+    return line_id(str(record.get("text", "")).encode())
+
+
+def _digest(entries: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.blake2b(orjson.dumps(list(entries)), digest_size=8).hexdigest()
+
+
+def _is_edited(path: UPath) -> bool:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    written = text.partition("as they were written: ")[2].split("\n")[0]
+    try:
+        return _digest(yaml.safe_load(text)) != written
+    except (yaml.YAMLError, TypeError):
+        return True

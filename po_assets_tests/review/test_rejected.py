@@ -1,0 +1,139 @@
+"""Rejected lines are corrected in an editor and landed again; what was wrong leaves the file that brought it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from po_assets.errors import UserError
+from po_assets.review import rejected
+from po_assets.review.rejected import edit_rejected, export_rejected, land_rejected
+from po_assets.storage import Layout, read_rows
+from po_assets_tests.review.scenes import land, take_in, teacher_rows
+
+BROKEN = "status: [aligned"
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """Five landed lines: good, broken YAML, not JSON, good, not UTF-8; and a blank one."""
+    good, other, third, *_ = (row for row in teacher_rows(9) if "teacher_product_owner_review" in row)
+    broken = other | {"teacher_product_owner_review": BROKEN}
+    layout = land(tmp_path)
+    lines = [json.dumps(good), json.dumps(broken), json.dumps(third)[:-1] + ",}", json.dumps(third | {"tier": "x"}), ""]
+    file = Path(str(layout.incoming / "mixed.jsonl"))
+    file.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
+    (tmp_path / "good.json").write_text(json.dumps([other, third]))
+    return take_in(layout)
+
+
+def edit(layout: Layout, reason: str, **parts: object) -> None:
+    path = rejected.rejected_file(layout)
+    entries = yaml.safe_load(path.read_text())
+    for entry in entries:
+        if reason in entry["reason"]:
+            entry.update(parts)
+    path.write_text(yaml.safe_dump(entries, sort_keys=False))
+
+
+def good(layout: Layout, number: int) -> dict[str, object]:
+    return dict(json.loads(Path(str(layout.root / "good.json")).read_text())[number])
+
+
+def test_rejected_lines_stand_in_a_file_with_place_and_reason(layout: Layout) -> None:
+    """JSON as YAML without escapes, other lines as text; what nobody can edit is not there."""
+    path = export_rejected(layout)
+    entries = yaml.safe_load(path.read_text())
+    assert [entry["from"] for entry in entries] == ["mixed.jsonl:2", "mixed.jsonl:3"]
+    assert entries[0]["reason"].startswith("YAML does not parse: ")
+    assert entries[0]["row"]["teacher_product_owner_review"] == BROKEN
+    assert "\n    requirements_yaml: |-\n      title: " in path.read_text()
+    assert entries[1]["text"].endswith(",}")
+    assert "po-assets rejected land" in path.read_text().split("- from")[0]
+    assert export_rejected(layout) == path  # untouched: written anew
+
+
+def test_corrected_lines_land_and_leave_their_file(layout: Layout) -> None:
+    """The next normalization rejects only what was left; the old lines are kept in the review file."""
+    export_rejected(layout)
+    review = good(layout, 0)["teacher_product_owner_review"]
+    path = rejected.rejected_file(layout)
+    entries = yaml.safe_load(path.read_text())
+    entries[0]["row"]["teacher_product_owner_review"] = review
+    path.write_text(yaml.safe_dump(entries, sort_keys=False))
+    told: list[str] = []
+    assert land_rejected(layout, told.append) == 0
+    (landed,) = layout.incoming.glob("corrected-*.jsonl")
+    assert told == [
+        f"1 corrected line landed in incoming/{landed.name}, and left the files that brought them.",
+        "1 line was left unchanged and stays rejected.",
+    ]
+    assert json.loads(landed.read_text()) == good(layout, 0)
+    take_in(layout)
+    assert [row["reason"] for row in read_rows(layout.rejected)] == ["not JSON", "blank line", "not UTF-8"]
+    assert len(list(read_rows(layout.normalized))) == 3
+    assert not path.exists()
+    assert BROKEN not in Path(str(layout.incoming / "mixed.jsonl")).read_text(errors="replace")
+
+    export_rejected(layout)
+    edit(layout, "not JSON", text=json.dumps(good(layout, 1)))
+    land_rejected(layout, told.append)
+    assert [row["reason"] for row in read_rows(take_in(layout).rejected)] == ["blank line", "not UTF-8"]
+    assert len(list(read_rows(layout.normalized))) == 4
+    with pytest.raises(UserError, match=r"2 lines are rejected, none of them readable as text"):
+        export_rejected(layout)
+    assert len(list(layout.review_file.parent.glob("po_rejected_rows.landed-*.yaml"))) == 2
+
+
+def test_a_line_that_would_be_rejected_again_is_a_fault_and_nothing_lands(layout: Layout) -> None:
+    """With all other faults; the landed files stay to the byte."""
+    path = export_rejected(layout)
+    before = (layout.incoming / "mixed.jsonl").read_bytes()
+    edit(layout, "not JSON", text="still no JSON")
+    edit(layout, "YAML", row=good(layout, 0) | {"teacher_product_vision": "- a list"})
+    entries = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump([*entries, entries[0] | {"from": "other.jsonl:1"}], sort_keys=False))
+    with pytest.raises(UserError) as error:
+        land_rejected(layout, lambda _: None)
+    said = str(error.value)
+    assert said.startswith(f"3 faults in {str(path)!r}, nothing was landed:")
+    assert "mixed.jsonl:2 would be rejected again" in said
+    assert "mixed.jsonl:3 would be rejected again (not JSON)" in said
+    assert "entry 3 (other.jsonl:1) is not a rejected line of the last normalization." in said
+    assert (layout.incoming / "mixed.jsonl").read_bytes() == before
+    assert not list(layout.incoming.glob("corrected-*"))
+
+
+def test_edits_are_not_overwritten(layout: Layout) -> None:
+    """Until they are taken, or the file is deleted."""
+    path = export_rejected(layout)
+    edit(layout, "not JSON", text="{}")
+    with pytest.raises(UserError, match="was edited and its corrections were not taken yet"):
+        export_rejected(layout)
+    path.unlink()
+    export_rejected(layout)
+
+
+def test_a_file_that_changed_since_is_left_alone_and_named(layout: Layout) -> None:
+    """Someone deleted the line already: the correction lands, and that nothing was taken out is said."""
+    export_rejected(layout)
+    edit(layout, "not JSON", text=json.dumps(good(layout, 1)))
+    file = layout.incoming / "mixed.jsonl"
+    rest = b"".join(file.read_bytes().splitlines(keepends=True)[:2])
+    file.write_bytes(rest)
+    told: list[str] = []
+    land_rejected(layout, told.append)
+    assert told[1] == "mixed.jsonl has changed since: 1 line to take out of it not found."
+    assert file.read_bytes() == rest
+
+
+def test_the_command_says_what_comes_next(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal no editor opens; before the first normalization the asset is named."""
+    monkeypatch.setenv("EDITOR", "false")
+    told: list[str] = []
+    assert edit_rejected(layout, told.append) == 0
+    assert told[0].endswith("Correct them, then run: po-assets rejected land")
+    layout.rejected.unlink()
+    with pytest.raises(UserError, match="Materialize normalized_teacher first"):
+        edit_rejected(layout, told.append)
