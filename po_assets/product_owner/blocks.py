@@ -35,9 +35,9 @@ _TOLD = (VISION, REVIEW, REQUIREMENTS)
 
 _NAMES = r"(?:inner_)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|scratch_?pad|analysis|monologue)"
 _MARK = re.compile(
-    rf"""(?P<open><(?:\w{{1,20}}:)?{_NAMES}(?:[ \t][^<>\n]{{0,200}})?>|\[(?:THINK|THINKING|REASONING)\]|◁think▷
+    rf"""(?P<open><(?:\w{{1,20}}:)?{_NAMES}(?:[ \t][^<>\n]{{0,200}})?>|\[(?-i:THINK(?:ING)?)\]|◁think▷
       |<\|(?:begin_of_|start_)?{_NAMES}\|>|<\|channel\|>\s*(?:analysis|commentary)\b)
-    |(?P<close></(?:\w{{1,20}}:)?{_NAMES}\s*>|\[/(?:THINK|THINKING|REASONING)\]|◁/think▷|<\|(?:end_of_|end_|/){_NAMES}\|>
+    |(?P<close></(?:\w{{1,20}}:)?{_NAMES}\s*>|\[/(?-i:THINK(?:ING)?)\]|◁/think▷|<\|(?:end_of_|end_|/){_NAMES}\|>
       |(?:<\|start\|>assistant)?<\|channel\|>\s*final\b(?:<\|message\|>)?|assistantfinal)""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -99,10 +99,14 @@ def without_outer_fence(text: str) -> str:
     text = text.strip()
     while text.startswith(("```", "~~~")):
         lines = lines_of(text)
-        block = fenced_blocks(lines, most_indent=0)[:1]
-        if not block or block[0].text is None or block[0].end < len(lines):
+        _, opening, _ = _fence(lines[0])
+        marks = [(number, *_fence(line)) for number, line in enumerate(lines)][1:]
+        closing = [
+            n for n, indent, fence, info in marks if opening and fence.startswith(opening) and not (indent or info)
+        ]
+        if closing != [len(lines) - 1]:
             break
-        text = block[0].text.strip()
+        text = "\n".join(lines[1:-1]).strip()
     return text
 
 
@@ -112,7 +116,7 @@ def strip_reasoning(text: str) -> tuple[str, bool]:
     Thoughts stand between two marks (`<think>`, `[THINK]`, `<|channel|>analysis` and their kin), before a lone closing
     mark, or after an opening mark that is never closed.
     """
-    marks = list(_MARK.finditer(text))
+    marks = list(_MARK.finditer(text)) if _may_hold_marks(text) else []
     if not marks:
         return _without_end_of_turn(text), False
     closing = _closing_marks(marks)
@@ -148,7 +152,10 @@ def _block(
     lines: Sequence[str], before: Sequence[Block], opened: tuple[int, str, str, int], end: int, *, closed: bool
 ) -> Block:
     indent, _, info, start = opened
-    inner = "\n".join(line[min(indent, len(line) - len(line.lstrip(" "))) :] for line in lines[start + 1 : end])
+    inside = lines[start + 1 : end]
+    if indent:
+        inside = [line[min(indent, len(line) - len(line.lstrip(" "))) :] for line in inside]
+    inner = "\n".join(inside)
     label = label_in(info)
     if not label and (not info or _YAML_INFO.match(info) or info.split()[0].lower() in {"json", "text", "txt"}):
         label = _told_by_keys(inner) or _told_by_heading(lines[before[-1].end if before else 0 : start])
@@ -169,6 +176,11 @@ def _told_by_heading(lines: Sequence[str]) -> str:
 
 def _is_document(info: str) -> bool:
     return bool(label_in(info) or _YAML_INFO.match(info))
+
+
+def _may_hold_marks(text: str) -> bool:
+    """Asked first, since nearly all texts hold none and the search for all marks is slow."""
+    return "<" in text or "◁" in text or "assistantfinal" in text or ("[" in text and "THINK" in text)
 
 
 def _closing_marks(marks: Sequence[re.Match[str]]) -> dict[str, list[int]]:
@@ -201,8 +213,9 @@ def _begins_or_ends_a_line(text: str, mark: re.Match[str]) -> bool:
 
 def _without_end_of_turn(text: str) -> str:
     """Without the marks that some servers leave behind the last fence, which then would close nothing."""
-    bare = text.rstrip()
-    while bare.endswith(">") and (match := _END_OF_TURN.search(bare[-40:])):
-        bare = bare[: len(bare) - len(match[0])].rstrip()
-        text = bare
-    return text
+    end, found = len(text.rstrip()), False
+    while match := _END_OF_TURN.search(text[max(0, end - 40) : end]):
+        end, found = end - len(match[0]), True
+        while end and text[end - 1].isspace():
+            end -= 1
+    return text[:end] if found else text

@@ -1,19 +1,38 @@
-"""Finding the two blocks of an answer, and the validator's order."""
+"""What is read as the answer, in a model's output and in a column; and the validator's order."""
 
 import time
+from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from po_assets.product_owner import format_answer, parse_answer, validate_answer
+from po_assets.product_owner import (
+    column_document,
+    format_answer,
+    parse_answer,
+    strip_reasoning,
+    validate_answer,
+    without_outer_fence,
+)
 from po_assets_tests.product_owner.documents_text import REVIEW, VISION
 
+ANSWER = format_answer(VISION, REVIEW)
+DRAFT = format_answer(VISION.replace("Route Planner", "DRAFT"), REVIEW.replace("needs_adjustment", "aligned"))
+FENCED = "Example:\n  ```yaml\n  route: 7\n  ```\n  ~~~\n  End."
+WITH_FENCE = VISION.replace("non_goals:", f"notes: |\n  {FENCED}\nnon_goals:")
 
-def test_what_is_formatted_is_parsed_again() -> None:
-    """The answer that training teaches is the answer that evaluation reads."""
-    parsed = parse_answer(format_answer(VISION, REVIEW))
-    assert (parsed.vision_yaml, parsed.review_yaml, parsed.missing) == (VISION.strip(), REVIEW.strip(), ())
+
+def blocks(vision: str = "a: 1", review: str = "b: 2", fence: str = "```") -> str:
+    return f"{fence}yaml VISION\n{vision}\n{fence}\n\n{fence}yaml REVIEW\n{review}\n{fence}"
+
+
+@pytest.mark.parametrize("vision", [VISION, WITH_FENCE])
+def test_what_is_formatted_is_parsed_again(vision: str) -> None:
+    """The answer that training teaches is the answer that evaluation reads; fences inside a text stay in it."""
+    parsed = parse_answer(format_answer(f"```yaml\n{vision}\n```", REVIEW))
+    assert (parsed.vision_yaml, parsed.review_yaml) == (vision.strip(), REVIEW.strip())
+    assert (parsed.missing, parsed.notes) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -23,33 +42,198 @@ def test_what_is_formatted_is_parsed_again() -> None:
         "```YAML vision\na: 1\n```\n\n```yml Review\nb: 2\n```",
         "``` VISION\na: 1\n```\n``` REVIEW\nb: 2\n```",
         "```yaml VISION\r\na: 1\r\n```\r\n```yaml REVIEW\r\nb: 2\r\n```",
+        blocks(fence="````"),
+        blocks(fence="~~~"),
+        "~~~yaml VISION\na: 1\n~~~~~\n```yaml REVIEW\nb: 2\n`````   ",
+        "  ```yaml VISION\n  a: 1\n  ```\n   ```yaml REVIEW\n   b: 2\n  ```",
+        "```VISION yaml\na: 1\n```\n```yaml:REVIEW\nb: 2\n```",
+        "```yaml PRODUCT VISION\na: 1\n```\n```yaml PRODUCT_OWNER_REVIEW\nb: 2\n```",
+        '```yaml # VISION\na: 1\n```\n```yaml title="REVIEW"\nb: 2\n```',
+        "## VISION\n```yaml\na: 1\n```\n**REVIEW**\n\n```yml\nb: 2\n```",
+        "VISION:\n```\na: 1\n```\n### 2. Product Owner Review:\n```text\nb: 2\n```",
+        "````markdown\n```yaml VISION\na: 1\n```\n\n```yaml REVIEW\nb: 2\n```\n````",
+        "```markdown\n```yaml VISION\na: 1\n```\n\n```yaml REVIEW\nb: 2\n```\n```",
+        f"{blocks()}<|im_end|>",
+        f"{blocks()}</s> <|endoftext|>\n",
     ],
 )
 def test_blocks_are_found_however_models_fence_them(text: str) -> None:
-    """Chatter around, upper and lower case, a forgotten closing fence before the next block, Windows line ends."""
+    """Chatter around, any case, Windows line ends, fences of any kind and length, labels in or before the fence."""
     parsed = parse_answer(text)
-    assert (parsed.vision_yaml, parsed.review_yaml) == ("a: 1", "b: 2")
+    assert (parsed.vision_yaml, parsed.review_yaml, parsed.missing) == ("a: 1", "b: 2", ())
 
 
 def test_unlabelled_blocks_are_told_apart_by_their_keys() -> None:
-    """A chat model often writes two plain yaml blocks."""
-    parsed = parse_answer("```yaml\nproduct_name: X\n```\ntext\n```yaml\nstatus: aligned\n```")
+    """A chat model often writes two plain yaml blocks; what it writes besides is neither."""
+    parsed = parse_answer("```\nx = 1\n```\n```yaml\nproduct_name: X\n```\ntext\n```yaml\nstatus: aligned\n```")
     assert (parsed.vision_yaml, parsed.review_yaml) == ("product_name: X", "status: aligned")
 
 
-def test_a_cut_answer_says_what_is_missing() -> None:
-    """A block that was never closed is not taken for a whole one."""
-    assert parse_answer("```yaml VISION\na: 1\n```\n```yaml REVIEW\nstatus: al").missing == (
-        "the REVIEW block is not closed",
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("no idea", ("the VISION block is missing", "the REVIEW block is missing")),
+        ("```yaml VISION\na: 1\n```\n```yaml REVIEW\nstatus: al", ("the REVIEW block is not closed",)),
+        ("```yaml VISION\na: 1\n\n```yaml REVIEW\nb: 2\n```", ("the VISION block is not closed",)),
+        ("```yaml VISION\na: 1\n~~~yaml REVIEW\nb: 2\n~~~", ("the VISION block is not closed",)),
+        ("```yaml\nproduct_name: X\n```yaml\nstatus: aligned\n```", ("the VISION block is not closed",)),
+        ("````yaml VISION\na: 1\n```\n```yaml REVIEW\nb: 2\n```", ("the VISION block is not closed",)),
+        ("```yaml VISION\na: 1\n ```\n", ("the VISION block is not closed", "the REVIEW block is missing")),
+        ("```python vision.py\na: 1\n```", ("the VISION block is missing", "the REVIEW block is missing")),
+        (f"<think>\n{ANSWER}\n</think>\nDone.", ("the VISION block is missing", "the REVIEW block is missing")),
+        (f"<think>\n{ANSWER}", ("the VISION block is missing", "the REVIEW block is missing")),
+    ],
+)
+def test_what_is_missing_is_said(text: str, missing: tuple[str, ...]) -> None:
+    """A block that was cut is never taken for a whole one, nor glued to the next; reasoning holds no answer."""
+    assert parse_answer(text).missing == missing
+
+
+def test_fences_that_were_seen_and_not_read_are_named() -> None:
+    """So that a person knows why an answer that is there was not found."""
+    assert parse_answer("```js\n1\n```\n\n~~~vue 3\n~~~").notes == (
+        "fences without a label that is read: 'js' in line 1, 'vue 3' in line 5",
     )
-    assert parse_answer("no idea").missing == ("the VISION block is missing", "the REVIEW block is missing")
 
 
-@given(st.text(alphabet=st.sampled_from("`yamlVISIONREW \n:-a"), max_size=200))
+MARKS = [
+    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "reasoning", "thought", "THINK", "seed:think")),
+    *((f"<{name}>", f"</{name}>") for name in ("reflection", "scratchpad", "analysis", "inner_monologue")),
+    ('<think budget="9">', "</think >"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+]
+WAYS = [
+    "{open}{draft}{close}\n{answer}",
+    "{open}\n{draft}\n{close}{answer}",
+    "{draft}{close}\n{answer}",
+    "Well. {open}{draft}{close}\n\n{answer}",
+    "{open}a{close}{draft}\n{open}b <i> c{close}\n{answer}\n{open}\nIs it right?",
+    "{answer}\n{open}\n{draft}",
+    "{answer}\n\n{open}\n{draft}\n{close}\n",
+]
+
+
+@pytest.mark.parametrize(("marks", "way"), list(product(MARKS, WAYS)))
+def test_reasoning_is_never_the_answer(marks: tuple[str, str], way: str) -> None:
+    """In marks of any model, before a lone closing mark, behind one that is never closed."""
+    text = way.format(open=marks[0], close=marks[1], draft=DRAFT, answer=ANSWER)
+    parsed = parse_answer(text)
+    assert (parsed.vision_yaml, parsed.review_yaml, parsed.missing) == (VISION.strip(), REVIEW.strip(), ())
+    assert parsed.notes[0] == "reasoning before the answer was left out"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "plain",
+        "a < b > c",
+        "write <b>think</b> twice",
+        "a tag <think> in a line",
+        "[thinking]: #",
+        "assistantfinal",
+    ],
+)
+def test_what_only_looks_like_reasoning_stays(text: str) -> None:
+    """A mark in the middle of a line that is never closed is spoken of, not used."""
+    assert strip_reasoning(text) == (text, False)
+
+
+def test_a_lost_channel_mark_still_ends_the_analysis() -> None:
+    """Decoded without special tokens, gpt-oss writes `analysis…assistantfinal…`."""
+    assert strip_reasoning(f"analysisWe draft.{DRAFT}assistantfinal{ANSWER}") == (ANSWER, True)
+
+
+TAKEN = "answers that differ; the last complete one was taken"
+
+
+@pytest.mark.parametrize(
+    ("text", "vision", "review", "note"),
+    [
+        (f"{blocks()}\nCorrected version:\n{blocks('a: 3', 'b: 4')}", "a: 3", "b: 4", f"it holds 2 {TAKEN}"),
+        (f"{blocks()}\n{blocks()}", "a: 1", "b: 2", ""),
+        (f"{blocks()}\nThe review again:\n```yaml REVIEW\nb: 4\n```", "a: 1", "b: 4", f"it holds 2 {TAKEN}"),
+        (f"```yaml VISION\na: 0\n```\n{blocks()}", "a: 1", "b: 2", f"it holds 2 {TAKEN}"),
+        (f"{blocks()}\n```yaml VISION\na: 3\n```\n```yaml REVIEW\nb:", "a: 1", "b: 2", f"it holds 2 {TAKEN}"),
+        (f"{blocks()}\n```yaml VISION\na: 3\n```yaml REVIEW\nb: 4\n```", "a: 1", "b: 2", f"it holds 2 {TAKEN}"),
+        (f"{blocks()}\n```yaml VISION\na: 3", "a: 1", "b: 2", f"it holds 2 {TAKEN}"),
+        (
+            "```yaml VISION\na: 1\n```\n```yaml VISION\na: 3\n```yaml REVIEW\nb: 4\n```",
+            None,
+            "b: 4",
+            "it holds 2 answers, none of them complete",
+        ),
+    ],
+)
+def test_of_several_answers_the_last_complete_one_counts(
+    text: str, vision: str | None, review: str | None, note: str
+) -> None:
+    """A corrected version replaces the first one, and that is said; the same answer twice is one."""
+    parsed = parse_answer(text)
+    assert (parsed.vision_yaml, parsed.review_yaml) == (vision, review)
+    assert parsed.notes == ((note,) if note else ())
+
+
+@given(st.text(alphabet=st.sampled_from("`~yamlVISIONREW \n:-a<>/think"), max_size=200))
 def test_any_text_is_parsed_without_an_exception(text: str) -> None:
     """A block is either text or named as missing."""
     parsed = parse_answer(text)
     assert len(parsed.missing) == [parsed.vision_yaml, parsed.review_yaml].count(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "document", "notes"),
+    [
+        (VISION, VISION.strip(), []),
+        (WITH_FENCE, WITH_FENCE.strip(), []),
+        (f"\n```yaml\n{WITH_FENCE}```\n", WITH_FENCE.strip(), []),
+        (f"~~~~yml VISION\n{VISION}~~~~", VISION.strip(), []),
+        ("  ```\n  a: 1\n    b\n  ```", "a: 1\n  b", []),
+        ("a: 1\r\nb: 2\r\n", "a: 1\nb: 2", []),
+        ("]a: 1", "a: 1", []),
+        ("a: 1\n```\n", "a: 1", ["a closing fence without an opening one was left out"]),
+        ("<think>\nplan\n</think>\na: 1", "a: 1", ["reasoning before the answer was left out"]),
+        (
+            "Here it is:\n```yaml\na: 1\n```\n  I hope this helps!",
+            "a: 1",
+            [
+                "text before the fenced document was left out: 'Here it is:'",
+                "text after the fenced document was left out: 'I hope this helps!'",
+            ],
+        ),
+    ],
+)
+def test_a_column_holds_one_document(text: str, document: str, notes: list[str]) -> None:
+    """Bare or fenced; what stands around it is left out and named, what stands in it stays."""
+    assert column_document(text) == (document, tuple(notes))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("```yaml\na: 1", "the code fence in line 1 is not closed; close it, or take it off"),
+        ("a: 1\n\n```yaml\nb: 1", "the code fence in line 3 is not closed"),
+        (blocks(), "it holds 2 fenced blocks; leave the one that is the document"),
+        (f"{VISION}\n```\nb: 2\n```", "it holds a document before the fenced one; leave one of them"),
+    ],
+)
+def test_a_column_that_holds_no_one_document_is_refused(text: str, reason: str) -> None:
+    """Nothing is glued together and nothing is guessed."""
+    with pytest.raises(ValueError, match=reason):
+        column_document(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [("```\n~~~yaml\na\n~~~\n```", "a"), (" a ", "a"), ("```\na\n```\nb\n```\nc\n```", None), ("```\na", None)],
+)
+def test_only_a_fence_around_the_whole_is_taken_off(text: str, bare: str | None) -> None:
+    """As often as there is one."""
+    assert without_outer_fence(text) == (text if bare is None else bare)
 
 
 def test_a_good_answer_is_valid() -> None:
@@ -68,13 +252,14 @@ FAULTS = [
     (None, None, "the VISION and the REVIEW block are missing"),
     ("a: b: c", "also: b: c", "the VISION does not parse as YAML: line 1, column 5"),
     (VISION, "a: b: c", "the REVIEW does not parse as YAML"),
+    (VISION, REVIEW + "status: aligned", "the REVIEW does not parse as YAML: it has the key 'status' twice (line 20)"),
     (VISION, "- a", "the REVIEW does not parse as YAML: it must be a mapping of keys to values, got a list"),
     (_without(VISION, "product_name", "target_users"), REVIEW, "the VISION has no product_name and no product_summary"),
     (VISION, _without(REVIEW, "narrative"), "the REVIEW has no narrative"),
     (
         VISION,
         _without(REVIEW, "  aligned", "recommended").replace("alignment:", "alignment: []"),
-        "must be a mapping, got '[]'",
+        "requirements_alignment must be a mapping, got '[]'",
     ),
     (VISION, _without(REVIEW, "  gaps", "  conflicts"), "requirements_alignment has no list gaps"),
     (VISION, REVIEW.replace("FR0", "R0").replace("C0", "K0").replace("NR0", "N0"), "names a requirement id"),
@@ -92,8 +277,20 @@ def test_the_first_fault_is_named(vision: str | None, review: str | None, reason
     assert reason in verdict.reason
 
 
-def test_a_fence_before_a_long_run_of_blanks_takes_no_time() -> None:
-    """Blanks after a fence could be divided among three patterns in cubically many ways."""
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```" + " " * 100_000 + "!\n```yaml" + " \t:" * 50_000 + "!",
+        "``` x" + " " * 100_000 + "y",
+        "<think>" * 30_000,
+        "<think></reflection>" * 30_000,
+        "</think>" * 30_000 + "<|channel|>" + " " * 100_000,
+        "x" + "<eos>\n" * 100_000,
+        "```yaml VISION\n" * 20_000,
+    ],
+)
+def test_no_text_takes_long(text: str) -> None:
+    """Blanks that patterns could divide among them, marks that open and never close, ends of turns."""
     start = time.monotonic()
-    assert parse_answer("```" + " " * 100_000 + "!\n```yaml" + " \t:" * 50_000 + "!").missing
+    assert parse_answer(text).missing
     assert time.monotonic() - start < 2
