@@ -12,6 +12,7 @@ step are not part of the time. Processor seconds are given beside the clock, sin
   autocast as far as it switches it on by itself).
 * `trl-tuned`: the same with weights in bfloat16, no gradient checkpointing, 1, 2 or 4 rows a batch (the best counts).
 * `ours`: `po_assets.training.gradients` as `lora_adapter` uses it, optimizer step included.
+* `ours-long`: the same on rows of about 1,150 tokens, for their peak memory.
 * `limit`: the same matrix products alone (frozen linears, LoRA, attention, output layer on the answers), bfloat16,
   forward and backward, nothing between them.
 """
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def sample_rows(count: int) -> list[TokenizedRow]:
     return tokenize_rows(list(islice(sample_pairs(), count)), chat, 2048)
 
 
+def long_rows(count: int) -> list[TokenizedRow]:
+    """Rows of about 1,150 tokens: each a sample row in the prompt of the next."""
+    rows = sample_rows(count + 1)
+    return [
+        TokenizedRow((*first.ids, *second.ids), len(first.ids) + second.prompt_length)
+        for first, second in pairwise(rows)
+    ]
+
+
 def student(recipe: TrainingSettings, precision: str) -> Any:
     """The embedded model with fresh LoRA matrices."""
     return add_adapter(load_base_model(base_folder(), precision), recipe, base_folder())  # type: ignore[arg-type]
@@ -146,10 +156,19 @@ def manual(_rows: int, _option: int) -> dict[str, Any]:
 
 def ours(count: int, _option: int) -> dict[str, Any]:
     """The project's engine and optimizer step."""
+    return _ours(count, sample_rows)
+
+
+def ours_long(count: int, _option: int) -> dict[str, Any]:
+    """The same on rows of the length of real teacher rows, at which memory was once the limit."""
+    return _ours(count, long_rows)
+
+
+def _ours(count: int, make_rows: Callable[[int], list[TokenizedRow]]) -> dict[str, Any]:
     import torch
 
     recipe = TrainingSettings(base_model=BaseModel()).resolved()
-    rows = sample_rows(count + recipe.rows_per_step)
+    rows = make_rows(count + recipe.rows_per_step)
     model = student(recipe, "bfloat16")
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
@@ -331,6 +350,7 @@ WAYS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "trl": trl,
     "trl-tuned": trl_tuned,
     "ours": ours,
+    "ours-long": ours_long,
     "limit": limit,
 }
 

@@ -5,7 +5,7 @@ Nothing else in the project turns text into a model's input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +25,7 @@ def load_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The folder {str(path)!r} has no tokenizer that transformers can load ({_first_line(error)}); put the "
+            f"The folder {str(path)!r} has no tokenizer that transformers can load ({first_line(error)}); put the "
             "model's tokenizer.json and tokenizer_config.json there."
         ) from error
     return cast("PreTrainedTokenizerBase", tokenizer)
@@ -56,11 +56,24 @@ class ChatTemplate:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Tokens of the user turn up to and including the opening of the assistant's turn."""
-        if not self._names_special_token(prompt):
-            return self._encode(self._render(prompt))
-        # Text of the data must never act as a control token: encode it as plain text between the template's two parts.
-        before, _, after = self._render(_MARK).partition(_MARK)
-        return self._encode(before) + self._encode(prompt, split_special_tokens=True) + self._encode(after)
+        return self.conversation_ids([{"role": "user", "content": prompt}])
+
+    def conversation_ids(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
+        """Tokens of the turns (`role`, `content`) up to and including the opening of the assistant's next turn.
+
+        Raise `UserError` for turns that the chat template does not take.
+        """
+        contents = [turn["content"] for turn in turns]
+        if not any(map(self._names_special_token, contents)):
+            return self._encode(self._render(turns))
+        # Text of the data must never act as a control token: encode it as plain text between the template's parts.
+        parts = self._render([{**turn, "content": _MARK} for turn in turns]).split(_MARK)
+        if len(parts) != len(contents) + 1:
+            raise UserError("The model's chat template does not take these turns one after the other.")
+        ids = self._encode(parts[0])
+        for content, part in zip(contents, parts[1:], strict=True):
+            ids += self._encode(content, split_special_tokens=True) + self._encode(part)
+        return ids
 
     def answer_ids(self, response: str) -> list[int]:
         """Tokens of the answer and one end-of-sequence token, the only one among them."""
@@ -74,7 +87,10 @@ class ChatTemplate:
         """`row_length` of many rows (prompt, response) at once: at half the cost, and on all cores."""
         odd = [self._names_special_token(prompt) or self._names_special_token(response) for prompt, response in rows]
         texts = [
-            text for row, is_odd in zip(rows, odd, strict=True) if not is_odd for text in (self._render(row[0]), row[1])
+            text
+            for row, is_odd in zip(rows, odd, strict=True)
+            if not is_odd
+            for text in (self._render([{"role": "user", "content": row[0]}]), row[1])
         ]
         encoded = (
             self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False) if texts else {}
@@ -89,9 +105,13 @@ class ChatTemplate:
         """Text of generated ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _render(self, content: str) -> str:
-        turns = [{"role": "user", "content": content}]
-        return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    def _render(self, turns: Sequence[Mapping[str, str]]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False))
+        except TemplateError as error:  # templates refuse roles and orders that they do not know
+            raise UserError(f"The model's chat template does not take these turns: {first_line(error)}.") from error
 
     def _encode(self, text: str, **options: Any) -> list[int]:
         # The template writes its own special tokens; a second beginning-of-sequence token would be a fault.
@@ -101,5 +121,6 @@ class ChatTemplate:
         return any(token in text for token in self._special_texts)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error of a library in one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

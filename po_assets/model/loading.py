@@ -10,6 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal, cast
 
 from po_assets.errors import UserError
+from po_assets.model.chat import first_line
 from po_assets.model.settings import BaseModel, Quantization
 
 if TYPE_CHECKING:
@@ -133,10 +134,9 @@ def load_model_folder(
             str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
-            f"The base model in {str(path)!r} cannot be loaded ({first}). Delete the folder if po_assets made it, and "
-            "it will be made again; else repair it or give another base_model."
+            f"The base model in {str(path)!r} cannot be loaded ({first_line(error)}). Delete the folder if "
+            "po_assets made it, and it will be made again; else repair it or give another base_model."
         ) from error
     finally:
         if bars:

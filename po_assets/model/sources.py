@@ -17,6 +17,7 @@ from filelock import FileLock
 from upath import UPath
 
 from po_assets.errors import UserError
+from po_assets.model.chat import first_line
 from po_assets.model.gguf import convert_gguf, find_embedded_gguf
 from po_assets.model.settings import BaseModel
 from po_assets.storage import Layout, atomic_directory, digest_of, file_digest
@@ -143,11 +144,10 @@ def _from_hub(spec: BaseModel, *, weights: bool) -> Path:
         if weights:
             _refuse_incomplete(folder)
     except Exception as error:  # the client raises a dozen types for offline, missing, gated, damaged; all end the same
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
-            f"The base model {spec.name!r} at revision {spec.revision} could not be had from the Hugging Face Hub "
-            f"({reason}). Check name, revision and network (a gated model needs HF_TOKEN), or set base_model to a "
-            "local folder; the profile 'embedded' needs no network."
+            f"The base model {spec.name!r} at revision {spec.revision} cannot be downloaded from the Hugging Face Hub "
+            f"({first_line(error)}). Check name, revision and network (a gated model needs HF_TOKEN), or set "
+            "base_model to a local folder; the profile 'embedded' needs no network."
         ) from error
     return folder
 

@@ -17,6 +17,7 @@ import dagster as dg
 from po_assets.dag import Artifacts, AssetChecks, Verdict, read_frame
 from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
 from po_assets.model import ChatTemplate, base_model_digest, ensure_base_model, load_base_model, load_tokenizer
+from po_assets.model.chat import first_line
 from po_assets.storage import Layout, file_digest, local_copy, read_manifest
 from po_assets.text import verb
 from po_assets.training.adapter import WEIGHTS
@@ -36,7 +37,12 @@ _AGAIN = "Materialize lora_adapter again"
 
 
 class CannotJudge(Exception):  # noqa: N818 - no fault of the program
-    """In words why a check cannot look at what it judges; the second argument is the next step."""
+    """Why a check cannot look at what it judges, in words, and the next step."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The check's."""
+        return Verdict(False, *self.args)
 
 
 class StudentUnderTest:
@@ -76,8 +82,8 @@ class StudentUnderTest:
         return rows
 
     @cached_property
-    def loaded(self) -> PeftModel | str:
-        """Base model with adapter, or in words why it does not load."""
+    def loaded(self) -> PeftModel:
+        """Base model with adapter."""
         from peft import PeftModel
         from safetensors import SafetensorError
 
@@ -86,7 +92,10 @@ class StudentUnderTest:
             with local_copy(self.layout.adapter) as adapter:
                 loaded: PeftModel = PeftModel.from_pretrained(base, adapter).eval()
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise CannotJudge(
+                f"The adapter does not load onto {self.model.name}: {first_line(error)}.",
+                f"{_AGAIN} with the base model that is configured now.",
+            ) from error
         return loaded
 
     def saved_names(self) -> set[str]:
@@ -105,16 +114,17 @@ def loads(student: StudentUnderTest) -> Verdict:
     """The adapter folder is whole and loads onto the base model with PEFT; every number in it is finite."""
     if problem := adapter_problem(student.layout.adapter):
         return Verdict(passed=False, summary=f"The adapter does not load: {problem}.", next_step=f"{_AGAIN}.")
-    loaded = student.loaded
-    if not isinstance(loaded, str):  # the shapes of another base model may be the same
-        loaded = adapter_problem(student.layout.adapter, base_model_digest(student.folder)) or loaded
-    if isinstance(loaded, str):
+    try:
+        matrices = _lora_matrices(student.loaded)
+    except CannotJudge as error:
+        return error.verdict
+    # The shapes of another base model may be the same.
+    if problem := adapter_problem(student.layout.adapter, base_model_digest(student.folder)):
         return Verdict(
             passed=False,
-            summary=f"The adapter does not load onto {student.model.name}: {loaded}.",
+            summary=f"The adapter does not load onto {student.model.name}: {problem}.",
             next_step=f"{_AGAIN} with the base model that is configured now.",
         )
-    matrices = _lora_matrices(loaded)
     faults = matrix_faults(matrices, student.saved_names())
     return Verdict(
         passed=not faults,
@@ -134,17 +144,10 @@ def loads(student: StudentUnderTest) -> Verdict:
 @checks.register(blocking=True)
 def changes_the_model(student: StudentUnderTest) -> Verdict:
     """With the adapter the model predicts differently than without it: it was trained and is in effect."""
-    loaded = student.loaded
-    if isinstance(loaded, str):
-        return Verdict(
-            passed=False,
-            summary=f"It cannot be told whether the adapter changes the model, since it does not load: {loaded}.",
-            next_step=f"{_AGAIN}.",
-        )
     try:
-        differences = [prediction_difference(loaded, row) for row in student.rows[:_SAMPLES]]
+        differences = [prediction_difference(student.loaded, row) for row in student.rows[:_SAMPLES]]
     except CannotJudge as error:
-        return Verdict(False, *error.args)
+        return error.verdict
     divergence = sum(d["divergence"] for d in differences) / len(differences)
     changed = sum(d["top_token_changed"] for d in differences) / len(differences)
     return Verdict(
@@ -169,7 +172,7 @@ def training_is_sane(student: StudentUnderTest) -> Verdict:
     try:
         rows = student.rows
     except CannotJudge as error:
-        return Verdict(False, *error.args)
+        return error.verdict
     log = read_log(student.layout)
     loss_fault, (first, last) = loss_problem(log)
     faults = label_faults(rows, student.chat.eos_id)

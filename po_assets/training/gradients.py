@@ -7,12 +7,14 @@ workers that each compute their share. The tokens come from `po_assets.model.Cha
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from po_assets.errors import UserError
 from po_assets.model import ChatTemplate
@@ -114,24 +116,24 @@ class StepRow:
     seed: int
 
 
-class GradientEngine(Protocol):
-    """Computes a step's gradient into `.grad` of the trained parameters."""
+class GradientEngine(ABC):
+    """Computes a step's gradient into `.grad` of the trained parameters; a context while training lasts."""
 
     description: str
+    """In words, how."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *exc: object) -> None:  # noqa: B027
+        """Release what the training held."""
 
+    @abstractmethod
     def compute(self, rows: Sequence[StepRow]) -> float:
         """Set the gradients and return the mean loss per trained token."""
-        ...
 
-    def parameters_changed(self) -> None:
+    def parameters_changed(self) -> None:  # noqa: B027 - most engines read the parameters anew every time
         """To be called after every optimizer step."""
-        ...
 
 
 def make_engine(
@@ -152,7 +154,7 @@ def make_engine(
     return FastEngine(path, parameters, workers or available_cpus())
 
 
-class FastEngine:
+class FastEngine(GradientEngine):
     """Rows side by side, each on one thread of its own.
 
     Small matrix products gain little from a second thread, and every one of the thousands of operations of a row would
@@ -181,8 +183,7 @@ class FastEngine:
         self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._threads_before)
 
-    def compute(self, rows: Sequence[StepRow]) -> float:
-        """Set the gradients and return the mean loss per trained token."""
+    def compute(self, rows: Sequence[StepRow]) -> float:  # noqa: D102
         import torch
 
         tokens = sum(item.row.trained for item in rows)
@@ -197,10 +198,11 @@ class FastEngine:
         torch._foreach_div_(total, tokens)
         for parameter, gradient in zip(self._parameters, total, strict=True):
             parameter.grad = gradient
+        if self._path.computed_twice(len(order[0].row.ids)):
+            _give_back_memory()
         return loss / tokens
 
-    def parameters_changed(self) -> None:
-        """Round the new matrices to the compute type."""
+    def parameters_changed(self) -> None:  # noqa: D102
         self._path.refresh()
 
     def _row(self, item: StepRow) -> tuple[float, list[torch.Tensor]]:
@@ -210,7 +212,13 @@ class FastEngine:
         return loss.item(), list(torch.autograd.grad(loss, self._parameters))
 
 
-class PlainEngine:
+def _give_back_memory() -> None:
+    """Return freed memory to the system: glibc keeps a heap for each thread, whose gaps only grow."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class PlainEngine(GradientEngine):
     """Padded batches through the model's own forward pass: on GPUs, and for models that the fast path does not know."""
 
     def __init__(
@@ -220,14 +228,7 @@ class PlainEngine:
         self._batch_size, self._pad_id = batch_size, pad_id
         self.description = f"plain path ({reason}), {batch_size} row(s) a batch"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Nothing to release."""
-
-    def compute(self, rows: Sequence[StepRow]) -> float:
-        """Set the gradients and return the mean loss per trained token."""
+    def compute(self, rows: Sequence[StepRow]) -> float:  # noqa: D102
         tokens = sum(item.row.trained for item in rows)
         for parameter in self._parameters:
             parameter.grad = None
@@ -240,9 +241,6 @@ class PlainEngine:
             part.backward()
             loss += part.item()
         return loss
-
-    def parameters_changed(self) -> None:
-        """The model reads its parameters anew at every forward pass."""
 
     def _loss(self, items: Sequence[StepRow]) -> torch.Tensor:
         import torch
@@ -277,7 +275,7 @@ def is_leader() -> bool:
     return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
 
 
-class DataParallelEngine:
+class DataParallelEngine(GradientEngine):
     """A step's gradient, computed together: the same as one worker's up to the rounding of a sum's order.
 
     With `dropout` and batches of several rows it is another draw of the same masks, since those are seeded per batch.
@@ -298,13 +296,10 @@ class DataParallelEngine:
         group.barrier()  # nobody publishes, and so removes checkpoints, before all have read theirs
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, value, trace)
+    def __exit__(self, *exc: object) -> None:
+        self._inner.__exit__(*exc)
 
-    def compute(self, rows: Sequence[StepRow]) -> float:
-        """Set the gradients and return the mean loss per trained token, both over all workers' rows."""
+    def compute(self, rows: Sequence[StepRow]) -> float:  # noqa: D102
         import torch
         import torch.distributed as group
 
@@ -324,8 +319,7 @@ class DataParallelEngine:
             parameter.grad = total.view_as(parameter)
         return float(message[-2])
 
-    def parameters_changed(self) -> None:
-        """Every worker changes its own copy, and all in the same way."""
+    def parameters_changed(self) -> None:  # noqa: D102
         self._inner.parameters_changed()
 
     def _share(self, rows: Sequence[StepRow]) -> list[StepRow]:

@@ -70,6 +70,21 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tiny: Path):
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
+def test_layers_that_are_computed_twice_change_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    """Long rows keep fewer activations: the same loss and gradients to the last bit, with dropout, for less memory."""
+    student = tiny_student(tiny, tiny_recipe(tiny, dropout=0.3))
+    parameters = list(trainable(student).values())
+    rows = [StepRow(row, seed) for seed, row in enumerate(tiny_rows(tiny))]
+    results = []
+    for kept in (1 << 30, 0):
+        monkeypatch.setattr("po_assets.model.cpu.training.KEPT_BYTES", kept)
+        assert FastPath(student).computed_twice(100) == (0 if kept else 2)
+        with make_engine(student, parameters, fast=True, workers=2, batch_size=1, pad_id=1) as engine:
+            results.append((engine.compute(rows), [p.grad.clone() for p in parameters]))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
 def test_threads_are_given_back_after_training(tiny: Path):
     """Training takes one thread a row; what runs after it in the same process gets all of them again."""
     student = tiny_student(tiny, tiny_recipe(tiny))

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from po_assets.model.cpu.attention import rotary_causal_attention
+from po_assets.model.cpu.attention import BLOCK, rotary_causal_attention
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,6 +32,10 @@ _SLACK = 1 << 20  # elements beyond the largest window, which is what the window
 # oneDNN compiles and keeps a kernel for every new shape of a matrix product. Rows in steps of 32 tokens share kernels,
 # which saves 6 % of the time a token and up to a gigabyte, and adds 2.5 % to the tokens.
 _LENGTH_STEP = 32
+
+# Activations that a row may keep for its backward pass. As many layers as it takes are computed a second time instead:
+# a row of 1,200 tokens would keep 1.2 GiB in bfloat16 and 2.3 GiB in float32, of which attention is a third.
+KEPT_BYTES = 3 << 28
 
 
 def fast_training(model: PeftModel) -> FastPath | str:
@@ -87,15 +92,27 @@ class _Layer:
         self.down = LoraGroup.of([mlp.down_proj])
         self.head_size: int = attention.head_dim
         self.scaling: float = attention.scaling
+        self.groups = (self.qkv, self.out, self.gate_up, self.down)
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, dropout: DropoutPool | None) -> Tensor:
+    def masks(self, tokens: int, dropout: DropoutPool | None) -> list[Tensor | None]:
+        """A dropout mask for the input of each group, drawn once however often the layer is computed."""
+        return [dropout.window(tokens, group.inputs) if dropout else None for group in self.groups]
+
+    def kept_bytes(self, tokens: int) -> int:
+        """What the backward pass keeps of a row, about."""
+        hidden, middle = self.qkv.inputs, self.down.inputs
+        heads = self.out.inputs // self.head_size
+        width = 4 * hidden + 4 * middle + sum(len(weight) for weight in self.qkv.weights) + self.out.inputs
+        return tokens * (width + heads * (tokens + BLOCK) // 2) * self.qkv.weights[0].element_size()
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, masks: Sequence[Tensor | None]) -> Tensor:
         tokens = x.shape[0]
-        qkv = self.qkv(_norm(self.norms[0], x), dropout)
+        qkv = self.qkv(_norm(self.norms[0], x), masks[0])
         q, k, v = (part.view(tokens, -1, self.head_size) for part in qkv)
-        (attended,) = self.out(rotary_causal_attention(q, k, v, cos, sin, self.scaling).view(tokens, -1), dropout)
+        (attended,) = self.out(rotary_causal_attention(q, k, v, cos, sin, self.scaling).view(tokens, -1), masks[1])
         x = x + attended
-        gate, up = self.gate_up(_norm(self.norms[1], x), dropout)
-        (down,) = self.down(functional.silu(gate) * up, dropout)
+        gate, up = self.gate_up(_norm(self.norms[1], x), masks[2])
+        (down,) = self.down(functional.silu(gate) * up, masks[3])
         return x + down
 
 
@@ -112,8 +129,8 @@ class FastPath:
         self._model = inner.model
         self._head: Tensor = inner.get_output_embeddings().weight
         self._layers = [_Layer(layer) for layer in inner.model.layers]
-        self._groups = [g for layer in self._layers for g in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        self._widest = max(group.a_stacked.shape[1] for group in self._groups)
+        self._groups = [group for layer in self._layers for group in layer.groups]
+        self._widest = max(group.inputs for group in self._groups)
         adapter: Any = model.peft_config["default"]
         self._dropout: float = adapter.lora_dropout
 
@@ -121,6 +138,10 @@ class FastPath:
         """Take over the LoRA matrices after an optimizer step."""
         for group in self._groups:
             group.refresh()
+
+    def computed_twice(self, tokens: int) -> int:
+        """How many layers of such a row are: the first, since what later ones kept is free when their turn comes."""
+        return max(0, len(self._layers) - KEPT_BYTES // self._layers[0].kept_bytes(tokens))
 
     def answer_loss(self, ids: Tensor, prompt_length: int, seed: int | None) -> Tensor:
         """Sum of the answer tokens' cross-entropy, float32.
@@ -134,8 +155,13 @@ class FastPath:
         pool = None
         if seed is not None and self._dropout:
             pool = DropoutPool(self._dropout, inputs.shape[0] * self._widest, x.dtype, seed)
-        for layer in self._layers:
-            x = layer(x, cos[0], sin[0], pool)
+        twice = self.computed_twice(inputs.shape[0])
+        for i, layer in enumerate(self._layers):
+            arguments = (x, cos[0], sin[0], layer.masks(inputs.shape[0], pool))
+            if i < twice:
+                x = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(*arguments)
         predicting = x[prompt_length - 1 : prompt_length - 1 + targets.shape[0]]
         return linear_cross_entropy(_norm(self._model.norm, predicting), self._head, targets)
 
@@ -185,9 +211,13 @@ class LoraGroup:
         self.a_stacked = torch.cat([a.to(dtype) for a in self.a])
         self.b_scaled = tuple((b * self.scaling).to(dtype) for b in self.b)
 
-    def __call__(self, x: Tensor, dropout: DropoutPool | None) -> tuple[Tensor, ...]:
-        """Outputs of all linears for `x` of shape (tokens, in), each (tokens, out_i)."""
-        mask = dropout.window(*x.shape) if dropout else None
+    @property
+    def inputs(self) -> int:
+        """Elements of the common input."""
+        return int(self.weights[0].shape[1])
+
+    def __call__(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Outputs of all linears for `x` of shape (tokens, in), each (tokens, out_i); `mask` is that of the dropout."""
         outputs: tuple[Tensor, ...] = _LoraLinears.apply(x, mask, self, *self.a, *self.b)
         return outputs
 
