@@ -1,0 +1,109 @@
+"""The commands `ask` and `serve`: their arguments, and what they print."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from po_assets.dag import Artifacts
+from po_assets.errors import UserError
+from po_assets.serving.ask import StudentAnswer, ask_engine, check_question
+from po_assets.serving.engine import ModelEngine, load_engine
+from po_assets.text import amount
+
+_INVALID = 3
+
+
+def add_ask(parser: argparse.ArgumentParser) -> None:
+    """One question; the answer on standard output, what it is worth on standard error."""
+    parser.description = (
+        "Ask the student (models/current) for vision and review of one product. The answer goes to standard output, "
+        f"its verdict to standard error. Exit status: 0 for a valid answer, {_INVALID} for an invalid one, 1 for an "
+        "error."
+    )
+    parser.add_argument("--concept", required=True, metavar="FILE", help="text of the concept; - is standard input")
+    parser.add_argument(
+        "--requirements", required=True, metavar="FILE", help="requirements as YAML; - is standard input"
+    )
+    _add_model(parser)
+    parser.set_defaults(handle=_ask)
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """An OpenAI-compatible server."""
+    parser.description = (
+        "Serve the student (models/current, as it is now) to OpenAI-compatible clients: /v1/chat/completions, "
+        "/v1/models, /health. The environment variable PO_SERVE_KEY sets a key that clients must send."
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at; any but this machine's own needs PO_SERVE_KEY"
+    )
+    parser.add_argument("--port", type=int, default=8001, help="0 takes a free one (default: %(default)s)")
+    _add_model(parser)
+    parser.set_defaults(handle=_serve)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", type=Path, metavar="PATH", help="folder of another LoRA adapter")
+    parser.add_argument("--base", action="store_true", help="the base model alone, to compare")
+    parser.add_argument("--base-model", metavar="NAME", help="folder or Hub id instead of the profile's base model")
+    parser.add_argument("--no-grammar", action="store_true", help="let the model alone keep to the answer's form")
+
+
+def _load(options: argparse.Namespace) -> ModelEngine:
+    return load_engine(
+        Artifacts().layout,
+        adapter=options.adapter,
+        base=options.base,
+        grammar=not options.no_grammar,
+        model=options.base_model,
+    )
+
+
+def _ask(options: argparse.Namespace) -> int:
+    if options.concept == options.requirements == "-":
+        raise UserError("Only one of --concept and --requirements can be standard input; give the other as a file.")
+    concept, requirements = _read(options.concept), _read(options.requirements)
+    check_question(concept, requirements)
+    answer = ask_engine(_load(options), concept, requirements)
+    print(answer.text)  # noqa: T201 - the command line speaks on standard output
+    print(described(answer), file=sys.stderr)  # noqa: T201
+    return 0 if answer.valid else _INVALID
+
+
+def described(answer: StudentAnswer) -> str:
+    """An answer's verdict in a few lines."""
+    score, done = answer.score, answer.generated
+    valid = "valid" if answer.valid else f"not valid, {answer.invalid_reason}"
+    took = f"{amount(done.completion_tokens, 'token')} in {done.seconds:.1f} s"
+    lines = [f"{answer.model}: {valid}; status {answer.status or 'not readable'}; score {score.total:.3f}; {took}"]
+    lines += [f"- {problem}" for problem in score.problems]
+    if done.finish_reason == "length":
+        lines.append("- the answer was cut at its token limit")
+    if answer.unknown_ids:
+        lines.append(f"- it cites ids that the requirements do not have: {', '.join(answer.unknown_ids)}")
+    return "\n".join(lines)
+
+
+def _read(name: str) -> str:
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return content.decode()
+    except OSError as error:
+        raise UserError(f"The file {name!r} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The file {name!r} must be UTF-8 text: {error}.") from error
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from po_assets.serving.server import KEY_VARIABLE, is_loopback, listen, serve
+
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not key and not is_loopback(options.host):
+        raise UserError(
+            f"--host {options.host} lets other machines ask: set {KEY_VARIABLE} to a key that they must send, or stay "
+            "on 127.0.0.1."
+        )
+    with listen(options.host, options.port) as listening:
+        serve(_load(options), listening, key=key, say=lambda line: print(line, flush=True))  # noqa: T201
+    return 0

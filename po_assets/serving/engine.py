@@ -1,0 +1,272 @@
+"""One loaded model that answers conversations: the student, an adapter or the base model.
+
+It decodes as the evaluation does, on the CPU path and with the grammar where a Product Owner question is asked, so that
+the gate's verdict holds here too. What is asked over HTTP belongs to `server`, whether an answer is good to `ask`.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from po_assets.dataset.cases import read_eval_cases
+from po_assets.errors import UserError
+from po_assets.evaluation.answers import AnsweringModel, load_baseline, load_student
+from po_assets.evaluation.settings import Decoding
+from po_assets.model import BaseModel, base_model_digest, ensure_base_model
+from po_assets.product_owner import requirement_entries, split_prompt
+from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
+from po_assets.storage import Layout, local_copy, read_manifest
+from po_assets.training.student import adapter_problem
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+    from po_assets.evaluation.generate import GrammarConstraint
+
+Turn = Mapping[str, str]
+"""`role` (system, user or assistant) and `content`."""
+OnText = Callable[[str], bool]
+"""Gets each new piece of an answer; says whether to go on."""
+STUDENT_NAME = "po-student"
+_NO_TEXT_YET = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one answer is decoded."""
+
+    max_tokens: int | None = None
+    """None: as long as the grammar allows, or the evaluation's limit of answers without grammar."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer and are no part of it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation as the model gets it; made by `prepare`."""
+
+    prompt_ids: list[int]
+    grammar: str | None
+    decoding: Decoding
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A finished answer. `finish_reason` is `stop`, or `length` where it was cut; `seconds` of computing."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+class Engine(Protocol):
+    """What the server needs of a model."""
+
+    name: str
+
+    def prepare(self, turns: Sequence[Turn], sampling: Sampling) -> Any:
+        """The question as the model gets it. Raises `UserError` for one that it cannot answer."""
+
+    def generate(self, question: Any, on_text: OnText | None = None) -> Generated:
+        """The answer. Called for one question at a time."""
+
+
+class ModelEngine:
+    """A loaded model, asked for one answer at a time."""
+
+    def __init__(
+        self, answering: AnsweringModel, name: str, *, grammar: bool = True, limits: GrammarLimits | None = None
+    ) -> None:
+        """`limits` bound the answers within the grammar."""
+        self.name = name
+        self._answering, self._grammar, self._limits = answering, grammar, limits or GrammarLimits()
+        self._tokenizer: LLTokenizer | None = None
+
+    def prepare(self, turns: Sequence[Turn], sampling: Sampling) -> Question:
+        """The question as the model gets it.
+
+        Raises:
+            UserError: the chat template knows no such turns, or question and answer do not fit the model's context.
+        """
+        prompt_ids = self._answering.chat.conversation_ids(turns)
+        ids = self._ids_to_cite(turns)
+        grammar = None if ids is None else answer_grammar(ids, self._limits)
+        config = getattr(self._answering.model.config, "text_config", None) or self._answering.model.config
+        context = int(getattr(config, "max_position_embeddings", 1 << 30))
+        room = context - len(prompt_ids)
+        most = sampling.max_tokens
+        if most is None:
+            free = Decoding.model_fields["free_max_new_tokens"].default
+            most = max(1, min(room, free if ids is None else self._limits.longest_answer(len(ids))))
+        if room < most:
+            raise UserError(
+                f"The prompt has {len(prompt_ids):,} tokens and max_tokens is {most:,}; together that is more than the "
+                f"model's context of {context:,}."
+            )
+        decoding = Decoding(max_new_tokens=most, temperature=sampling.temperature, top_p=sampling.top_p)
+        return Question(prompt_ids, grammar, decoding, sampling)
+
+    def generate(self, question: Question, on_text: OnText | None = None) -> Generated:
+        """The answer; `on_text` gets it piece by piece."""
+        from po_assets.evaluation.generate import Request, complete_batch
+
+        started = time.perf_counter()
+        written = _Written(self._answering.chat.answer_text, question.sampling.stop, on_text)
+        watched: Any = _Watched(
+            self._constraint(question.grammar), int(self._answering.model.config.vocab_size), written
+        )
+        request = Request("", question.prompt_ids, watched, question.sampling.seed)
+        (done,) = complete_batch(self._answering.model, [request], question.decoding, self._answering.eos_ids)
+        text = written.finish()
+        seconds = time.perf_counter() - started
+        return Generated(text, done.finish_reason, len(question.prompt_ids), len(done.token_ids), round(seconds, 3))
+
+    def _ids_to_cite(self, turns: Sequence[Turn]) -> list[str] | None:
+        """The requirement ids of a Product Owner question; None for any other, which no grammar fits."""
+        requirements = split_prompt(turns[-1]["content"]).requirements_yaml if self._grammar else None
+        entries = requirement_entries(requirements) if requirements else []
+        return list(dict.fromkeys(entry.id for entry in entries if entry.id)) if entries else None
+
+    def _constraint(self, grammar: str | None) -> "GrammarConstraint | None":
+        from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
+
+        if grammar is None:
+            return None
+        if self._tokenizer is None:
+            vocabulary = int(self._answering.model.config.vocab_size)
+            self._tokenizer = grammar_tokenizer(self._answering.chat.tokenizer, vocabulary)
+        return GrammarConstraint(self._tokenizer, grammar)
+
+
+@dataclass
+class _Written:
+    """An answer's text as its tokens come; holds back what a later token may still change."""
+
+    decode: Callable[[list[int]], str]
+    stop: tuple[str, ...]
+    on_text: OnText | None
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    told: int = 0
+    stopped: bool = False
+
+    def take(self, token: int) -> bool:
+        """Add a token; whether to go on."""
+        self.tokens.append(token)
+        if not self.stop and not self.on_text:
+            return True
+        self.text = self.decode(self.tokens)
+        if found := [at for one in self.stop if (at := self.text.find(one)) >= 0]:
+            self.text, self.stopped = self.text[: min(found)], True
+            return False
+        # Half of a character is whole with the next token; what may be the beginning of a stop text is not told yet.
+        held = max((len(one) - 1 for one in self.stop), default=0)
+        return self._tell(len(self.text.rstrip(_NO_TEXT_YET)) - held)
+
+    def finish(self) -> str:
+        """Tell the rest; the whole text."""
+        if not self.stopped:
+            self.text = self.decode(self.tokens)
+        self._tell(len(self.text))
+        return self.text
+
+    def _tell(self, end: int) -> bool:
+        if self.on_text is None or end <= self.told:
+            return True
+        piece, self.told = self.text[self.told : end], end
+        return self.on_text(piece)
+
+
+class _Watched:
+    """Stands where the decode loop expects a grammar: it sees every token and can end the answer."""
+
+    def __init__(self, inner: "GrammarConstraint | None", vocabulary: int, written: _Written) -> None:
+        self._inner, self._vocabulary, self._written = inner, vocabulary, written
+        self._ended = False
+
+    def permits(self, token: int) -> bool:
+        return self._inner is None or self._inner.permits(token)
+
+    def permitted_bits(self) -> Any:
+        import numpy as np
+
+        if self._inner is not None:
+            return self._inner.permitted_bits()
+        return np.full((self._vocabulary + 31) // 32 * 4, 255, dtype=np.uint8)
+
+    def advance(self, token: int) -> None:
+        if self._inner is not None:
+            self._inner.advance(token)
+        self._ended = not self._written.take(token)
+
+    @property
+    def complete(self) -> bool:
+        return self._ended or (self._inner is not None and self._inner.complete)
+
+
+def load_engine(
+    layout: Layout, *, adapter: Path | None = None, base: bool = False, grammar: bool = True, model: str | None = None
+) -> ModelEngine:
+    """The current student; or an adapter, or the base model alone.
+
+    Args:
+        layout: where student, base model and evaluation cases are.
+        adapter: folder of a LoRA adapter.
+        base: the base model without adapter.
+        grammar: whether Product Owner questions are answered within the grammar.
+        model: folder or Hub id instead of the profile's base model.
+
+    Raises:
+        UserError: there is no such student or adapter, or it does not fit the base model.
+    """
+    if adapter and base:
+        raise UserError("--adapter and --base exclude each other: the base model is what answers without an adapter.")
+    spec = BaseModel(base_model=model).resolved()
+    with contextlib.ExitStack() as copies:
+        found = None if base else _adapter(layout, adapter, copies)
+        folder = ensure_base_model(spec, layout)
+        name = Path(spec.name).name
+        if found is None:
+            answering = load_baseline(folder, spec)
+        else:
+            if read_manifest(found) and (problem := adapter_problem(found, base_model_digest(folder))):
+                raise UserError(f"The adapter cannot be used: {problem}.")
+            answering = load_student(folder, spec, found)
+            name = f"{name}+{adapter.resolve().name}" if adapter else STUDENT_NAME
+    return ModelEngine(answering, name, grammar=grammar, limits=_limits(layout))
+
+
+def _adapter(layout: Layout, adapter: Path | None, copies: contextlib.ExitStack) -> Path:
+    if adapter is None:
+        with contextlib.suppress(FileNotFoundError):
+            found = copies.enter_context(local_copy(layout.current))
+            if found.is_dir():
+                return found
+        raise UserError(
+            f"There is no student yet: {str(layout.current)!r} is missing, since no adapter has passed its gate. "
+            "Materialize the graph (po-assets run), name an adapter with --adapter, or take the base model with --base."
+        )
+    if not (adapter / "adapter_config.json").is_file():
+        raise UserError(
+            f"{str(adapter)!r} holds no LoRA adapter (adapter_config.json is missing). Give the folder of one, such as "
+            f"{str(layout.adapter)!r}."
+        )
+    return adapter
+
+
+def _limits(layout: Layout) -> GrammarLimits:
+    """As in the evaluation, whose gate the student passed; the defaults where there are no cases."""
+    try:
+        cases = read_eval_cases(layout.eval_cases)
+    except UserError:
+        return GrammarLimits()
+    return limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)

@@ -1,0 +1,347 @@
+"""An OpenAI-compatible server in front of one model: `/v1/chat/completions`, `/v1/models`, `/health`.
+
+One answer is written at a time. It stays on this machine unless a key is set; other hosts' and browsers' requests are
+turned away before anything of them is read. What a request may hold belongs to `protocol`, how an answer is written to
+`engine`.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from po_assets.errors import UserError
+from po_assets.serving.engine import Engine, Generated, OnText
+from po_assets.serving.protocol import (
+    Refused,
+    choice,
+    error_record,
+    event,
+    read_question,
+    record,
+    shown,
+    usage,
+)
+
+KEY_VARIABLE = "PO_SERVE_KEY"
+MAX_BODY_BYTES = 1 << 20
+READ_SECONDS = 20.0
+"""In which a request must have come, its head and its body each."""
+MOST_WAITING = 64
+MOST_CONNECTIONS = 256
+KEEP_ALIVE_SECONDS = 10.0
+"""After so long without a word a comment line keeps a stream open."""
+_POLL_SECONDS = 0.5
+
+
+class _Desk:
+    """The queue before the model: one question at a time, in the order in which they came."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.closing = threading.Event()
+        # A pool of one is a lock that a request which is given up cannot open too early.
+        self._one = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._waiting = 0
+
+    def refuse_when_full(self) -> None:
+        """Raise `Refused` when too many wait already."""
+        if self._waiting >= MOST_WAITING:
+            raise Refused(503, f"{MOST_WAITING} questions are waiting already; ask again later.")
+
+    async def answer(self, question: Any, gone: threading.Event, on_text: OnText | None = None) -> Generated:
+        """The answer; stops early when `gone` is set."""
+
+        def tell(piece: str) -> bool:
+            return not (gone.is_set() or self.closing.is_set()) and (on_text is None or on_text(piece))
+
+        def generate() -> Generated:
+            if gone.is_set() or self.closing.is_set():
+                return Generated("", "stop", 0, 0, 0.0)
+            return self.engine.generate(question, tell)
+
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._one, generate)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """End what is being written and take no more."""
+        self.closing.set()
+        self._one.shutdown(cancel_futures=True)
+
+
+def make_app(engine: Engine, *, key: str = "", any_host: bool = False) -> ASGIApp:
+    """The server as an ASGI application.
+
+    Args:
+        engine: what answers.
+        key: where given, every request but `/health` must carry it.
+        any_host: not only requests to this machine's own names are answered.
+    """
+    desk = _Desk(engine)
+
+    async def health(_request: Request) -> Response:
+        return JSONResponse({"status": "ok", "model": engine.name})
+
+    async def models(_request: Request) -> Response:
+        return JSONResponse(
+            {"object": "list", "data": [{"id": engine.name, "object": "model", "owned_by": "po-assets"}]}
+        )
+
+    async def completions(_request: Request) -> Response:
+        raise Refused(
+            400, "Text completions are not served, since the student was trained on chats; use /v1/chat/completions."
+        )
+
+    async def chat(request: Request) -> Response:
+        asked = read_question(await _body(request), engine.name)
+        desk.refuse_when_full()
+        try:
+            question = engine.prepare(asked.turns, asked.sampling)
+        except UserError as error:
+            raise Refused(400, str(error)) from None
+        if asked.stream:
+            events = _events(desk, question, include_usage=asked.stream_options.include_usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        generated = await _unless_gone(request, desk, question)
+        message = {"role": "assistant", "content": generated.text}
+        answer = {"index": 0, "message": message, "finish_reason": generated.finish_reason}
+        head = record("chat.completion", engine.name)
+        return JSONResponse(head | {"choices": [answer], "usage": usage(generated)})
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        desk.close()
+
+    app = Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/v1/models", models),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
+        ],
+        exception_handlers={Refused: _as_refusal, HTTPException: _as_error, Exception: _as_failure},
+        lifespan=lifespan,
+    )
+    return _Guard(app, key=key, any_host=any_host)
+
+
+async def _body(request: Request) -> bytes:
+    """The body, within its limits of size and time."""
+    content = b""
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > MAX_BODY_BYTES:
+                    raise Refused(413, f"The body is larger than {MAX_BODY_BYTES:,} bytes.")
+    except TimeoutError:
+        raise Refused(408, f"The body did not come within {READ_SECONDS:g} s.") from None
+    return content
+
+
+async def _unless_gone(request: Request, desk: _Desk, question: Any) -> Generated:
+    """The answer; given up when the client is gone."""
+    gone = threading.Event()
+    task = asyncio.create_task(desk.answer(question, gone))
+    while not task.done():
+        await asyncio.wait([task], timeout=_POLL_SECONDS)
+        if not task.done() and await request.is_disconnected():
+            gone.set()
+    return task.result()
+
+
+async def _events(desk: _Desk, question: Any, *, include_usage: bool) -> AsyncIterator[bytes]:
+    """The answer as server-sent events, piece by piece; a comment line every few seconds while nothing comes."""
+    loop, gone = asyncio.get_running_loop(), threading.Event()
+    pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def on_text(piece: str) -> bool:
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)
+        return True
+
+    head = record("chat.completion.chunk", desk.engine.name)
+    task = asyncio.create_task(desk.answer(question, gone, on_text))
+    task.add_done_callback(lambda _task: pieces.put_nowait(None))
+    try:
+        yield event(head | choice({"role": "assistant", "content": ""}))
+        while True:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                    piece = await pieces.get()
+            except TimeoutError:
+                yield b": still writing\n\n"
+                continue
+            if piece is None:
+                break
+            yield event(head | choice({"content": piece}))
+        try:
+            generated = task.result()
+        except Exception as error:  # noqa: BLE001 - the stream has begun: it must say how it ends
+            yield event(error_record(*_said(error)[1:]))
+            return
+        yield event(head | choice({}, generated.finish_reason))
+        if include_usage:
+            yield event(head | {"choices": [], "usage": usage(generated)})
+        yield b"data: [DONE]\n\n"
+    finally:
+        gone.set()
+
+
+def _said(error: Exception) -> tuple[int, str, str | None]:
+    """Status, sentence and code of an error."""
+    if isinstance(error, Refused):
+        return error.status, error.message, error.code
+    if isinstance(error, UserError):
+        return 400, str(error), None
+    return 500, f"The model failed: {type(error).__name__}: {str(error)[:300]}", None
+
+
+def _refusal(status: int, message: str, code: str | None = None) -> Response:
+    # What is left of a body that was not read must not pass for the next request.
+    return JSONResponse(error_record(message, code), status_code=status, headers={"connection": "close"})
+
+
+async def _as_refusal(_request: Request, error: Exception) -> Response:
+    return _refusal(*_said(error))
+
+
+async def _as_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
+    return _refusal(
+        error.status_code,
+        f"{error.detail}: this server answers POST /v1/chat/completions, GET /v1/models and GET /health.",
+    )
+
+
+async def _as_failure(_request: Request, error: Exception) -> Response:
+    return _refusal(*_said(error))
+
+
+class _Guard:
+    """Turns away what no client of this server sends, before anything of the body is read."""
+
+    def __init__(self, app: ASGIApp, *, key: str, any_host: bool) -> None:
+        self._app, self._key, self._any_host = app, key, any_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        refusal = self._refusal(scope, Headers(scope=scope)) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._any_host and not is_loopback(_name(f"//{host}")):
+            # A page of another site whose name was made to mean this machine.
+            return _refusal(403, f"The host {shown(host)} is not this machine; ask http://127.0.0.1.")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return _refusal(403, f"The origin {shown(origin)} is another site; pages of other sites may not ask.")
+        if self._key and scope["path"] != "/health":
+            given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+            if not hmac.compare_digest(given.encode(), self._key.encode()):
+                return _refusal(401, f"The key is missing or wrong; send the one of {KEY_VARIABLE} as bearer token.")
+        if (
+            scope["method"] == "POST"
+            and headers.get("content-type", "").partition(";")[0].strip() != "application/json"
+        ):
+            return _refusal(
+                415, f"The content type is {shown(headers.get('content-type', ''))}; send application/json."
+            )
+        return None
+
+
+def _name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Impatient(H11Protocol):
+    """Closes a connection whose request's head does not come: uvicorn waits for it without end."""
+
+    _alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch(wanted=False)
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch(wanted=False)  # between two requests uvicorn's own time counts
+
+    def _watch(self, *, wanted: bool = True) -> None:
+        waits = wanted and (self.cycle is None or self.cycle.response_complete)
+        if waits and self._alarm is None:
+            self._alarm = self.loop.call_later(READ_SECONDS, self.transport.close)
+        elif not waits and self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(
+            f"The server cannot listen at {host}:{port} ({error.strerror or error}). Take another port with --port "
+            "(0 takes a free one), or end what listens there."
+        ) from error
+
+
+def serve(engine: Engine, listening: socket.socket, *, key: str, say: Callable[[str], None]) -> None:
+    """Serve until interrupted."""
+    host, port = listening.getsockname()[:2]
+    app = make_app(engine, key=key, any_host=not is_loopback(host))
+    say(f"{engine.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        http=_Impatient,
+        ws="none",
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
