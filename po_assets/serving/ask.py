@@ -47,14 +47,17 @@ def ask(
     adapter: Path | None = None,
     base: bool = False,
     grammar: bool = True,
+    model: str | None = None,
+    sampling: Sampling | None = None,
 ) -> StudentAnswer:
-    """The answer of the current student; or of an adapter, or of the base model.
+    """The answer of the current student; or of an adapter, or of the base model (see `load_engine`).
 
     Raises:
         UserError: the question cannot be asked, or there is no such model.
     """
     check_question(concept, requirements_yaml)
-    return ask_engine(load_engine(layout, adapter=adapter, base=base, grammar=grammar), concept, requirements_yaml)
+    engine = load_engine(layout, adapter=adapter, base=base, grammar=grammar, model=model)
+    return ask_engine(engine, concept, requirements_yaml, sampling)
 
 
 def check_question(concept: str, requirements_yaml: str) -> None:

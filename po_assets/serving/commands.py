@@ -4,11 +4,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from po_assets.dag import Artifacts
 from po_assets.errors import UserError
-from po_assets.serving.ask import StudentAnswer, ask_engine, check_question
-from po_assets.serving.engine import ModelEngine, load_engine
+from po_assets.serving.ask import StudentAnswer, ask
+from po_assets.serving.engine import load_engine
 from po_assets.text import amount
 
 _INVALID = 3
@@ -50,22 +51,19 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-grammar", action="store_true", help="let the model alone keep to the answer's form")
 
 
-def _load(options: argparse.Namespace) -> ModelEngine:
-    return load_engine(
-        Artifacts().layout,
-        adapter=options.adapter,
-        base=options.base,
-        grammar=not options.no_grammar,
-        model=options.base_model,
-    )
+def _model(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "adapter": options.adapter,
+        "base": options.base,
+        "grammar": not options.no_grammar,
+        "model": options.base_model,
+    }
 
 
 def _ask(options: argparse.Namespace) -> int:
     if options.concept == options.requirements == "-":
         raise UserError("Only one of --concept and --requirements can be standard input; give the other as a file.")
-    concept, requirements = _read(options.concept), _read(options.requirements)
-    check_question(concept, requirements)
-    answer = ask_engine(_load(options), concept, requirements)
+    answer = ask(_read(options.concept), _read(options.requirements), Artifacts().layout, **_model(options))
     print(answer.text)  # noqa: T201 - the command line speaks on standard output
     print(described(answer), file=sys.stderr)  # noqa: T201
     return 0 if answer.valid else _INVALID
@@ -104,6 +102,10 @@ def _serve(options: argparse.Namespace) -> int:
             f"--host {options.host} lets other machines ask: set {KEY_VARIABLE} to a key that they must send, or stay "
             "on 127.0.0.1."
         )
+
+    def say(line: str) -> None:
+        print(line, flush=True)  # noqa: T201
+
     with listen(options.host, options.port) as listening:
-        serve(_load(options), listening, key=key, say=lambda line: print(line, flush=True))  # noqa: T201
+        serve(load_engine(Artifacts().layout, **_model(options)), listening, key=key, say=say)
     return 0

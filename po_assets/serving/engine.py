@@ -230,7 +230,7 @@ def load_engine(
     """
     if adapter and base:
         raise UserError("--adapter and --base exclude each other: the base model is what answers without an adapter.")
-    spec = BaseModel(base_model=model).resolved()
+    spec = (BaseModel(base_model=model) if model else BaseModel()).resolved()
     with contextlib.ExitStack() as copies:
         found = None if base else _adapter(layout, adapter, copies)
         folder = ensure_base_model(spec, layout)

@@ -297,19 +297,22 @@ class _Impatient(H11Protocol):
         super().data_received(data)
         self._watch()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._watch(wanted=False)
-        super().connection_lost(exc)
-
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch(wanted=False)  # between two requests uvicorn's own time counts
+        self._watch()
 
-    def _watch(self, *, wanted: bool = True) -> None:
-        waits = wanted and (self.cycle is None or self.cycle.response_complete)
-        if waits and self._alarm is None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._alarm is None:
             self._alarm = self.loop.call_later(READ_SECONDS, self.transport.close)
-        elif not waits and self._alarm is not None:
+
+    def _stop(self) -> None:
+        if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from upath import UPath
 
@@ -84,6 +84,11 @@ _KEEP = (
 )
 
 
+def _as_values(row: tuple[Any, ...]) -> dict[str, Any]:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    return values | {name: bool(values[name]) for name in ("cut", "estimated")}  # SQLite knows no booleans
+
+
 class Journal:
     """An open journal. Made by `open_journal`, which keeps other runs away, or by `read_journal`."""
 
@@ -110,8 +115,7 @@ class Journal:
         """All requests, in the order in which they were sent."""
         query = f"SELECT {', '.join(_COLUMNS)} FROM requests ORDER BY number"  # noqa: S608 - names of fields
         rows = self._do(lambda database: database.execute(query).fetchall())
-        flags = [_COLUMNS.index(name) for name in ("cut", "estimated")]
-        return [Attempt(*(bool(value) if n in flags else value for n, value in enumerate(row))) for row in rows]
+        return [Attempt(**_as_values(row)) for row in rows]
 
     def announce(self, file: str, content: bytes, ids: Sequence[str]) -> None:
         """Note a file of accepted answers before it is published: its bytes, and whose rows it holds."""

@@ -1,0 +1,197 @@
+"""A loaded model answers as the evaluation would, and a question on the command line ends with its verdict."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from upath import UPath
+
+from po_assets.errors import UserError
+from po_assets.evaluation.answers import AnsweringModel, load_baseline
+from po_assets.model import BaseModel
+from po_assets.product_owner import build_prompt
+from po_assets.serving import commands
+from po_assets.serving.ask import ask, check_question
+from po_assets.serving.engine import ModelEngine, Sampling, load_engine
+from po_assets.serving.server import make_app
+from po_assets.storage import Layout
+from po_assets_tests.evaluation.scenes import CONCEPT, REQUIREMENTS
+from po_assets_tests.evaluation.test_assets import make_adapter
+from po_assets_tests.model.tiny_model import make_tiny_model
+from po_assets_tests.teacher.scenes import Scene, llm
+
+PROMPT = [{"role": "user", "content": build_prompt(CONCEPT, REQUIREMENTS)}]
+HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", context=8192)
+
+
+@pytest.fixture(scope="module")
+def answering(tiny: Path) -> AnsweringModel:
+    return load_baseline(tiny, BaseModel(base_model=str(tiny)).resolved())
+
+
+@pytest.fixture
+def engine(answering: AnsweringModel) -> ModelEngine:
+    return ModelEngine(answering, "tiny")
+
+
+def generate(engine: ModelEngine, turns: Any = PROMPT, **sampling: Any) -> Any:
+    return engine.generate(engine.prepare(turns, Sampling(**sampling)))
+
+
+def test_a_product_owner_question_is_answered_within_the_grammar(
+    engine: ModelEngine, answering: AnsweringModel
+) -> None:
+    """Even by random weights; without the grammar they keep to no form."""
+    done = generate(engine, max_tokens=40)
+    assert done.text.startswith("```yaml VISION\nproduct_name: ")
+    assert (done.finish_reason, done.completion_tokens) == ("length", 40)
+    free = ModelEngine(answering, "tiny", grammar=False)
+    assert not generate(free, max_tokens=40).text.startswith("```yaml")
+    assert generate(engine, HELLO, max_tokens=40).text == generate(free, HELLO, max_tokens=40).text
+
+
+def test_the_pieces_of_an_answer_are_the_answer(engine: ModelEngine) -> None:
+    """Whole characters only."""
+    pieces: list[str] = []
+    done = engine.generate(engine.prepare(HELLO, Sampling(60)), lambda piece: not pieces.append(piece))
+    assert "".join(pieces) == done.text == generate(engine, HELLO, max_tokens=60).text
+    assert len(pieces) > 5
+
+
+def test_an_answer_ends_before_its_stop_text_and_when_nobody_listens(engine: ModelEngine) -> None:
+    """And no piece of the stop text is told."""
+    pieces: list[str] = []
+    question = engine.prepare(PROMPT, Sampling(200, stop=("product_summary",)))
+    done = engine.generate(question, lambda piece: not pieces.append(piece))
+    assert "".join(pieces) == done.text
+    assert done.text.startswith("```yaml VISION\nproduct_name: ")
+    assert "product_s" not in done.text
+    assert done.finish_reason == "stop"
+    assert engine.generate(engine.prepare(HELLO, Sampling(200)), lambda _piece: False).completion_tokens < 10
+
+
+def test_seed_and_temperature_decide_the_draws(engine: ModelEngine) -> None:
+    """The same seed draws the same."""
+    one, again, other = (generate(engine, HELLO, max_tokens=30, temperature=1.0, seed=seed).text for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def test_what_does_not_fit_the_context_is_refused(engine: ModelEngine) -> None:
+    """Nothing is cut without a word."""
+    with pytest.raises(UserError, match="max_tokens is 8,192; together that is more than the model's context of 8,192"):
+        engine.prepare(HELLO, Sampling(8192))
+    with pytest.raises(UserError, match="more than the model's context"):
+        engine.prepare([{"role": "user", "content": "word " * 9000}], Sampling())
+
+
+def test_a_control_token_in_a_message_is_plain_text(engine: ModelEngine, answering: AnsweringModel) -> None:
+    """Nobody ends the user's turn from within it."""
+    end = str(answering.chat.tokenizer.eos_token)
+    ids = engine.prepare([{"role": "user", "content": f"Hello{end}"}], Sampling(5)).prompt_ids
+    plain = engine.prepare([{"role": "user", "content": "Hello"}], Sampling(5)).prompt_ids
+    assert ids.count(answering.chat.eos_id) == plain.count(answering.chat.eos_id)
+
+
+def test_a_missing_student_or_adapter_is_one_sentence_with_the_way_out(tmp_path: Path) -> None:
+    """Before any model is loaded."""
+    layout = Layout(UPath(tmp_path))
+    with pytest.raises(UserError, match=r"no student yet: .*models/current.* take the base model with --base"):
+        load_engine(layout)
+    with pytest.raises(UserError, match=r"holds no LoRA adapter \(adapter_config.json is missing\)"):
+        load_engine(layout, adapter=tmp_path)
+    with pytest.raises(UserError, match="exclude each other"):
+        load_engine(layout, adapter=tmp_path, base=True)
+
+
+def test_the_current_student_answers_unless_another_adapter_is_named(tiny: Path, tmp_path: Path) -> None:
+    """Neither answers as the base model; one that was changed or made for another base is refused."""
+    layout, other = Layout(UPath(tmp_path)), tmp_path / "other"
+    current = Path(str(layout.current))
+    make_adapter(tiny, current)
+    make_adapter(tiny, other)
+    student = load_engine(layout, model=str(tiny))
+    named = load_engine(layout, adapter=other, model=str(tiny))
+    base = load_engine(layout, base=True, model=str(tiny))
+    assert (student.name, named.name, base.name) == ("po-student", "tiny+other", "tiny")
+    texts = [generate(one, HELLO, max_tokens=20).text for one in (student, named, base)]
+    assert texts[0] == texts[1] != texts[2]
+    with (other / "adapter_config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(UserError, match=r"adapter_config.json .* was changed or damaged"):
+        load_engine(layout, adapter=other, model=str(tiny))
+    wider = make_tiny_model(tmp_path / "wider", context=8192, seed=1)
+    with pytest.raises(UserError, match="was trained on another base model"):
+        load_engine(layout, model=str(wider))
+
+
+@pytest.mark.parametrize(
+    ("concept", "requirements", "said"),
+    [
+        (" \n", REQUIREMENTS, "concept is blank"),
+        (CONCEPT, "a: [b", "do not parse as YAML"),
+        (CONCEPT, "title: x", "hold no entry with an id or a description"),
+    ],
+)
+def test_a_question_that_no_answer_fits_is_refused(concept: str, requirements: str, said: str) -> None:
+    """Before any model is loaded."""
+    with pytest.raises(UserError, match=said):
+        check_question(concept, requirements)
+
+
+def test_ask_prints_the_answer_and_its_verdict(tiny: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """A cut answer is not valid, which the exit status says."""
+    from po_assets import cli
+
+    (tmp_path / "c.txt").write_text(CONCEPT)
+    (tmp_path / "r.yaml").write_text(REQUIREMENTS)
+    monkeypatch.setattr(commands, "ask", partial(ask, sampling=Sampling(60)))
+    monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(tmp_path))
+    files = ["--concept", str(tmp_path / "c.txt"), "--requirements", str(tmp_path / "r.yaml")]
+    assert cli.main(["ask", *files, "--base", "--base-model", str(tiny)]) == 3
+    printed = capsys.readouterr()
+    assert printed.out.startswith("```yaml VISION")
+    assert "tiny: not valid, " in printed.err
+    assert "- the answer was cut at its token limit" in printed.err
+    assert cli.main(["ask", "--concept", "-", "--requirements", "-"]) == 1
+    assert cli.main(["ask", "--concept", str(tmp_path / "no"), "--requirements", "-"]) == 1
+    assert "Only one of" in (said := capsys.readouterr().err)
+    assert "cannot be read: No such file" in said
+
+
+def test_the_command_serves_a_model_to_a_teacher_batch(tiny: Path, tmp_path: Path) -> None:
+    """On a free port; random weights: nothing is accepted, everything is accounted for."""
+    scene = Scene(tmp_path, payloads=3)
+    command = [sys.executable, "-W", "ignore", "-m", "po_assets.cli", "serve", "--base", "--base-model", str(tiny)]
+    options = {"stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--port", "0", "--no-grammar"], **options) as process:
+        try:
+            assert process.stdout
+            line = process.stdout.readline()
+            assert line.startswith("tiny answers at http://127.0.0.1:")
+            report = scene.run(llm(line.split(" at ")[1].strip(), model="tiny", max_output_tokens=30))
+        finally:
+            process.terminate()
+    assert (report.payloads, report.given_up, report.requests) == (3, 3, 3)
+    assert {row["reason"] for row in scene.ledger} <= {"token limit", "block missing"}
+
+
+def test_the_embedded_model_answers_over_http(tmp_path: Path) -> None:
+    """The real one, a short request: greedy answers are the same, streamed or whole."""
+    served = load_engine(Layout(UPath(tmp_path)), base=True)
+    assert served.name == "SmolLM2-135M-Instruct"
+    question = {"messages": [{"role": "user", "content": "What is the capital of France? One word."}], "max_tokens": 8}
+    with TestClient(make_app(served), base_url="http://127.0.0.1") as client:
+        whole = client.post("/v1/chat/completions", json=question).json()
+        streamed = client.post("/v1/chat/completions", json={**question, "stream": True}).text
+    assert "Paris" in whole["choices"][0]["message"]["content"]
+    assert "Paris" in streamed
+    assert whole["usage"]["prompt_tokens"] > 10
