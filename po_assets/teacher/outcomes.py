@@ -5,7 +5,7 @@ because a threshold moved.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -184,60 +184,61 @@ def read_ledger(path: Path | UPath | str) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in file]
 
 
-@dataclass
-class _Sum:
-    requests: int = 0
-    tokens: int = 0
-    cost: float = 0.0
-    example: str = ""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Totals:
-    """Sums over the ledger rows of the last batch, by outcome and reason."""
+    """Sums over the ledger rows of the last batch."""
 
-    sums: dict[tuple[str, str], _Sum] = field(default_factory=dict)
-    requests: int = 0
-    tokens: int = 0
-    cost: float = 0.0
-    estimated_cost: float = 0.0
+    rows: list[dict[str, Any]]
 
     @classmethod
-    def over(cls, rows: Iterable[dict[str, Any]]) -> "Totals":
-        """The sums over those of the rows that belong to the last batch."""
-        totals = cls()
-        for row in rows:
-            if row["in_batch"]:
-                totals._add(row)
-        return totals
+    def over(cls, ledger: Iterable[dict[str, Any]]) -> "Totals":
+        """Those of the ledger's rows that belong to the last batch."""
+        return cls([row for row in ledger if row["in_batch"]])
 
-    def _add(self, row: dict[str, Any]) -> None:
-        tokens, cost = row["prompt_tokens"] + row["completion_tokens"], row["cost"]
-        self.requests += 1
-        self.tokens += tokens
-        self.cost += cost
-        self.estimated_cost += cost * row["estimated"]
-        one = self.sums.setdefault((row["outcome"], row["reason"]), _Sum())
-        one.requests, one.tokens, one.cost = one.requests + 1, one.tokens + tokens, one.cost + cost
-        if not one.example:
-            said = row["detail"] or (f"scores {row['score']:.3f}" if row["score"] is not None else "")
-            one.example = f"{row['concept_id'] or row['payload'][:12]}, attempt {row['attempt']}: {said}"
+    @property
+    def requests(self) -> int:  # noqa: D102
+        return len(self.rows)
+
+    @property
+    def tokens(self) -> int:  # noqa: D102
+        return _tokens(self.rows)
+
+    @property
+    def cost(self) -> float:  # noqa: D102
+        return sum(row["cost"] for row in self.rows)
+
+    @property
+    def estimated_cost(self) -> float:
+        """The part of the cost that no bill says."""
+        return sum(row["cost"] for row in self.rows if row["estimated"])
 
     def of(self, outcome: str) -> int:
         """Requests of one outcome."""
-        return sum(one.requests for (name, _), one in self.sums.items() if name == outcome)
+        return sum(row["outcome"] == outcome for row in self.rows)
 
     def table(self) -> list[dict[str, object]]:
         """One row per outcome and reason, most frequent first, with an example."""
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in self.rows:
+            groups.setdefault((row["outcome"], row["reason"]), []).append(row)
         return [
             {
                 "outcome": outcome,
                 "reason": reason or "–",
-                "requests": one.requests,
-                "share": f"{one.requests / self.requests:.1%}",
-                "tokens": one.tokens,
-                "cost": one.cost,
-                "example": one.example,
+                "requests": len(group),
+                "share": f"{len(group) / self.requests:.1%}",
+                "tokens": _tokens(group),
+                "cost": sum(row["cost"] for row in group),
+                "example": _example(group[0]),
             }
-            for (outcome, reason), one in sorted(self.sums.items(), key=lambda item: -item[1].requests)
+            for (outcome, reason), group in sorted(groups.items(), key=lambda item: -len(item[1]))
         ]
+
+
+def _tokens(rows: Iterable[dict[str, Any]]) -> int:
+    return sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
+
+
+def _example(row: dict[str, Any]) -> str:
+    said = row["detail"] or (f"scores {row['score']:.3f}" if row["score"] is not None else "")
+    return f"{row['concept_id'] or row['payload'][:12]}, attempt {row['attempt']}: {said}"

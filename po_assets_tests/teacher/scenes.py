@@ -103,10 +103,13 @@ class Scene:
         """A plan over the scene's payloads."""
         return BatchPlan(payloads=str(self.path), **changes)
 
-    def run(self, teacher: TeacherLLM, **plan: Any) -> BatchReport:
-        """One run of the batch, in this process."""
+    def run(self, teacher: TeacherLLM, *, sound: bool = True, **plan: Any) -> BatchReport:
+        """One run of the batch, in this process; afterwards the checks must hold."""
         progress = Progress(self.said.append, self.observed.append, every_seconds=0.0)
-        return run_batch(teacher, self.plan(**plan), self.layout, progress)
+        report = run_batch(teacher, self.plan(**plan), self.layout, progress)
+        if sound:
+            assert_sound(self.layout)
+        return report
 
     @property
     def report(self) -> BatchReport:

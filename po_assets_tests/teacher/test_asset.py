@@ -101,16 +101,23 @@ def everything_said(scene: Scene, result: dg.ExecuteInProcessResult, printed: py
     return "\n".join([*files, *map(str, result.all_events), *printed.readouterr()])
 
 
-def test_a_key_with_a_line_end_is_used_without_it(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_the_key_is_used_and_is_in_no_file_no_line_and_no_figure(
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As `$(cat key.txt)` in other tools than a shell leaves it; HTTP would refuse the header and name it."""
+    """Read with a line end, as other tools than a shell leave it; repeated by the server; with the client's debug log."""
     monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\n")
-    with teacher() as server:
+    caplog.set_level("DEBUG")
+    rude = Does(status=400, error={"message": f"bad request with {KEY}", "code": "x"})
+    with teacher(in_turn(rude)) as server:
         result = materialize(scene, server, {"api_key_variable": KEY_VARIABLE})
     assert result.success
     assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
-    assert KEY not in everything_said(scene, result, capfd)
+    assert any("[key]" in row["detail"] for row in scene.ledger)
+    assert "openai" in {record.name.split(".")[0] for record in caplog.records}
+    assert KEY not in everything_said(scene, result, capfd) + caplog.text
 
 
 def test_a_key_that_http_refuses_is_in_no_file_and_costs_nothing(

@@ -16,8 +16,6 @@ from po_assets.teacher.run import working_folder, write_ledger
 from po_assets.teacher.settings import TeacherLLM
 from po_assets_tests.teacher.scenes import (
     BROKEN_YAML,
-    KEY,
-    KEY_VARIABLE,
     NO_REVIEW,
     TOO_THIN,
     Scene,
@@ -75,7 +73,6 @@ def test_good_answers_land_as_one_file_with_their_origin(scene: Scene) -> None:
     assert origin["answered_at"].startswith("20")
     assert (report.accepted, report.requests, report.stop_reason) == (6, 6, "finished")
     assert report.cost == pytest.approx(6 * COST)
-    assert_sound(scene.layout)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -102,7 +99,6 @@ def test_every_kind_of_misbehaviour_ends_in_the_ledger_and_costs_no_row(scene: S
     ]
     assert sorted(scene.landed_concepts) == sorted(payload(n).concept for n in range(1, 7))
     assert len(server.asked) == report.requests == 12
-    assert_sound(scene.layout)
 
 
 def test_each_outcome_keeps_its_reason_tokens_and_cost(scene: Scene) -> None:
@@ -129,7 +125,6 @@ def test_each_outcome_keeps_its_reason_tokens_and_cost(scene: Scene) -> None:
     assert scene.ledger[0]["score"] == pytest.approx(0.7917, abs=1e-3)
     assert (report.accepted, report.given_up, report.failed) == (0, 5, 1)
     assert scene.landed == {}
-    assert_sound(scene.layout)
     warning = batch_verdicts(scene.layout)["acceptance_rate"]
     assert (warning.passed, warning.severity) == (False, "WARN")
     assert "0 of 5 answers (0.0%) were accepted, at least 50% should be." in warning.summary
@@ -160,7 +155,6 @@ def test_with_more_tries_a_poor_answer_is_asked_for_again(scene: Scene) -> None:
         assert len(server.asked) == 3
         assert scene.run(one_at_a_time(server.url), tries=5).accepted == 1
         assert len(server.asked) == 5
-    assert_sound(scene.layout)
 
 
 def test_retry_after_is_waited_for_and_holds_everyone(scene: Scene) -> None:
@@ -277,7 +271,6 @@ def test_more_payloads_land_as_a_second_file_of_only_new_rows(scene: Scene) -> N
     assert [len(rows) for rows in scene.landed.values()] in ([6, 3], [3, 6])
     assert (report.landed_rows, report.accepted, report.payloads) == (3, 6, 6)
     assert len(set(scene.landed_concepts)) == 9
-    assert_sound(scene.layout)
 
 
 def test_a_lower_minimum_score_lands_what_is_paid_for_without_asking(scene: Scene) -> None:
@@ -287,7 +280,6 @@ def test_a_lower_minimum_score_lands_what_is_paid_for_without_asking(scene: Scen
         report = scene.run(llm(server.url), min_score=0.75)
         assert len(server.asked) == 6
     assert (report.accepted, report.landed_rows) == (6, 6)
-    assert_sound(scene.layout)
 
 
 def test_a_raised_token_limit_asks_again_only_what_it_cut(scene: Scene) -> None:
@@ -311,41 +303,33 @@ def test_a_budget_of_rows_ends_with_exactly_so_many(tmp_path: Path) -> None:
         report = scene.run(llm(server.url, concurrency=5), max_rows=7)
         assert (report.accepted, report.stop_reason, report.stop_detail) == (7, "budget", "max_rows 7 is reached")
         assert report.open == 30 - 7 - report.given_up
-        assert_sound(scene.layout)
         report = scene.run(llm(server.url, concurrency=5), max_rows=9)
         assert (report.accepted, report.landed_rows) == (9, 2)
     assert "left to ask" in batch_verdicts(scene.layout)["within_budget"].summary
 
 
-def test_a_budget_of_money_is_never_exceeded_not_even_by_requests_under_way(tmp_path: Path) -> None:
-    """Each is let go only when its most expensive end still fits."""
+@pytest.mark.parametrize(
+    ("limit", "value", "one"), [("max_cost", 16.3 * COST, COST), ("max_tokens", 12 * TOKENS, TOKENS)]
+)
+def test_a_budget_is_never_exceeded_not_even_by_requests_under_way(
+    tmp_path: Path, limit: str, value: float, one: float
+) -> None:
+    """Each is let go only when its most expensive end still fits; what earlier runs of the batch spent counts."""
     scene = Scene(tmp_path, payloads=30)
     with teacher(lambda _asked: Does(delay=0.01)) as server:
-        report = scene.run(llm(server.url, concurrency=6, max_output_tokens=500), max_cost=0.08)
-        assert report.stop_reason == "budget"
-        assert 0.08 - 0.008 < report.cost <= 0.08
-        assert "max_cost 0.08" in report.stop_detail
-        assert_sound(scene.layout)
-        report = scene.run(llm(server.url, concurrency=6, max_output_tokens=500), max_cost=0.08)
-        assert report.new_requests == 0  # what earlier runs of the batch spent counts
-        assert len(server.asked) == report.requests
-
-
-def test_a_budget_of_tokens_holds_in_the_same_way(tmp_path: Path) -> None:
-    """Prompt and answer together."""
-    scene = Scene(tmp_path, payloads=30)
-    with teacher() as server:
-        report = scene.run(llm(server.url, max_output_tokens=500), max_tokens=12 * TOKENS)
-    assert report.stop_reason == "budget"
-    assert 9 * TOKENS <= report.tokens <= 12 * TOKENS
-    assert_sound(scene.layout)
+        report = scene.run(llm(server.url, concurrency=6, max_output_tokens=500), **{limit: value})
+        used = report.cost if limit == "max_cost" else report.tokens
+        assert (report.stop_reason, f"{limit} " in report.stop_detail) == ("budget", True)
+        assert value - 3 * one <= used <= value
+        again = scene.run(llm(server.url, concurrency=6, max_output_tokens=500), **{limit: value})
+        assert (again.new_requests, again.requests) == (0, len(server.asked))
 
 
 def test_a_budget_exceeded_by_an_earlier_higher_limit_is_reported(scene: Scene) -> None:
     """The check names the limit, and nothing more is asked."""
     with teacher() as server:
         scene.run(llm(server.url))
-        scene.run(llm(server.url), max_rows=4)
+        scene.run(llm(server.url), sound=False, max_rows=4)
         assert len(server.asked) == 6
     verdict = batch_verdicts(scene.layout)["within_budget"]
     assert not verdict.passed
@@ -385,29 +369,6 @@ def test_an_answer_is_on_disk_while_others_are_still_being_written(scene: Scene)
     assert seen
 
 
-def test_the_key_is_in_no_file_no_line_and_no_figure(
-    scene: Scene,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Also when the server repeats it in an error, and with the client's own debug log."""
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    caplog.set_level("DEBUG")
-    rude = Does(status=400, error={"message": f"bad request with {KEY}", "code": "x"})
-    with teacher(in_turn(rude)) as server:
-        scene.run(llm(server.url, api_key_variable=KEY_VARIABLE))
-        assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
-    written = [path for path in Path(str(scene.layout.root)).rglob("*") if path.is_file()]
-    assert len(written) > 3
-    assert not [path for path in written if KEY.encode() in path.read_bytes()]
-    assert KEY not in "".join(scene.said)
-    assert KEY not in "".join(capfd.readouterr())
-    assert "openai" in {record.name.split(".")[0] for record in caplog.records}
-    assert KEY not in caplog.text
-    assert any("[key]" in row["detail"] for row in scene.ledger)
-
-
 def test_an_answer_that_cannot_be_kept_stops_everything(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """No further answer is paid for; the next run goes on."""
     with teacher(lambda _asked: Does(delay=0.05)) as server:
@@ -416,7 +377,6 @@ def test_an_answer_that_cannot_be_kept_stops_everything(scene: Scene, monkeypatc
         asked = len(server.asked)
         assert 0 < asked < 6
         assert scene.run(llm(server.url)).accepted == 6
-    assert_sound(scene.layout)
 
 
 def test_an_interrupted_run_has_every_request_in_its_ledger(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
