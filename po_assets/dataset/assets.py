@@ -17,7 +17,7 @@ from po_assets.dag import (
     user_errors_fail_the_step,
 )
 from po_assets.dataset.cases import COLUMNS as CASE_COLUMNS
-from po_assets.dataset.cases import read_eval_cases
+from po_assets.dataset.cases import read_case_file, read_eval_cases
 from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised, conflicts_gone, token_budget
 from po_assets.dataset.selection import Array
 from po_assets.dataset.settings import SelectionSettings
@@ -26,8 +26,9 @@ from po_assets.intake.ledger import Outcome
 from po_assets.model import BaseModel
 from po_assets.product_owner import PROMPT_VERSION
 from po_assets.storage import StagedTable, digest_of, file_digest, read_manifest
+from po_assets.text import amount, verb
 
-CASES_CODE_VERSION = "1"
+CASES_CODE_VERSION = "2"
 SUPERVISED_CODE_VERSION = f"2+prompt.{PROMPT_VERSION}"
 GROUP = "dataset"
 COLUMNS = {
@@ -44,7 +45,7 @@ _HISTOGRAM_VALUES = 20_000
     code_version=CASES_CODE_VERSION,
     metadata={"dagster/column_schema": column_schema(CASE_COLUMNS)},
     description=(
-        "One row per evaluation case: an input, a reference answer and the right status.\n\n"
+        "One row per evaluation case: an input and, where they are known, a reference answer and the right status.\n\n"
         "The file is written by people and committed; this asset validates it and never rewrites it. "
         "Its inputs are held out of training."
     ),
@@ -53,13 +54,17 @@ _HISTOGRAM_VALUES = 20_000
 def eval_cases(artifacts: Artifacts) -> dg.MaterializeResult[Any]:
     """Read and validate the evaluation cases."""
     path = artifacts.layout.eval_cases
-    cases = read_eval_cases(path)
+    file = read_case_file(path)
+    cases, referenced = file.cases, sum(case.has_reference for case in file.cases)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(file_digest(path)),
         metadata={
             "dagster/row_count": len(cases),
-            "statuses": bar_chart(dict(Counter(case.status for case in cases)), "Right status"),
-            "tiers": bar_chart(dict(Counter(case.tier for case in cases)), "Tiers"),
+            "with_reference": f"{referenced} of {amount(len(cases), 'case')} {verb(referenced, 'has', 'have')} a "
+            "reference answer",
+            "statuses": bar_chart(dict(Counter(case.status or "not said" for case in cases)), "Right status"),
+            "tiers": bar_chart(dict(Counter(case.tier or "not said" for case in cases)), "Tiers"),
+            **({"notes": records_table(file.notes)} if file.notes else {}),
             "preview": records_table(
                 [{"case_id": c.case_id, "tier": c.tier, "status": c.status, "concept": c.concept} for c in cases[:5]]
             ),

@@ -1,50 +1,67 @@
-"""The evaluation cases: a committed file that people wrote, read and validated, never rewritten.
+"""The evaluation cases: a file that people wrote, read and validated, never rewritten.
 
-What is done with the cases belongs to `holdout` (kept out of training) and to `evaluation`.
+A case stands in a form of its own or in any record format in which rows land, which `intake` then reads. What is done
+with the cases belongs to `holdout` (kept out of training) and to `evaluation`. `docs/cases.md` says the same to users.
 """
 
-from dataclasses import dataclass, fields
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import orjson
+import yaml
 from upath import UPath
 
-from po_assets.errors import UserError
+from po_assets.errors import UserError, all_faults
+from po_assets.intake.formats import read_record
+from po_assets.intake.lines import Reason, Rejected, read_object
 from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import STATUSES, build_prompt, read_status, read_yaml, requirement_entries
+from po_assets.product_owner.documents import canonical_status, with_status
 from po_assets.storage import open_buffered
+from po_assets.text import amount
 
 COLUMNS: dict[str, tuple[str, str]] = {
-    "case_id": ("string", "Unique name of the case."),
-    "tier": ("string", "simple, medium or corporate."),
+    "case_id": ("string", "Unique name of the case; made from the concept's id or the input where it has none."),
+    "tier": ("string", "How large the product is (simple, medium, corporate); empty where nothing is said."),
     "concept": ("string", "The product concept."),
     "requirements_yaml": ("string", "The requirements document."),
-    "reference_vision_yaml": ("string", "A good vision."),
-    "reference_review_yaml": ("string", "A good review."),
-    "status": ("string", f"The right status: {', '.join(STATUSES)}."),
+    "reference_vision_yaml": ("string", "A good vision; empty where there is no reference answer."),
+    "reference_review_yaml": ("string", "A good review; empty where there is no reference answer."),
+    "status": ("string", f"The right status: {', '.join(STATUSES)}; none where it is not known."),
+    "existing_vision_yaml": ("string", "The vision that the product has already, part of the input; empty for none."),
 }
-TIERS = ("simple", "medium", "corporate")
-_SHOWN_PROBLEMS = 20
+SUFFIXES = (".jsonl", ".yaml", ".yml")
+_NEEDED = ("concept", "requirements_yaml")
+_REFERENCE = ("reference_vision_yaml", "reference_review_yaml")
+_TEACHERS_ANSWER = ("teacher_product_vision", "teacher_product_owner_review")
+_NAMES = ("case_id", "concept_id")
+_IGNORED = ("concept_id", "metadata", "score")
+_SHOWN_FAULTS = 20
 
 
 @dataclass(frozen=True)
 class EvalCase:
-    """One evaluation case: an input, and a reference answer with the right status."""
+    """One evaluation case: an input, and as far as they are known a reference answer and the right status."""
 
     case_id: str
     tier: str
+    """Empty where the case names none."""
     concept: str
     requirements_yaml: str
     reference_vision_yaml: str
+    """Empty, as is the review, where the case has no reference answer."""
     reference_review_yaml: str
-    status: str
-    """The status that a right answer gives."""
+    status: str | None
+    """The status that a right answer gives; None where nobody said."""
+    existing_vision_yaml: str = ""
 
     @cached_property
     def prompt(self) -> str:
         """The one prompt, as in training."""
-        return build_prompt(self.concept, self.requirements_yaml)
+        return build_prompt(self.concept, self.requirements_yaml, self.existing_vision_yaml)
 
     @cached_property
     def requirement_ids(self) -> tuple[str, ...]:
@@ -59,83 +76,247 @@ class EvalCase:
         conflicts = alignment.get("conflicts") if isinstance(alignment, dict) else None
         return len(conflicts) if isinstance(conflicts, list) else 0
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a reference answer."""
+        return bool(self.reference_review_yaml)
+
+    @cached_property
+    def input_digest(self) -> str:
+        """What the case asks, as rows have it."""
+        return input_digest(self.concept, self.requirements_yaml, self.existing_vision_yaml)
+
+
+@dataclass
+class CaseFile:
+    """The cases of a file, and what had to be decided about them."""
+
+    cases: list[EvalCase] = field(default_factory=list)
+    notes: list[dict[str, object]] = field(default_factory=list)
+    """`case` and `note`: a status read by an alias, a key that nothing reads."""
+
 
 def read_eval_cases(path: UPath) -> list[EvalCase]:
+    """The evaluation cases in the file's order; errors as `read_case_file`."""
+    return read_case_file(path).cases
+
+
+def read_case_file(path: UPath) -> CaseFile:
     """The evaluation cases, validated.
 
+    Args:
+        path: JSON lines, or with the suffix .yaml or .yml a YAML list of mappings.
+
     Raises:
-        UserError: the file is missing or empty, or cases are faulty; all faults of the file are named.
+        UserError: the file is missing or empty, there are two, or cases are faulty; all faults of the file are named.
     """
+    _refuse_none_or_two(path)
+    read: list[tuple[EvalCase, str]] = []
+    faults: list[str] = []
+    file = CaseFile()
+    for place, row in _rows(path):
+        try:
+            case, concept_id, notes = _read_case(row)
+        except _FaultyCase as faulty:
+            faults += [f"{place}: {fault}" for fault in faulty.faults]
+        else:
+            read.append((case, concept_id))
+            file.notes += [{"case": place, "note": note} for note in notes]
+    file.cases = _named(read)
+    faults += _repeated(file.cases)
+    if not (file.cases or faults):
+        faults = ["it is empty"]
+    if faults:
+        more = [f"and {len(faults) - _SHOWN_FAULTS} more"] if len(faults) > _SHOWN_FAULTS else []
+        raise all_faults(
+            f"The evaluation cases {str(path)!r} have {amount(len(faults), 'fault')}. Correct the file and materialize "
+            "eval_cases again",
+            [*faults[:_SHOWN_FAULTS], *more],
+        )
+    return file
+
+
+class _FaultyCase(Exception):  # noqa: N818 - a finding about a case
+    def __init__(self, *faults: str) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+
+def _refuse_none_or_two(path: UPath) -> None:
+    there = [other.name for suffix in SUFFIXES if (other := path.with_suffix(suffix)).exists()]
+    if len(there) > 1:
+        raise UserError(
+            f"There are {len(there)} files of evaluation cases in {str(path.parent)!r}: {' and '.join(there)}. "
+            "Keep one of them."
+        )
     if not path.exists():
         raise UserError(
             f"The evaluation cases {str(path)!r} do not exist. Put the file there (it is committed with the project: "
-            "`git checkout` brings it back), one JSON object with "
-            f"{', '.join(COLUMNS)} per line."
+            "`git checkout` brings it back): a JSON object a line, or as .yaml a list of mappings, with at least "
+            "concept and requirements_yaml each; docs/cases.md has the forms."
         )
-    cases: list[EvalCase] = []
-    problems: list[str] = []
-    with open_buffered(path) as file:
-        for number, line in enumerate(file, start=1):
-            case, faults = _read_case(line)
-            problems += [f"line {number}: {fault}" for fault in faults]
-            if case and not faults:
-                cases.append(case)
-    problems += _repeated(cases)
-    if not cases and not problems:
-        problems = ["it is empty"]
-    if problems:
-        more = len(problems) - _SHOWN_PROBLEMS
-        listed = "; ".join(problems[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-        raise UserError(
-            f"The evaluation cases {str(path)!r} have {len(problems)} fault{'' if len(problems) == 1 else 's'}: "
-            f"{listed}. Correct the file and materialize eval_cases again."
-        )
-    return cases
 
 
-def _read_case(line: bytes) -> tuple[EvalCase | None, list[str]]:
+def _rows(path: UPath) -> Iterator[tuple[str, Any]]:
+    """The place of each case, and what stands there: a mapping, anything else, or why it cannot be read."""
+    if path.suffix not in SUFFIXES[1:]:
+        with open_buffered(path) as file:
+            opening = b""
+            for number, line in enumerate(file, start=1):
+                opening = opening or line
+                try:
+                    if line.strip():
+                        yield f"line {number}", read_object(line, opening=opening)
+                except Rejected as rejected:
+                    yield f"line {number}", rejected
+        return
     try:
-        row: Any = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return None, [f"it is no JSON ({error})"]
-    if not isinstance(row, dict):
-        return None, ["it is no JSON object"]
-    names = [field.name for field in fields(EvalCase)]
-    faults = [f"{name} is missing or no text" for name in names if not _is_text(row.get(name))]
-    faults += [f"unknown key {name!r}" for name in row if name not in names]
-    if faults:
-        return None, faults
-    case = EvalCase(**row)
-    if case.status not in STATUSES:
-        faults.append(f"status is {case.status!r}, expected is one of {', '.join(STATUSES)}")
-    elif read_status(case.reference_review_yaml) != case.status:
-        faults.append(
-            f"status is {case.status!r}, but the reference review says {read_status(case.reference_review_yaml)!r}"
+        document = yaml.load(path.read_bytes(), _StrictLoader)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"The evaluation cases {str(path)!r} are not YAML: {error}. Correct the file.") from None
+    if document is not None and not isinstance(document, list):
+        raise UserError(
+            f"The evaluation cases {str(path)!r} must be a YAML list with a mapping for each case, which begins with "
+            f"'- '; got {document!r:.60}."
         )
-    if case.tier not in TIERS:
-        faults.append(f"tier is {case.tier!r}, expected is one of {', '.join(TIERS)}")
-    faults += [
-        f"{name} does not parse: {unread}"
-        for name in ("requirements_yaml", "reference_vision_yaml", "reference_review_yaml")
-        if (unread := read_yaml(getattr(case, name)).error)
+    for number, row in enumerate(document or [], start=1):
+        yield f"case {number}", _with_documents_as_text(row)
+
+
+class _StrictLoader(yaml.CSafeLoader):
+    """Refuses a key that stands twice, of which a lenient reader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        keys = Counter(str(key.value) for key, _ in node.value)
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise ValueError(f"line {node.start_mark.line + 1}: the key {twice[0]!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+def _with_documents_as_text(row: Any) -> Any:
+    """In YAML, a document may also stand as the mapping that it is."""
+    if not isinstance(row, dict):
+        return row
+    inner = {key: _with_documents_as_text(row[key]) for key in ("input", "output") if key in row}
+    documents = {
+        key: yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+        for key, value in row.items()
+        if isinstance(value, dict) and key not in ("input", "output", "metadata")
+    }
+    return {str(key): value for key, value in (row | inner | documents).items()}
+
+
+def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
+    """The case of one row, the id of its concept, and notes; its own id is empty where the row has none.
+
+    Raises:
+        _FaultyCase: everything that is wrong with it.
+    """
+    if isinstance(row, Rejected):
+        raise _FaultyCase(f"{row.reason}: {row.detail}")
+    if not isinstance(row, dict):
+        raise _FaultyCase(f"it must be a mapping, got {row!r:.60}")
+    row = {key: value for key, value in row.items() if value is not None}
+    own = any(key in row for key in _REFERENCE) or (
+        "requirements_yaml" in row and not any(key in row for key in _TEACHERS_ANSWER)
+    )
+    case, concept_id, notes = _of_own_form(row) if own else _of_record(row)
+    faults = [
+        f"{name} does not parse: {error}"
+        for name in ("requirements_yaml", *_REFERENCE, "existing_vision_yaml")
+        if (text := getattr(case, name)) and (error := read_yaml(text).error)
     ]
-    return case, faults
+    if bool(case.reference_vision_yaml) != bool(case.reference_review_yaml):
+        gap = "VISION" if case.reference_review_yaml else "REVIEW"
+        faults.append(f"its reference answer has no {gap}; give both documents, or none")
+    declared = _status("status", row.get("status"), faults, notes)
+    review = read_yaml(case.reference_review_yaml)
+    reviewed = None
+    if case.reference_review_yaml and not review.error:
+        said = review.value.get("status", "missing")
+        reviewed = _status("the reference review's status", said, faults, notes)
+    if declared and reviewed and declared != reviewed:
+        faults.append(f"status is {declared!r}, but the reference review says {reviewed!r}")
+    if reviewed and not faults and read_status(case.reference_review_yaml) != reviewed:
+        try:  # in the data's own words, as rows have it
+            case = replace(case, reference_review_yaml=with_status(case.reference_review_yaml, reviewed))
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise _FaultyCase(*faults)
+    return replace(case, status=declared or reviewed), concept_id, notes
+
+
+def _of_own_form(row: Mapping[str, Any]) -> tuple[EvalCase, str, list[str]]:
+    faults = [f"{name} is missing" for name in _NEEDED if not row.get(name)]
+    row = {key: str(value) if key in _NAMES and type(value) is int else value for key, value in row.items()}
+    for name, value in row.items():
+        if name not in COLUMNS and name not in _IGNORED:
+            close = difflib.get_close_matches(name, COLUMNS, n=1)
+            faults.append(f"unknown key {name!r}; " + (f"did you mean {close[0]!r}?" if close else "remove it"))
+        elif name in COLUMNS and not isinstance(value, str):
+            faults.append(f"{name} must be a string, got {value!r:.60}")
+    if faults:
+        raise _FaultyCase(*faults)
+    texts = {name: row.get(name, "") for name in COLUMNS} | {"status": None}
+    return EvalCase(**texts), str(row.get("concept_id", "")), []
+
+
+def _of_record(row: Mapping[str, Any]) -> tuple[EvalCase, str, list[str]]:
+    """A case in the form of a landed row, read as landed rows are; the row's answer is the reference."""
+    rest = {key: value for key, value in row.items() if key not in ("case_id", "status")}
+    try:
+        _, record = read_record(rest, answer_needed=False)
+    except Rejected as rejected:
+        own = f"; or the form of cases ({', '.join(COLUMNS)})" if rejected.reason == Reason.UNKNOWN_FORMAT else ""
+        raise _FaultyCase(f"{rejected.reason}: {rejected.detail}{own}") from None
+    case = EvalCase(
+        case_id=str(row.get("case_id", "")),
+        tier=record.tier or "",
+        concept=record.concept.strip(),
+        requirements_yaml=record.requirements_yaml,
+        reference_vision_yaml=record.vision_yaml,
+        reference_review_yaml=record.review_yaml,
+        status=None,
+        existing_vision_yaml=record.existing_vision_yaml,
+    )
+    return case, record.concept_id or "", list(record.notes)
+
+
+def _status(place: str, said: object, faults: list[str], notes: list[str]) -> str | None:
+    """A status in the data's own words; None where nothing is said, or something else, which is a fault."""
+    if said is None:
+        return None
+    status = canonical_status(said) if isinstance(said, str) else ""
+    if status not in STATUSES:
+        faults.append(f"{place} is {said!r}, expected is one of {', '.join(STATUSES)}")
+        return None
+    if status != str(said).strip().lower():
+        notes.append(f"{place} {said!r} was read as {status!r}")
+    return status
+
+
+def _named(read: list[tuple[EvalCase, str]]) -> list[EvalCase]:
+    """The cases, each with an id: its own, that of its concept where no other case has it, or a digest of its input."""
+    often = Counter(concept_id for _, concept_id in read)
+    named: list[EvalCase] = []
+    for case, concept_id in read:
+        digest = case.input_digest[:8]
+        made = concept_id if often[concept_id] == 1 and concept_id else f"{concept_id or 'case'}-{digest}"
+        named.append(replace(case, case_id=case.case_id.strip() or made))
+    return named
 
 
 def _repeated(cases: list[EvalCase]) -> list[str]:
     """Cases that share their name or their input with an earlier one."""
-    problems: list[str] = []
+    faults: list[str] = []
     ids: set[str] = set()
     inputs: dict[str, str] = {}
     for case in cases:
         if case.case_id in ids:
-            problems.append(f"case_id {case.case_id!r} stands twice")
+            faults.append(f"case_id {case.case_id!r} stands twice")
         ids.add(case.case_id)
-        other = inputs.setdefault(input_digest(case.concept, case.requirements_yaml), case.case_id)
+        other = inputs.setdefault(case.input_digest, case.case_id)
         if other != case.case_id:
-            problems.append(f"case {case.case_id!r} has the same input as {other!r}")
-    return problems
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+            faults.append(f"case {case.case_id!r} has the same input as {other!r}; remove one of them")
+    return faults

@@ -6,6 +6,7 @@ belong to `settings`, what all of them look at to `evidence`, finding an overlap
 
 import hashlib
 import math
+import re
 from array import array
 from collections import Counter
 from dataclasses import replace
@@ -22,14 +23,15 @@ from po_assets.dataset.selection import NEVER_SAMPLED_AWAY
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.checks import balance_verdict
 from po_assets.intake.ledger import Outcome
+from po_assets.intake.normalization import input_digest
 from po_assets.model import BaseModel
-from po_assets.product_owner import STATUSES, build_prompt, read_yaml, validate_answer
+from po_assets.product_owner import STATUSES, read_yaml, validate_answer
+from po_assets.product_owner.prompts import own_parts
 from po_assets.storage import file_digest, read_manifest
 from po_assets.storage.workers import BLOCK_ROWS
 from po_assets.text import amount, verb
 
-_HEAD, _BETWEEN, _TAIL = build_prompt("\x00", "\x00").split("\x00")
-"""The fixed text of the one prompt, before, between and after concept and requirements."""
+_VISION_SECTION = re.compile(r"(?:```yaml )?VISION:?\s*", re.IGNORECASE)
 _LEFT_OUT_ON_PURPOSE = {
     Outcome.HELD_OUT: "held out for evaluation",
     Outcome.INVALID_TARGET: "left out, since the validator rejects the answer",
@@ -46,7 +48,7 @@ class Schema(RowCheck):
         faults: list[str] = []
         if list(row.row) != ["prompt", "response"]:
             faults.append(f"its keys are {', '.join(map(str, row.row)) or 'none'}, expected are prompt, response")
-        if not (row.prompt.startswith(_HEAD) and _BETWEEN in row.prompt and row.prompt.endswith(_TAIL)):
+        if own_parts(row.prompt) is None:
             faults.append("its prompt is not the one that evaluation uses")
         faults += row.answer.missing
         return {"fault": "; ".join(faults)} if faults else None
@@ -179,7 +181,9 @@ class NoEvalOverlap(RowCheck):
 
     def _fault(self, row: TrainingRow) -> dict[str, Any] | None:
         # A prompt that names no sections is compared as a whole.
-        asked = self.hold_out.find(row.parts.concept or "", row.parts.requirements_yaml or row.prompt)
+        concept, requirements = row.parts.concept or "", row.parts.requirements_yaml or row.prompt
+        digest = input_digest(concept, requirements, row.parts.existing_vision_yaml or "")
+        asked = self.hold_out.find(concept, requirements, digest)
         overlap = asked or self.hold_out.find_answer(row.answer.vision_yaml, row.answer.review_yaml)
         if overlap is None:
             return None
@@ -310,11 +314,13 @@ class AnswerNotInPrompt(RowCheck):
     noun = "prompt"
 
     def _fault(self, row: TrainingRow) -> dict[str, Any] | None:
-        if row.parts.vision_yaml is not None:
+        asked = row.parts.concept or row.prompt
+        if row.parts.vision_yaml is not None or any(map(_VISION_SECTION.fullmatch, asked.splitlines())):
             return {"status": row.status, "given_away": "a VISION stands in the prompt"}
         summary = read_yaml(row.answer.vision_yaml).value.get("product_summary")
         told = _plain(summary) if isinstance(summary, str) else ""
-        if len(told) >= _TELLING_SUMMARY_CHARACTERS and told in _plain(row.prompt):
+        # What an existing vision says may stand in the new one.
+        if len(told) >= _TELLING_SUMMARY_CHARACTERS and told in _plain(f"{asked}\n{row.parts.requirements_yaml}"):
             return {"status": row.status, "given_away": f"product_summary: {summary}"}
         return None
 

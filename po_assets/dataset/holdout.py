@@ -66,7 +66,7 @@ class HoldOut:
     """Finds the evaluation case whose input an input equals, resembles or holds, and whose answer an answer repeats."""
 
     def __init__(self, cases: Sequence[EvalCase], threshold: float) -> None:
-        self._by_digest = {input_digest(case.concept, case.requirements_yaml): case.case_id for case in cases}
+        self._by_digest = {case.input_digest: case.case_id for case in cases}
         self._inputs = _Index({case.case_id: word_sequences(case.concept, case.requirements_yaml) for case in cases})
         answers = {case.case_id: (case.reference_vision_yaml, case.reference_review_yaml) for case in cases}
         self._answers = _Index({name: answer_sequences(*texts) for name, texts in answers.items()})

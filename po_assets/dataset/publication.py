@@ -20,13 +20,13 @@ from upath import UPath
 from po_assets.dag import read_gate
 from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import KINDS
-from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, Decisions, gather, make_judge, select
+from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, Decisions, gather, make_judge, prompt_of, select
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.intake.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts
 from po_assets.intake.normalization import REPLACES
 from po_assets.model import BaseModel, ChatTemplate, ensure_tokenizer, load_tokenizer
-from po_assets.product_owner import build_prompt, format_answer
+from po_assets.product_owner import format_answer
 from po_assets.storage import (
     Layout,
     LineWriter,
@@ -128,7 +128,7 @@ class SelectionResult:
 def training_row(row: dict[str, Any]) -> dict[str, str]:
     """The training row of a normalized row: the one prompt, and the teacher's answer in the one form."""
     return {
-        "prompt": build_prompt(row["concept"], row["requirements_yaml"]),
+        "prompt": prompt_of(row),
         "response": format_answer(row["vision_yaml"], row["review_yaml"]),
     }
 

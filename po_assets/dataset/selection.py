@@ -6,7 +6,7 @@ judge rows, so nothing here imports Dagster; reading and writing tables belongs 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import orjson
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import KINDS, HoldOut
+from po_assets.intake.formats import EXISTING_VISION
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import content_digest, replaced_record
 from po_assets.product_owner import build_prompt
@@ -123,7 +124,7 @@ def make_judge(
         elif leave_out_invalid and not row["valid"]:
             outcome = Outcome.INVALID_TARGET
         digest = content_digest(concept, requirements, row["vision_yaml"], row["review_yaml"], key=key)
-        prompt = hashlib.blake2b(build_prompt(concept, requirements).encode(), digest_size=8).digest()
+        prompt = hashlib.blake2b(prompt_of(row).encode(), digest_size=8).digest()
         return (
             file_positions[row["file"]],
             row["line"],
@@ -158,6 +159,11 @@ _JUDGED: dict[str, Any] = {
     "overlap": np.int8,
     "similarity": np.float32,
 }
+
+
+def prompt_of(row: Mapping[str, Any]) -> str:
+    """The one prompt of a normalized row; a vision that the product has already is part of what is asked."""
+    return build_prompt(row["concept"], row["requirements_yaml"], row["metadata"].get(EXISTING_VISION, ""))
 
 
 def gather(judged: Iterable[dict[str, Array]], files: list[str], case_ids: list[str]) -> Decisions:

@@ -45,8 +45,6 @@ class Layout:
     """The training rows: `prompt` and `response`."""
     supervised_gate = _Place("distillation", "po_teacher_supervised.gate.json")
     """The verdict of the supervised dataset's checks, tied to its sha256."""
-    eval_cases = _Place("evaluation", "po_eval_cases.jsonl")
-    """The evaluation cases (an input)."""
     baseline_answers = _Place("evaluation", "po_baseline_answers.jsonl")
     """The base model's scored answers, one row per case."""
     student_answers = _Place("evaluation", "po_student_answers.jsonl")
@@ -77,6 +75,12 @@ class Layout:
     """Answers that a person found right, which are not shown again."""
 
     @property
+    def eval_cases(self) -> UPath:
+        """The evaluation cases (an input): the one of its possible files that exists, or the first."""
+        places = [self.root / "evaluation" / f"po_eval_cases{suffix}" for suffix in (".jsonl", ".yaml", ".yml")]
+        return next((place for place in places if place.exists()), places[0])
+
+    @property
     def written_folders(self) -> tuple[UPath, ...]:
         """The folders in which runs write."""
         files = (self.raw, self.eval_cases, self.adapter, self.synthetic_conflicts)
@@ -104,8 +108,10 @@ class Layout:
 
 
 def default_root() -> str:
-    """`PO_ARTIFACTS_ROOT`, or `artifacts/` beside the package."""
-    return os.environ.get(ROOT_VARIABLE) or str(Path(__file__).resolve().parents[2] / "artifacts")
+    """`PO_ARTIFACTS_ROOT`, or `artifacts/` of the repository; of the current folder where the package is installed."""
+    repository = Path(__file__).resolve().parents[2]
+    beside = repository if (repository / "pyproject.toml").is_file() else Path.cwd()
+    return os.environ.get(ROOT_VARIABLE) or str(beside / "artifacts")
 
 
 def artifact_root(root: str) -> UPath:

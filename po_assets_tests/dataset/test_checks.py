@@ -257,8 +257,8 @@ def test_faulty_eval_cases_stop_the_graph_with_one_message(tmp_path: Path) -> No
     layout.eval_cases.parent.mkdir()
     layout.eval_cases.write_text("{}\n[]\n")
     message = failure_message(run(layout, cases=None), "eval_cases")
-    assert "line 1: case_id is missing" in message
-    assert "line 2: it is no JSON object" in message
+    assert "line 1: unknown format" in message
+    assert "line 2: not a JSON object" in message
 
 
 def test_a_base_model_that_is_not_there_leaves_the_dataset_as_it_was(
