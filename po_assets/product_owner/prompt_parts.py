@@ -62,6 +62,15 @@ class _Section:
     """The text of its fenced block, where it has one."""
     after: list[str] = field(default_factory=list)
     """What stands behind that block."""
+    plain: bool = True
+    """No key at the left margin begins with a capital letter."""
+    started: bool = False
+
+    def add(self, *lines: str) -> None:
+        """Put lines behind those that are there."""
+        (self.lines if self.fenced is None else self.after).extend(lines)
+        self.plain = self.plain and all(map(_is_plain_key, lines))
+        self.started = self.started or any(line.strip() for line in lines)
 
     @property
     def is_document(self) -> bool:
@@ -70,7 +79,7 @@ class _Section:
     @property
     def is_open(self) -> bool:
         """Whether a line of YAML may follow."""
-        return self.is_document and self.fenced is None and any(line.strip() for line in self.lines)
+        return self.is_document and self.fenced is None and self.started
 
 
 def split_prompt(prompt: str) -> PromptParts:
@@ -119,7 +128,7 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
             section = _section_of(block, current)
             if section is None:
                 if current is not None and block.label != REVIEW:
-                    (current.lines if current.fenced is None else current.after).extend(lines[block.start : block.end])
+                    current.add(*lines[block.start : block.end])
             elif block.text is None:
                 notes.append(f"the fence of the {section.name} in line {block.start + 1} is not closed")
             else:
@@ -133,7 +142,7 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
                 yield current
             current = heading
         elif current is not None:
-            (current.lines if current.fenced is None else current.after).append(line)
+            current.add(line)
     if current is not None:
         yield current
 
@@ -154,15 +163,29 @@ def _heading(line: str, current: _Section | None) -> _Section | None:
     marked = bool(match["mark"].strip(" \t0123456789.)"))
     if not match["colon"] and (match["rest"] or not marked):
         return None
-    if current is not None and current.is_open:
-        # In a document, `vision:` is a key and `# Vision` a comment, unless it stands apart.
-        if marked and current.lines[-1].strip():
-            return None
-        if not marked and not match["name"].isupper():
-            return None
+    if current is not None and current.is_open and not _stands_out(match, current, marked=marked):
+        return None
     word = match["name"].upper()
     kind = EXISTING_VISION if match["old"] else next(name for name in (CONCEPT, VISION, REQUIREMENTS) if name in word)
-    return _Section(kind, line, [match["rest"] or ""])
+    section = _Section(kind, line)
+    section.add(match["rest"] or "")
+    return section
+
+
+def _stands_out(match: re.Match[str], document: _Section, *, marked: bool) -> bool:
+    """Whether a heading inside a document is one: there, `vision:` is a key as well, and `# Vision` a comment."""
+    apart = not document.lines[-1].strip()
+    if marked or not match["name"].isupper():
+        capital = match["name"][0].isupper() and document.plain
+        foreign = document.name != REQUIREMENTS or bool(match["old"])
+        return apart and (marked or capital or foreign)
+    return True
+
+
+def _is_plain_key(line: str) -> bool:
+    """False for a key at the left margin that begins with a capital letter and is no id."""
+    key = _KEY.match(line)
+    return not (key and key[1][0].isupper()) or bool(_ID.match(line))
 
 
 def _with_prose_put_back(sections: Iterator[_Section]) -> list[_Section]:
@@ -249,9 +272,9 @@ class _Keys:
     def add(self, line: str) -> None:
         if line.startswith("- "):
             self.mapped_items = self.mapped_items is not False and bool(_KEY.match(line[2:]))
-        elif match := _KEY.match(line):
+        elif _KEY.match(line):
             self.any = True
-            self.plain = self.plain and (not match[1][0].isupper() or bool(_ID.match(match[1])))
+            self.plain = self.plain and _is_plain_key(line)
 
 
 def _ends_document(line: str, keys: _Keys, *, apart: bool) -> bool:
@@ -264,7 +287,10 @@ def _ends_document(line: str, keys: _Keys, *, apart: bool) -> bool:
         return keys.mapped_items is True and not _KEY.match(line[2:])
     key = _KEY.match(line)
     if key is None:
-        return line[0] not in "#\"'{[]}?" or bool(re.match(r"#{1,6} +\w", line))
+        heading = re.match(r"(#{1,6}) +(?=\w)", line)
+        if heading:  # one `#` may as well begin a comment
+            return len(heading[1]) > 1 or bool(_PROMPT_WORD.match(line, heading.end()))
+        return line[0] not in "#\"'{[]}?"
     if not key[1][0].isupper():
         return bool(_SURE_PROMPT_WORD.match(line))
     return not _ID.match(line) and (keys.plain or bool(_PROMPT_WORD.match(line)))

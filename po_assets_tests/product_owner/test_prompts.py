@@ -1,27 +1,207 @@
-"""The one prompt and its inverse."""
+"""The prompts and taking them apart: ours exactly, those of others as far as they name their sections."""
 
-from hypothesis import given
+import time
+from itertools import permutations, product
+
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from po_assets.product_owner import build_prompt, split_prompt
+from po_assets.product_owner import (
+    PromptParts,
+    build_prompt,
+    consumer_messages,
+    split_prompt,
+    teacher_messages,
+    validate_answer,
+    without_outer_fence,
+)
+from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
-LINES = st.text(alphabet="abc XYZ:-.\n'", min_size=1).map(str.strip).filter(bool)
+CONCEPT = "A planner.\nVISION: be the first choice.\n\nIt does not store parcels."
+OPENING = "You are a Product Owner. Write the product vision, then review the requirements against it."
+CLOSING = "Answer with two fenced YAML blocks: VISION and REVIEW. Cite requirement ids in the review."
 
 
 def test_the_prompt_is_pinned() -> None:
     """A change of one character makes every trained student stale: raise PROMPT_VERSION with it."""
     assert build_prompt(" A planner. ", "title: Planner\n") == (
-        "You are a Product Owner. Write the product vision, then review the requirements against it.\n\n"
-        "CONCEPT:\nA planner.\n\nREQUIREMENTS:\ntitle: Planner\n\n"
-        "Answer with two fenced YAML blocks: VISION and REVIEW. Cite requirement ids in the review."
+        f"{OPENING}\n\nCONCEPT:\nA planner.\n\nREQUIREMENTS:\ntitle: Planner\n\n{CLOSING}"
+    )
+    assert build_prompt("A planner.", "```yaml\ntitle: P\n```", "product_name: P\n") == (
+        f"{OPENING}\n\nCONCEPT:\nA planner.\n\nEXISTING_VISION:\nproduct_name: P\n\nREQUIREMENTS:\ntitle: P\n\n{CLOSING}"
     )
 
 
-@given(LINES, LINES)
-def test_splitting_undoes_building(concept: str, requirements: str) -> None:
-    """So that datasets in the pair format can be taken in again."""
-    parts = split_prompt(build_prompt(concept, requirements))
-    assert (parts.concept, parts.requirements_yaml, parts.vision_yaml) == (concept, requirements, None)
+LINES = st.sampled_from(
+    [
+        *(
+            "CONCEPT:",
+            "VISION:",
+            "REQUIREMENTS:",
+            " REQUIREMENTS:",
+            "   REQUIREMENTS:",
+            "EXISTING_VISION:",
+            "## Concept",
+        ),
+        *("VISION: be the first", "**REQUIREMENTS:** x", "", "", "```", "```yaml VISION", "~~~~", "  ```yaml", "````"),
+        *("Provide clear YAML errors.", "Produce a VISION", "Follow the format.", "Return two YAML blocks", OPENING),
+        *(CLOSING, "title: x", "- id: FR001", "  description: y", "<think>", "a\r", "b\u2028c\x85d", "Rules:", "---"),
+    ]
+)
+TEXTS = st.lists(LINES | st.text(max_size=12), max_size=8).map("\n".join)
+
+
+@settings(max_examples=1000)
+@given(TEXTS, TEXTS, TEXTS)
+@example("x\n\nREQUIREMENTS:\ny", "a: 1\n\nREQUIREMENTS:\nb: 2", "")
+@example("x\n\nREQUIREMENTS:", "a: 1", "\n\nREQUIREMENTS:")
+@example("", "", "")
+@example("x\n\nEXISTING_VISION:\ny", "a: 1", "")
+@example("x\n\n REQUIREMENTS:\ny\n\nEXISTING_VISION:", f"a: 1\n\n{CLOSING}", f"v\n\n  REQUIREMENTS:\n\n{CLOSING}")
+def test_splitting_undoes_building(concept: str, requirements: str, existing: str) -> None:
+    """Whatever the texts hold, so that our own training rows come in again unchanged."""
+    prompt = build_prompt(concept, requirements, existing)
+    parts = split_prompt(prompt)
+    texts = (concept.strip(), without_outer_fence(requirements), without_outer_fence(existing))
+    assert parts == PromptParts(texts[0] or None, texts[1] or None, None, texts[2] or None)
+    assert build_prompt(parts.concept or "", parts.requirements_yaml or "", parts.existing_vision_yaml or "") == prompt
+
+
+def test_our_prompt_is_read_with_windows_line_ends() -> None:
+    """Exports change them."""
+    prompt = build_prompt(CONCEPT, REQUIREMENTS).replace("\n", "\r\n")
+    assert split_prompt(f"{prompt}\r\n") == PromptParts(CONCEPT, REQUIREMENTS.strip())
+
+
+NAMES = {"concept": "concept", "existing vision": VISION, "requirements": REQUIREMENTS}
+STYLES = {
+    "capitals": "{NAME}:\n{text}",
+    "title": "{Name}:\n{text}",
+    "small": "{name}:\n{text}",
+    "same line": "{NAME}:  {text}",
+    "heading": "## {Name}\n{text}",
+    "heading with colon": "# {NAME}:\n{text}",
+    "numbered": "### 2. {Name}\n\n{text}",
+    "bold": "**{NAME}:**\n{text}",
+    "bold name": "**{Name}**: {text}",
+    "fenced": "## {Name}\n\n```yaml\n{text}\n```",
+    "tildes": "{NAME}:\n~~~\n{text}\n~~~",
+    "labelled": "Look:\n```yaml {NAME}\n{text}\n```",
+}
+
+
+def section(style: str, name: str, text: str) -> str:
+    if name == "concept" and style in {"fenced", "tildes"}:
+        style = "heading"
+    elif style == "small" and name == "concept":
+        style = "title"  # in the requirements, `concept:` is a key
+    return STYLES[style].format(
+        name=name, Name=name.capitalize(), NAME=name.upper().replace(" ", "_"), text=text.strip()
+    )
+
+
+@pytest.mark.parametrize(
+    ("style", "order"), list(product(STYLES, permutations(("concept", "existing vision", "requirements"))))
+)
+def test_sections_are_read_in_any_style_and_order(style: str, order: tuple[str, ...]) -> None:
+    """Headings, bold, fenced, in any case; the closing line is no part of any."""
+    texts = {"concept": "A planner.", "existing vision": VISION, "requirements": REQUIREMENTS}
+    body = "\n\n".join(section(style, name, texts[name]) for name in order)
+    parts = split_prompt(f"You are a Product Owner.\n\n{body}\n\nFollow the exact output format.")
+    assert (parts.requirements_yaml, parts.existing_vision_yaml) == (REQUIREMENTS.strip(), VISION.strip())
+    assert (parts.concept or "").startswith("A planner.")
+    assert parts.vision_yaml is None
+
+
+@pytest.mark.parametrize(
+    "closing",
+    [
+        *("Follow the exact output format.", "Provide the two blocks.", "Produce YAML.", "Return VISION and REVIEW."),
+        *(CLOSING, "---\nRespond with two fenced YAML blocks: VISION and REVIEW.", "Please answer: in YAML"),
+    ],
+)
+@pytest.mark.parametrize("gap", ["\n", "\n\n"])
+def test_closing_instructions_are_no_part_of_the_requirements(closing: str, gap: str) -> None:
+    """Also where they read as YAML, as a line with a colon does."""
+    parts = split_prompt(f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n{REQUIREMENTS.strip()}{gap}{closing}\n")
+    assert parts == PromptParts("A planner", REQUIREMENTS.strip())
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        *(
+            "Rules:\n- Be short\n- Cite ids",
+            "Format: YAML",
+            "Be concise and cite ids.",
+            "- Be short\n- Cite ids",
+        ),
+        *(
+            "## Output\nTwo blocks.",
+            "**Important**\nTwo blocks",
+            "instructions:\n- Cite ids",
+            "===\nThe end of the input.",
+        ),
+    ],
+)
+def test_rules_behind_the_requirements_are_left_out_and_named(rules: str) -> None:
+    """Most are valid YAML, and would become requirements without a word."""
+    parts = split_prompt(f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n{REQUIREMENTS}\n{rules}")
+    assert (parts.concept, parts.requirements_yaml) == ("A planner", REQUIREMENTS.strip())
+    assert [note.split(": ")[0] for note in parts.notes] == ["text beside the REQUIREMENTS was left out"]
+
+
+@pytest.mark.parametrize(
+    "requirements",
+    [
+        f"# Functional\n{REQUIREMENTS}\n# Late additions\n\nassumptions:\n- One depot",
+        REQUIREMENTS.replace("non_functional", "\n\nnon_functional"),
+        "FR001: Do it\n\nFR002: Return parcels\n\nC001: No cloud",
+        "Title: P\n\nFunctional Requirements:\n- id: FR001\n  description: Do: it",
+        "title: P\n\nvision: the first\nconcept: a planner\nrequirements:\n- id: FR001",
+        "title: P\nnotes: |\n  ```yaml\n  REQUIREMENTS:\n  ```\n\n  Follow it.\nconstraints: []",
+        "title: P\n\nRules:\n- Be fair\n\nconstraints:\n- id: C001\n  description: x",
+    ],
+)
+def test_no_requirement_is_lost(requirements: str) -> None:
+    """Blank lines, comments, keys in capitals and keys that are names of sections belong to a document."""
+    parts = split_prompt(f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n{requirements}\n\nRespond with YAML blocks.")
+    assert parts == PromptParts("A planner", requirements.strip())
+
+
+def test_text_behind_the_fence_is_left_out_and_named() -> None:
+    """The requirements are what stands between the fences."""
+    parts = split_prompt(
+        f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n```yaml\n{REQUIREMENTS}```\n\nBe concise and cite ids.\n"
+    )
+    assert (parts.concept, parts.requirements_yaml) == ("A planner", REQUIREMENTS.strip())
+    assert parts.notes == ("text beside the REQUIREMENTS was left out: 'Be concise and cite ids.'",)
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_after_an_example_the_last_sections_count(fenced: bool) -> None:
+    """A few-shot prompt; the example's vision is no answer given away."""
+    wrap = "```yaml REQUIREMENTS\n{}\n```" if fenced else "REQUIREMENTS:\n{}"
+    example_text = (
+        f"CONCEPT: A desk\n{wrap.format('title: Desk')}\n\n```yaml VISION\n{VISION}```\n```yaml REVIEW\n{REVIEW}```"
+    )
+    parts = split_prompt(
+        f"Example:\n{example_text}\n\nNow the task:\nCONCEPT: A planner\n{wrap.format(REQUIREMENTS)}\n"
+    )
+    assert (parts.concept, parts.requirements_yaml, parts.vision_yaml) == ("A planner", REQUIREMENTS.strip(), None)
+    assert parts.notes == tuple(
+        f"the prompt holds 2 sections {name} that differ; the last one was taken"
+        for name in ("CONCEPT", "REQUIREMENTS")
+    )
+
+
+def test_prose_behind_the_name_of_a_document_stays_in_the_concept() -> None:
+    """`VISION: be the first choice` is a line of the concept, and so is `Requirements: few`."""
+    concept = f"{CONCEPT}\nRequirements: few and clear."
+    assert split_prompt(f"CONCEPT:\n{concept}\n\nREQUIREMENTS:\n{REQUIREMENTS}") == PromptParts(
+        concept, REQUIREMENTS.strip()
+    )
 
 
 def test_fenced_sections_are_read_and_a_given_away_vision_is_seen() -> None:
@@ -30,17 +210,79 @@ def test_fenced_sections_are_read_and_a_given_away_vision_is_seen() -> None:
         "Review the requirements.\n\n```yaml VISION\nproduct_name: X\n```\n\n```yaml REQUIREMENTS\nFR001: Do it\n```\n\n"
         "Respond with two fenced YAML blocks: VISION and REVIEW."
     )
-    parts = split_prompt(prompt)
-    assert (parts.concept, parts.requirements_yaml, parts.vision_yaml) == (None, "FR001: Do it", "product_name: X")
+    assert split_prompt(prompt) == PromptParts(None, "FR001: Do it", "product_name: X")
 
 
-def test_a_foreign_closing_instruction_is_no_part_of_the_requirements() -> None:
-    """Other generators end their prompts in other words."""
-    parts = split_prompt("CONCEPT: A planner\n\nREQUIREMENTS:\ntitle: P\n\nRespond with YAML blocks VISION and REVIEW.")
-    assert (parts.concept, parts.requirements_yaml) == ("A planner", "title: P")
+def test_a_template_of_the_answer_gives_nothing_away() -> None:
+    """Prompts that show the form wanted."""
+    form = "```yaml VISION\nproduct_name: <name>\n```\n\n```yaml REVIEW\nstatus: <status>\n```"
+    prompt = f"Write:\n\n{form}\n\nCONCEPT:\nA planner\n\nREQUIREMENTS:\n{REQUIREMENTS}"
+    assert split_prompt(prompt) == PromptParts("A planner", REQUIREMENTS.strip())
 
 
-def test_a_prompt_without_sections_holds_nothing() -> None:
-    """What is not named is None, never guessed."""
-    parts = split_prompt("Write something nice.")
-    assert (parts.concept, parts.requirements_yaml, parts.vision_yaml) == (None, None, None)
+@pytest.mark.parametrize("empty", ["", "none", "(none)", "N/A", "{}"])
+def test_an_existing_vision_may_be_empty(empty: str) -> None:
+    """The running agent names the section in its first round, too."""
+    prompt = f"CONCEPT:\nA planner\n\nEXISTING_VISION:\n{empty}\n\nREQUIREMENTS:\n{REQUIREMENTS}\nFollow the format."
+    assert split_prompt(prompt) == PromptParts("A planner", REQUIREMENTS.strip())
+
+
+@pytest.mark.parametrize(
+    "text", ["Write something nice.", "", "Concept art and requirements", "# Requirements for all"]
+)
+def test_what_is_not_named_is_none(text: str) -> None:
+    """Never guessed."""
+    assert split_prompt(text) == PromptParts(None, None)
+
+
+def test_an_unclosed_fence_is_named() -> None:
+    """Its document may have been cut."""
+    parts = split_prompt("CONCEPT: A planner\n\nREQUIREMENTS:\n```yaml\ntitle: P\n")
+    assert (parts.requirements_yaml, parts.notes) == (None, ("the fence of the REQUIREMENTS in line 4 is not closed",))
+
+
+@pytest.mark.parametrize("existing", ["", VISION])
+def test_a_consumers_prompt_is_read(existing: str) -> None:
+    """Rows logged from the running agent: an existing vision is a part of its own."""
+    system, user = consumer_messages(CONCEPT, REQUIREMENTS, existing)
+    assert (system["role"], user["role"]) == ("system", "user")
+    assert 2_500 < len(system["content"]) < 3_500
+    assert "status: aligned | needs_adjustment | misaligned" in system["content"]
+    assert user["content"].splitlines()[-1].startswith("Follow ")
+    assert split_prompt(user["content"]) == PromptParts(
+        CONCEPT, REQUIREMENTS.strip(), existing_vision_yaml=existing.strip() or None
+    )
+
+
+def test_a_teacher_is_told_what_was_missing() -> None:
+    """The student's prompt behind the instructions; the team's own instructions replace ours."""
+    system, user = teacher_messages("A planner", REQUIREMENTS, "Be kind.", "the REVIEW block is missing")
+    assert system["content"] == "Be kind."
+    assert user["content"].startswith(build_prompt("A planner", REQUIREMENTS))
+    assert "Reminder: your last answer could not be used, because the REVIEW block is missing." in user["content"]
+    assert validate_answer(VISION, REVIEW)
+
+
+@settings(max_examples=300)
+@given(TEXTS)
+def test_any_text_is_split_without_an_exception(text: str) -> None:
+    """No part is blank."""
+    parts = split_prompt(text)
+    assert all(part is None or part.strip() for part in (parts.concept, parts.requirements_yaml, parts.vision_yaml))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CONCEPT" + " " * 100_000 + "!",
+        "REQUIREMENTS:\na: 1\n" + "Please x\n" * 20_000 + "- id: FR001",
+        "REQUIREMENTS:\n" + "a: 1\n\nB: 2\n\n" * 20_000,
+        "CONCEPT: a\n" * 10_000,
+        "CONCEPT:\n" + "\n\n \n" * 30_000 + "x",
+    ],
+)
+def test_no_prompt_takes_long(text: str) -> None:
+    """Long runs of blanks, and thousands of lines that might end a document."""
+    start = time.monotonic()
+    split_prompt(text)
+    assert time.monotonic() - start < 2
