@@ -1,5 +1,7 @@
 """The code location: every asset, check, job, sensor, schedule and resource in one explicit Definitions."""
 
+import os
+
 import dagster as dg
 
 from po_assets.automation.catch_up import nightly_catch_up, with_settings_versions
@@ -7,14 +9,15 @@ from po_assets.automation.executors import orphaned_runs, step_executor
 from po_assets.automation.jobs import ask_teacher, candidates_for_people, conflicts_on_demand, main_job
 from po_assets.automation.landing import new_teacher_data, teacher_files
 from po_assets.automation.notifications import failure_messages
+from po_assets.automation.project import SETTINGS_VARIABLE, read_settings
 from po_assets.automation.run_summary import console
-from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.dag import Artifacts, JsonlIOManager, Settings
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
-from po_assets.evaluation.settings import Decoding
+from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.intake.assets import normalized_teacher, raw_teacher
 from po_assets.intake.checks import teacher_checks
 from po_assets.model import BaseModel
@@ -27,8 +30,21 @@ from po_assets.training.assets import lora_adapter
 from po_assets.training.checks import lora_adapter_checks
 from po_assets.training.settings import TrainingSettings
 
+SETTINGS: dict[str, type[Settings]] = {
+    "base_model": BaseModel,
+    "selection": SelectionSettings,
+    "recipe": TrainingSettings,
+    "decoding": Decoding,
+    "gate": GateProfile,
+    "curation": ReviewSettings,
+    "teacher_llm": TeacherLLM,
+    "batch_plan": BatchPlan,
+}
+"""The resources that hold settings. A file named by PO_SETTINGS changes their defaults, the Launchpad one run's."""
+
+given = read_settings(os.environ.get(SETTINGS_VARIABLE), SETTINGS)
 artifacts = Artifacts.configure_at_launch()
-base_model = BaseModel.configure_at_launch()
+base_model = BaseModel.configure_at_launch(**given["base_model"])
 
 defs = dg.Definitions(
     assets=[
@@ -46,10 +62,11 @@ defs = dg.Definitions(
                 baseline_report,
                 eval_report,
             ],
-            selection=SelectionSettings(),
-            base_model=BaseModel(),
-            recipe=TrainingSettings(base_model=BaseModel()),
-            decoding=Decoding(),
+            selection=SelectionSettings(**given["selection"]),
+            base_model=BaseModel(**given["base_model"]),
+            recipe=TrainingSettings(base_model=BaseModel(**given["base_model"]), **given["recipe"]),
+            decoding=Decoding(**given["decoding"]),
+            gate=GateProfile(**given["gate"]),
         ),
     ],
     asset_checks=[
@@ -67,12 +84,13 @@ defs = dg.Definitions(
         "artifacts": artifacts,
         "io_manager": JsonlIOManager(artifacts=artifacts),
         "base_model": base_model,
-        "selection": SelectionSettings.configure_at_launch(),
-        "recipe": TrainingSettings.configure_at_launch(base_model=base_model),
-        "decoding": Decoding.configure_at_launch(),
-        "curation": ReviewSettings.configure_at_launch(),
-        "teacher_llm": TeacherLLM.configure_at_launch(),
-        "batch_plan": BatchPlan.configure_at_launch(),
+        "selection": SelectionSettings.configure_at_launch(**given["selection"]),
+        "recipe": TrainingSettings.configure_at_launch(base_model=base_model, **given["recipe"]),
+        "decoding": Decoding.configure_at_launch(**given["decoding"]),
+        "gate": GateProfile.configure_at_launch(**given["gate"]),
+        "curation": ReviewSettings.configure_at_launch(**given["curation"]),
+        "teacher_llm": TeacherLLM.configure_at_launch(**given["teacher_llm"]),
+        "batch_plan": BatchPlan.configure_at_launch(**given["batch_plan"]),
     },
     executor=step_executor(),
     loggers={"console": console},

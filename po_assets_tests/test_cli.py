@@ -41,8 +41,8 @@ def test_a_user_error_is_a_line_on_standard_error(
     def fails(_options: argparse.Namespace) -> int:
         raise UserError("The disk is full. Make room.")
 
-    monkeypatch.setattr(cli, "add_run", lambda parser: parser.set_defaults(handle=fails, **defaults))
-    assert cli.main(["run"]) == status
+    monkeypatch.setattr(cli, "add_base_model", lambda parser: parser.set_defaults(handle=fails, **defaults))
+    assert cli.main(["base-model"]) == status
     assert capsys.readouterr().err == "The disk is full. Make room.\n"
 
 

@@ -21,7 +21,7 @@ from po_assets.automation.jobs import main_job
 from po_assets.dag import Artifacts
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
-from po_assets.evaluation.settings import Decoding
+from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel
 from po_assets.storage import Layout, digest_of, file_digest, published_directory, read_manifest
 from po_assets.training.settings import TrainingSettings
@@ -252,6 +252,7 @@ def with_settings_versions(
     base_model: BaseModel,
     recipe: TrainingSettings,
     decoding: Decoding,
+    gate: GateProfile | None = None,
 ) -> list[dg.AssetsDefinition]:
     """The assets, with the digest of the settings that each depends on in its code version.
 
@@ -268,7 +269,11 @@ def with_settings_versions(
         },
         "lora_adapter": {"recipe": lambda: recipe.resolved().effective()},
         "baseline_report": {**model, "decoding": decoding.fingerprint},
-        "eval_report": {**model, "decoding": decoding.report_fingerprint},
+        "eval_report": {
+            **model,
+            "decoding": decoding.report_fingerprint,
+            "gate": (gate or GateProfile()).fingerprint,
+        },
     }
     versions = {asset: digest_of(_resolved(parts))[:8] for asset, parts in settings.items()}
 

@@ -39,7 +39,7 @@ def step_executor() -> dg.ExecutorDefinition:
     """What `PO_EXECUTOR` names: `in_process` (the default), `ray` or `kubernetes`; one run per artifact root in each.
 
     Raises:
-        ValueError: the variable names something else, or something that is not installed.
+        UserError: the variable names something else, or something that is not installed.
     """
     name = os.environ.get(EXECUTOR_VARIABLE) or "in_process"
     try:
@@ -56,10 +56,10 @@ def step_executor() -> dg.ExecutorDefinition:
 
                 return prepared(dagster_k8s.k8s_job_executor, one_run_per_root)
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{EXECUTOR_VARIABLE} is {name!r}, and {error.name} is not installed: make setup EXTRAS={name}."
         ) from error
-    raise ValueError(f"{EXECUTOR_VARIABLE} is {name!r}; choose 'in_process', 'ray' or 'kubernetes'.")
+    raise UserError(f"{EXECUTOR_VARIABLE} is {name!r}; choose 'in_process', 'ray' or 'kubernetes'.")
 
 
 class PreparedExecutor(dg.Executor):

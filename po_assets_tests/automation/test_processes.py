@@ -221,8 +221,8 @@ def test_the_instance_is_set_up_as_it_says(place: Workplace) -> None:
 def test_an_instance_that_cannot_be_found_is_one_sentence(tmp_path: Path, home: str, expected: str) -> None:
     """Also where the package is installed without the repository."""
     script = f"""
-import os, pathlib, po_assets.cli as cli
-cli._REPOSITORY = pathlib.Path({str(tmp_path)!r})
+import pathlib, po_assets.cli as cli, po_assets.automation.run as run
+run.REPOSITORY = pathlib.Path({str(tmp_path)!r})
 raise SystemExit(cli.main(["run"]))
 """
     environment = {**os.environ, "DAGSTER_HOME": home, "PO_ARTIFACTS_ROOT": str(tmp_path)}

@@ -1,0 +1,242 @@
+"""A project folder of one's own: its rows, cases and settings, where its artifacts and Dagster's history lie.
+
+    FOLDER/
+      incoming/*.jsonl     rows of the teacher
+      cases/*.jsonl        evaluation cases
+      settings.yaml        what differs from the defaults
+      dagster/             DAGSTER_HOME
+      distillation/ …      what the graph makes
+
+`po-assets init` makes such a folder, which is its own artifact root. Any other folder with *.jsonl files will do as
+well: its files are linked into FOLDER/artifacts. Settings are read from a file that the variable PO_SETTINGS names, so
+that command line, UI, sensor and schedule have the same.
+"""
+
+import json
+import os
+import shutil
+import textwrap
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+from upath import UPath
+
+from po_assets.dag import Settings
+from po_assets.errors import UserError, all_faults
+from po_assets.storage import Layout, artifact_root, atomic_file, is_local
+from po_assets.storage.layout import ROOT_VARIABLE
+
+SETTINGS_VARIABLE = "PO_SETTINGS"
+HOME_VARIABLE = "DAGSTER_HOME"
+_CASE_SUFFIXES = (".jsonl", ".yaml", ".yml")
+REPOSITORY = Path(__file__).resolve().parents[2]
+_TEMPLATES = (Path(__file__).with_name("dagster.yaml"), REPOSITORY / "deploy" / "local" / "dagster.yaml")
+"""Of the installed package, and of the repository."""
+
+
+def read_settings(path: str | None, kinds: Mapping[str, type[Settings]]) -> dict[str, dict[str, Any]]:
+    """The settings of each resource that a YAML file gives, with resource names as keys.
+
+    Args:
+        path: of the file; None or empty for defaults only.
+        kinds: the known resources.
+
+    Raises:
+        UserError: the file cannot be read, or it names unknown resources or settings, or wrong values; all at once.
+    """
+    given: dict[str, dict[str, Any]] = {name: {} for name in kinds}
+    if not path:
+        return given
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"The settings {path} cannot be read: {' '.join(str(error).split())}.") from error
+    if not isinstance(document, dict):
+        raise UserError(f"The settings {path} must be a mapping of resources, such as `selection:`, got {document!r}.")
+    faults: list[str] = []
+    for name, values in document.items():
+        if name not in kinds:
+            close = get_close_matches(str(name), kinds, n=1)
+            known = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(kinds)}."
+            faults.append(f"{name!r} is not a resource with settings; {known}")
+        elif not isinstance(values or {}, dict):
+            faults.append(f"{name} must be a mapping of settings, got {values!r}.")
+        else:
+            # An empty value is one that was left at its default, unless null means something there.
+            fields = kinds[name].model_fields
+            given[name] = {
+                key: value
+                for key, value in (values or {}).items()
+                if value is not None or key not in fields or fields[key].default is not None
+            }
+    for name, values in given.items():
+        try:
+            _made(kinds, name, values, given)
+        except UserError as error:
+            faults.append(str(error).replace("\n", "\n  "))
+    if faults:
+        raise all_faults(f"The settings {path} have faults", faults)
+    return given
+
+
+def _made(
+    kinds: Mapping[str, type[Settings]], name: str, values: Mapping[str, Any], given: Mapping[str, dict[str, Any]]
+) -> Settings | None:
+    """The settings of one resource, which shows their faults; None where those of another it needs are faulty."""
+    needed = {key: kinds[key] for key in kinds[name].model_fields if key in kinds and key != name}
+    try:
+        others = {key: kind(**given[key]) for key, kind in needed.items()}
+    except UserError:
+        return None  # told there
+    return kinds[name](**values, **others)
+
+
+def settings_template(kinds: Mapping[str, type[Settings]]) -> str:
+    """A settings file in which everything is a comment: each resource, each setting, its default and what it does."""
+    lines = [
+        "# Settings of this project. Remove the `# ` before a resource's name and before the settings that you change;",
+        "# the others keep their defaults, also when these change in a later version.",
+    ]
+    for name, kind in kinds.items():
+        lines += ["", *_wrapped(" ".join((kind.__doc__ or "").split("\n\n")[0].split()), "# # "), f"# {name}:"]
+        for key, field in kind.model_fields.items():
+            if key in kinds and key != name:
+                continue  # another resource
+            lines += [*_wrapped(field.description or "", "#   # "), f"#   {key}: {_default(field)}"]
+    return "\n".join([*lines, ""])
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    return json.dumps(value)
+
+
+def _wrapped(text: str, prefix: str, width: int = 118) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=prefix, subsequent_indent=prefix)
+
+
+def make_project(folder: Path, kinds: Mapping[str, type[Settings]]) -> list[Path]:
+    """Make a project folder; what is there already stays. Returns what was made.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    made: list[Path] = []
+    try:
+        for path in (folder / "incoming", folder / "cases"):
+            if not path.is_dir():
+                path.mkdir(parents=True)
+                made.append(path)
+        made += _make_home(folder / "dagster")
+        if not (folder / "settings.yaml").exists():
+            with atomic_file(folder / "settings.yaml") as file:
+                file.write(settings_template(kinds).encode())
+            made.append(folder / "settings.yaml")
+    except OSError as error:
+        raise UserError(
+            f"The project {folder} cannot be made: {error.strerror or error} ({error.filename})."
+        ) from error
+    return made
+
+
+def _make_home(home: Path) -> list[Path]:
+    """A folder for Dagster's history with the settings of `make ui`; returns what was made."""
+    settings = home / "dagster.yaml"
+    if settings.exists():
+        return []
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(next(path for path in _TEMPLATES if path.is_file()), settings)
+    return [settings]
+
+
+def open_project(folder: Path, settings: Path | None) -> None:
+    """Point this process's environment to the folder, and put its rows and cases where the graph reads them.
+
+    `PO_ARTIFACTS_ROOT` and `DAGSTER_HOME` win where they are set.
+
+    Raises:
+        UserError: the folder holds no rows or no cases.
+    """
+    if not folder.is_dir():
+        raise UserError(f"The folder {folder} does not exist. `po-assets init {folder}` makes one.")
+    folder = folder.resolve()
+    is_project = (folder / "incoming").is_dir()
+    rows = [path for path in sorted(folder.glob("*.jsonl")) if not _holds_cases(path)]
+    rows += sorted(path for path in (folder / "incoming").glob("*.jsonl"))
+    cases = [path for path in sorted(folder.iterdir()) if path.suffix in _CASE_SUFFIXES and _holds_cases(path)]
+    cases += sorted(path for path in (folder / "cases").glob("*") if path.suffix in _CASE_SUFFIXES)
+    faults = []
+    if not rows:
+        faults.append(f"There are no rows: put *.jsonl files into {folder / 'incoming' if is_project else folder}.")
+    if not cases:
+        faults.append(
+            f"There are no evaluation cases: put them into {folder / 'cases'}, or into a file beside the rows whose "
+            "name contains 'cases' (.jsonl or .yaml)."
+        )
+    if faults:
+        raise all_faults(f"The folder {folder} cannot be run", faults)
+    if not os.environ.get(ROOT_VARIABLE):
+        os.environ[ROOT_VARIABLE] = str(folder if is_project else folder / "artifacts")
+    home = folder / "dagster" if is_project else folder / "artifacts" / "dagster"
+    if not os.environ.get(HOME_VARIABLE):
+        _make_home(home)
+        os.environ[HOME_VARIABLE] = str(home)
+    own = folder / "settings.yaml"
+    if settings or own.is_file():
+        os.environ[SETTINGS_VARIABLE] = str((settings or own).resolve())
+    layout = Layout(artifact_root(os.environ[ROOT_VARIABLE]))
+    _place_rows(layout, rows)
+    _place_cases(layout, cases)
+
+
+def _holds_cases(path: Path) -> bool:
+    return "cases" in path.stem.lower()
+
+
+def _place_rows(layout: Layout, rows: list[Path]) -> None:
+    """Link the files into the landing folder (an object store gets copies); links to files that are gone go too."""
+    if not is_local(layout.root):
+        for path in rows:
+            (layout.incoming / path.name).write_bytes(path.read_bytes())
+        return
+    incoming = Path(str(layout.incoming))
+    incoming.mkdir(parents=True, exist_ok=True)
+    for link in incoming.iterdir():
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+    for path in rows:
+        place = incoming / path.name
+        if place.is_symlink():
+            place.unlink()
+        elif place.exists():
+            if not place.samefile(path):
+                raise UserError(
+                    f"{path} cannot be landed: there is another file of this name in {incoming}. Rename it."
+                )
+            continue
+        place.symlink_to(path)
+
+
+def _place_cases(layout: Layout, cases: list[Path]) -> None:
+    """Bring all cases into the one file that the graph reads, written only when it changes."""
+    lines: list[str] = []
+    for path in cases:
+        try:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".jsonl":
+                lines += [line for line in text.splitlines() if line.strip()]
+            else:
+                document = yaml.safe_load(text)
+                listed = document if isinstance(document, list) else [document]
+                lines += [json.dumps(case, ensure_ascii=False, default=str) for case in listed]
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"The cases {path} cannot be read: {' '.join(str(error).split())}.") from error
+    content = "".join(f"{line}\n" for line in lines).encode()
+    target: UPath = layout.eval_cases
+    if not target.exists() or target.read_bytes() != content:
+        with atomic_file(target) as file:
+            file.write(content)

@@ -1,0 +1,234 @@
+"""`po-assets run`, `ui` and `init`: the graph from the command line, on the repository's data or on one's own.
+
+A run takes place in the command's own process, so that progress is seen as it happens; the UI shows the same run,
+checks and metadata.
+"""
+
+import argparse
+import contextlib
+import os
+import shlex
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import DBAPIError
+
+from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
+from po_assets.automation.jobs import main_job
+from po_assets.automation.project import HOME_VARIABLE, REPOSITORY, SETTINGS_VARIABLE, make_project, open_project
+from po_assets.automation.run_summary import run_summary
+from po_assets.dag import Artifacts
+from po_assets.errors import UserError
+from po_assets.evaluation.gate import gate_sentence, gate_table
+from po_assets.model import BaseModel, require_hardware
+from po_assets.storage import Layout, LockedError
+
+_HISTORY_BYTES = 50_000_000
+"""What Dagster's history of a run may take, with room to spare."""
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The command `po-assets run`."""
+    parser.description = f"{parser.description} Exit status: 0 passed, 1 failed, 2 wrong use."
+    _add_data(parser)
+    parser.set_defaults(handle=_run)
+
+
+def add_ui(parser: argparse.ArgumentParser) -> None:
+    """The command `po-assets ui`."""
+    _add_data(parser)
+    parser.add_argument("--port", type=int, default=3000, help="on 127.0.0.1 (default: %(default)s)")
+    parser.set_defaults(handle=_ui)
+
+
+def add_init(parser: argparse.ArgumentParser) -> None:
+    """The command `po-assets init`."""
+    parser.add_argument("folder", type=Path, help="it may exist; what is in it stays")
+    parser.set_defaults(handle=_init)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="your own rows (*.jsonl there or in incoming/) and evaluation cases (in cases/, or files whose name "
+        "contains 'cases'; .jsonl or .yaml). Artifacts go to FOLDER, when `po-assets init` made it, else to "
+        "FOLDER/artifacts; PO_ARTIFACTS_ROOT and DAGSTER_HOME win",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.yaml",
+        help="settings, with resources as keys: `selection: {min_score: 0.7}` (default: settings.yaml in FOLDER)",
+    )
+
+
+def _init(options: argparse.Namespace) -> int:
+    from po_assets.definitions import SETTINGS
+
+    folder = shlex.quote(str(options.folder))
+    made = make_project(options.folder, SETTINGS)
+    _say("\n".join(f"made {path}" for path in made) or f"{options.folder} is a project already.")
+    _say(
+        f"Put rows into {options.folder / 'incoming'} (*.jsonl) and evaluation cases into {options.folder / 'cases'}, "
+        f"then:\n  po-assets run --data {folder}\n  po-assets ui --data {folder}"
+    )
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """Point this process to data, settings and instance; wrong use until this is done."""
+    options.error_status = 2 if options.data or options.config else 1
+    if options.config and not options.config.is_file():
+        raise UserError(f"The settings {options.config} do not exist.")
+    if options.data:
+        open_project(options.data, options.config)
+    elif options.config:
+        os.environ[SETTINGS_VARIABLE] = str(options.config.resolve())
+    _find_instance()
+
+
+def _ui(options: argparse.Namespace) -> int:
+    """Start webserver, daemon and code server; they end with Ctrl-C."""
+    _prepare(options)
+    command = [sys.executable, "-m", "dagster", "dev", "--module-name", "po_assets.definitions"]
+    with contextlib.suppress(KeyboardInterrupt):
+        return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(options.port)])  # noqa: S603
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Materialize the graph; 0 only when every step succeeded and no ERROR check failed."""
+    _prepare(options)
+    from po_assets.definitions import defs, given  # reads PO_SETTINGS, PO_GPUS, PO_NUM_WORKERS, PO_EXECUTOR
+
+    require_hardware(BaseModel(**given["base_model"]).resolved())
+    layout = Artifacts().layout
+    options.error_status = 1
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_root(layout))
+        except LockedError as error:
+            raise UserError(
+                f"Another run writes to {layout.root} right now ({error}). Wait until it ends, then start this again."
+            ) from error
+        stack.enter_context(_history_errors())
+        instance = stack.enter_context(dg.DagsterInstance.get())
+        for run_id in end_orphaned_runs(instance):
+            _say(f"Run {run_id[:8]} counted as running, but its process is gone; it is marked as failed.")
+        job = defs.resolve_job_def(main_job.name)
+        _say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ[HOME_VARIABLE]})")
+        # Named here, because Dagster falls back to a logger of its own that prints every event.
+        run_config: dict[str, Any] = {"loggers": {"console": {}}}
+        # Who started it here is looking at it: the daemon of an open UI is not to start it again.
+        tags = {**process_tag(), **NEVER_RETRIED}
+        result = job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False, tags=tags)
+    return _report(result, layout, time.monotonic() - started, options.data)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the command line speaks on standard output
+
+
+def _find_instance() -> None:
+    """Point `DAGSTER_HOME` to the repository's instance where nothing else is said; see that it can be written to."""
+    settings = REPOSITORY / "deploy" / "local" / "dagster.yaml"
+    given = os.environ.get(HOME_VARIABLE)
+    if not given and not settings.is_file():
+        raise UserError(
+            f"{HOME_VARIABLE} is not set, and the installed package brings no instance of its own. Make a project with "
+            "`po-assets init FOLDER`, and use `--data FOLDER`; or set it to a folder that keeps Dagster's history, for "
+            f"example: export {HOME_VARIABLE}=~/dagster_home. (PO_ARTIFACTS_ROOT says where the artifacts are.)"
+        )
+    home = Path(given).expanduser() if given else settings.parent
+    if not home.is_absolute():
+        raise UserError(
+            f"{HOME_VARIABLE} is {given!r}; it has to be an absolute path, {str(home.resolve())!r} for example."
+        )
+    os.environ[HOME_VARIABLE] = str(home)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home) as probe:
+            probe.write(b"x")
+        free = shutil.disk_usage(home).free
+    except OSError as error:
+        raise UserError(
+            f"{HOME_VARIABLE} {home} cannot be written to ({error.strerror or error}), and Dagster keeps its history "
+            f"there. Get the right to write there, or set {HOME_VARIABLE} to another folder."
+        ) from error
+    if free < _HISTORY_BYTES:
+        raise UserError(
+            f"{HOME_VARIABLE} {home} has {free / 1e6:.0f} MB of free disk, and Dagster's history needs up to "
+            f"{_HISTORY_BYTES / 1e6:.0f} MB. Make room, or set {HOME_VARIABLE} to a folder on another disk."
+        )
+
+
+@contextlib.contextmanager
+def _history_errors() -> Iterator[None]:
+    """One sentence where Dagster's own database fails: the disk is full, or somebody took a right away."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"Dagster's history in {os.environ[HOME_VARIABLE]} cannot be written to ({reason}). Make room there or get "
+            "the right to write, then run again: what was finished is kept."
+        ) from error
+
+
+def _report(result: dg.ExecuteInProcessResult, layout: Layout, seconds: float, data: Path | None) -> int:
+    console = Console(width=120, highlight=False)
+    summary = run_summary(result.all_events)
+    console.print()
+    for title, checks in (("Failed checks", summary.errors), ("Warnings", summary.warnings)):
+        if checks:
+            console.print(f"[bold]{title}[/bold]")
+        for check in checks:
+            console.print(f"  {check.asset}: {check.name}", markup=False)
+            console.print(f"    {check.plain}", markup=False)
+    for step, reason in summary.steps:
+        console.print(f"[bold]Step {step} failed[/bold]")
+        console.print(f"  {reason}", markup=False)
+    if summary.refusal:
+        console.print("[bold]The run was refused[/bold]")
+        console.print(f"  {summary.refusal}", markup=False)
+    produced = any(
+        event.asset_key == dg.AssetKey("eval_report") for event in result.all_events if event.is_step_materialization
+    )
+    _print_gate(console, layout, produced=produced)
+    passed = result.success and not summary.errors
+    verdict = "[green]The run passed[/green]" if passed else "[red]The run failed[/red]"
+    console.print(f"\n{verdict} after {seconds / 60:.1f} minutes.")
+    if produced:
+        console.print(f"Report: {layout.report_html}", markup=False)
+    ui = f"po-assets ui --data {shlex.quote(str(data))}" if data else "make ui"
+    console.print(f"UI, with every check and picture: {ui}", markup=False)
+    return 0 if passed else 1
+
+
+def _print_gate(console: Console, layout: Layout, *, produced: bool) -> None:
+    rows = gate_table(layout) if produced else []
+    if not rows:
+        console.print("\nNo gate: the student was not evaluated in this run; what it needs did not pass.")
+        return
+    table = Table(title="Gate", title_justify="left", title_style="bold")
+    for column in rows[0]:
+        table.add_column(column, justify="right" if column in ("required", "value") else "left")
+    for row in rows:
+        color = {"pass": "green", "FAIL": "red"}.get(row["verdict"], "yellow")
+        table.add_row(row["criterion"], row["required"], row["value"], f"[{color}]{row['verdict']}[/{color}]")
+    console.print()
+    console.print(gate_sentence(layout), style="bold", markup=False)
+    console.print(table)

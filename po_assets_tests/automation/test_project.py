@@ -1,0 +1,190 @@
+"""A project folder of one's own: made, filled, run to a verdict; wrong use is refused before any work."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from po_assets.automation.project import make_project, open_project, read_settings, settings_template
+from po_assets.definitions import SETTINGS
+from po_assets.errors import UserError
+from po_assets_tests.automation.workplace import good_rows
+from po_assets_tests.evaluation.scenes import cases, cases_table
+from po_assets_tests.model.tiny_model import make_tiny_model
+
+VARIABLES = ("PO_ARTIFACTS_ROOT", "DAGSTER_HOME", "PO_SETTINGS")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a fresh shell, and put back afterwards."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+
+
+def lines(records: Any) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def fill(rows: Path, cases_file: Path) -> None:
+    """A few good rows and cases; of the cases one file in each form that is read."""
+    rows.write_text(lines(good_rows()))
+    table = cases_table(cases(3)).to_dict(orient="records")
+    cases_file.write_text(lines(table[:2]))
+    cases_file.with_name("more_cases.yaml").write_text(yaml.safe_dump(table[2:]))
+
+
+def command(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
+    return subprocess.run(
+        [sys.executable, "-m", "po_assets.cli", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_new_project_takes_rows_and_cases_to_a_verdict(tmp_path: Path) -> None:
+    """Under a path with spaces, quotes and letters beyond ASCII; a random student fails the gate: exit status 1."""
+    project = tmp_path / "my 'first' pröject"
+    made = command("init", project)
+    assert made.returncode == 0, made.stderr
+    fill(project / "incoming" / "rows.jsonl", project / "cases" / "first.jsonl")
+    settings = {
+        "base_model": {"base_model": str(make_tiny_model(tmp_path / "tiny", context=6000)), "max_length": 6000},
+        "selection": {"min_score": 0.5},
+        "recipe": {"rank": 4, "alpha": 8, "epochs": 1.0, "precision": "float32"},
+        "decoding": {"mode": "free", "max_new_tokens": 8, "free_cases": 0},
+    }
+    (project / "settings.yaml").write_text(yaml.safe_dump(settings))
+    result = command("run", "--data", project)
+    shown = " ".join(result.stdout.split())
+    assert result.returncode == 1, result.stderr
+    assert "3 cases were evaluated, 40 are wanted" in shown
+    assert (project / "models" / "po_student_v2" / "adapter_model.safetensors").is_file()
+    assert len((project / "evaluation" / "po_eval_cases.jsonl").read_text().splitlines()) == 3
+    assert (project / "dagster" / "history").is_dir()
+
+
+def test_init_keeps_what_is_there(tmp_path: Path) -> None:
+    """A second call makes what is missing and nothing else."""
+    make_project(tmp_path, SETTINGS)
+    (tmp_path / "settings.yaml").write_text("selection: {min_score: 0.7}\n")
+    (tmp_path / "cases").rmdir()
+    assert make_project(tmp_path, SETTINGS) == [tmp_path / "cases"]
+    assert (tmp_path / "settings.yaml").read_text() == "selection: {min_score: 0.7}\n"
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path: Path) -> None:
+    """With its path."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"The project .*file/x cannot be made: Not a directory"):
+        make_project(tmp_path / "file" / "x", SETTINGS)
+
+
+def test_the_settings_file_shows_every_setting_with_its_default() -> None:
+    """Everything is a comment; uncommented as a whole, it changes nothing."""
+    text = settings_template(SETTINGS)
+    assert yaml.safe_load(text) is None
+    document = yaml.safe_load("\n".join(line.removeprefix("# ") for line in text.splitlines()[2:]))
+    assert list(document) == list(SETTINGS)
+    for name, kind in SETTINGS.items():
+        fields = set(kind.model_fields) - (set(SETTINGS) - {name})
+        assert set(document[name]) == fields
+        values = {key: value for key, value in document[name].items() if value is not None}
+        needed = {"base_model": SETTINGS["base_model"]()} if name == "recipe" else {}
+        assert kind(**values, **needed).fingerprint() == kind(**needed).fingerprint()
+
+
+def test_all_faults_of_the_settings_are_told_at_once(tmp_path: Path) -> None:
+    """Unknown resources and settings, with what may be meant, and wrong values of every resource."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("selction: {}\nselection: {min_score: 2, mn_score: 1}\nrecipe: {rank: 0}\nbase_model: 7\n")
+    with pytest.raises(UserError) as raised:
+        read_settings(str(path), SETTINGS)
+    said = str(raised.value)
+    assert "'selction' is not a resource with settings; did you mean 'selection'?" in said
+    assert "min_score is 2; it must be at most 1." in said
+    assert "'mn_score' is not a setting; did you mean 'min_score'?" in said
+    assert "rank is 0; it must be at least 1." in said
+    assert "base_model must be a mapping of settings, got 7." in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("- a\n", "must be a mapping of resources"), ("a: [\n", "cannot be read"), (None, "cannot be read")],
+)
+def test_a_settings_file_that_is_none_is_one_sentence(tmp_path: Path, text: str | None, expected: str) -> None:
+    """A list, no YAML, no file."""
+    path = tmp_path / "settings.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=expected):
+        read_settings(str(path), SETTINGS)
+
+
+def test_an_empty_value_is_the_default_and_null_is_kept_where_it_means_something(tmp_path: Path) -> None:
+    """`epochs:` is left to the profile; `max_samples: null` is no limit."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("recipe:\n  epochs:\nselection:\n  max_samples: null\ndecoding:\n")
+    given = read_settings(str(path), SETTINGS)
+    assert (given["recipe"], given["selection"], given["decoding"]) == ({}, {"max_samples": None}, {})
+
+
+def test_any_folder_of_files_will_do(tmp_path: Path) -> None:
+    """They are linked into artifacts of its own; what is gone is taken out, and what was landed otherwise stays."""
+    fill(tmp_path / "rows.jsonl", tmp_path / "eval_cases.jsonl")
+    (tmp_path / "old.jsonl").write_text(lines(good_rows(1)))
+    open_project(tmp_path, None)
+    incoming = tmp_path / "artifacts" / "incoming"
+    assert sorted(path.name for path in incoming.iterdir()) == ["old.jsonl", "rows.jsonl"]
+    (incoming / "landed.jsonl").write_text(lines(good_rows(1)))
+    (tmp_path / "old.jsonl").unlink()
+    open_project(tmp_path, None)
+    assert sorted(path.name for path in incoming.iterdir()) == ["landed.jsonl", "rows.jsonl"]
+    assert (incoming / "rows.jsonl").read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
+    assert os.environ["DAGSTER_HOME"] == str(tmp_path / "artifacts" / "dagster")
+    assert os.environ["PO_SETTINGS"] == ""
+
+
+def test_a_row_file_whose_name_is_taken_is_refused(tmp_path: Path) -> None:
+    """Another file of that name has been landed: neither is lost."""
+    fill(tmp_path / "rows.jsonl", tmp_path / "eval_cases.jsonl")
+    incoming = tmp_path / "artifacts" / "incoming"
+    incoming.mkdir(parents=True)
+    (incoming / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="there is another file of this name"):
+        open_project(tmp_path, None)
+    assert (incoming / "rows.jsonl").read_text() == "{}\n"
+
+
+def test_wrong_use_is_refused_with_status_2(tmp_path: Path) -> None:
+    """What is missing in the folder, all of it; wrong settings; a folder that is none."""
+    empty = command("run", "--data", tmp_path)
+    assert empty.returncode == 2
+    assert "There are no rows" in empty.stderr
+    assert "There are no evaluation cases" in empty.stderr
+    fill(tmp_path / "rows.jsonl", tmp_path / "eval_cases.jsonl")
+    (tmp_path / "wrong.yaml").write_text("selection: {min_score: 2}\n")
+    wrong = command("run", "--data", tmp_path, "--config", tmp_path / "wrong.yaml")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "min_score is 2; it must be at most 1." in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    nowhere = command("run", "--data", tmp_path / "nowhere")
+    assert nowhere.returncode == 2
+    assert "does not exist. `po-assets init" in nowhere.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="needs a folder nobody can write to")
+def test_a_history_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    """A read-only DAGSTER_HOME: its path, why, and the way out."""
+    result = command("run", DAGSTER_HOME="/proc/po", PO_ARTIFACTS_ROOT=str(tmp_path))
+    assert result.returncode == 1
+    assert "DAGSTER_HOME /proc/po cannot be written to" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
