@@ -119,10 +119,10 @@ def load_student(folder: Path, spec: BaseModel, adapter: Path) -> AnsweringModel
             f"The adapter does not load onto {spec.name}: {reason}. Materialize lora_adapter again."
         ) from error
     student.eval()
-    if quantized:
-        return AnsweringModel(student, ChatTemplate(load_tokenizer(folder)))
     if not _changes_weights(student):
         raise UserError(f"The adapter changes no weight of {spec.name}: it was not trained. Materialize lora_adapter.")
+    if quantized:
+        return AnsweringModel(student, ChatTemplate(load_tokenizer(folder)))
     merged = student.merge_and_unload().to(device=best_device(), dtype=choose_precision().torch_dtype)
     prepare_for_decoding(merged.eval())
     return AnsweringModel(merged, ChatTemplate(load_tokenizer(folder)))
@@ -165,7 +165,7 @@ def answer_cases(
 
 def reference_limits(cases: Sequence[EvalCase]) -> GrammarLimits:
     """How long answers may be: as the reference answers of all cases need."""
-    return limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
+    return limits_of((case.reference_vision_yaml or "", case.reference_review_yaml or "") for case in cases)
 
 
 def decoding_faults(

@@ -23,45 +23,20 @@ from po_assets.dataset.cases import read_eval_cases
 from po_assets.evaluation.evaluate import Evaluation, answer_with_baseline, evaluate_student
 from po_assets.evaluation.gate import verdict_rows
 from po_assets.evaluation.report import answers_summary, evaluation_figures
-from po_assets.evaluation.scoring import ScoredAnswer, answers_frame
-from po_assets.evaluation.settings import ENGINE_VERSION, Decoding
-from po_assets.evaluation.statistics import summarize
+from po_assets.evaluation.scoring import COLUMNS, ScoredAnswer, answers_frame
+from po_assets.evaluation.settings import ENGINE_VERSION, Decoding, GateProfile
+from po_assets.evaluation.statistics import judgement_rows, summarize
 from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
-from po_assets.storage import atomic_file, file_digest, read_manifest
+from po_assets.storage import atomic_file, digest_of, file_digest, read_manifest
+from po_assets.text import amount
 
 CODE_VERSION = f"1+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
 
 GROUP = "evaluation"
 OWNERS = ["team:po-distillation"]
 KINDS = {"python", "pytorch", "huggingface"}
-_COLUMNS = column_schema(
-    {
-        "case_id": ("string", "The evaluation case."),
-        "model": ("string", "baseline or student."),
-        "tier": ("string", "simple, medium or corporate."),
-        "text": ("string", "The answer as it came out."),
-        "finish_reason": ("string", "stop, length (cut at the token limit) or missing."),
-        "tokens": ("int", "Tokens of the answer."),
-        "seconds": ("float", "Computing time of the answer."),
-        "attempts": ("int", "How often it was asked for."),
-        "total": ("float", "Score, 0 to 1."),
-        "schema": ("float", "Points for the form, at most 30."),
-        "vision": ("float", "Points for the vision's completeness, at most 30."),
-        "alignment": ("float", "Points for the requirements covered, at most 30."),
-        "specificity": ("float", "Points for the review's specificity, at most 30."),
-        "problems": ("list[string]", "What cost points, most costly first."),
-        "valid": ("bool", "Whether the answer passes the validator."),
-        "invalid_reason": ("string", "The first reason why not."),
-        "status": ("string", "The status in the answer."),
-        "reference_status": ("string", "The right status."),
-        "unknown_ids": ("list[string]", "Cited requirement ids that the case does not have."),
-        "invented_conflicts": ("int", "Conflicts listed where the reference lists none."),
-        "decoding": ("string", "Digest of the decoding settings."),
-        "model_digest": ("string", "Digest of the weights that answered."),
-        "metric_version": ("string", "Version of the metric."),
-    }
-)
+_COLUMNS = column_schema(COLUMNS)
 
 
 @dg.asset(
@@ -109,18 +84,23 @@ def baseline_report(
     retry_policy=CRASH_RETRY,
     code_version=CODE_VERSION,
     deps=["eval_cases", "baseline_report", "lora_adapter"],
-    metadata={"dagster/column_schema": _COLUMNS},
-    description="One row per evaluation case: the student's answer and its score, with the gate that decides whether "
-    "the adapter becomes models/current, and a report for people (HTML and JSON). The thresholds are its checks.",
+    # Without its columns, which are those of baseline_report: the verdict is what people come for.
+    description="One row per evaluation case: the student's answer and its score (columns as in baseline_report), with "
+    "the gate that decides whether the adapter becomes models/current, and a report for people (HTML and JSON). The "
+    "gate's criteria are its checks.",
 )
 @user_errors_fail_the_step()
 def eval_report(
-    context: dg.AssetExecutionContext, artifacts: Artifacts, base_model: BaseModel, decoding: Decoding
+    context: dg.AssetExecutionContext,
+    artifacts: Artifacts,
+    base_model: BaseModel,
+    decoding: Decoding,
+    gate: GateProfile,
 ) -> dg.MaterializeResult[Any]:
     """Answer all cases with the student, compare it with the baseline, gate it, report it, promote it."""
     layout = artifacts.layout
     cases = read_eval_cases(layout.eval_cases)
-    evaluation = evaluate_student(cases, layout, base_model.resolved(), decoding, context.log.info)
+    evaluation = evaluate_student(cases, layout, base_model.resolved(), decoding, gate=gate, log=context.log.info)
     baseline_manifest = read_manifest(layout.baseline_answers)
     return _answers_result(
         evaluation.found.student,
@@ -130,7 +110,7 @@ def eval_report(
             "baseline_report": baseline_manifest.sha256 if baseline_manifest else "",
             "lora_adapter": evaluation.record.sha256,
         },
-        config=decoding.report_fingerprint(),
+        config=digest_of([decoding.report_fingerprint(), gate.fingerprint()]),
         metadata=_report_metadata(evaluation, layout.report_html, layout.report_json),
     )
 
@@ -152,21 +132,21 @@ def _answers_result(
         metadata={
             **metadata,
             "dagster/row_count": staged.rows,
-            "mean_score": summary.mean,
-            "score_std": summary.std,
-            "valid_share": summary.valid_share,
-            "status_accuracy": summary.status_accuracy,
-            "macro_f1": summary.macro_f1,
-            "tokens_per_second": summary.tokens_per_second,
+            "mean_score": round(summary.mean, 3),
+            "score_std": round(summary.std, 3),
+            "valid_share": round(summary.valid_share, 3),
+            "status_accuracy": round(summary.status_accuracy, 3),
+            "macro_f1": round(summary.macro_f1, 3),
+            "tokens_per_second": round(summary.tokens_per_second, 1),
             "lowest_cases": records_table(
                 [
                     {
                         "case": a.case_id,
                         "tier": a.tier,
-                        "score": a.total,
+                        "score": round(a.total, 3),
                         "valid": a.valid,
+                        "right status": a.reference_status or "not given",
                         "status": a.status or "none",
-                        "right status": a.reference_status,
                         "what cost points": "; ".join(a.problems[:2]) or "nothing",
                     }
                     for a in lowest
@@ -177,17 +157,22 @@ def _answers_result(
 
 
 def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict[str, Any]:
-    free = evaluation.free
+    free, record, found = evaluation.free, evaluation.record, evaluation.found
+    name, summary = record.context["profile"]["name"], found.summary
     return {
+        # The UI shows metadata in this order: first what everybody comes for.
+        "verdict": f"{record.context['sentence']} Mean score {summary.mean:.3f} over {amount(summary.cases, 'case')} "
+        f"(baseline {found.baseline_summary.mean:.3f}). {evaluation.promotion}",
+        "gate": f"{'passed' if record.passed else 'failed'} (profile {name})",
+        "gate_table": records_table(verdict_rows(record)),
+        "judgement": records_table(judgement_rows(found.judgement)),
         # A path with a copy button: browsers refuse to follow a link from the UI to a file.
         "report": dg.MetadataValue.path(str(html)),
         "report_json": dg.MetadataValue.path(str(report)),
-        "gate": "passed" if evaluation.record.passed else "failed",
-        "gate_table": records_table(verdict_rows(evaluation.record)),
         "promotion": evaluation.promotion,
-        "decoding": evaluation.record.context["decoding"],
+        "decoding": record.context["decoding"],
         "without_grammar": free.described if free else "The student was not asked without grammar.",
-        **{_key(name): figure_picture(figure, name) for name, figure in evaluation_figures(evaluation.found).items()},
+        **{_key(name): figure_picture(figure, name) for name, figure in evaluation_figures(found).items()},
     }
 
 

@@ -1,25 +1,31 @@
 """The checks of `eval_report`, which are the criteria of the gate: one function each, with its sentence and next step.
 
-Computed from scored answers alone. What follows from the verdicts (the record, the promotion) belongs to `gate`.
+Computed from scored answers alone. Which of them block is the gate profile's choice. What follows from the verdicts
+(the record, the promotion) belongs to `gate`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+import dagster as dg
 
 from po_assets.dag import Artifacts, AssetChecks, Verdict
 from po_assets.errors import UserError
 from po_assets.evaluation.scoring import ScoredAnswer, read_scored
 from po_assets.evaluation.settings import GateProfile
 from po_assets.evaluation.statistics import (
+    Judgement,
     PairedDifference,
     Summary,
     confusion_matrix,
+    judgement,
     majority_share,
     paired_difference,
     summarize,
 )
+from po_assets.text import amount, verb
 
 _SHOWN_CASES = 10
 
@@ -60,6 +66,11 @@ class Evidence:
         """Student less baseline."""
         return paired_difference([b.total for b, _ in self.pairs], [s.total for _, s in self.pairs])
 
+    @cached_property
+    def judgement(self) -> Judgement:
+        """Whether the student's statuses are right."""
+        return judgement(self.student)
+
 
 checks = AssetChecks[Evidence]("eval_report")
 
@@ -67,14 +78,20 @@ checks = AssetChecks[Evidence]("eval_report")
 @checks.register(blocking=True)
 def case_count(found: Evidence) -> Verdict:
     """All evaluation cases that the gate asks for count; one without an answer counts as an empty one."""
-    wanted, cases = found.profile.case_count, found.summary.cases
-    return Verdict(
-        passed=cases == wanted,
-        required=f"= {wanted}",
+    profile, cases = found.profile, found.summary.cases
+    exact = profile.case_count is not None
+    wanted = profile.case_count if profile.case_count is not None else profile.minimum_cases
+    return _verdict(
+        found,
+        case_count,
+        passed=cases == wanted if exact else cases >= wanted,
+        required=f"{'=' if exact else '>='} {wanted}",
         value=str(cases),
-        summary=f"{cases} cases were evaluated, {wanted} are wanted.",
-        next_step=f"Restore artifacts/evaluation/po_eval_cases.jsonl to its {wanted} cases and materialize eval_cases: "
-        "with fewer, a difference of 0.03 cannot be told from chance.",
+        summary=f"{amount(cases, 'case')} {verb(cases, 'was', 'were')} evaluated, {'' if exact else 'at least '}"
+        f"{wanted} {verb(wanted, 'is', 'are')} wanted.",
+        next_step=f"Give artifacts/evaluation/po_eval_cases.jsonl its {wanted} cases and materialize eval_cases: with "
+        "fewer, a difference of 0.03 cannot be told from chance. For cases of your own, give the gate a profile of "
+        "your own (resource `gate`: name, case_count).",
         numbers={"cases": cases},
     )
 
@@ -84,6 +101,8 @@ def mean_score(found: Evidence) -> Verdict:
     """The student's mean score over every case is at least what the gate asks for."""
     mean, least = found.summary.mean, found.profile.mean_score
     return _verdict(
+        found,
+        mean_score,
         passed=mean >= least,
         required=f">= {least:.2f}",
         value=f"{mean:.3f}",
@@ -102,6 +121,8 @@ def score_std(found: Evidence) -> Verdict:
     """The scores' sample standard deviation is at most what the gate allows."""
     std, mean, most = found.summary.std, found.summary.mean, found.profile.score_std
     return _verdict(
+        found,
+        score_std,
         passed=std <= most,
         required=f"<= {most:.2f}",
         value=f"{std:.3f}",
@@ -121,6 +142,8 @@ def delta_vs_baseline(found: Evidence) -> Verdict:
     delta = student - baseline
     worse = sorted(found.pairs, key=lambda pair: pair[1].total - pair[0].total)[:_SHOWN_CASES]
     return _verdict(
+        found,
+        delta_vs_baseline,
         passed=delta >= least,
         required=f">= {least:+.2f}",
         value=f"{delta:+.3f}",
@@ -148,11 +171,13 @@ def valid_answers(found: Evidence) -> Verdict:
     share, least = found.summary.valid_share, found.profile.valid_answers
     invalid = [answer for answer in found.student if not answer.valid]
     return _verdict(
+        found,
+        valid_answers,
         passed=share >= least,
         required=f">= {least:.0%}",
         value=f"{share:.1%}",
-        summary=f"{len(invalid)} of {found.summary.cases} answers are not valid, so {share:.1%} are; at least "
-        f"{least:.0%} is asked for.",
+        summary=f"{len(found.student) - len(invalid)} of {len(found.student)} answers are valid ({share:.1%}); at "
+        f"least {least:.0%} is asked for.",
         next_step="The table gives the validator's reason for each. Nothing downstream can use such an answer: train "
         "until the form is learnt, or decode with the grammar (mode constrained).",
         rows=[
@@ -168,12 +193,49 @@ def valid_answers(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(severity="WARN")
+@checks.register(blocking=True)
+def judges(found: Evidence) -> Verdict:
+    """The statuses are right more often than by always giving the most frequent one (binomial test, one-sided, 5 %)."""
+    judged = found.judgement
+    recalls = ", ".join(
+        f"{hits} of {cases} {status} ({low:.0%} to {high:.0%})"
+        for status, (hits, cases, low, high) in judged.recalls.items()
+    )
+    without = len(found.student) - judged.cases
+    left_out = (
+        f" {amount(without, 'case')} without a right status {verb(without, 'is', 'are')} left out." if without else ""
+    )
+    return _verdict(
+        found,
+        judges,
+        passed=judged.judges,
+        required="p < 0.05",
+        value=f"p = {judged.p_value:.2g}" if judged.cases else "no status",
+        summary=(
+            f"The student {judged.described}. {judged.right} of {judged.cases} are right "
+            f"({judged.accuracy[0]:.0%} to {judged.accuracy[1]:.0%}; macro-F1 {judged.macro_f1:.2f}, "
+            f"{judged.macro_f1_interval[0]:.2f} to {judged.macro_f1_interval[1]:.2f}); found were {recalls}. Intervals "
+            f"are of 95 %.{left_out}"
+            if judged.cases
+            else "No case has a right status, so nothing is known of the student's judgement."
+        ),
+        next_step="Do not rely on the status of this student's reviews: have a person judge. More training rows of the "
+        "statuses that it misses, and cases to see it by, are what helps."
+        if judged.cases
+        else "Give the cases a reference answer or a status.",
+        rows=_status_rows(found.student),
+        numbers={"right statuses": judged.right, "p value": judged.p_value, "macro-F1": judged.macro_f1},
+    )
+
+
+@checks.register(blocking=True)
 def non_inferiority(found: Evidence) -> Verdict:
     """The 95 % interval of the paired difference stays above the margin."""
-    difference, margin = found.difference, found.profile.delta_vs_baseline
+    difference, margin = found.difference, -found.profile.margin
     lost_most = "the ones that lost most under delta_vs_baseline."
-    return Verdict(
+    return _verdict(
+        found,
+        non_inferiority,
         passed=difference.low >= margin,
         required=f"95 % CI >= {margin:+.2f}",
         value=f"[{difference.low:+.3f}, {difference.high:+.3f}]",
@@ -193,45 +255,46 @@ def non_inferiority(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(severity="WARN")
+@checks.register(blocking=True)
 def status_accuracy(found: Evidence) -> Verdict:
     """The status is right more often than by always giving the most frequent one; the metric does not see this."""
     summary, guess = found.summary, majority_share(found.student)
-    wrong = [answer for answer in found.student if not answer.status_is_right]
+    known = [answer for answer in found.student if answer.reference_status]
     missed = ", ".join(
         f"{row[status]} of {sum(row.values())} {status}"
-        for status, row in confusion_matrix(found.student).items()
+        for status, row in confusion_matrix(known).items()
         if sum(row.values())
     )
     return _verdict(
+        found,
+        status_accuracy,
         passed=summary.status_accuracy > guess,
-        required=f"> {guess:.1%}",
+        required=f"more than {guess:.1%}",
         value=f"{summary.status_accuracy:.1%}",
-        summary=f"{summary.cases - len(wrong)} of {summary.cases} answers give the right status "
+        summary=f"{sum(answer.status_is_right for answer in known)} of {len(known)} answers give the right status "
         f"({summary.status_accuracy:.1%}, macro-F1 {summary.macro_f1:.2f}); always giving the most frequent one would "
-        f"be right in {guess:.1%}. Right were {missed}.",
+        f"be right in {guess:.1%}. Right were {missed or 'none: no case has a right status'}.",
         next_step="The metric does not see this. The table lists the wrong ones; more training rows of the status that "
         "is missed most usually help.",
-        rows=[
-            {"case": a.case_id, "tier": a.tier, "reference": a.reference_status, "student": a.status or "no status"}
-            for a in wrong
-        ],
+        rows=_status_rows(found.student),
         numbers={"status accuracy": summary.status_accuracy, "macro-F1": summary.macro_f1},
     )
 
 
-@checks.register(severity="WARN")
+@checks.register(blocking=True)
 def worst_case(found: Evidence) -> Verdict:
     """No case scores under the line that the gate draws."""
     line = found.profile.worst_case
     ordered = sorted(found.student, key=lambda answer: answer.total)
     low, worst = [answer for answer in ordered if answer.total < line], ordered[0]
     return _verdict(
+        found,
+        worst_case,
         passed=not low,
         required=f">= {line:.2f}",
         value=f"{worst.total:.3f}",
-        summary=f"{len(low)} of {len(ordered)} cases score under {line:.2f}; the worst is {worst.case_id} with "
-        f"{worst.total:.3f}.",
+        summary=f"{len(low) or 'None'} of {len(ordered)} cases {verb(len(low), 'scores', 'score')} under {line:.2f}; "
+        f"the lowest is {worst.case_id} with {worst.total:.3f}.",
         next_step="Open these cases in the HTML report: prompt, both answers, the reference and what cost points.",
         rows=_case_rows(low),
         numbers={"worst score": worst.total, "cases under the line": len(low)},
@@ -239,10 +302,10 @@ def worst_case(found: Evidence) -> Verdict:
 
 
 @checks.step
-def eval_report_gate(artifacts: Artifacts) -> Evidence:
+def eval_report_gate(artifacts: Artifacts, gate: GateProfile) -> Evidence:
     """The two answers tables, the unit of truth, against the gate's criteria."""
     layout = artifacts.layout
-    return Evidence(read_scored(layout.baseline_answers), read_scored(layout.student_answers))
+    return Evidence(read_scored(layout.baseline_answers), read_scored(layout.student_answers), gate)
 
 
 evaluation_checks = [eval_report_gate]
@@ -268,9 +331,31 @@ def refuse_unpaired(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAn
         )
 
 
-def _verdict(*, passed: bool, rows: Sequence[dict[str, Any]], **parts: Any) -> Verdict:
-    """The cases behind a criterion are shown when it fails."""
-    return Verdict(passed=passed, rows=[] if passed else rows, **parts)
+def _verdict(
+    found: Evidence,
+    criterion: Callable[[Evidence], Verdict],
+    *,
+    passed: bool,
+    rows: Sequence[dict[str, Any]] = (),
+    **parts: Any,
+) -> Verdict:
+    """With the severity of the profile, and its name; the cases behind a criterion are shown when it fails."""
+    return Verdict(
+        passed=passed,
+        rows=[] if passed else rows,
+        severity="ERROR" if found.profile.blocks(criterion.__name__) else "WARN",
+        extra={"gate profile": dg.MetadataValue.text(found.profile.name)},
+        **parts,
+    )
+
+
+def _status_rows(answers: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
+    """The wrong ones."""
+    return [
+        {"case": a.case_id, "tier": a.tier, "right status": a.reference_status, "given": a.status or "no status"}
+        for a in answers
+        if a.reference_status and not a.status_is_right
+    ]
 
 
 def _case_rows(answers: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:

@@ -18,12 +18,12 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.dag import Artifacts, GateRecord, write_gate
+from po_assets.dag import Artifacts, GateRecord
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.evaluation.answers import Answer, AnswerCache, Log, answer_cases, load_baseline, load_student
 from po_assets.evaluation.checks import Evidence, refuse_unpaired
-from po_assets.evaluation.gate import gate_path, judge, promote, promoted_adapter, verdict_rows
+from po_assets.evaluation.gate import judge, settle, verdict_rows
 from po_assets.evaluation.report import (
     FreeRun,
     build_report,
@@ -34,11 +34,10 @@ from po_assets.evaluation.report import (
     write_report,
 )
 from po_assets.evaluation.scoring import ScoredAnswer, read_scored, score_answers
-from po_assets.evaluation.settings import Decoding
+from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model, require_hardware
 from po_assets.product_owner import format_answer
-from po_assets.storage import Layout, digest_of, file_digest, local_copy, published_directory, read_manifest
-from po_assets.training.adapter import write_gate_verdict
+from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_manifest
 from po_assets.training.student import adapter_problem
 
 _ELSEWHERE = "elsewhere"
@@ -69,7 +68,13 @@ def answer_with_baseline(
 
 
 def evaluate_student(
-    cases: Sequence[EvalCase], layout: Layout, spec: BaseModel, decoding: Decoding, log: Log
+    cases: Sequence[EvalCase],
+    layout: Layout,
+    spec: BaseModel,
+    decoding: Decoding,
+    *,
+    gate: GateProfile,
+    log: Log,
 ) -> Evaluation:
     """Answer with the student, gate it against the baseline, write report and gate record, promote if it passed.
 
@@ -99,7 +104,7 @@ def evaluate_student(
             free = free_run(ask(some, decoding.free(), "student without grammar"))
             log(free.described)
 
-        found = Evidence(baseline, student)
+        found = Evidence(baseline, student, gate)
         record = judge(
             found, adapter_sha256, cases_sha256=file_digest(layout.eval_cases), decoding=decoding.described()
         )
@@ -112,11 +117,9 @@ def evaluate_student(
             previous=read_report(layout.report_json),
         )
         write_report(report, layout.report_json, layout.report_html, _pictures(found))
-        write_gate(gate_path(layout), record)
-        _write_verdict(layout, record, adapter)
-        evaluation = Evaluation(found, record, free, promotion=_promote(layout, record, adapter))
-        log(f"the gate {'passed' if record.passed else 'FAILED'}; {evaluation.promotion}")
-        return evaluation
+        promotion = settle(layout, record, adapter)
+        log(f"{record.context['sentence']} {promotion}")
+        return Evaluation(found, record, free, promotion)
 
 
 def refuse_other_baseline(
@@ -173,24 +176,6 @@ def _model_digest(folder: Path, spec: BaseModel) -> str:
 
 def _pictures(found: Evidence) -> dict[str, str]:
     return {name: data_uri(figure) for name, figure in evaluation_figures(found).items()}
-
-
-def _write_verdict(layout: Layout, record: GateRecord, evaluated: Path) -> None:
-    """Into the card of the evaluated copy, and into that of the adapter unless another was published meanwhile."""
-    rows = verdict_rows(record)
-    write_gate_verdict(evaluated, rows, passed=record.passed)
-    published = published_directory(layout.adapter)
-    manifest = read_manifest(published)
-    if manifest and manifest.sha256 == record.sha256:
-        write_gate_verdict(published, rows, passed=record.passed)
-
-
-def _promote(layout: Layout, record: GateRecord, adapter: Path) -> str:
-    if record.passed:
-        return f"adapter {record.sha256[:12]} is now {promote(layout, record, adapter)}."
-    current = promoted_adapter(layout)
-    kept = f"adapter {current[:12]} stays current" if current else "no adapter is current yet"
-    return f"adapter {record.sha256[:12]} is not promoted; {kept}."
 
 
 # Answers made elsewhere

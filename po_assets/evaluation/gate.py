@@ -3,9 +3,13 @@
 Whoever uses an adapter trusts the record, not the colour of the last run. What the gate asks for belongs to `checks`.
 """
 
+import contextlib
+import json
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from upath import UPath
@@ -13,21 +17,40 @@ from upath import UPath
 from po_assets.dag import GateRecord, gate_record, read_gate, write_gate
 from po_assets.errors import UserError
 from po_assets.evaluation.checks import Evidence, checks
-from po_assets.storage import Layout, atomic_directory, is_local, published_directory
+from po_assets.storage import Layout, atomic_directory, atomic_file, is_local, published_directory, read_manifest
+from po_assets.training.adapter import write_gate_section
 
 GATE_FILE = "gate.json"
 _KEPT_VERSIONS = 3
 """Promoted adapters on disk, the current one among them, so that a switch can be taken back by hand."""
 
+_KEPT_VERDICTS = 500
+_LIMITS = (
+    "What it cannot do: its status is no judgement to rely on unless `judges` passed; the metric behind the scores "
+    "does not see whether a status is right. It was measured under this project's prompt and decoding only."
+)
+
 
 def judge(found: Evidence, adapter_sha256: str, *, cases_sha256: str, decoding: str) -> GateRecord:
     """The gate's verdict on an adapter; `decoding` in words."""
+    verdicts = checks.verdicts(found)
+    failed = [name for name, one in verdicts.items() if not one.passed and one.severity == "ERROR"]
     context = {
         "baseline_digest": found.baseline[0].model_digest,
         "cases_sha256": cases_sha256,
         "decoding": decoding,
+        "profile": found.profile.effective(),
+        "sentence": _sentence(found, failed),
     }
-    return gate_record(adapter_sha256, checks.verdicts(found), context)
+    return gate_record(adapter_sha256, verdicts, context)
+
+
+def _sentence(found: Evidence, failed: Sequence[str]) -> str:
+    """Both halves of the verdict: the scores, and whether the student judges."""
+    scores = [name for name in failed if name != "judges"]
+    first = f"fails the gate ({', '.join(scores)})" if scores else "passes the score thresholds"
+    of = "" if found.profile.name == "literal" else f" of the profile {found.profile.name}"
+    return f"The student {first}{of}; {found.judgement.described}."
 
 
 def gate_path(layout: Layout) -> UPath:
@@ -52,6 +75,86 @@ def gate_table(layout: Layout) -> list[dict[str, str]]:
     """The last gate's table, empty where there is none: for the end of `po-assets run`."""
     record = read_gate(gate_path(layout))
     return verdict_rows(record) if record else []
+
+
+def gate_sentence(layout: Layout) -> str:
+    """The last gate's first sentence, empty where there is none."""
+    record = read_gate(gate_path(layout))
+    return str(record.context.get("sentence", "")) if record else ""
+
+
+def settle(layout: Layout, record: GateRecord, adapter: Path) -> str:
+    """Keep the verdict (record, history, the cards of this adapter), promote if it passed; says what became of it.
+
+    `adapter` is the folder of the evaluated copy.
+    """
+    write_gate(gate_path(layout), record)
+    verdicts = [*_history(layout), record]
+    with atomic_file(_history_path(layout)) as file:
+        file.write(b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in verdicts[-_KEPT_VERDICTS:]))
+    section = _card_section([one for one in verdicts if one.sha256 == record.sha256])
+    write_gate_section(adapter, section)
+    # One adapter, one card: not where another was published or promoted meanwhile.
+    published = published_directory(layout.adapter)
+    if (manifest := read_manifest(published)) and manifest.sha256 == record.sha256:
+        write_gate_section(published, section)
+    before = current_gate(layout)
+    if before and before.sha256 == record.sha256:
+        write_gate_section(published_directory(layout.current), section)
+    name, place = f"Adapter {record.sha256[:12]}", "/".join(layout.current.parts[-2:])
+    if record.passed:
+        promote(layout, record, adapter)
+        if before and before.sha256 == record.sha256:
+            return f"{name} stays {place}: it passed again, as on {before.time}."
+        return f"{name} is now {place}."
+    if before is None:
+        return f"{name} is not promoted; no adapter is current yet."
+    if before.sha256 != record.sha256:
+        return f"{name} is not promoted; adapter {before.sha256[:12]} stays {place}, where it is since {before.time}."
+    return (
+        f"{name} has been {place} since it passed on {before.time}, and fails now ({', '.join(record.failed)}; profile "
+        f"{record.context['profile']['name']}). It stays in use until another passes: train again, or point {place} to "
+        "an earlier one in models/promoted."
+    )
+
+
+def _history_path(layout: Layout) -> UPath:
+    return layout.report_json.parent / "po_eval_gate_history.jsonl"
+
+
+def _history(layout: Layout) -> list[GateRecord]:
+    """The records of earlier evaluations, the oldest first; what another version wrote is left out."""
+    path = _history_path(layout)
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError):
+            records.append(GateRecord(**json.loads(line)))
+    return records
+
+
+def _card_section(verdicts: Sequence[GateRecord]) -> str:
+    """The last verdict of an adapter for its card, in markdown, with those before it."""
+    last = verdicts[-1]
+    verdict = "passed" if last.passed else "failed"
+    profile = f"profile {last.context['profile']['name']}"
+    promoted = "" if last.passed else " By this verdict the adapter is not to be promoted."
+    lines = [
+        f"The gate **{verdict}** on {last.time} ({profile}). {last.context['sentence']}{promoted}",
+        "",
+        "| criterion | required | value | verdict |",
+        "| --- | --- | --- | --- |",
+        *("| " + " | ".join(row.values()) + " |" for row in verdict_rows(last)),
+        "",
+        _LIMITS,
+    ]
+    if len(verdicts) > 1:
+        lines += ["", "Earlier verdicts on this adapter:", ""]
+        lines += [
+            f"- {one.time}, profile {one.context['profile']['name']}: {'passed' if one.passed else 'failed'}. "
+            f"{one.context['sentence']}"
+            for one in reversed(verdicts[:-1])
+        ]
+    return "\n".join(lines)
 
 
 def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:
@@ -83,11 +186,16 @@ def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:
 
 def promoted_adapter(layout: Layout) -> str | None:
     """Digest of the adapter that is current, None where none is."""
+    record = current_gate(layout)
+    return record.sha256 if record else None
+
+
+def current_gate(layout: Layout) -> GateRecord | None:
+    """The record by which the current adapter was promoted, None where none is current."""
     try:
-        record = read_gate(published_directory(layout.current) / GATE_FILE)
+        return read_gate(published_directory(layout.current) / GATE_FILE)
     except NotADirectoryError:
         return None
-    return record.sha256 if record else None
 
 
 def _copy(adapter: Path, target: UPath, record: GateRecord) -> None:

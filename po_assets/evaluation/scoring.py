@@ -32,11 +32,10 @@ _PLACEHOLDER = re.compile(r"^\W*(?:none|no(?:thing| conflicts?)?|n/a)\b", re.IGN
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One model's answer to one case with everything that is said about it."""
+    """One model's answer to one case with everything that is said about it; `COLUMNS` has a line on each."""
 
     case_id: str
     model: str
-    """`baseline` or `student`."""
     tier: str
     text: str
     finish_reason: str
@@ -52,14 +51,10 @@ class ScoredAnswer:
     valid: bool
     invalid_reason: str
     status: str | None
-    """What the answer says; None where it says nothing readable."""
     reference_status: str
     unknown_ids: list[str]
-    """Cited requirement ids that this case does not have."""
     invented_conflicts: int
-    """Conflicts listed where the reference lists none; the metric pays for them."""
     decoding: str
-    """Digest of the decoding settings."""
     model_digest: str
     metric_version: str = METRIC_VERSION
 
@@ -67,6 +62,33 @@ class ScoredAnswer:
     def status_is_right(self) -> bool:
         """Whether the answer's status is the reference's."""
         return self.status == self.reference_status
+
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "case_id": ("string", "The evaluation case."),
+    "model": ("string", "baseline or student."),
+    "tier": ("string", "As the case has it; empty where it names none."),
+    "text": ("string", "The answer as it came out."),
+    "finish_reason": ("string", "stop, length (cut at the token limit) or missing."),
+    "tokens": ("int", "Tokens of the answer."),
+    "seconds": ("float", "Computing time of the answer."),
+    "attempts": ("int", "How often it was asked for."),
+    "total": ("float", "Score, 0 to 1."),
+    "schema": ("float", "Points for the form, at most 30."),
+    "vision": ("float", "Points for the vision's completeness, at most 30."),
+    "alignment": ("float", "Points for the requirements covered, at most 30."),
+    "specificity": ("float", "Points for the review's specificity, at most 30."),
+    "problems": ("list[string]", "What cost points, most costly first."),
+    "valid": ("bool", "Whether the answer passes the validator."),
+    "invalid_reason": ("string", "The first reason why not."),
+    "status": ("string", "The status in the answer; null where nothing readable is said."),
+    "reference_status": ("string", "The right status; empty where the case has none."),
+    "unknown_ids": ("list[string]", "Cited requirement ids that the case does not have."),
+    "invented_conflicts": ("int", "Conflicts listed where the reference lists none; the metric pays for them."),
+    "decoding": ("string", "Fingerprint of the decoding settings."),
+    "model_digest": ("string", "Digest of the weights that answered."),
+    "metric_version": ("string", "Version of the metric."),
+}
 
 
 def score_answer(case: EvalCase, answer: Answer, *, model: str, model_digest: str, decoding: str) -> ScoredAnswer:
@@ -77,14 +99,9 @@ def score_answer(case: EvalCase, answer: Answer, *, model: str, model_digest: st
     verdict = validate_answer(parsed.vision_yaml, parsed.review_yaml)
     known = {identifier.upper() for identifier in case.requirement_ids}
     return ScoredAnswer(
-        case_id=case.case_id,
+        **asdict(answer),
         model=model,
         tier=case.tier,
-        text=answer.text,
-        finish_reason=answer.finish_reason,
-        tokens=answer.tokens,
-        seconds=answer.seconds,
-        attempts=answer.attempts,
         total=score.total,
         schema=score.schema,
         vision=score.vision,
@@ -94,9 +111,9 @@ def score_answer(case: EvalCase, answer: Answer, *, model: str, model_digest: st
         valid=bool(verdict),
         invalid_reason=verdict.reason,
         status=read_status(review),
-        reference_status=case.status,
+        reference_status=case.status or "",
         unknown_ids=[identifier for identifier in cited_ids(review) if identifier not in known],
-        invented_conflicts=0 if case.reference_conflicts else len(_conflicts(review)),
+        invented_conflicts=0 if case.reference_conflicts or not case.reference_review_yaml else len(_conflicts(review)),
         decoding=decoding,
         model_digest=model_digest,
     )

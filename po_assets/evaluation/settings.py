@@ -3,6 +3,7 @@
 How decoding is done belongs to `generate` and `product_owner.grammar`, how the gate judges to `checks`.
 """
 
+import re
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -102,12 +103,39 @@ class Decoding(Settings):
         return f"{self.mode}, {sampling}, {limit}{repetition}{retries}"
 
 
+CRITERIA = (
+    "case_count",
+    "mean_score",
+    "score_std",
+    "delta_vs_baseline",
+    "valid_answers",
+    "judges",
+    "non_inferiority",
+    "status_accuracy",
+    "worst_case",
+)
+"""The gate's criteria, each a check of `eval_report`."""
+_SCORES = CRITERIA[:5]
+_BUILT_IN = {"literal": _SCORES, "reviewer": (*_SCORES, "judges")}
+"""Profiles that differ in what blocks only; every other name is a team's own."""
+
+
 class GateProfile(Settings):
-    """What the gate asks for."""
+    """What the gate asks for, under a name that stands wherever its verdict does.
+
+    `literal` and `reviewer` are built in, with the thresholds below; whoever changes one gives the profile a name.
+    """
 
     noun: ClassVar[str] = "the gate profile"
 
-    case_count: int = Field(default=contract.GATE_CASES, ge=1, description="Evaluation cases: exactly so many.")
+    name: str = Field(
+        default="literal",
+        description="literal, reviewer (as literal; `judges` blocks too), or a name of your own with your own values.",
+    )
+    case_count: int | None = Field(
+        default=contract.GATE_CASES, ge=1, description="Evaluation cases, exactly; empty: minimum_cases decides."
+    )
+    minimum_cases: int = Field(default=1, ge=1, description="Evaluation cases, at least, where case_count is empty.")
     mean_score: float = Field(default=contract.GATE_MEAN_SCORE, ge=0, le=1, description="Least mean score.")
     score_std: float = Field(
         default=contract.GATE_SCORE_STD, ge=0, le=1, description="Greatest sample standard deviation of the scores."
@@ -118,9 +146,52 @@ class GateProfile(Settings):
         le=1,
         description="Least difference of the means, student less baseline; a student may be better by any amount.",
     )
+    margin: float = Field(
+        default=-contract.GATE_DELTA,
+        ge=0,
+        le=1,
+        description="non_inferiority: the 95 % interval of the paired difference excludes that it is worse by more.",
+    )
     valid_answers: float = Field(
         default=contract.GATE_VALID_SHARE, ge=0, le=1, description="Least share of answers that the validator accepts."
     )
     worst_case: float = Field(
-        default=contract.GATE_WORST_SCORE, ge=0, le=1, description="A case below this score is warned of."
+        default=contract.GATE_WORST_SCORE, ge=0, le=1, description="Below this score a case is warned of."
     )
+    blocking: list[str] | None = Field(
+        default=None,
+        description=f"The criteria without which an adapter is not promoted; the others warn. Empty: "
+        f"{', '.join(_SCORES)}. Known are also {', '.join(CRITERIA[len(_SCORES) :])}.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,39}", name):
+            raise ValueError(f"name is {name!r}; use at most 40 letters, digits, dots and dashes.")
+        return name
+
+    @field_validator("blocking")
+    @classmethod
+    def _known_criteria(cls, names: list[str] | None) -> list[str] | None:
+        if unknown := [name for name in names or () if name not in CRITERIA]:
+            raise ValueError(f"blocking names {', '.join(map(repr, unknown))}; known are {', '.join(CRITERIA)}.")
+        return names
+
+    @model_validator(mode="after")
+    def _names_say_what_they_hold(self) -> Self:
+        changed = [
+            field
+            for field, info in type(self).model_fields.items()
+            if field != "name" and getattr(self, field) != info.default
+        ]
+        if self.name in _BUILT_IN and changed:
+            raise ValueError(
+                f"name is {self.name!r}, which is built in, but {', '.join(changed)} differ"
+                f"{'s' if len(changed) == 1 else ''} from it; give the profile a name of its own."
+            )
+        return self
+
+    def blocks(self, criterion: str) -> bool:
+        """Whether an adapter that fails the criterion is not promoted."""
+        return criterion in (_BUILT_IN.get(self.name, _SCORES) if self.blocking is None else self.blocking)

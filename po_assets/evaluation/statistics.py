@@ -32,6 +32,8 @@ class Summary:
     minimum: float
     median: float
     valid_share: float
+    cases_with_status: int
+    """Cases that have a right status; the next two are over these."""
     status_accuracy: float
     macro_f1: float
     answers_with_unknown_ids: int
@@ -54,6 +56,46 @@ class PairedDifference:
     cases: int
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """Whether the statuses are right, over the cases that have a right one."""
+
+    cases: int
+    right: int
+    usual: str
+    """The most frequent right status, what a student says that judges nothing."""
+    guessed: int
+    """How many that would get right."""
+    p_value: float
+    """Chance of so many right answers or more when each is as likely as a guess (one-sided binomial test)."""
+    accuracy: tuple[float, float]
+    """95 % interval (Wilson)."""
+    macro_f1: float
+    macro_f1_interval: tuple[float, float]
+    """95 % interval (bootstrap over the cases, percentiles)."""
+    recalls: dict[str, tuple[int, int, float, float]]
+    """By right status: found, cases, 95 % interval (Wilson)."""
+    said: dict[str, int]
+    """Answers by the status that they give."""
+
+    @property
+    def judges(self) -> bool:
+        """Whether it is better than always giving the most frequent status, at the 5 % level."""
+        return self.p_value < 1 - CONFIDENCE
+
+    @property
+    def described(self) -> str:
+        """Half a sentence: `does not judge: says aligned to every document`."""
+        if not self.cases:
+            return "whether it judges is not known: no case has a right status"
+        right = f"{self.right} of {self.cases} statuses are right"
+        if self.judges:
+            return f"judges: {right}, always saying {self.usual} gets {self.guessed}"
+        if len(self.said) == 1:
+            return f"does not judge: says {next(iter(self.said))} to every document"
+        return f"does not judge: {right}, always saying {self.usual} gets {self.guessed}"
+
+
 def summarize(answers: Sequence[ScoredAnswer]) -> Summary:
     """Summary over all answers, none left out.
 
@@ -64,6 +106,7 @@ def summarize(answers: Sequence[ScoredAnswer]) -> Summary:
         raise ValueError("there are no answers to summarize")
     totals = np.array([answer.total for answer in answers])
     seconds = sum(answer.seconds for answer in answers)
+    known = [answer for answer in answers if answer.reference_status]
     return Summary(
         cases=len(answers),
         mean=float(totals.mean()),
@@ -71,7 +114,8 @@ def summarize(answers: Sequence[ScoredAnswer]) -> Summary:
         minimum=float(totals.min()),
         median=float(np.median(totals)),
         valid_share=_share(answer.valid for answer in answers),
-        status_accuracy=_share(answer.status_is_right for answer in answers),
+        cases_with_status=len(known),
+        status_accuracy=_share(answer.status_is_right for answer in known),
         macro_f1=macro_f1(confusion_matrix(answers)),
         answers_with_unknown_ids=sum(bool(answer.unknown_ids) for answer in answers),
         answers_with_invented_conflicts=sum(answer.invented_conflicts > 0 for answer in answers),
@@ -115,6 +159,8 @@ def confusion_matrix(answers: Sequence[ScoredAnswer]) -> dict[str, dict[str, int
     columns = (*STATUSES, OTHER_STATUS)
     matrix = {status: dict.fromkeys(columns, 0) for status in STATUSES}
     for answer in answers:
+        if not answer.reference_status:
+            continue
         row = matrix.setdefault(answer.reference_status, dict.fromkeys(columns, 0))
         row[answer.status if answer.status in STATUSES else OTHER_STATUS] += 1
     return matrix
@@ -131,23 +177,95 @@ def macro_f1(matrix: Mapping[str, Mapping[str, int]]) -> float:
     return sum(scores) / len(scores) if scores else 0.0
 
 
+def judgement(answers: Sequence[ScoredAnswer]) -> Judgement:
+    """Whether the statuses are right more often than by always giving the most frequent one."""
+    from scipy import stats
+
+    known = [answer for answer in answers if answer.reference_status in STATUSES]
+    if not known:
+        return Judgement(0, 0, "", 0, 1.0, (0.0, 1.0), 0.0, (0.0, 1.0), {}, {})
+    right = sum(answer.status_is_right for answer in known)
+    usual, guessed = Counter(answer.reference_status for answer in known).most_common(1)[0]
+    # Where one status is all there is, nothing can be better than saying it.
+    test = stats.binomtest(right, len(known), guessed / len(known), alternative="greater")
+    found = {status: sum(row.values()) for status, row in confusion_matrix(known).items()}
+    hits = Counter(answer.reference_status for answer in known if answer.status_is_right)
+    return Judgement(
+        cases=len(known),
+        right=right,
+        usual=usual,
+        guessed=guessed,
+        p_value=float(test.pvalue),
+        accuracy=wilson(right, len(known)),
+        macro_f1=macro_f1(confusion_matrix(known)),
+        macro_f1_interval=_macro_f1_interval(known),
+        recalls={
+            status: (hits[status], count, *wilson(hits[status], count)) for status, count in found.items() if count
+        },
+        said=dict(Counter(answer.status or "nothing readable" for answer in known).most_common()),
+    )
+
+
+def judgement_rows(judged: Judgement) -> list[dict[str, str]]:
+    """A table for people: what, its value, its 95 % interval."""
+
+    def row(what: str, value: str, low: float, high: float, digits: str = ".0%") -> dict[str, str]:
+        return {"what": what, "value": value, "95 % interval": f"{low:{digits}} to {high:{digits}}"}
+
+    rows = [
+        row("right statuses", f"{judged.right} of {judged.cases}", *judged.accuracy),
+        row("macro-F1", f"{judged.macro_f1:.2f}", *judged.macro_f1_interval, ".2f"),
+    ]
+    rows += [
+        row(f"found: {status}", f"{hits} of {of}", low, high)
+        for status, (hits, of, low, high) in judged.recalls.items()
+    ]
+    return rows
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson score, which also holds near 0 and 1); all of [0, 1] without trials."""
+    from scipy import stats
+
+    if not trials:
+        return 0.0, 1.0
+    interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _macro_f1_interval(known: Sequence[ScoredAnswer]) -> tuple[float, float]:
+    columns = (*STATUSES, OTHER_STATUS)
+    truth = np.array([columns.index(answer.reference_status) for answer in known])
+    said = np.array([columns.index(answer.status if answer.status in STATUSES else OTHER_STATUS) for answer in known])
+    draws = np.random.default_rng(SEED).integers(0, len(known), (RESAMPLES // 5, len(known)))
+    truths, saids = truth[draws], said[draws]
+    scores, present = np.zeros(len(draws)), np.zeros(len(draws))
+    for status in range(len(STATUSES)):
+        actual, answered = (truths == status).sum(1), (saids == status).sum(1)
+        hits = ((truths == status) & (saids == status)).sum(1)
+        scores += np.where(actual > 0, 2 * hits / np.maximum(actual + answered, 1), 0.0)
+        present += actual > 0
+    low, high = np.quantile(scores / present, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
 def majority_share(answers: Sequence[ScoredAnswer]) -> float:
     """The status accuracy of always giving the most frequent status."""
-    counts = Counter(answer.reference_status for answer in answers)
-    return max(counts.values()) / len(answers)
+    counts = Counter(answer.reference_status for answer in answers if answer.reference_status)
+    return max(counts.values()) / counts.total() if counts else 1.0
 
 
 def breakdown(answers: Sequence[ScoredAnswer], by: str) -> dict[str, dict[str, float]]:
     """Cases, mean, valid share and status accuracy by `tier` or `reference_status`."""
     groups: dict[str, list[ScoredAnswer]] = {}
     for answer in answers:
-        groups.setdefault(str(getattr(answer, by)), []).append(answer)
+        groups.setdefault(str(getattr(answer, by) or "not given"), []).append(answer)
     return {
         name: {
             "cases": len(group),
             "mean": float(np.mean([answer.total for answer in group])),
             "valid_share": _share(answer.valid for answer in group),
-            "status_accuracy": _share(answer.status_is_right for answer in group),
+            "status_accuracy": _share(answer.status_is_right for answer in group if answer.reference_status),
         }
         for name, group in sorted(groups.items())
     }
@@ -155,4 +273,4 @@ def breakdown(answers: Sequence[ScoredAnswer], by: str) -> dict[str, dict[str, f
 
 def _share(flags: Iterable[bool]) -> float:
     values = list(flags)
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else 0.0

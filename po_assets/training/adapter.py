@@ -41,12 +41,13 @@ def add_adapter(model: PreTrainedModel, recipe: TrainingSettings, base_folder: P
     compute type where they are used. Raises `UserError` for target modules that the model does not have.
     """
     import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
     targets: str | list[str] = ALL_LINEAR if recipe.target_modules == [ALL_LINEAR] else recipe.target_modules
-    if recipe.base_model.quantization != "none":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
-    elif recipe.gradient_checkpointing:
+    # Also 4-bit weights, instead of by PEFT's `prepare_model_for_kbit_training`: that casts embedding, head and norms to
+    # float32, and with them the whole computation, whatever precision was asked for.
+    model.requires_grad_(False)
+    if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     # What `peft` and others load the base from; a Hub id works on other machines too, with its revision beside it.
@@ -79,6 +80,20 @@ def add_adapter(model: PreTrainedModel, recipe: TrainingSettings, base_folder: P
             f"target_modules at ['{ALL_LINEAR}']."
         )
     return cast("PeftModel", wrapped.train())
+
+
+def frozen_precision(model: PeftModel, expected: torch.dtype) -> str:
+    """In words how the frozen weights are held; a log must not say bfloat16 of a computation in float32.
+
+    Raises:
+        TypeError: a weight that computes (embedding, head, norms, biases; not the 4-bit integers) has another type.
+    """
+    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    other = {f"{name} ({p.dtype})" for name, p in frozen if p.dtype.is_floating_point and p.dtype != expected}
+    if other:
+        raise TypeError(f"{len(other)} frozen weights are not {expected}, as the log would say: {sorted(other)[:3]}")
+    packed = sum(not p.dtype.is_floating_point for _, p in frozen)
+    return str(expected).removeprefix("torch.") + (f" with {packed:,} matrices in 4 bits" if packed else "")
 
 
 def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -157,15 +172,11 @@ def render_card(recipe: TrainingSettings, facts: CardFacts) -> str:
     return str(card)
 
 
-def write_gate_verdict(adapter: UPath | Path, rows: Sequence[Mapping[str, Any]], *, passed: bool) -> None:
-    """Put the gate's verdict into the card of a published adapter, replacing an earlier one.
-
-    `rows` has one mapping per threshold, all with the same keys (name, threshold, value, verdict …), shown as a table.
-    """
+def write_gate_section(adapter: UPath | Path, verdict: str) -> None:
+    """Put the gate's verdict (markdown) into the card of an adapter's folder, in place of an earlier one."""
     path = UPath(adapter) / CARD
     text = path.read_text(encoding="utf-8")
-    verdict = "The gate **passed**." if passed else "The gate **failed**; this adapter was not promoted."
-    section = f"{_GATE_START}\n{verdict}\n\n{_table(rows)}\n{_GATE_END}"
+    section = f"{_GATE_START}\n{verdict}\n{_GATE_END}"
     pattern = re.compile(f"{re.escape(_GATE_START)}.*?{re.escape(_GATE_END)}", re.DOTALL)
     replaced, count = pattern.subn(lambda _: section, text)
     if not count:  # a card that somebody rewrote keeps its text

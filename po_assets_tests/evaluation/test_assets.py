@@ -16,7 +16,7 @@ from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.evaluate import spread
 from po_assets.evaluation.gate import gate_path, promoted_adapter
-from po_assets.evaluation.settings import Decoding
+from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, base_model_digest
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
 from po_assets.training.adapter import CONFIG, WEIGHTS
@@ -65,7 +65,9 @@ def layout(tmp_path: Path, base_folder: Path) -> Layout:
     return layout
 
 
-def run(layout: Layout, base: Path, *selection: str, decoding: Decoding = DECODING) -> Any:
+def run(
+    layout: Layout, base: Path, *selection: str, decoding: Decoding = DECODING, gate: GateProfile | None = None
+) -> Any:
     artifacts = Artifacts(root=str(layout.root))
     return dg.materialize(
         [cases_asset, adapter_asset, baseline_report, eval_report, *evaluation_checks],
@@ -75,6 +77,7 @@ def run(layout: Layout, base: Path, *selection: str, decoding: Decoding = DECODI
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "base_model": BaseModel(profile="embedded", base_model=str(base)),
             "decoding": decoding,
+            "gate": gate or GateProfile(),
         },
         raise_on_error=False,
     )
@@ -99,7 +102,7 @@ def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(evaluated
     checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
     assert set(checks) == {
         "case_count", "mean_score", "score_std", "delta_vs_baseline", "valid_answers", "non_inferiority",
-        "status_accuracy", "worst_case",
+        "judges", "status_accuracy", "worst_case",
     }  # fmt: skip
     assert not checks["case_count"].passed
     assert "3 cases were evaluated, 40 are wanted." in checks["case_count"].description
@@ -122,9 +125,13 @@ def test_the_metadata_shows_the_gate_the_pictures_and_the_report(evaluated: tupl
     (event,) = result.asset_materializations_for_node("eval_report")
     metadata = event.metadata
     assert metadata["report"].value == str(layout.report_html)
-    assert metadata["gate"].value == "failed"
+    assert metadata["gate"].value == "failed (profile literal)"
+    assert next(iter(metadata)) == "verdict"
+    assert metadata["verdict"].value.startswith("The student fails the gate (case_count, mean_score")
+    assert "Mean score 0.016 over 3 cases (baseline 0.016)." in metadata["verdict"].value
+    assert metadata["judgement"].value.records[0].data["what"] == "right statuses"
     assert [row.data["criterion"] for row in metadata["gate_table"].value.records][:2] == ["case_count", "mean_score"]
-    assert metadata["promotion"].value == f"adapter {'a' * 12} is not promoted; no adapter is current yet."
+    assert metadata["promotion"].value == f"Adapter {'a' * 12} is not promoted; no adapter is current yet."
     for picture in ("baseline_against_student", "score_histogram", "student_statuses", "baseline_statuses"):
         assert "data:image/png;base64," in metadata[picture].value
     assert metadata["dagster/row_count"].value == COUNT
@@ -173,10 +180,10 @@ def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypat
     result = run(layout, base_folder)
     failed = {check.check_name for check in result.get_asset_check_evaluations() if not check.passed}
     assert result.success
-    assert failed == {"status_accuracy"}  # every answer says aligned
+    assert failed == {"status_accuracy", "judges"}  # every answer says aligned
     assert promoted_adapter(layout) == "a" * 64
     (event,) = result.asset_materializations_for_node("eval_report")
-    assert event.metadata["promotion"].value == f"adapter {'a' * 12} is now {layout.current}."
+    assert event.metadata["promotion"].value == f"Adapter {'a' * 12} is now models/current."
 
 
 def test_a_baseline_of_other_settings_is_refused(evaluated: tuple[Layout, Any], base_folder: Path) -> None:
@@ -214,7 +221,7 @@ def test_the_card_tells_the_verdict(evaluated: tuple[Layout, Any]) -> None:
     """Of the adapter that was evaluated, with each threshold."""
     layout, _ = evaluated
     card = (layout.adapter / "README.md").read_text()
-    assert "The gate **failed**; this adapter was not promoted." in card
+    assert "The gate **failed** on " in card
     assert "| case_count |" in card
 
 
@@ -233,7 +240,7 @@ def test_what_was_evaluated_is_promoted_whatever_is_trained_meanwhile(
     run(layout, base_folder)
     assert promoted_adapter(layout) == "a" * 64
     assert (layout.current / WEIGHTS).read_bytes() == evaluated
-    assert "The gate **passed**." in (layout.current / "README.md").read_text()
+    assert "The gate **passed** on " in (layout.current / "README.md").read_text()
     assert "The gate" not in (layout.adapter / "README.md").read_text()
 
 

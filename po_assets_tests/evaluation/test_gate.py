@@ -4,28 +4,43 @@ from dataclasses import replace
 
 import pytest
 
-from po_assets.dag import Verdict, check_description
+from po_assets.dag import GateRecord, Verdict, check_description
+from po_assets.errors import UserError
 from po_assets.evaluation.checks import Evidence, checks
 from po_assets.evaluation.gate import judge
 from po_assets.evaluation.scoring import ScoredAnswer
+from po_assets.evaluation.settings import CRITERIA, GateProfile
 from po_assets_tests.evaluation.scenes import both_sides, case, scored
 
 GOOD_TOTALS = [0.88 + 0.002 * (number % 10) for number in range(40)]
 
 
-def rows(baseline: list[ScoredAnswer], student: list[ScoredAnswer]) -> dict[str, Verdict]:
-    return checks.verdicts(Evidence(baseline, student))
+def rows(
+    baseline: list[ScoredAnswer], student: list[ScoredAnswer], profile: GateProfile | None = None
+) -> dict[str, Verdict]:
+    return checks.verdicts(Evidence(baseline, student, profile or GateProfile()))
+
+
+def record(baseline: list[ScoredAnswer], student: list[ScoredAnswer], profile: GateProfile | None = None) -> GateRecord:
+    found = Evidence(baseline, student, profile or GateProfile())
+    return judge(found, "a" * 64, cases_sha256="c" * 64, decoding="greedy")
 
 
 def passes(baseline: list[ScoredAnswer], student: list[ScoredAnswer]) -> bool:
-    return judge(Evidence(baseline, student), "a" * 64, cases_sha256="c" * 64, decoding="greedy").passed
+    return record(baseline, student).passed
+
+
+def always_aligned() -> tuple[list[ScoredAnswer], list[ScoredAnswer]]:
+    """Good scores, and one status for all."""
+    baseline, student = both_sides(GOOD_TOTALS)
+    return baseline, [replace(answer, status="aligned") for answer in student]
 
 
 def test_a_good_student_passes_every_criterion() -> None:
     """In the order of the design."""
     found = rows(*both_sides(GOOD_TOTALS))
     assert [name for name, verdict in found.items() if not verdict.passed] == []
-    warnings = {"non_inferiority", "status_accuracy", "worst_case"}
+    warnings = {"judges", "non_inferiority", "status_accuracy", "worst_case"}
     assert {name for name, verdict in found.items() if verdict.severity == "WARN"} == warnings
     assert passes(*both_sides(GOOD_TOTALS))
     assert list(found) == [
@@ -34,6 +49,7 @@ def test_a_good_student_passes_every_criterion() -> None:
         "score_std",
         "delta_vs_baseline",
         "valid_answers",
+        "judges",
         "non_inferiority",
         "status_accuracy",
         "worst_case",
@@ -113,9 +129,7 @@ def test_nine_of_ten_answers_must_be_valid(invalid: int, passed: bool) -> None:
     if not passed:
         assert [item["case"] for item in row.rows] == [f"EVAL-{number:02d}" for number in range(1, invalid + 1)]
         assert row.rows[0]["reason"] == "the VISION has no product_name"
-        assert check_description(row).startswith(
-            "5 of 40 answers are not valid, so 87.5% are; at least 90% is asked for."
-        )
+        assert check_description(row).startswith("35 of 40 answers are valid (87.5%); at least 90% is asked for.")
 
 
 def test_a_difference_that_could_be_chance_is_a_warning_with_the_interval() -> None:
@@ -133,14 +147,12 @@ def test_a_difference_that_could_be_chance_is_a_warning_with_the_interval() -> N
 
 def test_always_saying_aligned_is_a_warning() -> None:
     """Which the metric rewards."""
-    baseline, student = both_sides(GOOD_TOTALS)
-    student = [replace(answer, status="aligned") for answer in student]
-    row = rows(baseline, student)["status_accuracy"]
+    row = rows(*always_aligned())["status_accuracy"]
     assert not row.passed
     assert row.severity == "WARN"
     assert "32 of 40 answers give the right status" in check_description(row)
     assert "0 of 8 needs_adjustment" in check_description(row)
-    assert {item["reference"] for item in row.rows} == {"needs_adjustment"}
+    assert {item["right status"] for item in row.rows} == {"needs_adjustment"}
 
 
 def test_a_single_bad_case_is_a_warning() -> None:
@@ -148,7 +160,7 @@ def test_a_single_bad_case_is_a_warning() -> None:
     row = rows(*both_sides([*GOOD_TOTALS[:39], 0.65]))["worst_case"]
     assert not row.passed
     assert row.severity == "WARN"
-    assert check_description(row).startswith("1 of 40 cases score under 0.70; the worst is EVAL-40 with 0.650.")
+    assert check_description(row).startswith("1 of 40 cases scores under 0.70; the lowest is EVAL-40 with 0.650.")
 
 
 def test_sides_that_answered_other_cases_or_in_another_way_are_refused() -> None:
@@ -167,3 +179,73 @@ def test_a_gate_fails_with_any_error_and_never_with_a_warning() -> None:
     """Whatever the order."""
     assert passes(*both_sides([*GOOD_TOTALS[:39], 0.65]))
     assert not passes(*both_sides([0.81] * 40))
+
+
+def test_a_student_that_always_says_the_same_does_not_judge() -> None:
+    """Said in the verdict's first sentence; a warning in the literal gate, in the profile reviewer a failure."""
+    row = rows(*always_aligned())["judges"]
+    assert (row.passed, row.severity, row.required) == (False, "WARN", "p < 0.05")
+    assert row.summary.startswith("The student does not judge: says aligned to every document. 32 of 40 are right (65%")
+    assert "32 of 32 aligned (89% to 100%), 0 of 8 needs_adjustment (0% to 32%)" in row.summary
+    literal = record(*always_aligned())
+    assert literal.passed
+    assert literal.context["sentence"] == (
+        "The student passes the score thresholds; does not judge: says aligned to every document."
+    )
+    reviewer = record(*always_aligned(), GateProfile(name="reviewer"))
+    assert not reviewer.passed
+    assert list(reviewer.failed) == ["judges"]
+    assert reviewer.context["profile"]["name"] == "reviewer"
+
+
+@pytest.mark.parametrize(("wrong", "judges"), [(0, True), (2, True), (4, False)])
+def test_judging_is_more_than_luck(wrong: int, judges: bool) -> None:
+    """32 of 40 are right by always saying aligned: 38 are better at the 5 % level, 36 are not."""
+    baseline, student = both_sides(GOOD_TOTALS)
+    student[:wrong] = [replace(answer, status="conflicts") for answer in student[:wrong]]
+    found = rows(baseline, student)["judges"]
+    assert found.passed is judges
+    said = f"{'judges' if judges else 'does not judge'}: {40 - wrong} of 40 statuses are right, always saying aligned gets 32"
+    assert said in found.summary
+    assert said in record(baseline, student).context["sentence"]
+
+
+def test_cases_without_a_right_status_are_counted_and_left_out() -> None:
+    """Where none has one, nothing is known of the judgement."""
+    baseline, student = both_sides(GOOD_TOTALS)
+    some = [replace(answer, reference_status="") for answer in student[:10]] + student[10:]
+    found = rows(baseline, some)
+    assert "10 cases without a right status are left out" in found["judges"].summary
+    assert "30 of 30 answers give the right status" in found["status_accuracy"].summary
+    none = [replace(answer, reference_status="") for answer in student]
+    assert not rows(baseline, none)["judges"].passed
+    assert "whether it judges is not known: no case has a right status" in record(baseline, none).context["sentence"]
+    assert record(baseline, none).passed
+
+
+def test_a_profile_of_ones_own_has_its_thresholds_and_stands_in_the_record() -> None:
+    """34 cases, a lower mean, other criteria that block."""
+    profile = GateProfile(
+        name="pilot", case_count=None, minimum_cases=30, mean_score=0.7, blocking=["mean_score", "judges"]
+    )
+    sides = both_sides([0.75] * 34, baseline=[0.9] * 34)
+    found = rows(*sides, profile)
+    assert (found["case_count"].required, found["case_count"].passed) == (">= 30", True)
+    assert (found["mean_score"].required, found["mean_score"].passed) == (">= 0.70", True)
+    assert (found["delta_vs_baseline"].passed, found["delta_vs_baseline"].severity) == (False, "WARN")
+    kept = record(*sides, profile)
+    assert kept.passed
+    assert kept.context["profile"]["mean_score"] == 0.7
+    assert "passes the score thresholds of the profile pilot" in kept.context["sentence"]
+    assert profile.fingerprint() != GateProfile().fingerprint()
+
+
+def test_a_built_in_profile_holds_what_its_name_says() -> None:
+    """Whoever changes it names it; criteria that do not exist cannot block."""
+    with pytest.raises(UserError, match="name is 'literal', which is built in, but mean_score differs from it"):
+        GateProfile(mean_score=0.7)
+    with pytest.raises(UserError, match="blocking names 'speed'; known are case_count"):
+        GateProfile(name="mine", blocking=["speed"])
+    with pytest.raises(UserError, match="name is 'a <b>'; use at most 40 letters"):
+        GateProfile(name="a <b>")
+    assert checks.names == CRITERIA

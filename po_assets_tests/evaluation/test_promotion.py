@@ -1,6 +1,7 @@
 """Promotion: only what passed, in one switch, and the old one stays when something goes wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ from upath import UPath
 
 from po_assets.dag import GateRecord, read_gate, write_gate
 from po_assets.evaluation.checks import Evidence
-from po_assets.evaluation.gate import gate_path, gate_table, judge, promote, promoted_adapter
-from po_assets.storage import Layout, published_directory
+from po_assets.evaluation.gate import gate_path, gate_table, judge, promote, promoted_adapter, settle
+from po_assets.storage import Layout, Manifest, published_directory, write_manifest
 from po_assets_tests.evaluation.scenes import both_sides
 
 
 def record(adapter: str, *, passed: bool = True) -> GateRecord:
-    return GateRecord(adapter * 64, passed, {}, "2026-11-22T10:00")
+    checks = {} if passed else {"mean_score": {"passed": False, "severity": "ERROR", "required": "", "value": ""}}
+    context = {"profile": {"name": "literal"}, "sentence": f"The student {'passes' if passed else 'fails'}."}
+    return GateRecord(adapter * 64, passed, checks, "2026-11-22T10:00", context)
 
 
 @pytest.fixture
@@ -98,3 +101,44 @@ def test_the_gates_record_is_read_back_for_the_table(layout: Layout) -> None:
     }  # fmt: skip
     gate_path(layout).write_text(json.dumps({"sha256": "a"}))
     assert gate_table(layout) == []
+
+
+def evaluated(layout: Layout, adapter: str, *, passed: bool) -> str:
+    """What is said of the adapter after its evaluation; the adapter has its card and manifest."""
+    train(layout, adapter)
+    (layout.adapter / "README.md").write_text("# Student\n")
+    write_manifest(layout.adapter, Manifest(sha256=adapter * 64))
+    copy = Path(str(layout.root)) / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(Path(str(layout.adapter)), copy)
+    return settle(layout, record(adapter, passed=passed), copy)
+
+
+def test_what_becomes_of_an_adapter_is_said_by_its_digest(layout: Layout) -> None:
+    """Also of the current one when it fails a later gate: it is in use, and there is one truth about it."""
+    assert evaluated(layout, "1", passed=False) == f"Adapter {'1' * 12} is not promoted; no adapter is current yet."
+    assert evaluated(layout, "1", passed=True) == f"Adapter {'1' * 12} is now models/current."
+    again = evaluated(layout, "1", passed=True)
+    assert again == f"Adapter {'1' * 12} stays models/current: it passed again, as on 2026-11-22T10:00."
+    assert evaluated(layout, "2", passed=False) == (
+        f"Adapter {'2' * 12} is not promoted; adapter {'1' * 12} stays models/current, where it is since "
+        "2026-11-22T10:00."
+    )
+    failing = evaluated(layout, "1", passed=False)
+    assert failing.startswith(
+        f"Adapter {'1' * 12} has been models/current since it passed on 2026-11-22T10:00, and fails now"
+    )
+    assert "(mean_score; profile literal). It stays in use until another passes: train again" in failing
+    assert promoted_adapter(layout) == "1" * 64
+
+
+def test_one_adapter_has_one_card_with_the_history_of_its_verdicts(layout: Layout) -> None:
+    """The promoted copy's is the same, and another adapter's verdicts are not in it."""
+    for adapter, passed in (("1", True), ("2", False), ("1", False)):
+        evaluated(layout, adapter, passed=passed)
+    card = (layout.current / "README.md").read_text()
+    assert card == (layout.adapter / "README.md").read_text()
+    assert "The gate **failed** on 2026-11-22T10:00 (profile literal). The student fails." in card
+    assert "- 2026-11-22T10:00, profile literal: passed. The student passes." in card
+    assert card.count("2026-11-22") == 2
+    assert "What it cannot do" in card
