@@ -29,7 +29,11 @@ _C_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FENCE = re.compile(r"```(?:yaml|yml)?", re.IGNORECASE)
 _REQUIREMENT_ID = re.compile(r"\b(?:NFR|FR|REQ|CON|C)[0-9]{2,}\b", re.IGNORECASE)
 _ENDLESS_BASE_60 = re.compile(r"[0-9](?::[0-5]?[0-9]){20}")
-_ODD_INDENTATION = re.compile(r"\n[ \t]*([\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff])")
+_ODD_SPACES = "\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff"
+# Before a key or an item only: in running text they stand rightly.
+_ODD_INDENTATION = re.compile(
+    rf"\n[ \t]*([{_ODD_SPACES}])[ \t{_ODD_SPACES}]*(?:-[ \t]|[A-Za-z_\"'][^\n:]{{0,60}}:(?:[ \t\n]|\Z))"
+)
 _INVISIBLE = re.compile(r"[\u0085\u00a0\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 # Nesting needs flow brackets, indicators on one line ("- - - x") or deep indentation; without them it cannot be deep.
 _MAY_NEST_DEEPLY = re.compile(r"(?:[-?:][ \t]+){8}|^[ \t]{40}", re.MULTILINE)

@@ -3,7 +3,18 @@
 import pytest
 import yaml
 
-from po_assets.product_owner import cited_ids, read_status, read_yaml, requirement_entries
+from po_assets.product_owner import (
+    STATUS_ALIASES,
+    STATUSES,
+    canonical_status,
+    cited_ids,
+    read_status,
+    read_yaml,
+    requirement_entries,
+    score_product_owner,
+    with_status,
+    written_value,
+)
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
 
@@ -55,3 +66,91 @@ def test_requirement_entries_need_an_id_or_a_description() -> None:
 def test_the_status_is_read_in_lower_case() -> None:
     """A status that is no text is none."""
     assert [read_status(text) for text in ("status: Aligned", "status: [a]", "x", "")] == ["aligned", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: x\nb: y\na: z", "it has the key 'a' twice (line 3)"),
+        ("a: 1\na: 2", "it has the key 'a' twice (line 2)"),
+        ("a:\n  b: [{c: 1, 'c': 2}]", "it has the key 'c' twice (line 2)"),
+        ("a: {b: x,\n  b: x}", "it has the key 'b' twice (line 2)"),
+        ("a: &x {b: 1}\nc:\n  <<: *x\n  d: 1\n  d: 2", "it has the key 'd' twice (line 5)"),
+        ("? x\n: 1\nx: 2", "it has the key 'x' twice (line 3)"),
+        ("- a: 1\n  a: 2", "it must be a mapping of keys to values, got a list"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused_at_any_level(text: str, reason: str) -> None:
+    """As duplicate JSON keys are; PyYAML silently takes the last, and the metric, which is defined by it, does, too."""
+    assert read_yaml(text).error == reason
+    plain = yaml.safe_load(text)
+    assert read_yaml(text, unique_keys=False).value == (plain if isinstance(plain, dict) else {})
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x {b: 1}\nc: {<<: *x, b: 2}\nd: {<<: *x, b: 3}", "a: {b: 1}\nc: {b: 1}", "1: a\n'1': b"]
+)
+def test_merge_keys_and_equal_keys_of_other_mappings_are_no_duplicates(text: str) -> None:
+    """What a merge brings in may be overridden; that is what merging is for."""
+    assert read_yaml(text).error is None
+    assert read_yaml(text).value == yaml.safe_load(text)
+
+
+def test_the_metric_takes_the_last_of_two_keys() -> None:
+    """To the digit of metric.md, whatever rows may not hold."""
+    twice = f"status: nonsense\n{REVIEW}"
+    assert score_product_owner(REQUIREMENTS, VISION, twice) == score_product_owner(REQUIREMENTS, VISION, REVIEW)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a:\n\xa0\xa0b: x\n", "line 2 is indented with U+00A0 (no-break space), which only looks like a space"),
+        ("a:\n- x\n\u200b- y\n", "line 3 holds U+200B (zero width space), which cannot be seen"),
+        ("a: x\u2028b\nc: y", "line 1 holds U+2028 (line separator), which cannot be seen"),
+        ("a: x\n\u200bb\nc: y", "line 2 holds U+200B (zero width space), which cannot be seen"),
+    ],
+)
+def test_characters_that_cannot_be_seen_are_named(text: str, reason: str) -> None:
+    """A person looks in vain for what is wrong."""
+    assert reason in str(read_yaml(text).error)
+    assert read_yaml("a: b\xa0c\nd: |\n  \u3000e\n").error is None
+
+
+def test_a_status_of_other_words_is_translated() -> None:
+    """The running agent says `misaligned` for what the data call `conflicts`; a team may have words of its own."""
+    assert [canonical_status(text) for text in (" Misaligned ", "ALIGNED", "no")] == ["conflicts", "aligned", "no"]
+    assert canonical_status("ok", {"ok": "aligned"}) == "aligned"
+    assert set(STATUS_ALIASES.values()) <= set(STATUSES)
+
+
+@pytest.mark.parametrize(
+    ("review", "expected"),
+    [
+        ("status: misaligned\nnote: status is misaligned", "status: conflicts\nnote: status is misaligned"),
+        ("a:\n  status: misaligned\nstatus:  Misaligned  # why", "a:\n  status: misaligned\nstatus:  conflicts  # why"),
+        ("status: 'misaligned'\nb: 1", "status: 'conflicts'\nb: 1"),
+        ('{"status": "misaligned", "b": "é"}', '{"status": "conflicts", "b": "é"}'),
+        ("é: 😀\n'status' : misaligned", "é: 😀\n'status' : conflicts"),
+        ("status:\n  misaligned\nb: 1", "status:\n  conflicts\nb: 1"),
+        ("status: >-\n  misaligned\nb: 1", "status: conflicts\nb: 1"),
+        ("status: no", "status: conflicts"),
+    ],
+)
+def test_only_the_status_is_rewritten(review: str, expected: str) -> None:
+    """Every other character stays as the teacher wrote it."""
+    assert with_status(review, "conflicts") == expected
+
+
+@pytest.mark.parametrize("review", ["status: [a]", "b: 1", "x", "status: &s misaligned\nb: *s"])
+def test_a_status_that_cannot_be_rewritten_is_refused(review: str) -> None:
+    """Nothing is written that would read otherwise."""
+    with pytest.raises(ValueError, match="status"):
+        with_status(review, "conflicts")
+
+
+def test_what_stands_there_can_be_shown() -> None:
+    """A person who wrote `no` does not find a False."""
+    assert [written_value(text, "status") for text in ("status: no", "a: 1", "status: >\n  a\n  b", "a: b: c")] == [
+        *("no", "", "> a b", "")
+    ]
