@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import orjson
 
 from po_assets.intake.lines import Reason, Rejected
-from po_assets.intake.messages import Exchange, Message, exchange_of, refuse_flags, text_or_messages
-from po_assets.product_owner import parse_answer, read_yaml, split_prompt
+from po_assets.intake.messages import Exchange, Message, choice_of, exchange_of, refuse_flags, text_or_messages
+from po_assets.product_owner import PromptParts, parse_answer, read_yaml, split_prompt
 from po_assets.product_owner.answer import NOTE_OF_REASONING, column_document
+from po_assets.product_owner.prompt_parts import PROMPT_FORM
 
 Row = Mapping[str, Any]
 DOCUMENTS = ("REQUIREMENTS", "VISION", "REVIEW")
@@ -25,7 +26,8 @@ MISSING: Any = object()
 """Stands for a declared score that the row does not have."""
 EXISTING_VISION = "existing_vision_yaml"
 """Key in a normalized row's metadata: the vision that was given as part of the input."""
-_ABOUT = frozenset(("score", "concept_id", "tier", "metadata", "finish_reason", "stop_reason"))
+_QUESTION = ("concept", "requirements_yaml", EXISTING_VISION)
+_ABOUT = ("score", "concept_id", "tier", "metadata", "finish_reason", "stop_reason")
 """Keys that are read in every format."""
 
 
@@ -54,8 +56,6 @@ class RecordFormat(Protocol):
 
     name: str
     looks_like: str
-    reads: frozenset[str]
-    """The row's keys that it reads, beside those of every format."""
 
     def matches(self, row: Row) -> bool:
         """Whether the row has what an answer of this format stands in."""
@@ -64,7 +64,7 @@ class RecordFormat(Protocol):
         """Whether the row has at least the question of this format; asked when no format matches."""
 
     def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
-        """The row's parts; what is missing, and what has to be said, is noted in `parts`."""
+        """The row's parts; what is missing, what was read and what has to be said is noted in `parts`."""
 
 
 class TeacherFormat:
@@ -73,7 +73,6 @@ class TeacherFormat:
     name = "teacher"
     looks_like = "concept, requirements_yaml, teacher_product_vision, teacher_product_owner_review, score, metadata"
     _answer = ("teacher_product_vision", "teacher_product_owner_review")
-    reads = frozenset(("concept", "requirements_yaml", EXISTING_VISION, *_answer))
 
     def matches(self, row: Row) -> bool:
         return any(_is_there(row, key) for key in self._answer)
@@ -82,6 +81,7 @@ class TeacherFormat:
         return "requirements_yaml" in row
 
     def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
+        parts.read.update((*_QUESTION, *self._answer))
         return parts.of_columns(row, row, self._answer)
 
 
@@ -93,9 +93,7 @@ class NestedFormat:
         "input {concept_id, concept, requirements_yaml, tier, metadata}, "
         "output {product_vision, product_owner_review}, score"
     )
-    reads = frozenset(("input", "output"))
     _answer = ("product_vision", "product_owner_review")
-    _asked = frozenset(("concept_id", "concept", "requirements_yaml", "tier", "metadata", EXISTING_VISION))
 
     def matches(self, row: Row) -> bool:
         return all(isinstance(row.get(key), dict) and row[key] for key in ("input", "output"))
@@ -104,68 +102,64 @@ class NestedFormat:
         return isinstance(row.get("input"), dict)
 
     def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
-        asked, answered = row["input"], row.get("output", {})
-        parts.note_unread(asked, self._asked, "input.")
+        asked, answered = row["input"], _object(row, "output")
+        parts.read.update(("input", "output"))
+        parts.note_unread(asked, (*_QUESTION, "concept_id", "tier", "metadata"), "input.")
         parts.note_unread(answered, self._answer, "output.")
+        refuse_flags(answered, "output.")
         record = parts.of_columns(asked, answered, self._answer, "input.", "output.")
-        return replace(record, metadata=parts.metadata(asked, "input."), tier=_label(asked.get("tier")))
+        metadata = parts.metadata(asked, "input.")
+        return replace(
+            record, concept_id=_label(asked.get("concept_id")), tier=_label(asked.get("tier")), metadata=metadata
+        )
 
 
-class PromptFormat:
-    """A finished prompt and its answer, each a text or a list of messages."""
+class TextFormat:
+    """A finished prompt and its answer under a key each; each a text, or a list of messages as trainers have it."""
 
-    def __init__(self, name: str, prompt: str, answer: str, also: tuple[str, ...] = ()) -> None:
-        self.name, self.looks_like = name, ", ".join((prompt, answer, *also))
-        self.reads = frozenset((prompt, answer))
-        self._prompt, self._answer = prompt, answer
-
-    def matches(self, row: Row) -> bool:
-        return self.asks(row) and _is_there(row, self._answer) and not isinstance(row[self._answer], dict)
-
-    def asks(self, row: Row) -> bool:
-        return _is_there(row, self._prompt) and not isinstance(row[self._prompt], dict)
-
-    def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
-        asked = text_or_messages(row.get(self._prompt), self._prompt, "user")
-        answered = text_or_messages(row.get(self._answer), self._answer, "assistant")
-        given = [message for message in answered if message.role != "assistant"]
-        return parts.of_exchange(exchange_of(answered if given else [*asked, *answered]))
-
-
-class AlpacaFormat:
-    """Instruction tuning rows: the prompt is `instruction`, followed by `input`."""
-
-    name = "alpaca"
-    looks_like = "instruction, input, output"
-    reads = frozenset(("instruction", "input", "output"))
+    def __init__(
+        self, name: str, asked: tuple[str, ...], answered: tuple[str, ...], also: tuple[str, ...] = ()
+    ) -> None:
+        """The prompt stands under all of the keys `asked`, the answer under one of `answered`."""
+        self.name, self.looks_like = name, ", ".join((*asked, answered[0], *also))
+        self._asked, self._answered = asked, answered
 
     def matches(self, row: Row) -> bool:
-        return self.asks(row) and isinstance(row.get("output"), str)
+        answers = [row[key] for key in self._answered if _is_there(row, key) and not isinstance(row[key], dict)]
+        return any(self.asks(row) or isinstance(answer, list) for answer in answers)
 
     def asks(self, row: Row) -> bool:
-        return isinstance(row.get("instruction"), str) or isinstance(row.get("input"), str)
+        return any(_is_there(row, key) and not isinstance(row[key], dict) for key in self._asked)
 
     def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
-        asked = [m for key in ("instruction", "input") for m in text_or_messages(row.get(key) or None, key, "user")]
-        answer = text_or_messages(row.get("output"), "output", "assistant")
-        return parts.of_exchange(exchange_of([*asked, *answer]))
+        asked = [m for key in self._asked for m in text_or_messages(row.get(key) or None, key, "user")]
+        parts.read.update(self._asked)
+        answered = parts.answer(row, self._answered)
+        # A preference row may tell the whole conversation in each of its answers.
+        whole = any(message.role != "assistant" for message in answered)
+        return parts.of_exchange(exchange_of(answered if whole else [*asked, *answered]))
 
 
 class ChatFormat:
-    """Rows for fine-tuning services and chat trainers: a list of messages."""
+    """Rows for fine-tuning services and chat trainers: a list of messages, the answer among them or beside them."""
 
-    def __init__(self, name: str, key: str, looks_like: str) -> None:
-        self.name, self.looks_like, self.reads = name, looks_like, frozenset((key,))
-        self._key = key
+    def __init__(self, name: str, keys: tuple[str, ...], message: str) -> None:
+        self.name, self.looks_like = name, f"{keys[0]} [{{{message}}}, …]"
+        self._keys = keys
 
     def matches(self, row: Row) -> bool:
-        return _is_there(row, self._key)
+        return any(_is_there(row, key) for key in self._keys)
 
     def asks(self, row: Row) -> bool:
-        return self._key in row
+        return any(key in row for key in self._keys)
 
     def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
-        return parts.of_exchange(exchange_of(text_or_messages(row[self._key], self._key)))
+        key = next(key for key in self._keys if key in row)
+        messages = text_or_messages(row[key], key)
+        parts.read.add(key)
+        if not any(message.role == "assistant" for message in messages):
+            messages += parts.answer(row, ("response", "completion", "output"))
+        return parts.of_exchange(exchange_of(messages))
 
 
 class BatchFormat:
@@ -176,8 +170,18 @@ class BatchFormat:
 
     name = "batch"
     looks_like = "custom_id, body {messages}, response {body {choices}}"
-    reads = frozenset(
-        ("id", "custom_id", "method", "url", "body", "request", "params", "response", "result", "choices", "error")
+    _envelope = (
+        "id",
+        "custom_id",
+        "method",
+        "url",
+        "body",
+        "request",
+        "params",
+        "response",
+        "result",
+        "choices",
+        "error",
     )
 
     def matches(self, row: Row) -> bool:
@@ -187,46 +191,32 @@ class BatchFormat:
         return "custom_id" in row
 
     def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
-        request = _first_object(row, "body", "request", "params") or row
-        request = _first_object(request, "body") or request
-        response = _first_object(row, "response", "result") or row
+        request = _object(row, "body", "request", "params") or row
+        request = _object(request, "body") or request
+        response = _object(row, "response", "result") or row
         if (error := row.get("error") or response.get("error")) or response.get("status_code", 200) != 200:
             said = error or response["status_code"]
             raise Rejected(Reason.MISSING_PART, f"the service gave no answer but an error: {said!r:.100}")
-        answer = self._answer(_first_object(response, "body") or response)
-        asked = text_or_messages(request.get("messages", request.get("prompt")), "the request's messages", "user")
-        exchange = exchange_of([*asked, *answer])
+        key = next((key for key in ("messages", "contents", "input", "prompt") if key in request), "messages")
+        parts.read.update((*self._envelope, key))
+        answer = choice_of(_object(response, "body") or response)
+        exchange = exchange_of([*text_or_messages(request.get(key), f"the request's {key}", "user"), *answer])
         if exchange.question is None:
             way_out = "put the body of the same custom_id from the input file into this line, as body"
             parts.missing.append(f"the line has no request (body.messages): {way_out}")
         return parts.of_exchange(exchange)
 
-    @staticmethod
-    def _answer(body: object) -> list[Message]:
-        if not isinstance(body, dict):
-            return []
-        choices = body.get("choices") or ([body] if "message" in body or "content" in body else [])
-        answers: list[list[Message]] = []
-        for choice in choices if isinstance(choices, list) else []:
-            if isinstance(choice, dict):
-                message = choice.get("message") or choice.get("text") or choice
-                refuse_flags(choice, "the answer's ")
-                answers.append(text_or_messages(message, "the answer", "assistant"))
-        if any(other != answers[0] for other in answers[1:]):
-            raise Rejected(Reason.AMBIGUOUS, f"the response holds {len(answers)} different choices; leave one of them")
-        return answers[0] if answers else []
-
 
 FORMATS: tuple[RecordFormat, ...] = (
     TeacherFormat(),
     NestedFormat(),
-    PromptFormat("prompt/output", "prompt", "output", ("score", "concept_id", "tier")),
-    PromptFormat("pair", "prompt", "response"),
-    PromptFormat("prompt/completion", "prompt", "completion"),
-    PromptFormat("preference", "prompt", "chosen", ("rejected",)),
-    ChatFormat("chat", "messages", "messages [{role, content}, …]"),
-    ChatFormat("sharegpt", "conversations", "conversations [{from, value}, …]"),
-    AlpacaFormat(),
+    TextFormat("prompt/output", ("prompt",), ("output",), ("score", "concept_id", "tier")),
+    TextFormat("pair", ("prompt",), ("response",)),
+    TextFormat("prompt/completion", ("prompt",), ("completion",)),
+    TextFormat("preference", ("prompt",), ("chosen",), ("rejected",)),
+    ChatFormat("chat", ("messages", "contents"), "role, content"),
+    ChatFormat("sharegpt", ("conversations", "conversation"), "from, value"),
+    TextFormat("alpaca", ("instruction", "input"), ("output", "response")),
     BatchFormat(),
 )
 """In the order of detection: the first that can read the row does, unless another reads a different answer in it."""
@@ -257,7 +247,7 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
         refuse_flags(record.metadata, "metadata.")
     except Rejected as rejected:
         raise Rejected(rejected.reason, rejected.detail, format_name=matching[0].name) from None
-    parts.note_unread(row, known.reads | _ABOUT)
+    parts.note_unread(row, parts.read | {*_ABOUT})
     return known.name, replace(record, notes=parts.all_notes())
 
 
@@ -278,10 +268,12 @@ def _read(known: RecordFormat, row: Row) -> tuple[TeacherRecord, "_Parts"]:
         parts.rejected = rejected
         return TeacherRecord("", "", "", ""), parts
     metadata = record.metadata | parts.metadata(row)
-    if record.existing_vision_yaml:
-        metadata[EXISTING_VISION] = record.existing_vision_yaml
+    existing = record.existing_vision_yaml or _existing(metadata.pop(EXISTING_VISION, ""))
+    if existing:
+        metadata[EXISTING_VISION] = existing
     return replace(
         record,
+        existing_vision_yaml=existing,
         declared_score=row.get("score", MISSING),
         concept_id=record.concept_id or _label(row.get("concept_id")),
         tier=record.tier or _label(row.get("tier")),
@@ -307,6 +299,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.rejected: Rejected | None = None
+        self.read: set[str] = set()
         self.missing: list[str] = []
         self.missing_answer: list[str] = []
         self.wrong: list[str] = []
@@ -327,13 +320,17 @@ class _Parts:
         concept = self._text(asked, "concept", asked_in, self.missing)
         requirements = self._text(asked, "requirements_yaml", asked_in, self.missing)
         vision, review = (self._text(answered, key, answered_in, self.missing_answer) for key in answer)
-        existing = asked.get(EXISTING_VISION, "")
         return TeacherRecord(
             concept,
             *(self._document(name, text) for name, text in zip(DOCUMENTS, (requirements, vision, review), strict=True)),
-            existing_vision_yaml=_existing(existing if isinstance(existing, str) else ""),
-            concept_id=_label(asked.get("concept_id")),
+            existing_vision_yaml=_existing(asked.get(EXISTING_VISION)),
         )
+
+    def answer(self, row: Row, keys: tuple[str, ...]) -> list[Message]:
+        """The answer under the first of these keys that holds one."""
+        key = next((key for key in keys if _is_there(row, key) and not isinstance(row[key], dict)), "")
+        self.read.add(key)
+        return text_or_messages(row.get(key), key, "assistant")
 
     def of_exchange(self, exchange: Exchange) -> TeacherRecord:
         """The record of a finished prompt and its answer.
@@ -341,8 +338,8 @@ class _Parts:
         A prompt of the template generation shows the vision and no concept. Its concept is then the vision's own name
         and summary: all that is known about the product before the answer.
         """
-        asked = split_prompt(exchange.question or "")
-        self.notes += [*exchange.notes, *asked.notes]
+        asked, system_note = _asked(exchange)
+        self.notes += [*system_note, *exchange.notes, *asked.notes]
         concept, metadata = asked.concept or "", {}
         if not concept and asked.vision_yaml:
             concept = _concept_of_vision(asked.vision_yaml)
@@ -356,11 +353,10 @@ class _Parts:
         if exchange.question is None:
             self.missing += [] if self.missing else [f"there is no question of a user{roles}"]
         else:
-            if not concept.strip():
-                tried = " and no vision to take it from" if metadata else ""
-                self.missing.append(f"the prompt has no CONCEPT section{tried}")
-            if not asked.requirements_yaml:
-                self.missing.append("the prompt has no REQUIREMENTS")
+            tried = " and no vision to take it from" if metadata else ""
+            gaps = [] if concept.strip() else [f"the prompt has no CONCEPT section{tried}"]
+            gaps += [] if asked.requirements_yaml else ["the prompt has no REQUIREMENTS"]
+            self.missing += [f"{'; '.join(gaps)}; it must name {PROMPT_FORM}"] if gaps else []
         answered = parse_answer(exchange.answer or "")
         self.notes += answered.notes
         self.missing_answer += (
@@ -373,7 +369,7 @@ class _Parts:
             asked.requirements_yaml or "",
             answered.vision_yaml or "",
             answered.review_yaml or "",
-            existing_vision_yaml=_existing(asked.existing_vision_yaml or ""),
+            existing_vision_yaml=_existing(asked.existing_vision_yaml),
             metadata=metadata,
             vision_in_prompt=asked.vision_yaml is not None,
         )
@@ -389,7 +385,7 @@ class _Parts:
         if isinstance(value, dict):
             return dict(value)
         if value != "":
-            self.notes.append(f"{place}metadata must be an object; it was not read")
+            self.notes.append(f"{place}metadata must be an object, got {row['metadata']!r:.60}; it was not read")
         return {}
 
     def note_unread(self, row: Row, known: Iterable[str], place: str = "") -> None:
@@ -448,13 +444,26 @@ def _is_there(row: Row, key: str) -> bool:
     return bool(value.strip() if isinstance(value, str) else value)
 
 
-def _first_object(row: Row, *keys: str) -> Row:
+def _object(row: Row, *keys: str) -> Row:
+    """The first object under these keys, an empty one where there is none."""
     return next((row[key] for key in keys if isinstance(row.get(key), dict)), {})
 
 
-def _existing(vision_yaml: str) -> str:
+def _asked(exchange: Exchange) -> tuple[PromptParts, list[str]]:
+    """The parts of the question, or of system text and question together where only so both sections are there."""
+    asked = split_prompt(exchange.question or "")
+    if not exchange.system.strip():
+        return asked, []
+    if not (asked.concept and asked.requirements_yaml):
+        both = split_prompt(f"{exchange.system}\n\n{exchange.question}")
+        if both.concept and both.requirements_yaml:
+            return both, ["the sections stand in the system message, which was read with the user's"]
+    return asked, ["the system message was left out of the prompt"]
+
+
+def _existing(vision_yaml: object) -> str:
     """An existing vision, empty where the text says that there is none."""
-    text = vision_yaml.strip()
+    text = vision_yaml.strip() if isinstance(vision_yaml, str) else ""
     return "" if text.strip("()[]{}<>.-").lower() in {"", "none", "null", "n/a", "~"} else text
 
 

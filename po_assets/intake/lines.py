@@ -159,7 +159,7 @@ def _unreadable(text: bytes, opening: bytes, error: orjson.JSONDecodeError) -> R
     hint = _ONE_A_LINE.get(start, "")
     if text.startswith(b"{") and text.endswith(b"},"):
         hint = f"a comma follows the object, as in an array: {_ONE_A_LINE['[']}"
-    odd = odd_characters(decoded[max(0, error.pos - 1) : error.pos + 1])
+    odd = odd_characters(decoded[max(0, error.pos - 1) : error.pos + 1], letters=True)
     return Rejected(Reason.NOT_JSON, "; ".join(filter(None, (place, f"there stands {odd}" if odd else "", hint))))
 
 

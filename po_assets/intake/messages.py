@@ -29,6 +29,7 @@ _READ = frozenset(
 _CUT = ("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete")
 _STOPPED = ("content_filter", "refusal", "safety", "error", "recitation", "blocklist", "prohibited_content")
 _SHOWN = 100
+_KEY_SHOWN = 30
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def exchange_of(messages: Sequence[Message]) -> Exchange:
     """
     system = "\n\n".join(message.text for message in messages if message.role == "system")
     spoken = [message for message in messages if message.role != "system"]
-    end = next((n for n in range(len(spoken), 0, -1) if _answers(spoken[n - 1])), 0)
+    answers = [number for number, message in enumerate(spoken, start=1) if message.role == "assistant"]
+    end = max((number for number in answers if spoken[number - 1].text.strip()), default=answers[-1] if answers else 0)
     before = spoken[: end or None]
     said = [*takewhile(lambda message: message.role in {"assistant", "tool"}, reversed(before))][::-1] if end else []
     asked = [*takewhile(lambda message: message.role == "user", reversed(before[: len(before) - len(said)]))][::-1]
@@ -95,7 +97,7 @@ def exchange_of(messages: Sequence[Message]) -> Exchange:
         raise Rejected(Reason.MISSING_PART, detail)
     for message in said:
         refuse_flags(message.flags, f"{message.place}: ")
-    notes = ["the system message was left out of the prompt"] if system.strip() else []
+    notes: list[str] = []
     if earlier := len(before) - len(said) - len(asked):
         notes.append(f"{_amount(earlier, 'earlier', 'before the last question')} not read")
     if end and len(spoken) > end:
@@ -103,8 +105,29 @@ def exchange_of(messages: Sequence[Message]) -> Exchange:
     left_out = dict.fromkeys(name for message in (*asked, *said) for name in message.left_out)
     if left_out:
         notes.append(f"left out of the messages: {', '.join(left_out)}")
-    question, answer = ("\n\n".join(message.text for message in turn) if turn else None for turn in (asked, said))
+    question, answer = ("\n\n".join(message.text for message in turn) or None for turn in (asked, said))
     return Exchange(question, answer, system, tuple(dict.fromkeys(m.role for m in messages)), tuple(notes))
+
+
+def choice_of(body: Mapping[str, Any]) -> list[Message]:
+    """The answer in the body of a service's response, whatever the service calls it.
+
+    Raises:
+        Rejected: several choices that differ, or an answer that was cut or refused.
+    """
+    spoken = [item for item in body.get("output") or () if isinstance(item, dict) and item.get("type") == "message"]
+    choices = body.get("choices") or body.get("candidates") or ([{"message": spoken}] if spoken else [body])
+    answers: list[list[Message]] = []
+    for choice in choices if isinstance(choices, list) else []:
+        said = (
+            choice.get("message") or choice.get("content") or choice.get("text") if isinstance(choice, dict) else None
+        )
+        if said:
+            refuse_flags(choice, "the answer's ")
+            answers.append(text_or_messages(said, "the answer", "assistant"))
+    if any(other != answers[0] for other in answers[1:]):
+        raise Rejected(Reason.AMBIGUOUS, f"the response holds {len(answers)} different choices; leave one of them")
+    return answers[0] if answers else []
 
 
 def refuse_flags(flags: Mapping[str, Any], place: str = "") -> None:
@@ -119,7 +142,7 @@ def refuse_flags(flags: Mapping[str, Any], place: str = "") -> None:
         if flags.get(name, 1) in (0, "0", "false"):
             detail = f"{place}{name} is {flags[name]!r}: whoever wrote the row does not want it trained on"
             raise Rejected(Reason.WEIGHT_0, f"{detail}; delete the line, or the {name}")
-    for name in ("finish_reason", "stop_reason", "finishReason", "truncated"):
+    for name in ("finish_reason", "stop_reason", "finishReason", "stopReason", "done_reason", "truncated"):
         value = flags.get(name)
         ended = value.lower() if isinstance(value, str) else ""
         if ended in _CUT or (name == "truncated" and value is True):
@@ -139,11 +162,11 @@ def _message(message: object, place: str, default_role: str) -> Message:
     left_out = [key for key, value in message.items() if key not in _READ and value]
     content = next((message[key] for key in ("content", "value", "parts", "text") if key in message), None)
     calls = bool(message.get("tool_calls") or message.get("function_call"))
-    if content is None and (calls or (role == "assistant" and left_out)):
+    if content is None and role == "assistant":
         content = ""
     text = _text(content, place, left_out)
     if text is None or not role:
-        raise Rejected(Reason.SCHEMA, f"{place} must have role and content as strings, got {message!r:.60}")
+        raise Rejected(Reason.SCHEMA, f"{place} must have role and content as strings, got {_shape(message)}")
     return Message(role, text, (*left_out, *["tool_calls"] * calls), calls, place, message)
 
 
@@ -166,8 +189,10 @@ def _text(content: object, place: str, left_out: list[str]) -> str | None:
     return "".join(texts)
 
 
-def _answers(message: Message) -> bool:
-    return message.role == "assistant" and bool(message.text.strip())
+def _shape(message: Mapping[str, Any]) -> str:
+    return (
+        ", ".join(f"{key[:_KEY_SHOWN]} {value!r:.{_KEY_SHOWN}}" for key, value in message.items()) or "no keys at all"
+    )
 
 
 def _amount(number: int, which: str, where: str) -> str:
