@@ -78,15 +78,17 @@ def score_product_owner(requirements_yaml: str, vision_yaml: str, review_yaml: s
     vision, review = readings[VISION].value, readings[REVIEW].value
     given = review.get("requirements_alignment")
     alignment: dict[Any, Any] = given if isinstance(given, dict) else {}
-    parts = (
-        _schema(vision, review, alignment, alignment_passes=given is None or isinstance(given, dict)),
-        _completeness(vision),
-        _alignment(requirement_entries(readings[_REQUIREMENTS].value), review, alignment),
-        _specificity(review, alignment),
-    )
+    schema = _schema(vision, review, alignment, alignment_passes=given is None or isinstance(given, dict))
+    completeness = _completeness(vision)
+    coverage = _alignment(requirement_entries(readings[_REQUIREMENTS].value), review, alignment)
+    specificity = _specificity(review, alignment)
+    parts = (schema, completeness, coverage, specificity)
     return ProductOwnerScore(
-        min(max(sum(part.points for part in parts) / (len(parts) * PART_POINTS), 0.0), 1.0),
-        *(part.points for part in parts),
+        total=min(max(sum(part.points for part in parts) / (len(parts) * PART_POINTS), 0.0), 1.0),
+        schema=schema.points,
+        vision=completeness.points,
+        alignment=coverage.points,
+        specificity=specificity.points,
         problems=_problems(
             (loss for part in parts for loss in part.losses),
             {name: reading.error for name, reading in readings.items() if reading.error},

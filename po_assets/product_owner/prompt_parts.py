@@ -225,11 +225,11 @@ def _text(section: _Section, notes: list[str], *, last: bool) -> str:
         text = "\n".join([*section.lines, *([section.fenced] if section.fenced else [])]).strip()
         return _without_closing(text) if last else text
     if section.fenced is not None:
-        text, rest = section.fenced.strip(), [*section.lines, *section.after]
+        text, beside = section.fenced.strip(), [*section.lines, *section.after]
     else:
-        text, rest = _document(section.lines)
+        text, beside = _document(section.lines)
         text = "" if text.lower() in _NOTHING else text
-    left_out = [paragraph for paragraph in _paragraphs(rest) if not _INSTRUCTION.match(paragraph)]
+    left_out = [paragraph for paragraph in _paragraphs(beside) if not _INSTRUCTION.match(paragraph)]
     if left_out:
         notes.append(f"text beside the {section.name} was left out: {' '.join(left_out[0].split())[:_SHOWN]!r}")
     return text
@@ -243,7 +243,7 @@ def _without_closing(text: str) -> str:
     return "".join(paragraphs).strip()
 
 
-def _document(lines: Sequence[str]) -> tuple[str, Sequence[str]]:
+def _document(lines: list[str]) -> tuple[str, list[str]]:
     """The YAML that a section begins with, and the lines behind it that are no part of it.
 
     A line with a requirement behind it never ends the document, so that no requirement is lost.
@@ -256,7 +256,7 @@ def _document(lines: Sequence[str]) -> tuple[str, Sequence[str]]:
             if _ends_document(line, keys, apart=apart):
                 return "\n".join(lines[:number]).strip(), lines[number:]
         keys.add(line)
-    return "\n".join(lines).strip(), ()
+    return "\n".join(lines).strip(), []
 
 
 class _Keys:
