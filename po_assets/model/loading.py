@@ -5,6 +5,8 @@ Training, baseline and student load through `load_base_model`, so that they cann
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, cast
@@ -66,22 +68,59 @@ def choose_precision(requested: str | None = None) -> Precision:
 
 
 def require_hardware(spec: BaseModel) -> None:
-    """Raise `UserError` where the profile or the quantization needs a CUDA GPU and there is none."""
+    """Raise `UserError` where the profile or the quantization needs what this machine lacks; before any download.
+
+    No GPU, a PyTorch built for CPUs, an old driver and a missing bitsandbytes have a sentence each.
+    """
     import torch
 
-    needs = [
-        text
-        for text, needed in (
-            (f"The profile {spec.profile!r}", spec.profile == "paper"),
-            (f"The quantization {spec.quantization!r}", spec.quantization == "nf4"),
-        )
-        if needed
-    ]
-    if needs and not torch.cuda.is_available():
+    if spec.profile != "paper" and spec.quantization != "nf4":
+        return
+    what = f"The profile {spec.profile!r}" if spec.profile == "paper" else f"The quantization {spec.quantization!r}"
+    if not torch.cuda.is_available():
         raise UserError(
-            f"{needs[0]} needs a CUDA GPU, and PyTorch {torch.__version__} sees none on this machine. Run it where "
-            "there is one, or choose the profile 'embedded' (PO_PROFILE=embedded), which runs anywhere."
+            f"{what} needs a CUDA GPU, and {_why_no_gpu()} Or choose the profile 'embedded' (PO_PROFILE=embedded), "
+            "which runs anywhere."
         )
+    if spec.quantization == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{what} needs the package bitsandbytes, which is not installed: make setup EXTRAS=cuda.")
+
+
+def _why_no_gpu() -> str:
+    """In words why PyTorch sees no GPU, and the way out; the causes look the same to `torch.cuda.is_available`."""
+    import torch
+
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+        return (
+            f"PyTorch {torch.__version__} is built for CPUs only. Where there is a GPU, remove it (pip uninstall "
+            "torch) and install one with CUDA: make setup EXTRAS=cuda."
+        )
+    try:
+        torch.cuda.init()
+        said = ""
+    except (RuntimeError, AssertionError) as error:
+        said = first_line(error)
+    if "too old" in said:
+        return (
+            f"PyTorch {torch.__version__} is built for CUDA {torch.version.cuda}, for which this machine's NVIDIA "
+            f"driver is too old ({said}). Update the driver, or install a PyTorch for an older CUDA."
+        )
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None:
+        return f"CUDA_VISIBLE_DEVICES is {hidden!r}, which leaves none visible. Unset it, or run where there is one."
+    return f"PyTorch {torch.__version__} sees none on this machine ({said or 'no device'}). Run it where there is one."
+
+
+def own_device() -> str:
+    """Where this process computes: its own GPU where several workers share a machine, else the first, else the CPU.
+
+    Launchers of several workers (Ray Train, torchrun) say in LOCAL_RANK which one of the machine's a worker is.
+    """
+    import torch
+
+    if best_device() == "cpu":
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK') or 0) % max(1, torch.cuda.device_count())}"
 
 
 def load_base_model(
@@ -100,7 +139,7 @@ def load_base_model(
         precision = choose_precision(precision)
     model = load_model_folder(path, precision.torch_dtype, quantization=quantization, attention=attention)
     if quantization == "none":
-        model.to(device or best_device())
+        model.to(device or own_device())
     return model
 
 
@@ -126,7 +165,7 @@ def load_model_folder(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": own_device()}
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()  # a bar that redraws itself is noise in a run's log
     try:

@@ -52,6 +52,7 @@ from po_assets.training.adapter import (
     WEIGHTS,
     CardFacts,
     add_adapter,
+    frozen_precision,
     render_card,
     trainable,
     write_adapter,
@@ -177,10 +178,11 @@ def _train_and_publish(
     checkpoints = CheckpointStore(layout.checkpoints, plan.digest, progress.say)
     if is_leader():
         checkpoints.drop_leftovers()
-    progress.say(f"Base model {recipe.base_model.name} in {plan.precision.dtype}: {plan.precision.reason}.")
     with memory_named(lambda: f"while {recipe.base_model.name} was loaded"):
         base = load_base_model(plan.base_folder, plan.precision, quantization=recipe.base_model.quantization)
         model = add_adapter(base, recipe, plan.base_folder)
+    held = frozen_precision(model, plan.precision.torch_dtype)
+    progress.say(f"Base model {recipe.base_model.name} in {held}: {plan.precision.reason}.")
     trained = train(model, rows, recipe, progress, checkpoints=checkpoints, pad_id=chat.eos_id)
     if not is_leader():
         return None

@@ -5,6 +5,7 @@ import torch
 
 from po_assets.errors import UserError
 from po_assets.model import BaseModel, choose_precision, load_base_model, require_hardware
+from po_assets.model.loading import own_device
 
 
 def test_precision_follows_the_hardware_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +32,58 @@ def test_a_gpu_is_demanded_where_one_is_needed(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=rf"{named} needs a CUDA GPU.*PO_PROFILE=embedded"):
         require_hardware(BaseModel(**settings).resolved())
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said", "visible", "expected"),
+    [
+        (None, "", None, "is built for CPUs only. .*EXTRAS=cuda"),
+        (
+            "13.0",
+            "The NVIDIA driver on your system is too old (found version 11040).",
+            None,
+            "driver is too old .*11040",
+        ),
+        ("13.0", "No CUDA GPUs are available", "", "CUDA_VISIBLE_DEVICES is '', which leaves none visible"),
+        ("13.0", "Found no NVIDIA driver on your system.", None, "sees none on this machine .*Found no NVIDIA driver"),
+    ],
+)
+def test_each_reason_for_no_gpu_has_its_own_sentence(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, said: str, visible: str | None, expected: str
+) -> None:
+    """They look the same to PyTorch, and each is mended in another way."""
+
+    def init() -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UserError, match=expected):
+        require_hardware(BaseModel(profile="paper").resolved())
+
+
+def test_4_bits_without_bitsandbytes_are_refused_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra to install."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"'paper' needs the package bitsandbytes.*EXTRAS=cuda"):
+        require_hardware(BaseModel(profile="paper").resolved())
+
+
+def test_each_worker_of_a_machine_loads_onto_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the launcher of the workers says; alone it is the first."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert own_device() == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device() == "cuda:3"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device() == "cpu"
 
 
 def test_the_embedded_profile_runs_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_model(folder: Path, *, context: int = 2048, seed: int = 0) -> Path:
+def make_tiny_model(folder: Path, *, context: int = 2048, seed: int = 0, hidden: int = 32) -> Path:
     """Write model and tokenizer to `folder`; pad and end-of-sequence are the same token, as in SmolLM2."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,8 +18,8 @@ def make_tiny_model(folder: Path, *, context: int = 2048, seed: int = 0) -> Path
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
