@@ -32,9 +32,9 @@ def ask(root: Path, payloads: Path, url: str, moment: str = "", at: int = 1) -> 
     class Dying(journal.sqlite3.Connection):
         """Dies when the statement that keeps an answer has been carried out and not been committed."""
 
-        def execute(self, sql: str, values: Any = ()) -> Any:
-            keeps_an_answer = sql == journal._KEEP and values[journal._COLUMNS.index("answered_at")]
-            return (dying(super().execute, after=True) if keeps_an_answer else super().execute)(sql, values)
+        def executemany(self, sql: str, rows: Any) -> Any:
+            answers = sql == journal._KEEP and any(row[journal._COLUMNS.index("answered_at")] for row in rows)
+            return (dying(super().executemany, after=True) if answers else super().executemany)(sql, rows)
 
     match moment:
         case "before a request is noted":
