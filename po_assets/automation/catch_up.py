@@ -262,6 +262,7 @@ def with_settings_versions(
     """
     model: dict[str, Any] = {"base_model": lambda: base_model.resolved().identity()}
     settings: dict[str, dict[str, Callable[[], object]]] = {
+        "normalized_teacher": {"status_aliases": lambda: selection.status_aliases},
         "supervised_dataset": {
             **model,
             "selection": selection.effective,
