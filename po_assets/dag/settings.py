@@ -4,11 +4,12 @@ A field is written once, with its bound, its default and one line of description
 that lists all of them; it fails a run before its first step.
 """
 
+import copy
 import difflib
 from typing import Any, ClassVar
 
 import dagster as dg
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from po_assets.errors import UserError, all_faults
@@ -33,6 +34,9 @@ _TYPES = {
 }
 
 
+_PLAIN = (bool, int, float, str, list, dict, type(None))
+
+
 class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Base of all settings: unknown keys are refused, values are not converted, all faults are told at once."""
 
@@ -48,6 +52,22 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]
             super().__init__(**values)
         except ValidationError as error:
             raise settings_error(type(self), error) from None
+
+    @classmethod
+    def configure_at_launch(cls, **values: Any) -> Any:
+        """The resource with these defaults, to be changed in the Launchpad.
+
+        They become defaults of a subclass: Dagster's own way forgets the value of a Literal field, and a None.
+        """
+        plain = {name: value for name, value in values.items() if isinstance(value, _PLAIN)}
+        fields: dict[str, Any] = {}
+        for name, value in plain.items():
+            field = copy.copy(cls.model_fields[name])
+            field.default, field.default_factory = value, None
+            fields[name] = (field.annotation, field)
+        changed = create_model(cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, **fields)
+        resources = {name: value for name, value in values.items() if name not in plain}
+        return super(Settings, changed).configure_at_launch(**resources)
 
     def effective(self) -> dict[str, Any]:
         """The values on which results depend, as plain data."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 
@@ -59,7 +60,7 @@ def test_a_new_project_takes_rows_and_cases_to_a_verdict(tmp_path: Path) -> None
     settings = {
         "base_model": {"base_model": str(make_tiny_model(tmp_path / "tiny", context=6000)), "max_length": 6000},
         "selection": {"min_score": 0.5},
-        "recipe": {"rank": 4, "alpha": 8, "epochs": 1.0, "precision": "float32"},
+        "recipe": {"rank": 4, "alpha": 8, "epochs": 2.0, "learning_rate": 1e-2, "precision": "float32"},
         "decoding": {"mode": "free", "max_new_tokens": 8, "free_cases": 0},
     }
     (project / "settings.yaml").write_text(yaml.safe_dump(settings))
@@ -188,3 +189,24 @@ def test_a_history_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> Non
     assert result.returncode == 1
     assert "DAGSTER_HOME /proc/po cannot be written to" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_default_of_any_kind_reaches_the_run() -> None:
+    """Dagster's own `configure_at_launch` forgets the value of a choice, and a null that means something."""
+    seen: dict[str, Any] = {}
+    decoding, selection = SETTINGS["decoding"], SETTINGS["selection"]
+
+    @dg.asset(required_resource_keys={"decoding", "selection"})
+    def look(context: dg.AssetExecutionContext) -> None:
+        resources = context.resources
+        seen.update(mode=resources.decoding.mode, samples=resources.selection.max_samples)
+
+    defs = dg.Definitions(
+        assets=[look],
+        resources={
+            "decoding": decoding.configure_at_launch(mode="free"),
+            "selection": selection.configure_at_launch(max_samples=None),
+        },
+    )
+    assert defs.resolve_implicit_global_asset_job_def().execute_in_process().success
+    assert seen == {"mode": "free", "samples": None}
