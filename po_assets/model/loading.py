@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from po_assets.errors import UserError
 from po_assets.model.chat import first_line
 from po_assets.model.settings import BaseModel, Quantization
+from po_assets.storage.workers import available_cpus
 
 if TYPE_CHECKING:
     import torch
@@ -151,10 +152,13 @@ def load_model_folder(
     attention: str | None = None,
 ) -> PreTrainedModel:
     """Read a model folder as it is: safetensors only, no code of its own, no network."""
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as hf_logging
 
+    # In a container with a limit PyTorch would take a thread for each core of the machine.
+    torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
     options: dict[str, object] = {}
     if attention:
         options["attn_implementation"] = attention

@@ -5,6 +5,7 @@ process: starting workers takes half a second, which only pays for tables of tho
 """
 
 import contextlib
+import math
 import os
 import pickle
 import subprocess
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
+from pathlib import Path
 from queue import SimpleQueue
 from subprocess import PIPE
 from typing import Any, TypeVar, cast
@@ -28,13 +30,19 @@ BLOCK_BYTES = 4 << 20
 """A block of rows travels to a worker process: large enough to make the trip cheap, small enough for flat memory."""
 
 BLOCKS_WORTH_A_POOL = 8
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _WAITING_PER_WORKER = 3
 """Blocks handed out ahead: enough that no worker idles, few enough that memory stays flat."""
 
 
 def available_cpus() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors this process may use: those it is bound to, or fewer where its container has a limit (cgroup v2)."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_LIMIT.read_text().split()
+        return max(1, min(bound, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or `max`: no limit
+        return bound
 
 
 def group(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +131,31 @@ def test_nf4_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tiny_fold
     assert quantization.bnb_4bit_compute_dtype == torch.bfloat16
     assert asked["trust_remote_code"] is False
     assert asked["use_safetensors"] is True
+
+
+def test_the_wait_policy_is_set_before_torch_is_imported() -> None:
+    """However the package is started, and whichever of its modules comes first; what is set already stays."""
+    code = "import os, sys, po_assets.evaluation.generate; assert 'torch' in sys.modules; print(os.environ['{}'])"
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+        command = [sys.executable, "-W", "ignore", "-c", code.format("OMP_WAIT_POLICY")]
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert said.stdout.split() == [expected]
+
+
+def test_a_limited_container_gets_as_many_threads_as_it_may_use(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch itself would start one for each core of the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr("po_assets.storage.workers._CPU_LIMIT", limit)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(8)))
+    try:
+        for text, expected in (("max 100000", 2), ("250000 100000", 2), ("50000 100000", 1)):
+            limit.write_text(text)
+            load_base_model(tiny_folder, "float32", device="cpu")
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
