@@ -1,9 +1,9 @@
 """The journal: every request before it is sent and every answer as soon as it is whole, in one SQLite file.
 
-It is what makes a batch resumable after anything, kill -9 and power cuts included: each step is a transaction that is
-on disk before the next one begins, so a request that was sent and has no answer is known to be lost, not unknown. Each
-teacher and way of asking has one folder with one journal; the payloads of all batches share it, so that none is paid
-for twice. What an attempt is worth belongs to `outcomes`.
+It is what makes a batch resumable after anything, kill -9 and power cuts included: each step is a transaction, and an
+answer is on disk before anything else happens. A request that was sent and has no answer is known to be lost, not
+unknown. Each teacher and way of asking has one folder with one journal; the payloads of all batches share it, so that
+none is paid for twice. What an attempt is worth belongs to `outcomes`.
 """
 
 import asyncio
@@ -109,7 +109,7 @@ class Journal:
         database.executescript(_SCHEMA)
 
     async def keep(self, attempt: Attempt) -> None:
-        """Keep a request that is about to be sent, or what came back for it; it is on disk when this returns.
+        """Keep a request that is about to be sent, or what came back for it: then it is on disk when this returns.
 
         What is to be kept at the same time shares a transaction: a sync takes a disk 10 ms.
         """
@@ -125,8 +125,16 @@ class Journal:
                 raise
 
     def _keep(self, rows: list[tuple[Any, ...]]) -> None:
-        if rows:  # else an earlier turn took this one's along
-            self._do(lambda database: database.executemany(_KEEP, rows))
+        if not rows:  # an earlier turn took this one's along
+            return
+        answers = any(row[_COLUMNS.index("answered_at")] for row in rows)
+
+        def keep(database: sqlite3.Connection) -> None:
+            # What is only sent survives this process unsynced, and the next answer's sync makes it durable.
+            database.execute(f"PRAGMA synchronous = {'FULL' if answers else 'NORMAL'}")
+            database.executemany(_KEEP, rows)
+
+        self._do(keep)
 
     def attempts(self) -> list[Attempt]:
         """All requests, in the order in which they were sent."""
@@ -138,6 +146,7 @@ class Journal:
         """Note a file of accepted answers before it is published: its bytes, and whose rows it holds."""
 
         def note(database: sqlite3.Connection) -> None:
+            database.execute("PRAGMA synchronous = FULL")
             database.execute("INSERT INTO landings VALUES (?, ?)", (file, content))
             database.executemany("UPDATE requests SET landed_in = ? WHERE id = ?", ((file, name) for name in ids))
 

@@ -131,8 +131,27 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_kept(tmp_path: Path, monkey
         assert journal.attempts() == [done(1), *STEPS[1:3]]
 
 
-def test_every_step_is_synced_before_it_counts(tmp_path: Path) -> None:
-    """A power cut after it costs nothing."""
+def test_an_answer_is_synced_before_it_counts(tmp_path: Path) -> None:
+    """A power cut after it costs nothing; a request alone need not be."""
     with open_journal(tmp_path) as journal:
-        assert journal._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        for attempt, level in ((sent(1), 1), (done(1), 2), (sent(2), 1)):  # NORMAL and FULL, as SQLite counts
+            keep(journal, attempt)
+            assert journal._database.execute("PRAGMA synchronous").fetchone() == (level,)
+        journal.announce("a.jsonl", b"row\n", ["id1"])
+        assert journal._database.execute("PRAGMA synchronous").fetchone() == (2,)
         assert journal._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_what_is_kept_at_the_same_time_is_all_kept_or_all_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever's transaction it was in."""
+
+    async def all_at_once(journal: Journal, attempts: list[Attempt]) -> list[BaseException | None]:
+        return await asyncio.gather(*map(journal.keep, attempts), return_exceptions=True)
+
+    many = [sent(number) for number in range(1, 40)]
+    with open_journal(tmp_path / "whole") as journal:
+        assert set(asyncio.run(all_at_once(journal, many))) == {None}
+        assert journal.attempts() == many
+    with full_disk(monkeypatch, 8), open_journal(tmp_path / "full") as journal:
+        told = asyncio.run(all_at_once(journal, many))
+        assert {type(one) for one in told[1:]} == {UserError}
