@@ -166,6 +166,7 @@ def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict
         "gate": f"{'passed' if record.passed else 'failed'} (profile {name})",
         "gate_table": records_table(verdict_rows(record)),
         "judgement": records_table(judgement_rows(found.judgement)),
+        "contrast": evaluation.contrast.described if evaluation.contrast else "No contrast case could be judged.",
         # A path with a copy button: browsers refuse to follow a link from the UI to a file.
         "report": dg.MetadataValue.path(str(html)),
         "report_json": dg.MetadataValue.path(str(report)),

@@ -197,10 +197,6 @@ def valid_answers(found: Evidence) -> Verdict:
 def judges(found: Evidence) -> Verdict:
     """The statuses are right more often than by always giving the most frequent one (binomial test, one-sided, 5 %)."""
     judged = found.judgement
-    recalls = ", ".join(
-        f"{hits} of {cases} {status} ({low:.0%} to {high:.0%})"
-        for status, (hits, cases, low, high) in judged.recalls.items()
-    )
     without = len(found.student) - judged.cases
     left_out = (
         f" {amount(without, 'case')} without a right status {verb(without, 'is', 'are')} left out." if without else ""
@@ -212,10 +208,7 @@ def judges(found: Evidence) -> Verdict:
         required="p < 0.05",
         value=f"p = {judged.p_value:.2g}" if judged.cases else "no status",
         summary=(
-            f"The student {judged.described}. {judged.right} of {judged.cases} are right "
-            f"({judged.accuracy[0]:.0%} to {judged.accuracy[1]:.0%}; macro-F1 {judged.macro_f1:.2f}, "
-            f"{judged.macro_f1_interval[0]:.2f} to {judged.macro_f1_interval[1]:.2f}); found were {recalls}. Intervals "
-            f"are of 95 %.{left_out}"
+            f"The student {judged.described}. {judged.figures}{left_out}"
             if judged.cases
             else "No case has a right status, so nothing is known of the student's judgement."
         ),

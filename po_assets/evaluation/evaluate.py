@@ -23,6 +23,7 @@ from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.evaluation.answers import Answer, AnswerCache, Log, answer_cases, load_baseline, load_student
 from po_assets.evaluation.checks import Evidence, refuse_unpaired
+from po_assets.evaluation.contrast import ContrastResult, contrast_cases, judge_contrasts
 from po_assets.evaluation.gate import judge, settle, verdict_rows
 from po_assets.evaluation.report import (
     FreeRun,
@@ -51,6 +52,7 @@ class Evaluation:
     found: Evidence
     record: GateRecord
     free: FreeRun | None
+    contrast: ContrastResult | None
     promotion: str
     """What became of the adapter, in one sentence."""
 
@@ -104,9 +106,18 @@ def evaluate_student(
             free = free_run(ask(some, decoding.free(), "student without grammar"))
             log(free.described)
 
+        contrast = judge_contrasts(
+            contrast_cases(cases), student, layout.answer_cache / f"{digest[:16]}-contrast.json", load
+        )
+        if contrast:
+            log(contrast.described)
         found = Evidence(baseline, student, gate)
         record = judge(
-            found, adapter_sha256, cases_sha256=file_digest(layout.eval_cases), decoding=decoding.described()
+            found,
+            adapter_sha256,
+            cases_sha256=file_digest(layout.eval_cases),
+            decoding=decoding.described(),
+            contrast=contrast.described if contrast else "",
         )
         report = build_report(
             cases,
@@ -114,12 +125,13 @@ def evaluate_student(
             record,
             models={"baseline": spec.name, "student": f"{spec.name} with adapter {adapter_sha256[:12]}"},
             free=free,
+            contrast=contrast,
             previous=read_report(layout.report_json),
         )
         write_report(report, layout.report_json, layout.report_html, _pictures(found))
         promotion = settle(layout, record, adapter)
         log(f"{record.context['sentence']} {promotion}")
-        return Evaluation(found, record, free, promotion)
+        return Evaluation(found, record, free, contrast, promotion)
 
 
 def refuse_other_baseline(

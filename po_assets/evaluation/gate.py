@@ -31,8 +31,8 @@ _LIMITS = (
 )
 
 
-def judge(found: Evidence, adapter_sha256: str, *, cases_sha256: str, decoding: str) -> GateRecord:
-    """The gate's verdict on an adapter; `decoding` in words."""
+def judge(found: Evidence, adapter_sha256: str, *, cases_sha256: str, decoding: str, contrast: str = "") -> GateRecord:
+    """The gate's verdict on an adapter; `decoding` and what the contrast cases showed in words."""
     verdicts = checks.verdicts(found)
     failed = [name for name, one in verdicts.items() if not one.passed and one.severity == "ERROR"]
     context = {
@@ -41,6 +41,8 @@ def judge(found: Evidence, adapter_sha256: str, *, cases_sha256: str, decoding: 
         "decoding": decoding,
         "profile": found.profile.effective(),
         "sentence": _sentence(found, failed),
+        "judgement": found.judgement.figures,
+        "contrast": contrast,
     }
     return gate_record(adapter_sha256, verdicts, context)
 
@@ -144,6 +146,8 @@ def _card_section(verdicts: Sequence[GateRecord]) -> str:
         "| criterion | required | value | verdict |",
         "| --- | --- | --- | --- |",
         *("| " + " | ".join(row.values()) + " |" for row in verdict_rows(last)),
+        "",
+        *(text for text in (last.context.get("judgement"), last.context.get("contrast")) if text),
         "",
         _LIMITS,
     ]

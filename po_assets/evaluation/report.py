@@ -16,9 +16,10 @@ from upath import UPath
 from po_assets.dag import GateRecord
 from po_assets.dataset.cases import EvalCase
 from po_assets.evaluation.checks import Evidence
+from po_assets.evaluation.contrast import ContrastResult, contrast_record
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
-from po_assets.evaluation.statistics import breakdown, confusion_matrix, summarize
+from po_assets.evaluation.statistics import breakdown, confusion_matrix, judgement_rows, summarize
 from po_assets.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def build_report(
     *,
     models: Mapping[str, str],
     free: FreeRun | None = None,
+    contrast: ContrastResult | None = None,
     previous: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report as a JSON document; `previous` is the report that it replaces, if there is one."""
@@ -97,6 +99,10 @@ def build_report(
         "baseline": _side(found.baseline),
         "student": _side(found.student),
         "difference": asdict(found.difference),
+        "sentence": record.context["sentence"],
+        "profile": record.context["profile"],
+        "judgement": judgement_rows(found.judgement),
+        "contrast": contrast_record(contrast),
         "free": None if free is None else {**asdict(free), "described": free.described},
         "previous": _against_previous(found.student, record.sha256, previous),
         "cases": [_case(case, *pairs[case.case_id]) for case in cases],

@@ -95,6 +95,21 @@ class Judgement:
             return f"does not judge: says {next(iter(self.said))} to every document"
         return f"does not judge: {right}, always saying {self.usual} gets {self.guessed}"
 
+    @property
+    def figures(self) -> str:
+        """Accuracy, macro-F1 and recalls with their 95 % intervals, in words; empty where nothing is known."""
+        if not self.cases:
+            return ""
+        recalls = ", ".join(
+            f"{hits} of {of} {status} ({low:.0%} to {high:.0%})"
+            for status, (hits, of, low, high) in self.recalls.items()
+        )
+        return (
+            f"{self.right} of {self.cases} are right ({self.accuracy[0]:.0%} to {self.accuracy[1]:.0%}; macro-F1 "
+            f"{self.macro_f1:.2f}, {self.macro_f1_interval[0]:.2f} to {self.macro_f1_interval[1]:.2f}); found were "
+            f"{recalls}. Intervals are of 95 %."
+        )
+
 
 def summarize(answers: Sequence[ScoredAnswer]) -> Summary:
     """Summary over all answers, none left out.

@@ -1,0 +1,328 @@
+"""Contrast cases: evaluation cases whose requirements are changed so that another status is right.
+
+40 cases hardly resolve whether a student judges; a changed document shows it at once: a student that reads changes its
+verdict, one that does not keeps it (contrast sets, Gardner et al. 2020). Plain seeded functions over the cases, never
+over training rows; a case is left out where its reference leaves a doubt about the right status. The student is asked
+for the status alone: the probabilities of the three after the vision that it wrote itself, one forward pass a case.
+"""
+
+import json
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from upath import UPath
+
+from po_assets.dataset.cases import EvalCase
+from po_assets.evaluation.scoring import ScoredAnswer
+from po_assets.evaluation.statistics import wilson
+from po_assets.product_owner import STATUSES, cited_ids, read_yaml
+from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
+from po_assets.storage import atomic_file, digest_of
+
+if TYPE_CHECKING:
+    from po_assets.evaluation.answers import AnsweringModel
+
+SEED = 42
+_BATCH = 8
+_STATUS_KEY = "```yaml REVIEW\nstatus:"
+_FUNCTIONAL = REQUIREMENT_SECTIONS[0]
+_SHARED_WORDS = 2  # in a row with the concept, before words of a reference count as the concept's
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """An evaluation case and its changed twin."""
+
+    kind: str
+    """`need removed`, `another product`, `exclusion demanded`, `conflict removed` or `need served`."""
+    original: EvalCase
+    changed: EvalCase
+    """With the status that is right now, and without reference answer."""
+
+
+@dataclass(frozen=True)
+class ContrastResult:
+    """How a student judged the contrasts."""
+
+    pairs: int
+    consistent: int
+    """Pairs of which both statuses are right."""
+    interval: tuple[float, float]
+    """95 % interval of that share (Wilson)."""
+    by_kind: dict[str, tuple[int, int]]
+    """Consistent pairs, and all, by kind."""
+    agreeing: int
+    """Originals whose likeliest status is the one in the student's full answer."""
+    originals: int
+
+    @property
+    def described(self) -> str:
+        """One sentence."""
+        share = self.consistent / self.pairs
+        return (
+            f"Contrast consistency {share:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f}): in "
+            f"{self.consistent} of {self.pairs} pairs of a case and its changed twin both statuses are right. The "
+            "verdict is the likeliest status after the student's own vision, which is the one in its full answer in "
+            f"{self.agreeing} of {self.originals} cases."
+        )
+
+
+def contrast_cases(cases: Sequence[EvalCase], seed: int = SEED) -> list[Contrast]:
+    """All contrasts that these cases give, in their order; the same ones every time."""
+    contrasts = []
+    for case in cases:
+        document = _document(case)
+        if document is None or case.status not in STATUSES or not case.has_reference:
+            continue
+        draw = random.Random(f"{seed}/{case.case_id}")  # noqa: S311
+        for kind, change in _CHANGES.items():
+            if changed := change(case, document, cases, draw):
+                status, new = changed
+                twin = replace(
+                    case,
+                    case_id=f"{case.case_id} ({kind})",
+                    requirements_yaml=_dumped(new),
+                    reference_vision_yaml="",
+                    reference_review_yaml="",
+                    status=status,
+                )
+                # Both are written by the same hand, so that the form does not tell.
+                contrasts.append(Contrast(kind, replace(case, requirements_yaml=_dumped(document)), twin))
+    return contrasts
+
+
+_Changed = tuple[str, dict[str, Any]] | None
+
+
+def _need_removed(
+    case: EvalCase, document: dict[str, Any], _cases: Sequence[EvalCase], draw: random.Random
+) -> _Changed:
+    """The one requirement of a need goes: aligned → needs_adjustment."""
+    entries = document[_FUNCTIONAL]
+    # With as many requirements as needs, and each need served, every requirement is the only one of its need.
+    if case.status != "aligned" or len(entries) != len(_needs(case)) or len(entries) < 2:
+        return None
+    gone = draw.randrange(len(entries))
+    return "needs_adjustment", _with_entries(document, [e for index, e in enumerate(entries) if index != gone])
+
+
+def _another_product(
+    case: EvalCase, document: dict[str, Any], cases: Sequence[EvalCase], draw: random.Random
+) -> _Changed:
+    """All requirements are those of the case that has least in common with the concept: → conflicts."""
+    others = [other for one in cases if one.case_id != case.case_id and (other := _document(one))]
+    if case.status != "aligned" or not others:
+        return None
+    concept = set(_words(case.concept))
+    draw.shuffle(others)
+    other = min(others, key=lambda one: len(concept & set(_words(yaml.safe_dump(one[_FUNCTIONAL])))))
+    return "conflicts", {
+        **document,
+        **{section: other[section] for section in REQUIREMENT_SECTIONS if section in other},
+    }
+
+
+def _exclusion_demanded(
+    case: EvalCase, document: dict[str, Any], _cases: Sequence[EvalCase], draw: random.Random
+) -> _Changed:
+    """What the concept says that the product does *not* do is demanded: → conflicts."""
+    excluded = re.search(r"\b(?:does|do|will|shall|must|should|is to) not (\w[^.,;:\n]+)", case.concept)
+    if case.status == "conflicts" or not excluded:
+        return None
+    entries = list(document[_FUNCTIONAL])
+    demand = {"id": "", "description": f"Let users {excluded[1].strip()}"}
+    entries.insert(draw.randrange(len(entries) + 1), demand)
+    return "conflicts", _with_entries(document, entries)
+
+
+def _conflict_removed(
+    case: EvalCase, document: dict[str, Any], _cases: Sequence[EvalCase], _draw: random.Random
+) -> _Changed:
+    """The requirements that the reference calls conflicts go: conflicts → what is left."""
+    alignment = _alignment(case)
+    if case.status != "conflicts" or not alignment.get("conflicts"):
+        return None
+    cited = set(cited_ids(yaml.safe_dump(alignment["conflicts"])))
+    left = [entry for entry in document[_FUNCTIONAL] if str(entry["id"]).upper() not in cited]
+    if not left or len(left) == len(document[_FUNCTIONAL]):
+        return None
+    return ("needs_adjustment" if alignment.get("gaps") else "aligned"), _with_entries(document, left)
+
+
+def _need_served(case: EvalCase, document: dict[str, Any], _cases: Sequence[EvalCase], draw: random.Random) -> _Changed:
+    """Every need that the reference misses gets a requirement: needs_adjustment → aligned."""
+    gaps = _alignment(case).get("gaps")
+    if case.status != "needs_adjustment" or not gaps:
+        return None
+    needs = [_shared_phrase(str(gap), case.concept) for gap in gaps]
+    if not all(needs):
+        return None
+    entries = list(document[_FUNCTIONAL])
+    for need in needs:
+        entries.insert(draw.randrange(len(entries) + 1), {"id": "", "description": f"Let users {need}"})
+    return "aligned", _with_entries(document, entries)
+
+
+_CHANGES: Mapping[str, Callable[..., _Changed]] = {
+    "need removed": _need_removed,
+    "another product": _another_product,
+    "exclusion demanded": _exclusion_demanded,
+    "conflict removed": _conflict_removed,
+    "need served": _need_served,
+}
+
+
+def judge_contrasts(
+    contrasts: Sequence[Contrast],
+    student: Sequence[ScoredAnswer],
+    cache: UPath,
+    load_model: "Callable[[], AnsweringModel]",
+) -> ContrastResult | None:
+    """The student's verdict on every pair; None where there is none.
+
+    The model is loaded only for what is not in the file `cache`, which belongs to this student.
+    """
+    visions = {answer.case_id: _own_vision(answer.text) for answer in student}
+    pairs = [pair for pair in contrasts if visions.get(pair.original.case_id)]
+    if not pairs:
+        return None
+    asked = {}
+    for pair in pairs:
+        prefix = f"{visions[pair.original.case_id]}{_STATUS_KEY}"
+        asked |= {one.prompt: (one.prompt, prefix) for one in (pair.original, pair.changed)}
+    known: dict[str, str] = json.loads(cache.read_text()) if cache.exists() else {}
+    if missing := [question for question in asked.values() if digest_of(question) not in known]:
+        found = likeliest_statuses(load_model(), missing)
+        known |= {digest_of(question): status for question, status in zip(missing, found, strict=True)}
+        with atomic_file(cache) as file:
+            file.write(json.dumps(known, indent=1).encode())
+    said = {prompt: known[digest_of(question)] for prompt, question in asked.items()}
+    full = {answer.case_id: answer.status for answer in student}
+    right = [
+        said[pair.original.prompt] == pair.original.status and said[pair.changed.prompt] == pair.changed.status
+        for pair in pairs
+    ]
+    originals = {pair.original.case_id: said[pair.original.prompt] for pair in pairs}
+    kinds = dict.fromkeys(pair.kind for pair in pairs)
+    return ContrastResult(
+        pairs=len(pairs),
+        consistent=sum(right),
+        interval=wilson(sum(right), len(right)),
+        by_kind={
+            kind: (
+                sum(ok for ok, pair in zip(right, pairs, strict=True) if pair.kind == kind),
+                sum(pair.kind == kind for pair in pairs),
+            )
+            for kind in kinds
+        },
+        agreeing=sum(full[case_id] == status for case_id, status in originals.items()),
+        originals=len(originals),
+    )
+
+
+def likeliest_statuses(answering: "AnsweringModel", questions: Sequence[tuple[str, str]]) -> list[str]:
+    """The likeliest status after each prompt and the beginning of its answer, which ends with `status:`."""
+    return [max(STATUSES, key=one.__getitem__) for one in status_probabilities(answering, questions)]
+
+
+def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
+    """The probability of each status where one has to follow, for pairs of prompt and beginning of the answer.
+
+    Raises:
+        ValueError: the tokenizer writes two statuses with the same first token, so one forward pass cannot tell them.
+    """
+    import torch
+
+    tokenizer: Any = answering.chat.tokenizer
+    rows = []
+    for prompt, prefix in questions:
+        written = [tokenizer(f"{prefix} {status}", add_special_tokens=False)["input_ids"] for status in STATUSES]
+        common = next(i for i, ids in enumerate(zip(*written, strict=False)) if len(set(ids)) > 1)
+        first = [ids[common] for ids in written]
+        if len(set(first)) < len(first):
+            raise ValueError(f"the statuses begin with the tokens {first}, which do not tell them apart")
+        rows.append((answering.chat.prompt_ids(prompt) + written[0][:common], first))
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index][0]))
+    probabilities: dict[int, dict[str, float]] = {}
+    for start in range(0, len(order), _BATCH):
+        some = order[start : start + _BATCH]
+        width = len(rows[some[0]][0])
+        ids = torch.zeros((len(some), width), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for at, index in enumerate(some):
+            tokens = torch.tensor(rows[index][0])
+            ids[at, width - len(tokens) :], mask[at, width - len(tokens) :] = tokens, 1
+        device = answering.model.device
+        with torch.inference_mode():
+            logits = answering.model(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(device),
+                logits_to_keep=1,
+            ).logits[:, -1]
+        for at, index in enumerate(some):
+            shares = torch.softmax(logits[at, rows[index][1]].float(), dim=-1).tolist()
+            probabilities[index] = dict(zip(STATUSES, shares, strict=True))
+    return [probabilities[index] for index in range(len(rows))]
+
+
+def contrast_record(result: ContrastResult | None) -> dict[str, Any] | None:
+    """For JSON."""
+    return None if result is None else {**asdict(result), "described": result.described}
+
+
+def _own_vision(text: str) -> str:
+    """The student's answer up to its REVIEW; empty where the status does not come first there."""
+    start = text.find(_STATUS_KEY)
+    return text[:start] if start >= 0 else ""
+
+
+def _document(case: EvalCase) -> dict[str, Any] | None:
+    """The requirements, where they have functional ones with id and description."""
+    document = read_yaml(case.requirements_yaml).value
+    entries = document.get(_FUNCTIONAL)
+    plain = isinstance(entries, list) and all(isinstance(e, dict) and {"id", "description"} <= set(e) for e in entries)
+    return document if plain and entries else None
+
+
+def _alignment(case: EvalCase) -> dict[str, Any]:
+    alignment = read_yaml(case.reference_review_yaml).value.get("requirements_alignment")
+    return alignment if isinstance(alignment, dict) else {}
+
+
+def _needs(case: EvalCase) -> list[str]:
+    """What the concept says that the product must do; empty where its words and the reference's do not agree on it."""
+    asked = re.search(r"\b(?:must|shall|should|has to|have to|is to) (?!not)([^.;:]+)", case.concept)
+    needs = re.split(r", and |, | and ", asked[1]) if asked else []
+    named = read_yaml(case.reference_vision_yaml).value.get("key_capabilities")
+    capabilities = {str(one).lower() for one in named} if isinstance(named, list) else set()
+    return needs if capabilities and capabilities <= {need.lower() for need in needs} else []
+
+
+def _with_entries(document: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Numbered anew, so that no missing number tells what is gone."""
+    return {**document, _FUNCTIONAL: [{**entry, "id": f"FR{at:03}"} for at, entry in enumerate(entries, start=1)]}
+
+
+def _dumped(document: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=1000).strip()
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]{4,}", text.lower())
+
+
+def _shared_phrase(text: str, concept: str) -> str:
+    """The longest run of words that stands in both; empty when it is shorter than `_SHARED_WORDS` words."""
+    words = [word.strip(".,;:").lower() for word in text.split()]
+    known = " ".join(["", *(word.strip(".,;:") for word in concept.lower().split()), ""])
+    for length in range(len(words), _SHARED_WORDS - 1, -1):
+        for start in range(len(words) - length + 1):
+            run = " ".join(words[start : start + length])
+            if f" {run} " in known:
+                return re.sub(r"^(?:to|and) |(?: and)$", "", run)
+    return ""

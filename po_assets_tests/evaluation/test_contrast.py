@@ -1,0 +1,132 @@
+"""Contrast cases: each changes what is right for a reason that stands in the case, and is judged in one forward pass."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from upath import UPath
+
+from po_assets.dataset.cases import EvalCase, read_eval_cases
+from po_assets.evaluation import contrast as module
+from po_assets.evaluation.answers import AnsweringModel
+from po_assets.evaluation.contrast import Contrast, contrast_cases, judge_contrasts, status_probabilities
+from po_assets.model import ChatTemplate, load_base_model, load_tokenizer
+from po_assets.product_owner import STATUSES
+from po_assets_tests.evaluation.scenes import NEEDS_ADJUSTMENT, REVIEW, VISION, case, scored
+from po_assets_tests.model.tiny_model import make_tiny_model
+
+CONCEPT = "TideTable must list free berths and book a berth. It does not sell fuel."
+SAMPLES = Path(__file__).resolve().parents[2] / "artifacts" / "evaluation" / "po_eval_cases.jsonl"
+
+
+def kinds(*cases: EvalCase) -> dict[str, Contrast]:
+    return {one.kind: one for one in contrast_cases(cases) if one.original.case_id == cases[0].case_id}
+
+
+def descriptions(of: EvalCase) -> list[str]:
+    return [entry["description"] for entry in yaml.safe_load(of.requirements_yaml)["functional_requirements"]]
+
+
+def test_a_need_without_its_requirement_needs_adjustment() -> None:
+    """Numbered anew, so that nothing but the missing need tells; not where two may serve one need."""
+    found = kinds(case(concept=CONCEPT))["need removed"]
+    assert found.changed.status == "needs_adjustment"
+    assert len(descriptions(found.changed)) == 1
+    assert set(descriptions(found.changed)) < set(descriptions(found.original))
+    assert "- id: FR001" in found.changed.requirements_yaml
+    assert "FR002" not in found.changed.requirements_yaml
+    assert "need removed" not in kinds(case(concept=CONCEPT.replace("and book", ", show the tide and book")))
+
+
+def test_what_the_concept_excludes_is_a_conflict_once_it_is_demanded() -> None:
+    """In the concept's own words; from both other statuses."""
+    for status in ({}, NEEDS_ADJUSTMENT):
+        found = kinds(case(concept=CONCEPT, **status))["exclusion demanded"]
+        assert found.changed.status == "conflicts"
+        assert [one for one in descriptions(found.changed) if one not in descriptions(found.original)] == [
+            "Let users sell fuel"
+        ]
+    assert "exclusion demanded" not in kinds(case(concept="TideTable lists free berths."))
+
+
+def test_the_requirements_of_another_product_conflict() -> None:
+    """Under the own title, those that have least in common with the concept."""
+    near = case(2, requirements_yaml=case().requirements_yaml.replace("within two", "within three"))
+    far = case(3, requirements_yaml="functional_requirements:\n- id: FR001\n  description: Translate subtitles")
+    found = kinds(case(concept=CONCEPT), near, far)["another product"]
+    assert found.changed.status == "conflicts"
+    assert descriptions(found.changed) == ["Translate subtitles"]
+    assert yaml.safe_load(found.changed.requirements_yaml)["title"] == "TideTable requirements"
+
+
+def test_and_back() -> None:
+    """A need that the reference misses is served; what it calls a conflict goes, and what is left decides."""
+    gap = NEEDS_ADJUSTMENT["reference_review_yaml"].replace("  gaps: []", "  gaps:\n  - No entry helps to sell fuel")
+    served = kinds(case(concept=CONCEPT, status="needs_adjustment", reference_review_yaml=gap))["need served"]
+    assert served.changed.status == "aligned"
+    assert "Let users sell fuel" in descriptions(served.changed)
+    review = REVIEW.replace("status: aligned", "status: conflicts").replace(
+        "conflicts: []", "conflicts:\n  - FR002 must go"
+    )
+    removed = kinds(case(concept=CONCEPT, status="conflicts", reference_review_yaml=review))["conflict removed"]
+    assert (removed.changed.status, len(descriptions(removed.changed))) == ("aligned", 1)
+
+
+def test_the_sample_cases_give_contrasts_of_every_kind_and_always_the_same() -> None:
+    """At least 80 of 40 cases; none has a reference answer, and every document is written by the same hand."""
+    cases = read_eval_cases(UPath(SAMPLES))
+    found = contrast_cases(cases)
+    assert len(found) >= 80
+    assert {one.kind for one in found} == set(module._CHANGES)
+    assert found == contrast_cases(cases)
+    assert found != contrast_cases(cases, seed=7)
+    assert not any(one.changed.has_reference for one in found)
+    by_id = {one.case_id: one for one in cases}
+    assert all(one.original.requirements_yaml == by_id[one.original.case_id].requirements_yaml.strip() for one in found)
+    assert contrast_cases([case(reference_vision_yaml="", reference_review_yaml="")]) == []
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory: pytest.TempPathFactory) -> AnsweringModel:
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), context=8192)
+    return AnsweringModel(load_base_model(folder, "float32", device="cpu"), ChatTemplate(load_tokenizer(folder)))
+
+
+def test_the_probabilities_are_those_of_the_next_token(answering: AnsweringModel) -> None:
+    """As one row alone gives them, whatever is padded beside it."""
+    prefix = f"```yaml VISION\n{VISION}\n```\n\n```yaml REVIEW\nstatus:"
+    questions = [(case().prompt, prefix), ("Short.", prefix), (case(2).prompt, prefix)]
+    found = status_probabilities(answering, questions)
+    for (prompt, begun), shares in zip(questions, found, strict=True):
+        tokenizer: Any = answering.chat.tokenizer
+        ids = answering.chat.prompt_ids(prompt) + tokenizer(f"{begun} ", add_special_tokens=False)["input_ids"]
+        logits = answering.model(torch.tensor([ids])).logits[0, -1]
+        first = [tokenizer(status, add_special_tokens=False)["input_ids"][0] for status in STATUSES]
+        expected = torch.softmax(logits[first], dim=-1).tolist()
+        assert list(shares.values()) == pytest.approx(expected, abs=1e-4)
+        assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_pair_is_consistent_when_both_statuses_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that reads gets all, one that always says aligned none; and nothing is asked twice."""
+    pairs = contrast_cases([case(concept=CONCEPT), case(2, concept=f"New: {CONCEPT}", **NEEDS_ADJUSTMENT)])
+    student = [scored(case(), status="aligned"), scored(case(2), status="aligned")]
+    right = {one.prompt: one.status for pair in pairs for one in (pair.original, pair.changed)}
+    loaded: list[str] = []
+
+    def judged(statuses: dict[str, str], cache: str) -> Any:
+        monkeypatch.setattr(
+            module, "likeliest_statuses", lambda _model, asked: [statuses[prompt] for prompt, _ in asked]
+        )
+        return judge_contrasts(pairs, student, UPath(tmp_path / cache), lambda: loaded.append(cache))  # type: ignore[arg-type,func-returns-value]
+
+    reads = judged(right, "reads.json")
+    assert (reads.pairs, reads.consistent) == (len(pairs), len(pairs))
+    assert (reads.agreeing, reads.originals) == (1, 2)
+    assert judged(dict.fromkeys(right, "aligned"), "aligned.json").consistent == 0
+    assert judged({}, "reads.json") == reads
+    assert loaded == ["reads.json", "aligned.json"]
+    assert "Contrast consistency 1.00" in reads.described
+    assert judge_contrasts(pairs, [scored(case(), "nothing")], UPath(tmp_path / "none"), lambda: None) is None  # type: ignore[arg-type,return-value]
