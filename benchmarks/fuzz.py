@@ -29,6 +29,8 @@ MEMORY_MIB = 3_000
 TOKENS = (
     *('"concept": "', '"requirements_yaml": "', '"teacher_product_vision": "', '"teacher_product_owner_review": "'),
     *('"score": ', '"prompt": "', '"output": "', '"response": "', '"messages": [', '{"role": "user", "content": "'),
+    *('"conversations": [{"from": "gpt", "value": "', '"instruction": "', '"completion": "', '"custom_id": "', "null"),
+    *('"weight": 0', '"finish_reason": "length"', "<think>", "</think>", "EXISTING_VISION:\n", "misaligned", "~~~"),
     *('{"input": {', '"output": {', "NaN", "Infinity", "-1", "1e400", "\\ud800", "\\u0000", "\\n", "\\t", "\xff\xfe"),
     *("```yaml VISION\n", "```yaml REVIEW\n", "```\n", "CONCEPT:\n", "REQUIREMENTS:\n", "VISION:", "product_name: "),
     *("product_summary: ", "status: ", "aligned", "needs_adjustment", "conflicts", "requirements_alignment:\n"),
@@ -148,7 +150,29 @@ def rows_in_other_formats(texts: Sequence[str], prompt: str, answer: str) -> Ite
     asked = {"concept_id": "C-1", "concept": concept, "requirements_yaml": requirements, "tier": "simple"}
     yield {"input": asked, "output": {"product_vision": vision, "product_owner_review": review}, "score": 0.9}
     yield {"prompt": prompt, "response": answer}
-    yield {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    yield {"messages": turns}
+    yield {"prompt": turns[:1], "completion": turns[1:], "output": None}
+    yield {"prompt": prompt, "chosen": answer, "rejected": "no"}
+    yield {
+        "conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}],
+        "system": "Be kind.",
+    }
+    yield {"instruction": prompt, "input": "", "output": f"<think>{answer}</think>{answer}"}
+    choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
+    yield {
+        "custom_id": "1",
+        "body": {"messages": turns[:1]},
+        "response": {"body": {"choices": [choice]}},
+        "error": None,
+    }
+    consumer = "CONCEPT:\n{}\n\nEXISTING_VISION:\n{}\n\nREQUIREMENTS:\n{}\n\nFollow the exact output format."
+    yield {
+        "prompt": consumer.format(concept, vision, requirements),
+        "output": answer,
+        "metadata": '{"a": 1}',
+        "weight": 1,
+    }
     leaking = (
         f"```yaml VISION\n{vision}\n```\n\n```yaml REQUIREMENTS\n{requirements}\n```\n\nRespond with two YAML blocks."
     )

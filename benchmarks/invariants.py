@@ -5,13 +5,16 @@ Each function raises `AssertionError` when something does not hold; anything els
 
 import base64
 import time
+from typing import Any
 
 import orjson
 import yaml
 
 from po_assets.intake.checks import row_faults
+from po_assets.intake.formats import EXISTING_VISION
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.lines import Line, Reason
+from po_assets.intake.normalization import normalize
 from po_assets.intake.pipeline import WrittenBlock, write_block
 from po_assets.product_owner import (
     build_prompt,
@@ -58,7 +61,21 @@ def _check_kept(written: WrittenBlock, kept: list[int]) -> None:
         check_documents(*documents)
         assert score_product_owner(*documents).total == row["metric_score"]
         assert validate_answer(*documents[1:]).ok == row["valid"]
-        build_prompt(row["concept"], row["requirements_yaml"])
+        _check_taken_in_again(row)
+
+
+def _check_taken_in_again(row: dict[str, Any]) -> None:
+    """The training row that comes of a row gives the same row when it lands."""
+    existing = row["metadata"].get(EXISTING_VISION, "")
+    pair = {
+        "prompt": build_prompt(row["concept"], row["requirements_yaml"], existing),
+        "response": format_answer(row["vision_yaml"], row["review_yaml"]),
+    }
+    data = orjson.dumps(pair)
+    again = normalize(Line("b.jsonl", 1, data, len(data))).row
+    for column in ("concept", "requirements_yaml", "vision_yaml", "review_yaml", "status", "input_digest"):
+        assert again[column] == row[column], (column, again[column], row[column])
+    assert again["metadata"].get(EXISTING_VISION, "") == existing
 
 
 def _check_quarantine(written: WrittenBlock, lines: list[Line], kept: list[int]) -> None:
@@ -90,7 +107,7 @@ def check_documents(requirements: str, vision: str, review: str) -> None:
 
 def check_yaml(text: str) -> None:
     """A document is read as PyYAML's own Python parser reads it, or refused for a limit of ours."""
-    reading = read_yaml(text)
+    reading = read_yaml(text, unique_keys=False)  # PyYAML takes the last of two equal keys
     if reading.error and any(bound in reading.error for bound in _BOUNDS):
         assert reading.value == {}
         return

@@ -233,7 +233,7 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
         Rejected: no format matches, a part is missing or not a string, two answers differ, or the row says itself that
             it is not to be trained on.
     """
-    row = _present(row)
+    row = _present(row) or {}
     matching = _matching(row)
     try:
         refuse_flags(row)
@@ -384,7 +384,7 @@ class _Parts:
                 value = None
         if isinstance(value, dict):
             return dict(value)
-        if value != "":
+        if value not in ("", []):
             self.notes.append(f"{place}metadata must be an object, got {row['metadata']!r:.60}; it was not read")
         return {}
 
@@ -431,10 +431,10 @@ def _present(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
     if isinstance(value, dict):
-        there = {key: item if key == "metadata" else _present(item) for key, item in value.items() if item is not None}
-        return {key: item for key, item in there.items() if item is not None}
+        items = ((key, item if key == "metadata" else _present(item)) for key, item in value.items())
+        return {key: item for key, item in items if item is not None} or ({} if not value else None)
     if isinstance(value, list):
-        return [item for item in map(_present, value) if item is not None]
+        return [item for item in map(_present, value) if item is not None] or ([] if not value else None)
     return value
 
 

@@ -218,7 +218,7 @@ def _odd_indentation(text: str) -> str | None:
     match = None if text.isascii() else _ODD_INDENTATION.search(text)
     if match is None:
         return None
-    return f"line {_line(text, match.end())} is indented with {_named(match[1])}, which only looks like a space"
+    return f"line {_line(text, match.start(1))} is indented with {_named(match[1])}, which only looks like a space"
 
 
 def _invisible(text: str) -> str:

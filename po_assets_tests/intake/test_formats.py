@@ -3,13 +3,18 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from po_assets.intake.formats import FORMATS
+from po_assets.intake.formats import FORMATS, read_record
 from po_assets.intake.lines import Reason, Rejected
-from po_assets.intake.normalization import normalize
+from po_assets.intake.normalization import Normalized, input_digest, normalize
+from po_assets.product_owner import build_prompt
+from po_assets.product_owner.prompts import consumer_messages
 from po_assets_tests.intake.landed_rows import (
     BUILDERS,
     CONCEPT,
+    batch_row,
     chat_row,
     line_of,
     nested_row,
@@ -147,3 +152,286 @@ def test_detecting_needs_no_particular_order_of_keys() -> None:
     """The keys decide, whatever stands around them."""
     pair = pair_row()
     assert normalize(line_of({"x": 1, "response": pair["response"], "prompt": pair["prompt"]})).row["format"] == "pair"
+
+
+USER = {"role": "user", "content": pair_row()["prompt"]}
+ANSWER = {"role": "assistant", "content": pair_row()["response"]}
+OTHER = pair_row({"review": REVIEW.replace("needs_adjustment", "aligned")})["response"]
+
+
+def kept(row: dict[str, Any]) -> Normalized:
+    """The normalized row of the documents that all these rows hold."""
+    normalized = normalize(line_of(row))
+    found = normalized.row
+    assert (found["concept"], found["requirements_yaml"]) == (CONCEPT, REQUIREMENTS.strip())
+    assert (found["vision_yaml"], found["review_yaml"]) == (VISION.strip(), REVIEW.strip())
+    return normalized
+
+
+NO_VALUES = (None, "", [], {}, {"a": None, "b": {"c": None}}, [None])
+
+
+@given(
+    st.sampled_from(list(BUILDERS)),
+    st.dictionaries(
+        st.sampled_from(sorted({key for build in BUILDERS.values() for key in build()} - {"score"})),
+        st.sampled_from(NO_VALUES),
+    ),
+)
+def test_columns_without_a_value_are_absent(name: str, empty: dict[str, object]) -> None:
+    """As exports of mixed rows write them: they decide about no format, and nothing is said of them."""
+    row = BUILDERS[name]()
+    normalized = kept({key: value for key, value in empty.items() if key not in row} | row)
+    assert normalized.row["format"] == name
+    assert normalized.notes == kept(row).notes
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "note"),
+    [
+        (chat_row(messages=[USER | {"role": "human"}, ANSWER | {"role": "ai"}]), "chat", ""),
+        (
+            chat_row(messages=[{"role": "developer", "content": "Be kind."}, USER, ANSWER | {"role": "model"}]),
+            "chat",
+            "the system message was left out of the prompt",
+        ),
+        (
+            {
+                "contents": [
+                    {"role": "user", "parts": [{"text": USER["content"]}]},
+                    {"role": "model", "parts": [{"text": ANSWER["content"]}]},
+                ]
+            },
+            "chat",
+            "",
+        ),
+        ({"conversations": [USER, ANSWER], "system": "Be kind."}, "sharegpt", "not read: system 'Be kind.'"),
+        (
+            {"messages": [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ANSWER["content"]}]},
+            "chat",
+            "",
+        ),
+        ({"messages": [USER], "response": ANSWER["content"]}, "chat", ""),
+        (
+            {"messages": [USER, ANSWER | {"reasoning_content": "Hm."}]},
+            "chat",
+            "left out of the messages: reasoning_content",
+        ),
+        (
+            {
+                "messages": [
+                    USER,
+                    ANSWER
+                    | {
+                        "content": [
+                            {"type": "thinking", "thinking": "Hm."},
+                            {"type": "text", "text": ANSWER["content"]},
+                        ]
+                    },
+                ]
+            },
+            "chat",
+            "left out of the messages: thinking",
+        ),
+        ({"messages": [USER, ANSWER | {"weight": 1}]}, "chat", ""),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "Hm.", "weight": 0}, USER, ANSWER]},
+            "chat",
+            "2 earlier messages before the last question were not read",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": USER["content"]},
+                    {"role": "user", "content": "Begin."},
+                    ANSWER,
+                ]
+            },
+            "chat",
+            "the sections stand in the system message",
+        ),
+        ({"prompt": [USER], "completion": ANSWER["content"]}, "prompt/completion", ""),
+        ({"chosen": [USER, ANSWER], "rejected": [USER]}, "preference", "not read: rejected"),
+        (
+            {"instruction": USER["content"], "output": ANSWER["content"], "history": [["a", "b"]]},
+            "alpaca",
+            "not read: history",
+        ),
+        ({"input": USER["content"], "output": ANSWER["content"]}, "alpaca", ""),
+        (
+            {
+                "custom_id": "1",
+                "params": {"messages": [USER]},
+                "result": {
+                    "type": "succeeded",
+                    "message": {
+                        "role": "assistant",
+                        "content": [{"type": "text", "text": ANSWER["content"]}],
+                        "stop_reason": "end_turn",
+                    },
+                },
+            },
+            "batch",
+            "",
+        ),
+        (
+            {"request": {"messages": [USER]}, "response": {"choices": [{"message": ANSWER}, {"message": ANSWER}]}},
+            "batch",
+            "",
+        ),
+        (
+            {
+                "custom_id": "1",
+                "body": {"input": USER["content"]},
+                "response": {
+                    "body": {
+                        "output": [
+                            {"type": "reasoning"},
+                            {
+                                "type": "message",
+                                "role": "assistant",
+                                "content": [{"type": "output_text", "text": ANSWER["content"]}],
+                            },
+                        ]
+                    }
+                },
+            },
+            "batch",
+            "",
+        ),
+        (teacher_row(messages=[USER, ANSWER]), "teacher", "not read: messages"),
+        (teacher_row(weight=0.5, reviewed=False, tags=[]), "teacher", "not read: weight 0.5"),
+        (nested_row(flags={"bad": 1}, reviewer="x" * 60), "nested", "not read: flags, reviewer"),
+        (teacher_row(metadata="from May"), "teacher", "metadata must be an object, got 'from May'; it was not read"),
+    ],
+)
+def test_what_others_write_is_read_and_the_rest_is_named(row: dict[str, Any], name: str, note: str) -> None:
+    """Other tools' rows give the same four texts; what of them is not read stands in the note."""
+    normalized = kept(row)
+    assert normalized.row["format"] == name
+    assert note in normalized.notes
+    assert note or "not read" not in normalized.notes
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        (teacher_row(weight=0), Reason.WEIGHT_0, "weight is 0: whoever wrote the row does not want it trained on"),
+        (chat_row(messages=[USER, ANSWER | {"train": False}]), Reason.WEIGHT_0, "message 2: train is False"),
+        (teacher_row(metadata={"weight": 0.0}), Reason.WEIGHT_0, "metadata.weight is 0.0"),
+        (pair_row(finish_reason="MAX_TOKENS"), Reason.ANSWER_CUT, "finish_reason is 'MAX_TOKENS': the answer was cut"),
+        (pair_row(truncated=True), Reason.ANSWER_CUT, "truncated is True"),
+        (teacher_row(metadata='{"stop_reason": "length"}'), Reason.ANSWER_CUT, "metadata.stop_reason is 'length'"),
+        (
+            nested_row(output=nested_row()["output"] | {"done_reason": "length"}),
+            Reason.ANSWER_CUT,
+            "output.done_reason",
+        ),
+        (
+            batch_row(response={"body": {"choices": [{"message": ANSWER, "finish_reason": "content_filter"}]}}),
+            Reason.ANSWER_CUT,
+            "the service stopped the answer",
+        ),
+        (
+            batch_row(response={"body": {"choices": [{"message": ANSWER}, {"message": ANSWER | {"content": OTHER}}]}}),
+            Reason.AMBIGUOUS,
+            "2 different choices",
+        ),
+        (
+            batch_row(response=None, error={"code": "x"}),
+            Reason.MISSING_PART,
+            "the service gave no answer but an error: {'code': 'x'}",
+        ),
+        (batch_row(response={"status_code": 429}), Reason.MISSING_PART, "but an error: 429"),
+        (
+            batch_row(body=None),
+            Reason.MISSING_PART,
+            "the line has no request (body.messages): put the body of the same custom_id",
+        ),
+        (batch_row(response=None), Reason.MISSING_PART, "there is no answer (roles found: system, user)"),
+        (pair_row(output=OTHER), Reason.AMBIGUOUS, "as prompt/output (prompt, output"),
+        (teacher_row(messages=[USER, ANSWER | {"content": OTHER}]), Reason.AMBIGUOUS, "as teacher (concept"),
+        (
+            chat_row(messages=[USER, ANSWER | {"content": None, "refusal": "I cannot."}]),
+            Reason.MISSING_PART,
+            "message 2: the answer is a refusal: 'I cannot.'",
+        ),
+        (
+            chat_row(messages=[USER, ANSWER | {"content": None, "tool_calls": [1]}]),
+            Reason.MISSING_PART,
+            "rests on tool calls",
+        ),
+        (
+            chat_row(messages=[USER | {"content": [{"type": "input_audio"}]}, ANSWER]),
+            Reason.SCHEMA,
+            "message 1 holds a part of type 'input_audio'",
+        ),
+        (
+            chat_row(messages=[USER | {"role": "narrator"}, ANSWER]),
+            Reason.SCHEMA,
+            "message 1 has the role 'narrator'; known roles are user, human",
+        ),
+        (chat_row(messages=[ANSWER]), Reason.MISSING_PART, "there is no question of a user (roles found: assistant)"),
+        (
+            chat_row(messages=[USER, ANSWER | {"content": "", "reasoning_content": ANSWER["content"]}]),
+            Reason.MISSING_PART,
+            "there is no answer",
+        ),
+        (
+            {"concept": "x", "requirements_yaml": "a: 1"},
+            Reason.MISSING_PART,
+            "teacher_product_vision is missing; teacher_product_owner_review is missing",
+        ),
+        ({"prompt": "x"}, Reason.MISSING_PART, "it must name CONCEPT: and REQUIREMENTS:"),
+    ],
+)
+def test_what_is_not_to_be_trained_on_is_refused_in_a_sentence(
+    row: dict[str, Any], reason: Reason, detail: str
+) -> None:
+    """Cut, refused, weighted with nothing, answered twice, or no text at all."""
+    rejected = reject(row)
+    assert rejected.reason == reason
+    assert detail in rejected.detail
+
+
+def test_metadata_written_as_json_text_is_read() -> None:
+    """Tables of some tools have no objects."""
+    assert kept(teacher_row(metadata='{"replaces": "0123456789abcdef"}')).row["metadata"] == {
+        "replaces": "0123456789abcdef"
+    }
+
+
+@pytest.mark.parametrize("existing", ["", "product_name: Old planner\nproduct_summary: It plans."])
+def test_logs_of_the_running_agent_are_read(existing: str) -> None:
+    """As chat and as one prompt; the existing vision is a part of its own, which the input's digest counts."""
+    system, user = consumer_messages(CONCEPT, REQUIREMENTS, existing)
+    prompt = f"{system['content']}\n\n{user['content']}"
+    rows = [
+        kept({"messages": [system, user, ANSWER]}),
+        kept({"prompt": prompt, "output": ANSWER["content"]}),
+        kept(pair_row(prompt=build_prompt(CONCEPT, REQUIREMENTS, existing))),
+        kept(teacher_row(existing_vision_yaml=existing or "(none)", metadata={})),
+        kept(teacher_row(metadata={"existing_vision_yaml": existing})),
+    ]
+    for row in rows:
+        assert row.row["metadata"] == ({"existing_vision_yaml": existing} if existing else {})
+        assert row.row["input_digest"] == input_digest(CONCEPT, REQUIREMENTS, existing)
+        assert not row.row["vision_in_prompt"]
+    assert (input_digest(CONCEPT, REQUIREMENTS, existing) == input_digest(CONCEPT, REQUIREMENTS)) == (not existing)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"concept": CONCEPT, "requirements_yaml": REQUIREMENTS},
+        {"prompt": USER["content"]},
+        {"messages": [USER]},
+        {"custom_id": "1", "body": {"messages": [USER]}},
+        {"input": nested_row()["input"]},
+    ],
+)
+def test_a_question_can_be_read_without_an_answer(row: dict[str, Any]) -> None:
+    """Evaluation cases need none."""
+    _, record = read_record(row, answer_needed=False)
+    assert (record.concept, record.requirements_yaml.strip()) == (CONCEPT, REQUIREMENTS.strip())
+    assert not record.vision_yaml + record.review_yaml
