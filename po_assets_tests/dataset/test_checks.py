@@ -12,7 +12,7 @@ from po_assets.dag import Artifacts, JsonlIOManager, read_gate
 from po_assets.dataset import assets, checks
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks
-from po_assets.dataset.publication import TokenBudget, refusal
+from po_assets.dataset.publication import TokenBudget, publication_fault, refusal
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.intake.assets import normalized_teacher, raw_teacher
@@ -20,7 +20,7 @@ from po_assets.intake.checks import teacher_checks
 from po_assets.model import BaseModel
 from po_assets.product_owner import build_prompt
 from po_assets.storage import Layout, file_digest, read_manifest, read_rows
-from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
+from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, words, write_cases
 from po_assets_tests.intake.landed_rows import land, pair_row, vision_prompt_row
 from po_assets_tests.intake.test_checks import evaluations, failure_message, table
 
@@ -226,6 +226,18 @@ def test_a_ledger_that_is_only_opened_is_not_final(tmp_path: Path) -> None:
     assert faults[2].endswith(": they are of different runs")
 
 
+def test_ledger_and_rows_of_different_runs_are_told(tmp_path: Path) -> None:
+    """A run was killed after it had closed the ledger and before its rows were there; counting alone shows nothing."""
+    layout, _ = closed_ledger(tmp_path)
+    before = {path: path.read_bytes() for path in layout.supervised.parent.glob("po_teacher_supervised.*")}
+    run(layout, dg.AssetSelection.assets(supervised_dataset).without_checks(), cases=None, min_score=0.05, seed=1)
+    for path, content in before.items():
+        path.write_bytes(content)
+    assert publication_fault(layout)
+    faults = [str(one["fault"]) for one in table(balance_of(layout))]
+    assert any("was made with the ledger" in fault and "different runs" in fault for fault in faults)
+
+
 def test_without_the_snapshot_nothing_can_be_proved(tmp_path: Path) -> None:
     """One clear message."""
     layout = land(tmp_path, a=GOOD)
@@ -292,6 +304,44 @@ def test_conflicts_share_fails_with_too_few(tmp_path: Path) -> None:
     assert "did not pass its gate. conflicts_share: 0 of 9 training rows" in message
 
 
+def test_conflicts_share_may_warn_only(tmp_path: Path) -> None:
+    """As the selection says."""
+    result = run(land(tmp_path, a=GOOD[:9]), conflicts_share="warn")
+    found = evaluations(result)["conflicts_share"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert result.success
+
+
+def test_conflicts_share_says_what_is_missing_and_which_file_is_gone(tmp_path: Path) -> None:
+    """Also when the run before this one had missed it already; and which job makes such rows."""
+    layout = land(tmp_path, a=GOOD[:9], conflicts=[row(number, "conflicts") for number in (20, 21)])
+    run(layout)
+    (layout.incoming / "conflicts.jsonl").unlink()
+    for _ in range(2):
+        found = evaluations(run(layout, min_conflicts_share=0.2))["conflicts_share"]
+        assert "0 of 9 training rows (0.0%) are conflicts, at least 20.0% are needed: 3 rows more." in (
+            found.description
+        )
+        assert found.metadata["missing_conflicts"].value == 3
+        assert "Gone from incoming/ since an earlier run: conflicts.jsonl (2 conflicts rows)." in found.description
+        assert "The job conflicts_on_demand makes them" in found.description
+
+
+def test_conflicts_rows_replace_others_where_there_are_enough_rows(tmp_path: Path) -> None:
+    """The missing number is then that of the share alone."""
+    found = evaluations(run(land(tmp_path, a=GOOD[:9]), max_samples=9, min_conflicts_share=0.2))["conflicts_share"]
+    assert "at least 20.0% are needed: 2 rows more." in found.description
+
+
+def test_invalid_conflicts_rows_are_said_and_not_missed(tmp_path: Path) -> None:
+    """They are left out on purpose."""
+    bad = texts(30, "conflicts")
+    bad["review"] = bad["review"].replace("- Keep FR001 and FR002 as they are.\n", "")
+    found = evaluations(run(land(tmp_path, a=[*GOOD, pair_row(bad, score=0.9)])))["conflicts_share"]
+    assert found.passed
+    assert found.description.endswith("1 more is left out, since the validator rejects the answer.")
+
+
 def test_conflicts_share_fails_when_one_that_passed_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It names the row and why it is missing; rows under the score filter are not missed."""
     long = texts(20, "conflicts") | {"concept": "and " * 700}
@@ -337,6 +387,22 @@ def test_no_eval_overlap_fails_and_names_row_and_case(tmp_path: Path) -> None:
     assert (offender["file"], offender["line"], offender["case"]) == ("a.jsonl", 1, "case-900")
 
 
+def test_no_eval_overlap_sees_a_reference_answer(tmp_path: Path) -> None:
+    """And a case within other text."""
+    layout = land(tmp_path, a=GOOD)
+    run(layout)
+    rows, reference, given = list(read_rows(layout.supervised)), case(900), texts(900)
+    answer = texts(0) | {"vision": reference["reference_vision_yaml"], "review": reference["reference_review_yaml"]}
+    within = texts(1) | {"concept": f"{given['concept']} {words(1, 90)}", "requirements": given["requirements"]}
+    rewrite(layout, [pair_row(answer), pair_row(within), *rows[2:]])
+    found = recheck(layout)["no_eval_overlap"]
+    assert (
+        "2 of 10 training rows give 1 evaluation case away: 0 with the same input, 0 with one at least 80% similar, "
+        in (found.description)
+    )
+    assert "1 with one within other text, 1 with nearly its reference answer." in found.description
+
+
 def test_fits_context_fails_when_rows_are_longer_than_the_model_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +430,31 @@ def test_targets_that_fail_the_validator_are_named_with_the_reason(tmp_path: Pat
         (11, "recommended_actions holds 1, at least 2 are needed")
     ]
     assert result.success
+
+
+def test_rows_left_out_for_their_answers_are_named(tmp_path: Path) -> None:
+    """By default nothing invalid is trained on; a warning says how many rows that cost, and why."""
+    bad = texts(30) | {"review": texts(30)["review"].replace("- Keep FR001 and FR002 as they are.\n", "")}
+    result = run(land(tmp_path, a=[*GOOD, pair_row(bad, score=0.9)]))
+    found = evaluations(result)["targets_pass_validator"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "10 of 10 responses pass the validator; 1 row is left out, since the validator rejects its answer." in (
+        found.description
+    )
+    assert [(one["line"], one["detail"]) for one in table(found)] == [
+        (11, "recommended_actions holds 1, at least 2 are needed")
+    ]
+    assert result.success
+
+
+def test_invalid_targets_stop_the_graph_where_the_selection_says_so(tmp_path: Path) -> None:
+    """Until they are corrected, or left out."""
+    bad = texts(30) | {"review": texts(30)["review"].replace("- Keep FR001 and FR002 as they are.\n", "")}
+    result = run(land(tmp_path, a=[*GOOD, pair_row(bad, score=0.9)]), invalid_targets="block")
+    found = evaluations(result)["targets_pass_validator"]
+    assert (found.passed, found.severity, found.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)
+    assert "invalid_targets: leave_out" in found.description
+    assert not result.success
 
 
 def test_an_answer_in_the_prompt_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Design.md counts eleven; every test is named by the fault's number.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
@@ -13,14 +14,16 @@ from upath import UPath
 
 from po_assets.dag import Artifacts
 from po_assets.dataset.assets import supervised_dataset
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.publication import TokenBudget
 from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.scoring import ScoredAnswer, answers_frame, score_answers
+from po_assets.evaluation.settings import GateProfile
 from po_assets.model import ChatTemplate
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
 from po_assets.storage import Layout, read_manifest, read_rows
-from po_assets.training import verdicts as student_verdicts
+from po_assets.training import checks as training_checks
 from po_assets.training.gradients import Batch, TokenizedRow, collate
 from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
 from po_assets_tests.dataset.test_checks import (
@@ -36,12 +39,13 @@ from po_assets_tests.evaluation.scenes import GOOD as GOOD_ANSWER
 from po_assets_tests.evaluation.scenes import VISION as EVALUATED_VISION
 from po_assets_tests.evaluation.scenes import cases as evaluation_cases
 from po_assets_tests.evaluation.scenes import scored
-from po_assets_tests.intake.landed_rows import land, pair_row, prompt_output_row, vision_prompt_row
+from po_assets_tests.intake.landed_rows import land, pair_row, prompt_output_row, teacher_row, vision_prompt_row
 from po_assets_tests.product_owner.documents_text import REVIEW
 from po_assets_tests.training.test_asset import materialize as train
 from po_assets_tests.training.test_asset import run_checks as adapter_checks
 from po_assets_tests.training.tiny_training import make_artifacts
 
+SAMPLES = Path(__file__).resolve().parents[2] / "artifacts" / "evaluation" / "po_eval_cases.jsonl"
 __all__ = ["words_for_tokens"]  # the fixture that counts words for tokens
 
 
@@ -144,6 +148,18 @@ def test_4_evaluation_inputs_do_not_reach_the_training_rows(tmp_path: Path) -> N
     assert [one["case"] for one in table(found)] == ["case-1", "case-2"]
 
 
+def test_4_a_reference_answer_under_another_prompt_is_held_out(tmp_path: Path) -> None:
+    """The row asks something else, and teaches what a case's answer is."""
+    cases = [asdict(one) for one in read_eval_cases(UPath(SAMPLES))]
+    given = texts(50) | {"vision": cases[0]["reference_vision_yaml"], "review": cases[0]["reference_review_yaml"]}
+    layout = land(tmp_path, a=[*GOOD, row(50) | teacher_row(given, score=0.95)])
+    result = run(layout, cases=cases)
+    last = list(read_rows(layout.ledger))[-1]
+    assert (last["outcome"], last["reason"]) == ("held_out", "nearly the reference answer of an evaluation case")
+    assert last["detail"].startswith(f"case {cases[0]['case_id']}, similarity ")
+    assert evaluations(result)["no_eval_overlap"].passed
+
+
 def test_5_few_different_prompts_are_noticed(tmp_path: Path) -> None:
     """359 rows held only 177 different prompts; comparing whole rows finds 2."""
     answers = [
@@ -172,8 +188,12 @@ def test_7_targets_that_fail_the_validator_are_counted(tmp_path: Path) -> None:
     """118 of 359 training targets failed the validator that the student's answers must pass."""
     one_action = REVIEW.replace("- Keep FR001 and FR002 as they are.\n", "").replace("needs_adjustment", "aligned")
     bad = [pair_row(texts(number) | {"review": one_action}, score=0.9) for number in range(40, 45)]
-    found = evaluations(run(land(tmp_path, a=[*GOOD, *bad])))["targets_pass_validator"]
+    layout = land(tmp_path, a=[*GOOD, *bad])
+    found = evaluations(run(layout))["targets_pass_validator"]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "5 rows are left out, since the validator rejects their answers." in found.description
+    assert outcomes(layout)[-5:] == ["invalid_target"] * 5
+    found = evaluations(run(layout, invalid_targets="warn"))["targets_pass_validator"]
     assert "5 of 15 responses (33.3%) fail the validator" in found.description
     assert found.metadata["invalid_targets"].value == 5
 
@@ -206,7 +226,7 @@ def test_8_training_on_the_wrong_tokens_is_noticed(tmp_path: Path) -> None:
         return Batch(batch.ids, batch.attention, batch.ids.clone())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(student_verdicts, "collate", all_tokens)
+        patch.setattr(training_checks, "collate", all_tokens)
         everything = adapter_checks(layout)["training_is_sane"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ChatTemplate, "answer_ids", lambda chat, response: whole(chat, response)[:-1])
@@ -241,7 +261,7 @@ def test_9_training_and_evaluation_ask_with_one_prompt(tmp_path: Path) -> None:
 def test_10_a_landed_review_that_does_not_parse_is_told_apart_from_a_wrong_status(tmp_path: Path) -> None:
     """A score of 0.375 was read as "wrong status"; it was a REVIEW that is no YAML."""
     broken = texts(36) | {"review": "status: aligned\nsummary: a: b"}
-    wrong = texts(37) | {"review": REVIEW.replace("needs_adjustment", "misaligned")}
+    wrong = texts(37) | {"review": REVIEW.replace("needs_adjustment", "unaligned")}
     layout = land(tmp_path, a=[*GOOD, pair_row(broken, score=0.375), pair_row(wrong, score=0.9)])
     found = evaluations(run(layout))["rejected_share"]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
@@ -252,7 +272,7 @@ def test_10_a_landed_review_that_does_not_parse_is_told_apart_from_a_wrong_statu
     assert unparsed["reason"] == "YAML does not parse"
     assert "REVIEW: line 2, column 11: mapping values are not allowed" in str(unparsed["detail"])
     assert misnamed["reason"] == "schema"
-    assert "the REVIEW's status is 'misaligned'" in str(misnamed["detail"])
+    assert "the REVIEW's status is 'unaligned'" in str(misnamed["detail"])
 
 
 def gate_of(tmp_path: Path, student: Sequence[ScoredAnswer]) -> dict[str, dg.AssetCheckEvaluation]:
@@ -266,7 +286,7 @@ def gate_of(tmp_path: Path, student: Sequence[ScoredAnswer]) -> dict[str, dg.Ass
     result = dg.materialize(
         evaluation_checks,
         selection=dg.AssetSelection.checks(*evaluation_checks),
-        resources={"artifacts": Artifacts(root=str(layout.root))},
+        resources={"artifacts": Artifacts(root=str(layout.root)), "gate": GateProfile()},
         raise_on_error=False,
     )
     return evaluations(result)
@@ -281,7 +301,7 @@ def test_10_an_answer_whose_review_does_not_parse_is_told_apart_from_a_wrong_sta
     found = gate_of(tmp_path, answers)
     valid = found["valid_answers"]
     assert (valid.passed, valid.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert "6 of 40 answers are not valid, so 85.0% are; at least 90% is asked for." in valid.description
+    assert "34 of 40 answers are valid (85.0%); at least 90% is asked for." in valid.description
     assert [one["case"] for one in table(valid)] == [one.case_id for one in cases[:6]]
     assert all("REVIEW" in str(one["reason"]) and "line 2, column 11" in str(one["reason"]) for one in table(valid))
     worst = found["worst_case"]
@@ -307,7 +327,7 @@ def test_11_cases_without_an_answer_count(tmp_path: Path) -> None:
     assert {one["case"] for one in table(mean)} == {one.case_id for one in cases[30:]}
     valid = found["valid_answers"]
     assert (valid.passed, valid.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert "10 of 40 answers are not valid" in valid.description
+    assert "30 of 40 answers are valid (75.0%)" in valid.description
 
 
 def test_11_too_few_cases_do_not_pass_for_a_gate(tmp_path: Path) -> None:

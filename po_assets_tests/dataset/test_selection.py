@@ -23,6 +23,7 @@ from po_assets_tests.dataset.tables import (
     outcomes,
     row,
     texts,
+    words,
 )
 from po_assets_tests.intake.landed_rows import pair_row
 
@@ -99,6 +100,48 @@ def test_evaluation_inputs_are_held_out_with_the_case(tmp_path: Path) -> None:
     assert details[:2] == [("same input as an evaluation case", "case case-5")] * 2
     assert details[2][0] == "nearly the input of an evaluation case"
     assert details[2][1].startswith("case case-5, similarity 0.8")
+
+
+def test_rows_that_give_a_case_away_otherwise_are_held_out(tmp_path: Path) -> None:
+    """With its input within other text, or with nearly its reference answer."""
+    given, filler, reference = texts(5), texts(7), case(5)
+    within = filler | {
+        "concept": f"{given['concept']}. {filler['concept']}",
+        "requirements": f"{given['requirements']}notes:\n- {words(1, 40)}\n",
+    }
+    answer = filler | {"vision": reference["reference_vision_yaml"], "review": reference["reference_review_yaml"]}
+    layout = normalized_tables(tmp_path, [reference], a=[pair_row(within, score=0.9), pair_row(answer, score=0.9)])
+    close(layout)
+    assert outcomes(layout) == ["held_out", "held_out"]
+    assert [(entry["reason"], entry["detail"][:24]) for entry in entries(layout)] == [
+        ("an evaluation case's input within other text", "case case-5, similarity "),
+        ("nearly the reference answer of an evaluation case", "case case-5, similarity "),
+    ]
+
+
+def test_answers_that_the_validator_rejects_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    """By default; with the other settings they stay, for the check to warn of or to stop at."""
+    bad = texts(2) | {"review": texts(2)["review"].replace("- Keep FR001 and FR002 as they are.\n", "")}
+    layout = normalized_tables(tmp_path, a=[row(1), pair_row(bad, score=0.9)])
+    close(layout)
+    assert outcomes(layout) == ["kept", "invalid_target"]
+    left_out = entries(layout)[1]
+    assert left_out["reason"] == "not valid: recommended_actions holds …, at least … are needed"
+    assert left_out["detail"] == "recommended_actions holds 1, at least 2 are needed"
+    for setting in ("warn", "block"):
+        close(layout, invalid_targets=setting)
+        assert outcomes(layout) == ["kept", "kept"]
+
+
+def test_an_existing_vision_stands_in_the_training_prompt(tmp_path: Path) -> None:
+    """As a part of its own, as the agent sends it."""
+    existing = "product_name: Old\nproduct_summary: What there was before"
+    layout = normalized_tables(tmp_path, a=[row(1) | {"existing_vision_yaml": existing}, row(2)])
+    close(layout)
+    given = texts(1)
+    first, second = read_rows(layout.supervised)
+    assert first["prompt"] == build_prompt(given["concept"], given["requirements"], existing)
+    assert "EXISTING_VISION" not in second["prompt"]
 
 
 def test_no_row_is_truncated_but_left_out_with_its_length(tmp_path: Path) -> None:
