@@ -6,6 +6,7 @@ YAML, and what they score, to `normalization`. Evaluation cases are read here, t
 """
 # ruff: noqa: D102 - what a format's methods do is said at `RecordFormat`
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -377,14 +378,12 @@ class _Parts:
     def metadata(self, row: Row, place: str = "") -> dict[str, Any]:
         """The row's metadata, which may be JSON written as text."""
         value = row.get("metadata", {})
-        if isinstance(value, str) and value.strip():
-            try:
+        if isinstance(value, str):
+            with contextlib.suppress(orjson.JSONDecodeError):
                 value = orjson.loads(value)
-            except orjson.JSONDecodeError:
-                value = None
         if isinstance(value, dict):
             return dict(value)
-        if value not in ("", []):
+        if value and _present(value):
             self.notes.append(f"{place}metadata must be an object, got {row['metadata']!r:.60}; it was not read")
         return {}
 

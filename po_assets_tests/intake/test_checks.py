@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.errors import UserError
 from po_assets.intake.assets import IntakeSettings, normalized_teacher, raw_teacher
 from po_assets.intake.checks import teacher_checks
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
@@ -328,6 +329,21 @@ def test_a_run_without_the_snapshot_says_what_to_do(tmp_path: Path) -> None:
     """normalized_teacher alone, on a fresh root."""
     result = run(land(tmp_path, a=[GOOD]), selection=[normalized_teacher])
     assert "Materialize raw_teacher again." in failure_message(result, "normalized_teacher")
+
+
+def test_the_aliases_of_statuses_are_a_setting(tmp_path: Path) -> None:
+    """By default the agent's word is read; without it, it is refused; another data version says that it changed."""
+    layout = land(tmp_path, a=[teacher_row({"review": REVIEW.replace("needs_adjustment", "misaligned")})])
+    assert run(layout).asset_materializations_for_node("normalized_teacher")[0].metadata["rejected"].value == 0
+    before = read_manifest(layout.normalized)
+    result = run(layout, status_aliases={"off": "aligned"}, max_rejected_share=1)
+    assert result.asset_materializations_for_node("normalized_teacher")[0].metadata["rejected"].value == 1
+    after = read_manifest(layout.normalized)
+    assert before
+    assert after
+    assert before.config != after.config
+    with pytest.raises(UserError, match="'fine' must be one of aligned, needs_adjustment, conflicts"):
+        IntakeSettings(status_aliases={"ok": "fine"})
 
 
 @pytest.mark.parametrize(

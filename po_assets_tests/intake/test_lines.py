@@ -1,5 +1,6 @@
 """From a landed line to a JSON object, or the reason why not."""
 
+import gzip
 import json
 
 import pytest
@@ -111,3 +112,49 @@ def test_any_bytes_give_an_object_or_a_reason(line: bytes) -> None:
         assert isinstance(read_object(line), dict)
     except Rejected as rejected:
         assert rejected.detail  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("lines", "detail"),
+    [
+        (gzip.compress(b'{"a": 1}\n{"b": 2}'), "the file is compressed with gzip; unpack it (gunzip)"),
+        (b"PK\x03\x04\x14\x00\x00\n{}", "the file is a zip archive; unpack it (unzip)"),
+        (b"(\xb5/\xfd$\x04\n{}", "the file is compressed with zstd; unpack it (zstd -d)"),
+        (b"PAR1\x15\x04\n\x00PAR1", "the file is Parquet (PAR1); write it as JSON lines"),
+        (b"ARROW1\x00\x00\n\x00", "the file is Arrow; write it as JSON lines"),
+        ('{"a": 1}\n{"b": 2}'.encode("utf-16"), "the file is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+        (json.dumps([{"a": 1}, {"b": [2]}], indent=2).encode(), "a JSON array; write one object a line (jq -c '.[]')"),
+        (b'\xef\xbb\xbf[{"a": 1\n, "b": 2}]', "the file is a JSON array; write one object a line (jq -c '.[]')"),
+        (
+            json.dumps({"a": {"b": 1}}, indent=4).encode(),
+            "JSON printed over several lines; write one object a line (jq -c .)",
+        ),
+    ],
+)
+def test_what_is_no_file_of_json_lines_is_named_with_the_way_out(lines: bytes, detail: str) -> None:
+    """By the way the file begins, for each of its lines that is not a row."""
+    rejected = 0
+    for line in lines.split(b"\n"):
+        try:
+            read_object(line, opening=lines[:16])
+        except Rejected as found:
+            rejected += 1
+            assert detail in found.detail or found.reason in {Reason.BLANK_LINE, Reason.NOT_AN_OBJECT}  # noqa: PT017
+    assert rejected
+
+
+@pytest.mark.parametrize(
+    ("line", "detail"),
+    [
+        (b'[{"a": 1}, {"b": 2}]', "a JSON array; write one object a line (jq -c '.[]')"),
+        (b'{"a": 1},', "a comma follows the object, as in an array"),
+        ('\u200b{"a": 1}'.encode(), "there stands U+200B (zero width space)"),
+        ('{"a":\u00a01}'.encode(), "there stands U+00A0 (no-break space)"),
+        ('{"a": 1}\ufeff'.encode(), "there stands U+FEFF (zero width no-break space)"),
+        ("{\u201ca\u201d: 1}".encode(), "there stands U+201C (left double quotation mark)"),
+    ],
+)
+def test_what_cannot_be_seen_in_a_line_is_named(line: bytes, detail: str) -> None:
+    with pytest.raises(Rejected) as rejected:
+        read_object(line)
+    assert detail in rejected.value.detail

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from po_assets.intake.lines import Reason, Rejected
 from po_assets.intake.normalization import COLUMNS, input_digest, normalize, read_score
-from po_assets.product_owner import score_product_owner, validate_answer
+from po_assets.product_owner import read_status, score_product_owner, validate_answer
 from po_assets_tests.intake.landed_rows import CONCEPT, line_of, pair_row, teacher_row
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
@@ -212,3 +212,41 @@ def _is_encodable(row: object) -> bool:
     except (TypeError, orjson.JSONEncodeError):
         return False
     return True
+
+
+@pytest.mark.parametrize("written", ["misaligned", "'Misaligned'", '"misaligned"', "MISALIGNED  # sic"])
+def test_an_alias_of_a_status_is_read_as_that_status(written: str) -> None:
+    """The agent that the student is trained for says it; the row teaches our word, and the ledger tells."""
+    review = REVIEW.replace("needs_adjustment", written)
+    normalized = normalize(line_of(teacher_row({"review": review})))
+    assert normalized.row["status"] == read_status(normalized.row["review_yaml"]) == "conflicts"
+    assert normalized.row["review_yaml"].splitlines()[1:] == review.strip().splitlines()[1:]
+    assert "status 'misaligned' was read as 'conflicts'" in normalized.notes
+    with pytest.raises(Rejected, match="expected is aligned, needs_adjustment or conflicts"):
+        normalize(line_of(teacher_row({"review": review})), {})
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("no", "is 'no', expected"),
+        ("Yes", "is 'Yes', expected"),
+        ("2024-01-01", "is '2024-01-01', expected"),
+        ("aligned\u200b", "which holds U+200B (zero width space)"),
+        ("\u0430ligned", "which holds U+0430 (cyrillic small letter a)"),
+        ("aligned | conflicts", "is 'aligned | conflicts'"),
+    ],
+)
+def test_a_wrong_status_is_shown_as_it_stands(status: str, said: str) -> None:
+    """Not as YAML reads it; letters that look like others by their code points."""
+    with pytest.raises(Rejected) as rejected:
+        normalize(line_of(teacher_row({"review": REVIEW.replace("needs_adjustment", status)})))
+    assert said in rejected.value.detail
+
+
+@pytest.mark.parametrize("requirements", ["{}", "functional_requirements: []\nconstraints: []", "a: {b: ''}"])
+def test_requirements_that_ask_for_nothing_are_refused(requirements: str) -> None:
+    """Nothing can be reviewed there."""
+    with pytest.raises(Rejected, match="ask for nothing"):
+        normalize(line_of(teacher_row({"requirements": requirements})))
+    assert "name no requirement by an id" in normalize(line_of(teacher_row({"requirements": "title: X"}))).notes

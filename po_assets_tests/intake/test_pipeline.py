@@ -1,6 +1,7 @@
 """All landed lines through normalization: every one accounted for, none lost, whatever it holds."""
 
 import base64
+import gzip
 import json
 import resource
 import time
@@ -125,6 +126,20 @@ def test_what_surrounds_a_row_costs_no_row(tmp_path: Path) -> None:
     assert ledger(layout)[1]["note"] == "the declared score is text ('0.9') and was read as a number"
     assert [row["score"] for row in read_rows(layout.normalized)] == [0.9] * 4
     assert not balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected).disagreements
+
+
+def test_every_line_of_a_packed_file_says_what_the_file_is(tmp_path: Path) -> None:
+    """It was named *.jsonl; the other files land."""
+    packed = gzip.compress(b"".join(encode(build()) + b"\n" for build in BUILDERS.values()))
+    layout = land(tmp_path, a=packed, b=json.dumps([teacher_row()], indent=1).encode(), c=[teacher_row()])
+    normalized(layout)
+    for row in ledger(layout):
+        if row["file"] == "a.jsonl":
+            assert row["reason"] == "blank line" or "compressed with gzip" in row["detail"]
+        elif row["file"] == "b.jsonl":
+            assert "jq -c '.[]'" in row["detail"]
+        else:
+            assert row["outcome"] == "kept"
 
 
 def test_results_are_those_of_the_plain_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
