@@ -114,7 +114,7 @@ def _another_product(
     case: EvalCase, document: dict[str, Any], cases: Sequence[EvalCase], draw: random.Random
 ) -> _Changed:
     """All requirements are those of the case that has least in common with the concept: → conflicts."""
-    others = [other for one in cases if one.case_id != case.case_id and (other := _document(one))]
+    others = [other for one in cases if (other := _document(one)) and other[_FUNCTIONAL] != document[_FUNCTIONAL]]
     if case.status != "aligned" or not others:
         return None
     concept = set(_words(case.concept))

@@ -4,6 +4,7 @@ Derived from scored answers alone, so that it can be rebuilt without a model. Ho
 """
 
 import base64
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from upath import UPath
 
 from po_assets.dag import GateRecord
 from po_assets.dataset.cases import EvalCase
-from po_assets.evaluation.checks import Evidence
+from po_assets.evaluation.checks import Evidence, checks
 from po_assets.evaluation.contrast import ContrastResult, contrast_record
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-REPORT_FORMAT = 2
+REPORT_FORMAT = 3
 _CHANGED = 0.01
 """Score differences under one hundredth are rounding and wording, not better or worse."""
 
@@ -87,6 +88,7 @@ def build_report(
     previous: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report as a JSON document; `previous` is the report that it replaces, if there is one."""
+    cases_of = {name: [dict(row) for row in verdict.rows] for name, verdict in checks.verdicts(found).items()}
     pairs = {answer.case_id: (base, answer) for base, answer in found.pairs}
     return {
         "format": REPORT_FORMAT,
@@ -95,7 +97,10 @@ def build_report(
         "models": dict(models),
         "decoding": record.context["decoding"],
         "student_decoding": found.student[0].decoding,
-        "gate": {"passed": record.passed, "rows": [{"name": name, **check} for name, check in record.checks.items()]},
+        "gate": {
+            "passed": record.passed,
+            "rows": [{"name": name, **check, "cases": cases_of[name]} for name, check in record.checks.items()],
+        },
         "baseline": _side(found.baseline),
         "student": _side(found.student),
         "difference": asdict(found.difference),
@@ -131,8 +136,14 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(report=report, pictures=pictures)
+    page, script = (
+        files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("report.html.j2", "report.js")
+    )
+    # The one script that the page's policy lets run.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.from_string(page).render(
+        report=report, pictures=pictures, script=script, script_hash=f"sha256-{digest}"
+    )
 
 
 def evaluation_figures(found: Evidence) -> "dict[str, Figure]":
@@ -168,7 +179,7 @@ def _case(case: EvalCase, baseline: ScoredAnswer, student: ScoredAnswer) -> dict
         "tier": case.tier,
         "status": case.status,
         "prompt": case.prompt,
-        "reference": f"{case.reference_vision_yaml}\n\n{case.reference_review_yaml}",
+        "reference": f"{case.reference_vision_yaml}\n\n{case.reference_review_yaml}".strip(),
         "difference": student.total - baseline.total,
         "baseline": asdict(baseline),
         "student": asdict(student),

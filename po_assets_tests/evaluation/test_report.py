@@ -60,7 +60,7 @@ def test_the_page_shows_gate_scores_and_every_case() -> None:
     free = free_run([scored(case(1)), scored(case(2), "nothing", finish_reason="length")])
     page = render_html(report_of(baseline, student, free=free), {})
     assert "The gate passed" in page
-    assert page.count("<details") == 40
+    assert page.count('<details class="case') == 40
     assert "Without grammar 1 of 2 answers are valid" in page
     assert "measured on 2 cases" in page
     for text in ("CONCEPT:", "Reference (aligned)", "What cost points", "TideTable7", "non_inferiority"):
@@ -80,9 +80,9 @@ def test_what_a_model_writes_stays_text() -> None:
     baseline, student = both_sides([0.9] * 3)
     student[0] = replace(student[0], text=ATTACK, status=ATTACK, invalid_reason=ATTACK, valid=False, problems=[ATTACK])
     found = outline(render_html(report_of(baseline, student), {}))
-    assert "script" not in found.tags
+    assert found.tags.count("script") == 1  # the page's own, the only one that its policy lets run
     assert found.handlers == []
-    assert found.tags.count("details") == 3
+    assert render_html(report_of(baseline, student), {}).count('<details class="case') == 3
     assert "{{ 7*7 }}" in render_html(report_of(baseline, student), {})
 
 
@@ -92,8 +92,9 @@ def test_the_page_needs_no_other_file() -> None:
     pictures = {name: data_uri(figure) for name, figure in evaluation_figures(Evidence(baseline, student)).items()}
     page = render_html(report_of(baseline, student), pictures)
     addresses = outline(page).addresses
-    assert len(addresses) == 4
-    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    pictures_shown = [address for address in addresses if not address.startswith("#")]
+    assert len(pictures_shown) == 4
+    assert all(address.startswith("data:image/png;base64,") for address in pictures_shown)
     assert not re.search(r"@import|url\(", page)
 
 
@@ -130,3 +131,22 @@ def test_text_that_is_no_unicode_does_not_stop_the_report(tmp_path: Any) -> None
     student[0] = replace(student[0], text="caf\udce9")
     write_report(report_of(baseline, student), UPath(tmp_path / "r.json"), UPath(tmp_path / "r.html"), {})
     assert "udce9" in (tmp_path / "r.html").read_text()
+
+
+def test_the_verdict_says_both_halves_and_wrong_statuses_are_seen_closed() -> None:
+    """The sentence first; in the list of cases the right and the given status, wrong ones marked for eye and filter."""
+    baseline, student = both_sides([0.9] * 40)
+    page = render_html(report_of(baseline, [replace(answer, status="aligned") for answer in student]), {})
+    assert '<p class="sentence">The student passes the score thresholds; does not judge: says aligned' in page
+    assert page.count('data-wrong="yes"') == page.count("✗ wrong") == 8
+    assert page.count('data-wrong="no"') == 32
+    assert "right: needs_adjustment, given:" in page
+    assert "8 cases behind it" in page  # the table that the text of a failed criterion speaks of
+    assert "found: needs_adjustment" in page
+
+
+def test_every_table_has_a_caption_and_scopes() -> None:
+    """For those who hear the page."""
+    page = render_html(report_of(*both_sides([0.5] * 40)), {})
+    assert page.count("<table") == page.count("<caption>") > 5
+    assert not re.search(r"<th(?! scope=)[ >]", page)
