@@ -35,6 +35,10 @@ COMMANDS = {
     "rejected": ("po_assets.review.commands:add_rejected", "correct rejected lines and land them again"),
     "review": ("po_assets.review.commands:add_review", "land answers that people corrected in the review file"),
     "ask": ("po_assets.serving.commands:add_ask", "ask the student about one product"),
+    "export": (
+        "po_assets.serving.commands:add_export",
+        "write the student for other runtimes: safetensors, GGUF, Ollama, vLLM",
+    ),
     "serve": ("po_assets.serving.commands:add_serve", "serve the student to OpenAI-compatible clients"),
     "ui-ray": ("po_assets.automation.ray:add_ui_ray", "Ray on this machine, and the Dagster UI on it"),
     "sample-data": ("po_assets.cli:add_sample_data", "write the committed sample data anew"),

@@ -24,6 +24,7 @@ EXTRAS = {
     "ray": "ray",
     "ryaml": "fast",
     "s3fs": "s3",
+    "xllamacpp": "export",
 }
 """The extra that brings a module."""
 

@@ -1,4 +1,4 @@
-"""The commands `ask` and `serve`: their arguments, and what they print."""
+"""The commands `ask`, `serve` and `export`: their arguments, and what they print."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from po_assets.dag import Artifacts
 from po_assets.errors import UserError
 from po_assets.serving.ask import StudentAnswer, ask
 from po_assets.serving.engine import load_engine
+from po_assets.serving.export import FORMATS, check_parity, export_student
 from po_assets.text import amount
 
 _INVALID = 3
@@ -42,6 +43,21 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8001, help="0 takes a free one (default: %(default)s)")
     _add_model(parser)
     parser.set_defaults(handle=_serve)
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The student for other runtimes."""
+    parser.description = (
+        "Write the student (models/current) for other runtimes: merged safetensors (transformers, vLLM), GGUF files "
+        "(llama.cpp), an Ollama Modelfile, and the command lines that serve them. With --parity each GGUF file answers "
+        f"evaluation cases, and is compared with the adapter answer by answer; exit status {_INVALID} if it is worse."
+    )
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: models/exported of the artifacts")
+    parser.add_argument("--adapter", type=Path, metavar="PATH", help="folder of another LoRA adapter")
+    parser.add_argument("--base-model", metavar="NAME", help="folder or Hub id instead of the profile's base model")
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=FORMATS, help="default: all of them")
+    parser.add_argument("--parity", type=int, default=0, metavar="CASES", help="how many cases to compare on")
+    parser.set_defaults(handle=_export)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +107,25 @@ def _read(name: str) -> str:
         raise UserError(f"The file {name!r} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"The file {name!r} must be UTF-8 text: {error}.") from error
+
+
+def _export(options: argparse.Namespace) -> int:
+    layout = Artifacts().layout
+    target = options.to or Path(str(layout.base_models)).parent / "exported"
+    student: dict[str, Any] = {"adapter": options.adapter, "model": options.base_model}
+    export_student(layout, target, formats=options.format, say=_say, **student)
+    _say(f"Exported to {target}; {target / 'README.md'} says how to serve it.")
+    passed = True
+    for name, verdict in check_parity(layout, target, options.parity, **student) if options.parity else ():
+        passed = passed and verdict.passed
+        _say(f"{name}: {verdict.summary}" + ("" if verdict.passed else f" {verdict.next_step}"))
+        for row in () if verdict.passed else verdict.rows:
+            _say(f"\n{row['case']}\n--- adapter\n{row['adapter']}\n--- exported\n{row['exported']}")
+    return 0 if passed else _INVALID
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the command line speaks on standard output
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -1,0 +1,204 @@
+"""A model folder as one GGUF file, which llama.cpp, Ollama and their kin run.
+
+Families of which llama.cpp's layout is known here: Llama (the embedded model) and Qwen2 (the profile `paper`), with
+their own tokenizers. Tensors are converted one by one, so that memory holds the largest of them and not the model.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from po_assets.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+Quantization = Literal["f16", "q8_0"]
+
+_PERMUTED = {"llama": True, "qwen2": False}
+"""Families, and whether llama.cpp wants the halves of queries and keys interleaved (its rotary embedding differs)."""
+_BLOCK = 32
+"""Numbers that share a scale in q8_0."""
+
+
+def write_gguf(folder: Path, target: Path, quantization: Quantization, name: str) -> None:
+    """Write the merged model in `folder` (safetensors, 16 bits) to the file `target`.
+
+    Matrices are quantized, vectors stay in 32 bits, as llama.cpp has it.
+
+    Raises:
+        UserError: a family, a tokenizer or a rotary embedding whose form in GGUF is not known here.
+    """
+    import gguf
+
+    config = json.loads((folder / "config.json").read_text())
+    family, pre_tokenizer = check_gguf(folder)
+    layers = int(config["num_hidden_layers"])
+    architecture = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}[family]
+    names = gguf.get_tensor_name_map(architecture, layers)
+    writer = gguf.GGUFWriter(target, family)
+    try:
+        _add_model(writer, config, name, quantization)
+        _add_tokenizer(writer, folder, config, pre_tokenizer)
+        tied = bool(config.get("tie_word_embeddings"))
+        for source, shape, _ in _tensors(folder, tied=tied):
+            _announce(writer, _named(names, source), shape, _kind(shape, quantization))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for source, shape, read in _tensors(folder, tied=tied):
+            values = _permuted(source, read(), config) if _PERMUTED[family] else read()
+            writer.write_tensor_data(gguf.quants.quantize(values, _kind(shape, quantization)))
+    finally:
+        writer.close()
+
+
+def check_gguf(folder: Path) -> tuple[str, str]:
+    """The family of a model and llama.cpp's name of its pre-tokenizer.
+
+    Raises:
+        UserError: there is none that is known here.
+    """
+    config, tokenizer = (json.loads((folder / name).read_text()) for name in ("config.json", "tokenizer.json"))
+    family = config.get("model_type")
+    rope = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("rope_type", "default")
+    steps = tokenizer.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    pre_tokenizer = _pre_tokenizer(steps) if tokenizer.get("model", {}).get("type") == "BPE" else None
+    known = family in _PERMUTED and rope == "default" and pre_tokenizer
+    if not known:
+        raise UserError(
+            f"No GGUF file can be written of a model of type {family!r} with rotary embedding {rope!r} and the "
+            f"pre-tokenizer {' + '.join(step.get('type', '?') for step in steps)}: known are the Llama and Qwen2 "
+            "families with SmolLM2's or Qwen2's tokenizer. Export safetensors only (--format safetensors) and convert "
+            "them with llama.cpp's convert_hf_to_gguf.py."
+        )
+    return str(family), str(pre_tokenizer)
+
+
+def _pre_tokenizer(steps: list[dict[str, Any]]) -> str | None:
+    """llama.cpp's name of what cuts text before the merges."""
+    match [step.get("type") for step in steps]:
+        case ["Digits", "ByteLevel"] if steps[0].get("individual_digits"):
+            return "smollm"
+        case ["Split", "ByteLevel"] if r"|\p{N}|" in str(steps[0].get("pattern")):
+            return "qwen2"
+        case ["ByteLevel"]:
+            return "gpt-2"
+    return None
+
+
+def _add_model(writer: "GGUFWriter", config: Mapping[str, Any], name: str, quantization: Quantization) -> None:
+    import gguf
+
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    head = int(config.get("head_dim") or hidden // heads)
+    rope = config.get("rope_parameters") or config
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", 10_000.0)))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    types = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
+    writer.add_file_type(types[quantization])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _add_tokenizer(writer: "GGUFWriter", folder: Path, config: Mapping[str, Any], pre_tokenizer: str) -> None:
+    from gguf import TokenType
+
+    from po_assets.model import load_tokenizer
+
+    loaded = load_tokenizer(folder)
+    description = json.loads((folder / "tokenizer.json").read_text())
+    tokens = [f"[PAD{number}]" for number in range(config["vocab_size"])]  # weights may have rows beyond the vocabulary
+    types = [int(TokenType.UNUSED)] * len(tokens)
+    for text, number in description["model"]["vocab"].items():
+        tokens[number], types[number] = text, int(TokenType.NORMAL)
+    for added in description["added_tokens"]:
+        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+        tokens[added["id"]], types[added["id"]] = added["content"], int(kind)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in description["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if merges:
+        writer.add_token_merges(merges)
+    for add, number in (
+        (writer.add_bos_token_id, loaded.bos_token_id),
+        (writer.add_eos_token_id, loaded.eos_token_id),
+        (writer.add_unk_token_id, loaded.unk_token_id),
+        (writer.add_pad_token_id, loaded.pad_token_id),
+    ):
+        if number is not None:
+            add(number)
+    # Whatever stands in front of a prompt is in the chat template, as in training.
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(str(loaded.chat_template))
+
+
+def _tensors(folder: Path, *, tied: bool) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+    """Name, shape and reader (as float32) of every tensor, in a fixed order; a head that is the embeddings is none."""
+    import torch
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in sorted(tensors.keys()):
+                if not (tied and name == "lm_head.weight"):
+                    shape = tuple(tensors.get_slice(name).get_shape())
+                    yield name, shape, lambda t=tensors, n=name: t.get_tensor(n).to(torch.float32).numpy()
+
+
+def _named(names: Any, source: str) -> str:
+    name = names.get_name(source, try_suffixes=(".weight", ".bias"))
+    if name is None:
+        raise UserError(
+            f"The tensor {source!r} has no place in a GGUF file of this family: is the folder a plain model?"
+        )
+    return str(name)
+
+
+def _kind(shape: tuple[int, ...], quantization: Quantization) -> "GGMLQuantizationType":
+    from gguf import GGMLQuantizationType
+
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    whole_blocks = shape[-1] % _BLOCK == 0
+    return GGMLQuantizationType.Q8_0 if quantization == "q8_0" and whole_blocks else GGMLQuantizationType.F16
+
+
+def _announce(writer: "GGUFWriter", name: str, shape: tuple[int, ...], kind: "GGMLQuantizationType") -> None:
+    import numpy as np
+    from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
+
+    if kind == GGMLQuantizationType.Q8_0:
+        in_bytes = quant_shape_to_byte_shape(shape, kind)
+        writer.add_tensor_info(name, in_bytes, np.dtype(np.uint8), int(np.prod(in_bytes)), kind)
+    else:
+        dtype = np.dtype(np.float32 if kind == GGMLQuantizationType.F32 else np.float16)
+        writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) * dtype.itemsize)
+
+
+def _permuted(source: str, values: "np.ndarray[Any, Any]", config: Mapping[str, Any]) -> "np.ndarray[Any, Any]":
+    """Queries and keys with the halves of each head interleaved; all else as it is."""
+    heads = int(config["num_attention_heads"])
+    if "k_proj" in source:
+        heads = int(config.get("num_key_value_heads") or heads)
+    elif "q_proj" not in source:
+        return values
+    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)

@@ -1,0 +1,271 @@
+"""The student for other runtimes: what is written is what the adapter is, and the runtime itself proves it."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from po_assets.dataset.cases import EvalCase, read_eval_cases
+from po_assets.errors import UserError
+from po_assets.model import BaseModel, load_base_model, load_tokenizer
+from po_assets.model.gguf import find_embedded_gguf
+from po_assets.product_owner import format_answer
+from po_assets.serving import export
+from po_assets.serving.export import export_student, modelfile
+from po_assets.serving.gguf_file import check_gguf, write_gguf
+from po_assets.serving.parity import Ask, Said, ask_adapter, ask_gguf, parity
+from po_assets.storage import Layout
+from po_assets_tests.model.tiny_model import edit_json, make_tiny_model
+from po_assets_tests.sample_data.sample_rows import ARTIFACTS
+
+PROMPTS = ("Say hello.", "List three fruits, please!", "requirements:\n- id: FR001\n  text: naïve 123")
+
+
+def make_base(folder: Path) -> Path:
+    """A tiny Llama whose tokenizer has one merge: without any, llama.cpp takes no tokenizer."""
+    make_tiny_model(folder)
+    path = folder / "tokenizer.json"
+    description = json.loads(path.read_text())
+    vocabulary = description["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary["Ġt"] = vocabulary.pop(last)
+    description["model"]["merges"] = [["Ġ", "t"]]
+    path.write_text(json.dumps(description))
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, strength: float = 0.3) -> Path:
+    """Random matrices on queries, keys and the MLP."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    model = get_peft_model(
+        load_base_model(base, "float32", device="cpu"),
+        LoraConfig(r=2, target_modules=["q_proj", "k_proj", "up_proj"], task_type="CAUSAL_LM"),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=strength)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    return make_adapter(base, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, base: Path, adapter: Path) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    return export_student(Layout(UPath(root)), root / "out", adapter=adapter, model=str(base))
+
+
+def test_all_forms_are_there_with_their_digests_and_instructions(exported: Path) -> None:
+    """And nothing else in the folder around it."""
+    names = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+    assert names >= {"student-f16.gguf", "student-q8_0.gguf", "Modelfile", "README.md", "merged/README.md"}
+    assert names >= {f"merged/{name}" for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja")}
+    record = json.loads((exported / "export.json").read_text())
+    assert set(record["files"]) == names - {"export.json"}
+    read_me = (exported / "README.md").read_text()
+    for part in ("vllm serve ./merged", "ollama create", "llama-server", "You are a Product Owner."):
+        assert part in read_me
+    assert [path.name for path in exported.parent.iterdir()] == ["out"]
+
+
+def test_merged_weights_give_the_adapters_logits(exported: Path, base: Path, adapter: Path) -> None:
+    """To the rounding to 16 bits."""
+    import torch
+    from peft import PeftModel
+
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        with_adapter = PeftModel.from_pretrained(load_base_model(base, "float32", device="cpu"), str(adapter))(
+            ids
+        ).logits
+        merged = load_base_model(exported / "merged", "float32", device="cpu")(ids).logits
+        alone = load_base_model(base, "float32", device="cpu")(ids).logits
+    assert (with_adapter - merged).abs().max() < 0.02 * (with_adapter - alone).abs().max()
+
+
+def test_the_runtime_answers_as_the_adapter_does(exported: Path, base: Path, adapter: Path) -> None:
+    """llama.cpp with the f16 file: the same text, token by token, of a model that rounding would soon lead astray."""
+    pytest.importorskip("xllamacpp", reason="needs the extra export")
+    spec = BaseModel(base_model=str(base)).resolved()
+    ours, theirs = ask_adapter(base, spec, adapter, max_tokens=8), ask_gguf(exported / "student-f16.gguf", max_tokens=8)
+    unchanged = ask_gguf(exported / "student-q8_0.gguf", max_tokens=8)
+    for prompt in PROMPTS:
+        assert theirs(prompt) == ours(prompt)
+        assert unchanged(prompt).text
+
+
+@pytest.mark.slow
+def test_the_embedded_student_answers_the_same_as_gguf(tmp_path: Path) -> None:
+    """The real tokenizer and weights; its tokens, merges and settings are those of the file that it came from."""
+    from gguf import GGUFReader
+
+    pytest.importorskip("xllamacpp", reason="needs the extra export")
+    layout = Layout(UPath(tmp_path))
+    spec = BaseModel(profile="embedded").resolved()
+    folder = export.ensure_base_model(spec, layout)
+    adapter = make_adapter(folder, tmp_path / "adapter", strength=0.002)
+    out = export_student(layout, tmp_path / "out", adapter=adapter, formats=["f16"])
+    original, written = GGUFReader(find_embedded_gguf()), GGUFReader(out / "student-f16.gguf")
+    for key, field in original.fields.items():
+        if key.startswith(("tokenizer.", "llama.")) and key != "tokenizer.chat_template":
+            assert written.fields[key].contents() == field.contents(), key
+    ours, theirs = ask_adapter(folder, spec, adapter, max_tokens=12), ask_gguf(out / "student-f16.gguf", max_tokens=12)
+    for prompt in ("Say hello in one sentence.", "What is the capital of France?"):
+        assert theirs(prompt) == ours(prompt)
+
+
+def test_the_modelfile_follows_the_chat_template(base: Path) -> None:
+    """With the template's own system text where it has one; one that does not mark the ends of turns is refused."""
+    tokenizer = load_tokenizer(base)
+    text = modelfile(tokenizer, "student.gguf", 2048)
+    assert (
+        'TEMPLATE """{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n'
+        '{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n{{ .Response }}<|im_end|>\n"""'
+    ) in text
+    assert "SYSTEM" not in text
+    assert text.startswith("FROM ./student.gguf\n")
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    assert "PARAMETER num_ctx 2048" in text
+
+    default = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
+    tokenizer.chat_template = default + tokenizer.chat_template
+    assert 'SYSTEM """Be kind"""' in modelfile(tokenizer, "student.gguf", 2048)
+
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}{% endfor %}"
+    )
+    with pytest.raises(UserError, match=r"does not end each turn with '<\|im_end\|>'"):
+        modelfile(tokenizer, "student.gguf", 2048)
+
+
+def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path: Path, base: Path, adapter: Path) -> None:
+    """Nobody loses a folder to a misspelt --to."""
+    layout, target = Layout(UPath(tmp_path)), tmp_path / "out"
+    for _ in range(2):
+        export_student(layout, target, adapter=adapter, model=str(base), formats=["q8_0"])
+    assert sorted(path.name for path in target.iterdir()) == [
+        "Modelfile",
+        "README.md",
+        "export.json",
+        "student-q8_0.gguf",
+    ]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years")
+    with pytest.raises(UserError, match="exists and is no earlier export"):
+        export_student(layout, mine, adapter=adapter, model=str(base))
+    assert (mine / "thesis.txt").read_text() == "years"
+
+
+def other_shape(folder: Path) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    make_base(folder)
+    config = LlamaConfig.from_pretrained(folder)
+    config.hidden_size = 64
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_wrong_adapter_or_base_is_one_sentence(tmp_path: Path, base: Path, adapter: Path) -> None:
+    """And nothing is written."""
+    layout, target = Layout(UPath(tmp_path / "root")), tmp_path / "root" / "out"
+    with pytest.raises(UserError, match=r"holds no LoRA adapter .*No adapter has passed its gate yet"):
+        export_student(layout, target, model=str(base))
+    with pytest.raises(UserError, match=r"holds no LoRA adapter .*--adapter"):
+        export_student(layout, target, adapter=tmp_path, model=str(base))
+    with pytest.raises(UserError, match=r"does not fit the base model .*size mismatch.*--base-model"):
+        export_student(layout, target, adapter=adapter, model=str(other_shape(tmp_path / "wide")))
+    odd = shutil.copytree(base, tmp_path / "odd")
+    edit_json(odd / "config.json", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0})
+    with pytest.raises(UserError, match=r"No GGUF file can be written of a model of type 'llama' with .*'yarn'"):
+        check_gguf(odd)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("step", ["write_gguf", "_write_card"])
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, base: Path, adapter: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier export stays; the sentence says how much is needed."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    layout, target = Layout(UPath(tmp_path)), tmp_path / "out"
+    export_student(layout, target, adapter=adapter, model=str(base), formats=["safetensors"])
+    before = (target / "export.json").read_bytes()
+    monkeypatch.setattr(export, step, full)
+    with pytest.raises(UserError, match=r"The disk of .* is full: the export needs about .* GB\. Free space"):
+        export_student(layout, target, adapter=adapter, model=str(base))
+    assert (target / "export.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def reference(case: EvalCase) -> str:
+    return format_answer(case.reference_vision_yaml, case.reference_review_yaml)
+
+
+def answers(change: Callable[[str], str] = str, *, finished: bool = True) -> Ask:
+    by_prompt = {case.prompt: reference(case) for case in CASES}
+    return lambda prompt: Said(change(by_prompt[prompt]), finished)
+
+
+CASES = read_eval_cases(UPath(ARTIFACTS / "evaluation" / "po_eval_cases.jsonl"))[:12]
+
+
+@pytest.mark.parametrize(
+    ("exported", "fault"),
+    [
+        (answers(lambda text: text.replace("narrative:", "comment:")), "its mean score is 0."),
+        (answers(finished=False), "12 of 12 answers did not end where the adapter's did"),
+        (answers(lambda text: f"Sure! {text}"), "12 of 12 answers begin otherwise"),
+    ],
+)
+def test_damage_is_found_and_shown_answer_beside_answer(exported: Ask, fault: str) -> None:
+    """Worse answers, a lost stop token, another template."""
+    verdict = parity(CASES, answers(), exported)
+    assert not verdict.passed
+    assert fault in verdict.summary
+    assert {"case", "adapter", "exported", "adapter_score", "exported_score"} <= set(verdict.rows[0])
+
+
+def test_other_words_of_the_same_worth_pass() -> None:
+    """Rounding leads greedy answers apart; what counts is what they are worth."""
+    verdict = parity(CASES, answers(), answers(lambda text: text.replace("product_summary: ", "product_summary: So, ")))
+    assert verdict.passed, verdict.summary
+    assert "0 are the same" in verdict.summary
+
+
+def test_a_head_of_its_own_and_short_rows_are_written_too(tmp_path: Path) -> None:
+    """Not tied to the embeddings; rows that are no whole blocks stay in 16 bits."""
+    from gguf import GGUFReader
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = make_base(tmp_path / "base")
+    config = LlamaConfig.from_pretrained(folder)
+    config.tie_word_embeddings, config.intermediate_size = False, 40
+    LlamaForCausalLM(config).save_pretrained(folder)
+    write_gguf(folder, tmp_path / "x.gguf", "q8_0", "x")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "x.gguf").tensors}
+    assert kinds["output.weight"] == kinds["blk.0.ffn_up.weight"] == "Q8_0"
+    assert (kinds["blk.0.ffn_down.weight"], kinds["output_norm.weight"]) == ("F16", "F32")
