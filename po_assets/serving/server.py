@@ -44,7 +44,7 @@ MAX_BODY_BYTES = 1 << 20
 READ_SECONDS = 20.0
 """In which a request must have come, its head and its body each."""
 MOST_WAITING = 64
-MOST_CONNECTIONS = 256
+MOST_CONNECTIONS = 512
 KEEP_ALIVE_SECONDS = 10.0
 """After so long without a word a comment line keeps a stream open."""
 _POLL_SECONDS = 0.5

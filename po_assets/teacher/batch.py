@@ -17,7 +17,7 @@ from po_assets.product_owner.prompts import teacher_messages
 from po_assets.teacher.client import Fault, Reply, TeacherClient, Usage
 from po_assets.teacher.journal import Attempt, Journal
 from po_assets.teacher.limits import Amount, Budget, RateLimiter
-from po_assets.teacher.outcomes import REMINDER, Scored, next_kind, score_attempt
+from po_assets.teacher.outcomes import REMINDER, Scored, next_kind, score_attempt, settle
 from po_assets.teacher.payloads import Payload
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets.text import Progress, duration
@@ -86,6 +86,7 @@ class Batch:
         for attempt in journal.attempts():
             if attempt.key in self.histories:
                 self.histories[attempt.key].append(score_attempt(attempt, plan.min_score))
+        self.histories = {key: settle(history) for key, history in self.histories.items()}
         attempts = [scored for history in self.histories.values() for scored in history]
         self._budget = Budget(plan, sum(map(self._amount, attempts), Amount()))
         self._limiter = RateLimiter(llm.requests_per_minute, llm.tokens_per_minute)

@@ -5,7 +5,7 @@ because a threshold moved.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class AttemptOutcome(StrEnum):
     """What an attempt came to."""
 
     ACCEPTED = "accepted"
+    SURPLUS = "surplus"
+    """As good, but another answer about its payload is the accepted one."""
     BELOW_SCORE = "below_score"
     UNPARSABLE = "unparsable"
     REFUSED = "refused"
@@ -113,6 +115,24 @@ def _score_text(attempt: Attempt, min_score: float) -> Scored:
         )
         return Scored(attempt, AttemptOutcome.BELOW_SCORE, f"below {min_score:g}", detail, score, status)
     return Scored(attempt, AttemptOutcome.ACCEPTED, score=score, status=status, answer=parsed)
+
+
+def settle(history: Sequence[Scored]) -> list[Scored]:
+    """The attempts for one payload with one of them accepted at most: what has landed, else the first good one.
+
+    There are several where a minimum score was lowered after all of them had missed it.
+    """
+    good = [scored for scored in history if scored.outcome in {AttemptOutcome.ACCEPTED, AttemptOutcome.SURPLUS}]
+    chosen = next((scored for scored in good if scored.attempt.landed_in), good[0] if good else None)
+    surplus = {"outcome": AttemptOutcome.SURPLUS, "reason": "another was accepted", "detail": "no second row is needed"}
+    return [
+        replace(scored, outcome=AttemptOutcome.ACCEPTED, reason="", detail="")
+        if scored is chosen
+        else replace(scored, **surplus)
+        if scored in good
+        else scored
+        for scored in history
+    ]
 
 
 def next_kind(history: Sequence[Scored], tries: int, max_output_tokens: int) -> str | None:

@@ -25,7 +25,7 @@ from po_assets.storage import Layout, atomic_file, is_local
 from po_assets.teacher.batch import Batch, BatchState, Stop, StopReason
 from po_assets.teacher.client import TeacherClient
 from po_assets.teacher.journal import Journal, open_journal
-from po_assets.teacher.outcomes import PayloadState, Scored, Totals, ledger_rows, score_attempt, state_of
+from po_assets.teacher.outcomes import PayloadState, Scored, Totals, ledger_rows, score_attempt, settle, state_of
 from po_assets.teacher.payloads import Payloads, choose, generate_payloads, read_payloads
 from po_assets.teacher.settings import BatchPlan, TeacherLLM, check_ready
 from po_assets.text import Progress
@@ -175,11 +175,8 @@ class _Run:
         late = self._publish()
         for name in late:
             self.progress.say(f"{name}, announced by an earlier run, is landed now")
-        began, batch = (
-            self.progress.clock(),
-            Batch(self.llm, self.plan, self.payloads.wanted, self.journal, self.client, self.progress),
-        )
-        before = batch.state
+        batch = Batch(self.llm, self.plan, self.payloads.wanted, self.journal, self.client, self.progress)
+        before, began = batch.state, self.progress.clock()
 
         def account(stop: Stop, landed: tuple[str, int] = ("", 0)) -> BatchReport:
             return self._account(batch, before, stop, landed, late, self.progress.clock() - began)
@@ -245,7 +242,7 @@ class _Run:
             # A request that was under way when the run was ended has no outcome in the batch, but it was sent.
             scored = known.get(attempt.id) or score_attempt(attempt, self.plan.min_score)
             histories.setdefault(attempt.key, []).append(replace(scored, attempt=attempt))
-        return histories
+        return {key: settle(history) for key, history in histories.items()}
 
     def _account(  # noqa: PLR0917
         self,

@@ -282,6 +282,19 @@ def test_a_lower_minimum_score_lands_what_is_paid_for_without_asking(scene: Scen
     assert (report.accepted, report.landed_rows) == (6, 6)
 
 
+def test_of_several_answers_that_a_lower_minimum_accepts_one_lands(scene: Scene) -> None:
+    """The first; once one has landed, that one, whatever is accepted later."""
+    write_payloads(scene.path, [payload(1)])
+    with teacher(in_turn(Does(text=TOO_THIN), Does(text=TOO_THIN), Does())) as server:
+        assert scene.run(one_at_a_time(server.url), tries=2).accepted == 0
+        report = scene.run(one_at_a_time(server.url), tries=2, min_score=0.75)
+        assert (report.accepted, report.landed_rows, report.new_requests) == (1, 1, 0)
+        assert [row["outcome"] for row in scene.ledger] == ["accepted", "surplus"]
+        write_payloads(scene.path, [payload(2)])
+        assert scene.run(one_at_a_time(server.url)).landed_rows == 1
+    assert len(scene.landed_concepts) == 2
+
+
 def test_a_raised_token_limit_asks_again_only_what_it_cut(scene: Scene) -> None:
     """The other answers would be the same."""
     with teacher(in_turn(Does(), Does(finish_reason="length"))) as server:
