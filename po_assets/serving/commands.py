@@ -35,8 +35,8 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     """An OpenAI-compatible server."""
     parser.description = (
         "Serve the student (models/current, as it is now) to OpenAI-compatible clients: /v1/chat/completions, "
-        "/v1/models, /health. Product Owner questions are answered within the grammar, greedily unless a request sets a "
-        "temperature. The environment variable PO_SERVE_KEY sets a key that clients must send."
+        "/v1/models, /health. Product Owner questions are answered within the grammar, greedily unless a request "
+        "sets a temperature. The environment variable PO_SERVE_KEY sets a key that clients must send."
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at; any but this machine's own needs PO_SERVE_KEY"

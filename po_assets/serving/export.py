@@ -65,7 +65,7 @@ def export_student(
     """
     if target.exists() and not (target / RECORD).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{str(target)!r} exists and is no earlier export. Name another folder, or remove it first.")
-    spec = BaseModel(base_model=model).resolved()
+    spec = _spec(model)
     with _adapter(layout, adapter) as folder:
         base = ensure_base_model(spec, layout)
         if read_manifest(UPath(folder)) and (problem := adapter_problem(folder, base_model_digest(base))):
@@ -106,7 +106,7 @@ def check_parity(
         UserError: as `export_student`; the runtime of GGUF files is not installed, or the cases cannot be used.
     """
     asked = read_eval_cases(layout.eval_cases)[:cases]
-    spec = BaseModel(base_model=model).resolved()
+    spec = _spec(model)
     with _adapter(layout, adapter) as folder:
         ours = cache(ask_adapter(ensure_base_model(spec, layout), spec, folder))
         for file in sorted(exported.glob("*.gguf")):
@@ -136,6 +136,10 @@ def merge_adapter(base: Path, spec: BaseModel, adapter: Path) -> "PreTrainedMode
         ) from error
     merged: PreTrainedModel = student.merge_and_unload().to(torch.bfloat16)
     return merged
+
+
+def _spec(model: str | None) -> BaseModel:
+    return (BaseModel(base_model=model) if model else BaseModel()).resolved()
 
 
 def modelfile(tokenizer: Any, gguf: str, context: int) -> str:
