@@ -105,7 +105,7 @@ class Judgement:
             for status, (hits, of, low, high) in self.recalls.items()
         )
         return (
-            f"{self.right} of {self.cases} are right ({self.accuracy[0]:.0%} to {self.accuracy[1]:.0%}; macro-F1 "
+            f"Right are {self.right} of {self.cases} ({self.accuracy[0]:.0%} to {self.accuracy[1]:.0%}; macro-F1 "
             f"{self.macro_f1:.2f}, {self.macro_f1_interval[0]:.2f} to {self.macro_f1_interval[1]:.2f}); found were "
             f"{recalls}. Intervals are of 95 %."
         )

@@ -185,7 +185,7 @@ def test_a_student_that_always_says_the_same_does_not_judge() -> None:
     """Said in the verdict's first sentence; a warning in the literal gate, in the profile reviewer a failure."""
     row = rows(*always_aligned())["judges"]
     assert (row.passed, row.severity, row.required) == (False, "WARN", "p < 0.05")
-    assert row.summary.startswith("The student does not judge: says aligned to every document. 32 of 40 are right (65%")
+    assert row.summary.startswith("The student does not judge: says aligned to every document. Right are 32 of 40 (65%")
     assert "32 of 32 aligned (89% to 100%), 0 of 8 needs_adjustment (0% to 32%)" in row.summary
     literal = record(*always_aligned())
     assert literal.passed
