@@ -86,8 +86,11 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
         ValueError: a fence is not closed, or there is more than one document.
     """
     bare, reasoned = strip_reasoning(text)
-    lines = lines_of(_at_the_margin(bare).strip())
     notes = [NOTE_OF_REASONING] if reasoned else []
+    whole = _at_the_margin(bare).replace("\r\n", "\n").strip()
+    if "```" not in whole and "~~~" not in whole:
+        return whole.lstrip("]").strip(), tuple(notes)
+    lines = lines_of(whole)
     blocks = fenced_blocks(lines, most_indent=0)
     if len(blocks) == 1 and blocks[0].start > 0 and not blocks[0].info and not any(lines[blocks[0].start + 1 :]):
         blocks, lines = [], lines[: blocks[0].start]

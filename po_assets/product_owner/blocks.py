@@ -33,13 +33,18 @@ _TELLING_KEY = re.compile(
 )
 _TOLD = (VISION, REVIEW, REQUIREMENTS)
 
-_NAMES = r"(?:inner_)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|scratch_?pad|analysis|monologue)"
+_WORDS = (
+    r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ions?)?|scratch_?pad|analysis|monologue"
+    r"|critique|deliberation|draft|plan(?:ning)?|cot)"
+)
+_TAG = rf"(?:\w{{1,20}}:)?[a-z_]{{0,20}}?{_WORDS}"
 _MARK = re.compile(
-    rf"""(?P<open><(?:\w{{1,20}}:)?{_NAMES}(?:[ \t][^<>\n]{{0,200}})?>|\[(?-i:THINK(?:ING)?)\]|◁think▷
-      |<\|(?:begin_of_|start_)?{_NAMES}\|>|<\|channel\|>\s*(?:analysis|commentary)\b)
-    |(?P<close></(?:\w{{1,20}}:)?{_NAMES}\s*>|\[/(?-i:THINK(?:ING)?)\]|◁/think▷|<\|(?:end_of_|end_|/){_NAMES}\|>
-      |(?:<\|start\|>assistant)?<\|channel\|>\s*final\b(?:<\|message\|>)?|assistantfinal)""",
-    re.IGNORECASE | re.VERBOSE,
+    rf"""(?P<open><{_TAG}(?:[ \t][^<>\n]{{0,200}})?>|\[(?-i:THINK(?:ING)?)\]|◁think▷
+      |<\|(?:begin_of_|start_)?{_WORDS}\|>|<\|channel\|>\s*(?:analysis|commentary)\b|^Thinking\.\.\.$)
+    |(?P<close></{_TAG}\s*>|\[/(?-i:THINK(?:ING)?)\]|◁/think▷|<\|(?:end_of_|end_|/){_WORDS}\|>
+      |(?:<\|start\|>assistant)?<\|channel\|>\s*final\b(?:<\|message\|>)?|assistantfinal
+      |^\.\.\.done[ ]thinking\.$)""",
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 _KINDS = ("channel", "think", "thought", "reason", "reflect", "scratch", "analysis", "monologue")
 _END_OF_TURN = re.compile(r"(?:<\|\w{1,30}\|>|</s>|<eos>|<end_of_turn>)\Z")
@@ -180,7 +185,9 @@ def _is_document(info: str) -> bool:
 
 def _may_hold_marks(text: str) -> bool:
     """Asked first, since nearly all texts hold none and the search for all marks is slow."""
-    return "<" in text or "◁" in text or "assistantfinal" in text or ("[" in text and "THINK" in text)
+    return any(
+        mark in text for mark in ("<", "◁", "THINK]", "THINKING]", "Thinking...", "assistantfinal", "done thinking.")
+    )
 
 
 def _closing_marks(marks: Sequence[re.Match[str]]) -> dict[str, list[int]]:

@@ -9,7 +9,6 @@ to be decided, is noted; what is not found is None, never guessed.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from po_assets.product_owner.blocks import Block, fenced_blocks, label_in, lines_of
 from po_assets.product_owner.contract import CONCEPT, EXISTING_VISION, REQUIREMENTS, REVIEW, VISION, VISION_KEYS
@@ -22,13 +21,18 @@ PROMPT_FORM = (
 )
 """How a prompt must name its parts, for messages about one that does not."""
 
-_HEADING = re.compile(
-    r"(?P<mark>[ \t]{0,3}(?:#{1,6}[ \t]+)?(?:[0-9]{1,2}[.)][ \t]+)?(?:\*\*|__)?)"
+_NAME = (
     r"(?P<name>(?:PRODUCT[ _-])?(?:CONCEPT|(?:(?P<old>EXISTING|CURRENT|PREVIOUS)[ _-](?:PRODUCT[ _-])?)?VISION"
-    r"|REQUIREMENTS(?:[ _-](?:DOCUMENT|YAML))?))(?:[ ]\(YAML\))?"
+    r"|REQUIREMENTS(?:[ _-](?:DOCUMENT|YAML))?))"
+)
+_HEADING = re.compile(
+    rf"(?P<mark>[ \t]{{0,3}}(?:#{{1,6}}[ \t]+)?(?:[0-9]{{1,2}}[.)][ \t]+)?(?:\*\*|__)?){_NAME}(?:[ ]\(YAML\))?"
     r"(?P<end>\*\*|__)?[ \t]*(?P<colon>:)?(?:\*\*|__)?[ \t]*(?P<rest>\S.*)?",
     re.IGNORECASE,
 )
+# <concept>, [CONCEPT], === CONCEPT ===; what follows a tag on its line belongs to the section.
+_TAG = re.compile(rf"[ \t]{{0,3}}<{_NAME}>(?P<rest>.*)", re.IGNORECASE)
+_DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,20}}:?", re.IGNORECASE)
 _INSTRUCTION = re.compile(
     r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"
     r"|Don't|Never|Always|Make sure|Ensure|Remember|Now|Keep|Cite|Review|Your (?:answer|task|output)"
@@ -65,6 +69,10 @@ class _Section:
     plain: bool = True
     """No key at the left margin begins with a capital letter."""
     started: bool = False
+    tag: str = ""
+    """What ends the section, where a tag begins it."""
+    cut: bool = False
+    """Its fence is not closed, so that nobody knows what is missing."""
 
     def add(self, *lines: str) -> None:
         """Put lines behind those that are there."""
@@ -92,8 +100,8 @@ def _foreign_parts(prompt: str) -> PromptParts:
     sections = _with_prose_put_back(_sections(lines_of(prompt), notes))
     found = [(section, _text(section, notes, last=section is sections[-1])) for section in sections]
     concepts = [text for section, text in found if section.name == CONCEPT and text]
-    requirements = [text for section, text in found if section.name == REQUIREMENTS and text]
-    readable = [text for text in requirements if read_yaml(text).value]
+    requirements = [text for section, text in found if section.name == REQUIREMENTS and (text or section.cut)]
+    documents = [text for text in requirements if not text or _holds_requirements(text)]
     existing = [text for section, text in found if section.name == EXISTING_VISION]
     task = max((number for number, (section, _) in enumerate(found) if section.name == CONCEPT), default=0)
     visions = [
@@ -103,11 +111,16 @@ def _foreign_parts(prompt: str) -> PromptParts:
     ]
     return PromptParts(
         concept=_last(CONCEPT, concepts, notes),
-        requirements_yaml=_last(REQUIREMENTS, readable or requirements, notes),
+        requirements_yaml=_last(REQUIREMENTS, documents or requirements, notes) or None,
         vision_yaml=_last(VISION, visions, notes),
         existing_vision_yaml=_last(EXISTING_VISION, existing, notes) or None,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _holds_requirements(text: str) -> bool:
+    """Whether it is a document, readable or not, and no prose."""
+    return bool(read_yaml(text, unique_keys=False).value) or any(map(_REQUIREMENT.match, text.split("\n")))
 
 
 def _last(name: str, texts: Sequence[str], notes: list[str]) -> str | None:
@@ -122,53 +135,64 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
     current: _Section | None = None
     number = 0
     while number < len(lines):
-        block, line = blocks.get(number), lines[number]
-        number = block.end if block else number + 1
-        if block:
-            section = _section_of(block, current)
-            if section is None:
-                if current is not None and block.label != REVIEW:
-                    current.add(*lines[block.start : block.end])
-            elif block.text is None:
-                notes.append(f"the fence of the {section.name} in line {block.start + 1} is not closed")
-            else:
-                section.fenced = block.text
-                if section is not current:
-                    if current is not None:
-                        yield current
-                    current = section
-        elif heading := _heading(line, current):
+        block = blocks.get(number)
+        begun = _begun_by_block(block, current, notes) if block else _heading(lines[number], current)
+        end = block.end if block else number + 1
+        if begun is not None and begun is not current:
             if current is not None:
                 yield current
-            current = heading
-        elif current is not None:
-            current.add(line)
+            current = begun
+        elif begun is None and current is not None and not (block and block.label == REVIEW):
+            current.add(*lines[number:end])
+        number = end
+        if current is not None and current.tag and _takes_end_off(current):
+            yield current
+            current = None
     if current is not None:
         yield current
 
 
-def _section_of(block: Block, current: _Section | None) -> _Section | None:
-    """The section that a block is or belongs to; None for a block that is only text."""
+def _begun_by_block(block: Block, current: _Section | None, notes: list[str]) -> _Section | None:
+    """The section that a block is or belongs to, with the block's text; None for a block that is only text."""
     label = label_in(block.info)
     if not label and current is not None and current.is_document and current.fenced is None and not current.is_open:
-        return current
-    label = label or block.label
-    return _Section(label, "") if label and label != REVIEW else None
+        section = current
+    else:
+        label = label or block.label
+        if not label or label == REVIEW:
+            return None
+        section = _Section(label, "")
+    if block.text is None:
+        notes.append(f"the fence of the {section.name} in line {block.start + 1} is not closed")
+    section.fenced, section.cut = block.text or "", block.text is None
+    return section
+
+
+def _takes_end_off(section: _Section) -> bool:
+    """Whether the last line ends the section with its tag, which is then taken off."""
+    lines = section.lines if section.fenced is None else section.after
+    if not (lines and lines[-1].rstrip().lower().endswith(section.tag)):
+        return False
+    lines[-1] = lines[-1].rstrip()[: -len(section.tag)]
+    return True
 
 
 def _heading(line: str, current: _Section | None) -> _Section | None:
-    match = _HEADING.fullmatch(line)
-    if match is None:
-        return None
-    marked = bool(match["mark"].strip(" \t0123456789.)"))
-    if not match["colon"] and (match["rest"] or not marked):
-        return None
-    if current is not None and current.is_open and not _stands_out(match, current, marked=marked):
+    match, rest, tag = _HEADING.fullmatch(line), "", ""
+    if match is not None:
+        rest, marked = match["rest"] or "", bool(match["mark"].strip(" \t0123456789.)"))
+        if not match["colon"] and (rest or not marked):
+            return None
+        if current is not None and current.is_open and not _stands_out(match, current, marked=marked):
+            return None
+    elif match := _TAG.fullmatch(line):
+        rest, tag = match["rest"], f"</{match['name'].lower()}>"
+    elif not (match := _DECORATED.fullmatch(line)):
         return None
     word = match["name"].upper()
     kind = EXISTING_VISION if match["old"] else next(name for name in (CONCEPT, VISION, REQUIREMENTS) if name in word)
-    section = _Section(kind, line)
-    section.add(match["rest"] or "")
+    section = _Section(kind, line, tag=tag)
+    section.add(rest)
     return section
 
 
@@ -191,27 +215,25 @@ def _is_plain_key(line: str) -> bool:
 def _with_prose_put_back(sections: Iterator[_Section]) -> list[_Section]:
     """A VISION or REQUIREMENTS that holds no document is text of the concept before it (`VISION: be the first`)."""
     found = list(sections)
-    has_requirements = any(section.name == REQUIREMENTS and _mapping(section) for section in found)
+    has_requirements = any(section.name == REQUIREMENTS and not _is_prose(section) for section in found)
     kept: list[_Section] = []
     for section in found:
-        prose = (section.name == VISION and not set(VISION_KEYS) & set(_mapping(section))) or (
-            section.name == REQUIREMENTS and has_requirements and not _mapping(section)
-        )
-        if (
-            prose
-            and kept
-            and kept[-1].name == CONCEPT
-            and section.fenced is None
-            and any(map(str.strip, section.lines))
-        ):
-            kept[-1].lines += [section.heading, *section.lines[1:]]
+        replaceable = section.name == VISION or (section.name == REQUIREMENTS and has_requirements)
+        if kept and kept[-1].name == CONCEPT and section.started and replaceable and _is_prose(section):
+            kept[-1].add(section.heading, *section.lines[1:])
         else:
             kept.append(section)
     return kept
 
 
-def _mapping(section: _Section) -> dict[Any, Any]:
-    return read_yaml(section.fenced if section.fenced is not None else _document(section.lines)[0]).value
+def _is_prose(section: _Section) -> bool:
+    """Whether what stands behind the name of a document is none."""
+    if section.fenced is not None:
+        return False
+    text = _document(section.lines)[0]
+    if section.name == VISION:
+        return not set(VISION_KEYS) & set(read_yaml(text, unique_keys=False).value)
+    return not _holds_requirements(text)
 
 
 def _is_vision(text: str) -> bool:

@@ -99,9 +99,11 @@ def test_fences_that_were_seen_and_not_read_are_named() -> None:
 MARKS = [
     *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "reasoning", "thought", "THINK", "seed:think")),
     *((f"<{name}>", f"</{name}>") for name in ("reflection", "scratchpad", "analysis", "inner_monologue")),
+    *((f"<{name}>", f"</{name}>") for name in ("antThinking", "chain_of_thought", "self_critique", "draft", "plan")),
     ('<think budget="9">', "</think >"),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
+    ("Thinking...\n", "\n...done thinking.\n"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),

@@ -87,12 +87,18 @@ STYLES = {
     "bold name": "**{Name}**: {text}",
     "fenced": "## {Name}\n\n```yaml\n{text}\n```",
     "tildes": "{NAME}:\n~~~\n{text}\n~~~",
+    "tags": "<{name}>\n{text}\n</{name}>",
+    "tags in a line": "<{NAME}>{text}</{NAME}>",
+    "tags around fences": "<{NAME}>\n```yaml\n{text}\n```\n</{NAME}>",
+    "brackets": "[{NAME}]\n{text}",
+    "rules": "=== {NAME} ===\n{text}",
     "labelled": "Look:\n```yaml {NAME}\n{text}\n```",
 }
 
 
 def section(style: str, name: str, text: str) -> str:
-    if name == "concept" and style in {"fenced", "tildes"}:
+    name = name.replace(" ", "_") if "tags" in style else name
+    if name == "concept" and style in {"fenced", "tildes", "tags around fences"}:
         style = "heading"
     elif style == "small" and name == "concept":
         style = "title"  # in the requirements, `concept:` is a key
@@ -235,10 +241,20 @@ def test_what_is_not_named_is_none(text: str) -> None:
     assert split_prompt(text) == PromptParts(None, None)
 
 
-def test_an_unclosed_fence_is_named() -> None:
-    """Its document may have been cut."""
-    parts = split_prompt("CONCEPT: A planner\n\nREQUIREMENTS:\n```yaml\ntitle: P\n")
-    assert (parts.requirements_yaml, parts.notes) == (None, ("the fence of the REQUIREMENTS in line 4 is not closed",))
+@pytest.mark.parametrize("before", ["", "CONCEPT: A desk\n\nREQUIREMENTS:\ntitle: Desk\n\n"])
+def test_an_unclosed_fence_is_named(before: str) -> None:
+    """Its document may have been cut; an example's takes its place no more than a guess would."""
+    parts = split_prompt(f"{before}CONCEPT: A planner\n\nREQUIREMENTS:\n```yaml\ntitle: P\n")
+    assert (parts.concept, parts.requirements_yaml) == ("A planner", None)
+    assert f"the fence of the REQUIREMENTS in line {9 if before else 4} is not closed" in parts.notes
+
+
+def test_faulty_requirements_are_not_replaced_by_an_examples() -> None:
+    """Whoever reads them says what is wrong."""
+    faulty = "title: P\nfunctional_requirements:\n- id: FR001\n- id: FR002: x"
+    for text in (faulty, "title: P\ntitle: Q"):
+        prompt = f"CONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n\nCONCEPT: A planner\nREQUIREMENTS:\n{text}"
+        assert split_prompt(prompt).requirements_yaml == text
 
 
 @pytest.mark.parametrize("existing", ["", VISION])
