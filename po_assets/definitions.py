@@ -9,6 +9,7 @@ from po_assets.automation.executors import orphaned_runs, step_executor
 from po_assets.automation.jobs import ask_teacher, candidates_for_people, conflicts_on_demand, main_job
 from po_assets.automation.landing import new_teacher_data, teacher_files
 from po_assets.automation.notifications import failure_messages
+from po_assets.automation.preflight import eval_cases_preflight
 from po_assets.automation.project import SETTINGS_VARIABLE, read_settings
 from po_assets.automation.run_summary import console
 from po_assets.dag import Artifacts, JsonlIOManager, Settings
@@ -71,6 +72,7 @@ defs = dg.Definitions(
     ],
     asset_checks=[
         *teacher_checks,
+        eval_cases_preflight,
         *dataset_checks,
         lora_adapter_checks,
         *evaluation_checks,
