@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _MARK = "\ue000po_assets\ue000"  # private-use characters: in no chat template and in no special token
 
+_MOST_TEMPLATE_TEXT = 20_000  # characters around one user turn; the longest system text of a known model has 4,000
+
 
 def load_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model folder (see `ensure_base_model`); `UserError` if it cannot chat."""
@@ -47,6 +49,11 @@ class ChatTemplate:
                 "not learn to stop; set eos_token in its tokenizer_config.json."
             )
         self.tokenizer = tokenizer
+        if problem := self._template_problem():
+            raise UserError(
+                f"The chat template of {tokenizer.name_or_path!r} cannot be used: {problem}. Correct its "
+                "chat_template.jinja, or give another base_model."
+            )
         self._special_texts = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
     @property
@@ -112,6 +119,19 @@ class ChatTemplate:
             return str(self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False))
         except TemplateError as error:  # templates refuse roles and orders that they do not know
             raise UserError(f"The model's chat template does not take these turns: {first_line(error)}.") from error
+
+    def _template_problem(self) -> str | None:
+        """A template comes with a model, from anybody: it runs in a sandbox, and may fail there, or write anything."""
+        try:
+            text = self._render([{"role": "user", "content": _MARK}])
+        except Exception as error:  # noqa: BLE001 - whatever the template's author thought of
+            cause = error.__cause__ or error
+            return f"it fails with {type(cause).__name__} ({first_line(cause)})"
+        if text.count(_MARK) != 1:
+            return f"it writes the user's text {text.count(_MARK)} times, not once"
+        if len(text) > _MOST_TEMPLATE_TEXT:
+            return f"it writes {len(text):,} characters around the user's text"
+        return None
 
     def _encode(self, text: str, **options: Any) -> list[int]:
         # The template writes its own special tokens; a second beginning-of-sequence token would be a fault.

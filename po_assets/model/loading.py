@@ -9,7 +9,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from po_assets.errors import UserError
 from po_assets.model.chat import first_line
@@ -173,9 +173,17 @@ def load_model_folder(
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()  # a bar that redraws itself is noise in a run's log
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
+        _refuse_random_weights(found)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
             f"The base model in {str(path)!r} cannot be loaded ({first_line(error)}). Delete the folder if "
@@ -185,3 +193,15 @@ def load_model_folder(
         if bars:
             hf_logging.enable_progress_bar()
     return cast("PreTrainedModel", model.eval())
+
+
+def _refuse_random_weights(found: dict[str, Any]) -> None:
+    """What the files lack, or have in another size, transformers would draw at random and only warn about."""
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, in_file, in_config = mismatched[0]
+        raise ValueError(
+            f"{len(mismatched):,} of its weights have other sizes than its config.json says: {name} is "
+            f"{list(in_file)}, not {list(in_config)}"
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"it lacks {len(missing):,} of its weights, {missing[0]} among them")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -40,9 +40,9 @@ _PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-def default_profile() -> str:
-    """What `PO_PROFILE` says, else `embedded`."""
-    return os.environ.get(PROFILE_VARIABLE) or "embedded"
+def default_profile() -> Profile:
+    """What `PO_PROFILE` says, else `embedded`; `BaseModel.resolved` judges it, so that a wrong one fails a run only."""
+    return cast("Profile", os.environ.get(PROFILE_VARIABLE) or "embedded")
 
 
 def open_field(**options: Any) -> Any:

@@ -6,6 +6,7 @@ Face Hub. Nothing here runs code that comes with a model.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ from po_assets.storage import Layout, atomic_directory, digest_of, file_digest
 
 _RECORD = "conversion.json"
 _DIGESTED = {".json", ".safetensors", ".jinja", ".model", ".txt"}
+_SHA256_DIGITS = 64
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -127,11 +129,22 @@ def _is_whole(folder: Path) -> bool:
 
 def base_model_digest(folder: Path) -> str:
     """Digest of the weights and the tokenizer in `folder`, for the provenance of what is trained on it."""
-    if re.fullmatch(r"[0-9a-f]{40}", folder.name) and folder.parent.name == "snapshots":
-        return digest_of({"commit": folder.name})  # the Hub's cache names the folder by the commit
     recorded = _recorded(folder)
     kept = [f for f in sorted(folder.iterdir()) if f.suffix in _DIGESTED and f.name != _RECORD]
+    # The Hub's cache names a folder by the commit, and the files behind its links by their content.
+    snapshot = re.fullmatch(r"[0-9a-f]{40}", folder.name) and folder.parent.name == "snapshots"
+    if snapshot and all(_is_as_named(file) for file in kept):
+        return digest_of({"commit": folder.name})
     return digest_of({f.name: _file_sha256(f, recorded.get(f.name, {})) for f in kept})
+
+
+def _is_as_named(file: Path) -> bool:
+    """Whether a file of the Hub's cache has the content that its name promises: sha256, or git's for small files."""
+    blob = file.resolve()
+    if len(blob.name) == _SHA256_DIGITS:
+        return _sha256(blob, **_state(blob)) == blob.name
+    content = blob.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob.name
 
 
 def _from_hub(spec: BaseModel, *, weights: bool) -> Path:
@@ -170,7 +183,11 @@ def _refuse_unusable(folder: Path, spec: BaseModel, *, weights: bool) -> None:
         problems.append(
             f"its type {config.get('model_type')!r} needs Python code from the model's author, which is not run."
         )
-    context = (config.get("text_config") or config).get("max_position_embeddings")
+    text_config = config.get("text_config") or config
+    rows, vocabulary = text_config.get("vocab_size"), _vocabulary(folder)
+    if isinstance(rows, int) and rows < vocabulary:
+        problems.append(f"it has weights for {rows:,} tokens, but its tokenizer has {vocabulary:,}.")
+    context = text_config.get("max_position_embeddings")
     if isinstance(context, int) and context < spec.max_length:
         problems.append(f"its context is {context} tokens, but max_length is {spec.max_length}; lower max_length.")
     if problems:
@@ -189,6 +206,17 @@ def _missing_weights(folder: Path) -> str:
     except (OSError, ValueError, KeyError):
         return ""
     return ", ".join(sorted(name for name in set(index.values()) if not (folder / name).exists()))
+
+
+def _vocabulary(folder: Path) -> int:
+    """Tokens that the tokenizer may write, added ones included; 0 where its file cannot be read so."""
+    try:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        vocabulary = tokenizer["model"]["vocab"]
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        return 1 + max([*ids, *(token["id"] for token in tokenizer["added_tokens"])])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0  # `load_tokenizer` says what is wrong
 
 
 def _known_architecture(config: dict[str, Any]) -> bool:

@@ -2,8 +2,9 @@
 
 Loss is the cross-entropy of the answer and its end-of-sequence token, averaged over the tokens of an optimizer step.
 AdamW on float32 matrices, gradient clipping, a plan of steps that is known in advance. The same rows, recipe and
-machine give the same matrices to the last bit, also when the training is interrupted and resumed, and with any number
-of rows side by side. What several workers (`num_workers`) train together differs from one worker's by rounding alone.
+processor give the same matrices to the last bit, also when the training is interrupted and resumed, and with any number
+of rows side by side. On a GPU the same seeds draw the same rows and masks, but sums are rounded in an order that is not
+fixed (atomic additions), so that two trainings agree to a few digits; so do one worker's and several (`num_workers`).
 """
 
 from __future__ import annotations

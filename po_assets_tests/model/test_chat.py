@@ -74,3 +74,22 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     """The message names folder and files."""
     with pytest.raises(UserError, match=r"no tokenizer.*tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0].__class__.__mro__ }}", "it fails with SecurityError"),
+        ("{% for x in range(999999) %}{% endfor %}", "it fails with OverflowError"),
+        ("{{ nothing.at.all }}", "it fails with UndefinedError"),
+        ("hello", "it writes the user's text 0 times, not once"),
+        ("{{ messages[0].content * 2 }}", "it writes the user's text 2 times, not once"),
+        ("{{ messages[0].content }}{{ 'x' * 30000 }}", r"it writes 30,\d+ characters around"),
+    ],
+)
+def test_a_chat_template_that_is_broken_or_hostile_is_refused(tiny_folder: Path, template: str, reason: str) -> None:
+    """It comes with the model: it runs in a sandbox, and one sentence says what it did."""
+    tokenizer = load_tokenizer(tiny_folder)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f"The chat template of .* cannot be used: {reason}.*another base_model"):
+        ChatTemplate(tokenizer)

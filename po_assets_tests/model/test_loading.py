@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from po_assets.errors import UserError
 from po_assets.model import BaseModel, choose_precision, load_base_model, require_hardware
 from po_assets.model.loading import own_device
+from po_assets_tests.model.tiny_model import edit_json
 
 
 def test_precision_follows_the_hardware_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +110,24 @@ def test_damaged_weights_give_one_clear_error(tiny_folder: Path) -> None:
     (tiny_folder / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(UserError, match=r"cannot be loaded.*Delete the folder"):
         load_base_model(tiny_folder, "float32")
+
+
+def test_weights_of_other_sizes_are_refused(tiny_folder: Path) -> None:
+    """A config.json of another model; transformers would make up what does not fit."""
+    edit_json(tiny_folder / "config.json", intermediate_size=96)
+    with pytest.raises(
+        UserError, match=r"weights have other sizes .*mlp.* is \[32, 64\], not \[32, 96\].*Delete the folder"
+    ):
+        load_base_model(tiny_folder, "float32", device="cpu")
+
+
+def test_missing_weights_are_refused(tiny_folder: Path) -> None:
+    """They would be random numbers, and the only trace a warning."""
+    tensors = load_file(tiny_folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tiny_folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 of its weights, model\.layers\.1\.mlp\.up_proj\.weight among them"):
+        load_base_model(tiny_folder, "float32", device="cpu")
 
 
 def test_nf4_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:

@@ -1,5 +1,7 @@
+import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from po_assets.model import (
     load_tokenizer,
     sources,
 )
-from po_assets.storage import Layout
+from po_assets.storage import Layout, digest_of
 from po_assets_tests.model.tiny_model import edit_json, make_tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -63,6 +65,13 @@ def test_a_context_shorter_than_max_length_is_refused(tiny_folder: Path, layout:
     spec = BaseModel(base_model=str(tiny_folder), max_length=4096).resolved()
     with pytest.raises(UserError, match="context is 2048 tokens, but max_length is 4096"):
         ensure_base_model(spec, layout)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tiny_folder: Path, layout: Layout) -> None:
+    """Its last tokens have no weights: training would end in an index error at the first row that has one."""
+    edit_json(tiny_folder / "config.json", vocab_size=200)
+    with pytest.raises(UserError, match="weights for 200 tokens, but its tokenizer has 259"):
+        ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout)
 
 
 def test_an_unreachable_hub_gives_one_clear_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +179,33 @@ def test_the_digest_tells_models_apart(tmp_path: Path) -> None:
     assert base_model_digest(one) == base_model_digest(same) != base_model_digest(other)
     edit_json(same / "tokenizer_config.json", eos_token="<|endoftext|>")
     assert base_model_digest(one) != base_model_digest(same)
+
+
+def test_weights_changed_in_the_hubs_cache_are_another_model(tmp_path: Path) -> None:
+    """The commit in the folder's name is believed as long as each file has the content that its own name promises."""
+    blobs, commit = tmp_path / "blobs", "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "snapshots" / commit
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for file in make_tiny_model(tmp_path / "tiny").iterdir():
+        content = file.read_bytes()
+        git_name = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        name = hashlib.sha256(content).hexdigest() if file.suffix == ".safetensors" else git_name
+        file.rename(blobs / name)
+        (snapshot / file.name).symlink_to(blobs / name)
+    digest = base_model_digest(snapshot)
+    assert digest == digest_of({"commit": commit})
+    weights = (snapshot / "model.safetensors").resolve()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert base_model_digest(snapshot) != digest
+
+
+def test_another_file_in_the_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever publishes the package cannot change the base model unnoticed."""
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    with pytest.raises(UserError, match=r"'other.gguf' .* is not the one .*sha256 is .*force-reinstall"):
+        gguf.find_embedded_gguf()
 
 
 def test_verification_finds_a_wrong_conversion(tmp_path: Path) -> None:

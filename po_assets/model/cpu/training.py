@@ -103,7 +103,7 @@ class _Layer:
         hidden, middle = self.qkv.inputs, self.down.inputs
         heads = self.out.inputs // self.head_size
         width = 4 * hidden + 4 * middle + sum(len(weight) for weight in self.qkv.weights) + self.out.inputs
-        return tokens * (width + heads * (tokens + BLOCK) // 2) * self.qkv.weights[0].element_size()
+        return tokens * (width + heads * (tokens + BLOCK) // 2) * int(self.qkv.weights[0].element_size())
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, masks: Sequence[Tensor | None]) -> Tensor:
         tokens = x.shape[0]
