@@ -23,7 +23,7 @@ from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.product_owner import read_status, requirement_entries, score_product_owner, validate_answer
-from po_assets.product_owner.documents import REQUIREMENT_SECTIONS
+from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
 from po_assets.storage import Layout, read_manifest, read_rows
 from po_assets.text import amount, verb
 
@@ -240,7 +240,7 @@ def _features(prompts: Sequence[StylePrompt]) -> Array:
     spread = Counter(sequence for counts in counted for sequence in counts)
     frequent = sorted(spread, key=lambda sequence: (-spread[sequence], sequence))[:_SEQUENCES]
     words = [Counter(min(len(word), _LONG_WORD) for word in re.findall(r"x+", text)) for text in masked]
-    return np.array(
+    features: Array = np.array(
         [
             [
                 *_shape(prompt),
@@ -251,6 +251,7 @@ def _features(prompts: Sequence[StylePrompt]) -> Array:
         ],
         dtype=float,
     )
+    return features
 
 
 def _shape(prompt: StylePrompt) -> list[float]:
@@ -294,4 +295,5 @@ def _fold_aucs(features: Array, labels: Array, held_out: Array) -> Array:
     positives = labels[held_out].sum(axis=0)
     pairs = positives * (held_out.sum() - positives)
     areas = ((ranks * labels[held_out]).sum(axis=0) - positives * (positives + 1) / 2) / np.maximum(pairs, 1)
-    return np.where(pairs > 0, areas, 0.5)
+    known_areas: Array = np.where(pairs > 0, areas, 0.5)
+    return known_areas

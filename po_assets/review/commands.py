@@ -1,7 +1,7 @@
 """The commands `po-assets review land` and `po-assets rejected edit|land`: what people corrected goes back to work."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from upath import UPath
 
@@ -27,7 +27,7 @@ def add_rejected(parser: argparse.ArgumentParser) -> None:
     _add(parser, actions)
 
 
-def _add(parser: argparse.ArgumentParser, actions: dict[str, tuple[Callable[[Layout, Say], int], str]]) -> None:
+def _add(parser: argparse.ArgumentParser, actions: Mapping[str, tuple[Callable[[Layout, Say], int], str]]) -> None:
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, (act, line) in actions.items():
         command = commands.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")

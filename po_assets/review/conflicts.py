@@ -25,8 +25,15 @@ from po_assets.dataset.publication import TokenBudget, decide, landed_file_names
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.intake.ledger import Outcome
-from po_assets.product_owner import RequirementEntry, cited_ids, read_yaml, requirement_entries, score_product_owner
-from po_assets.product_owner.answer import validate_answer
+from po_assets.product_owner import (
+    RequirementEntry,
+    cited_ids,
+    read_alignment,
+    read_yaml,
+    requirement_entries,
+    score_product_owner,
+    validate_answer,
+)
 from po_assets.product_owner.contract import MIN_SCORE, REQUIREMENT_SECTIONS
 from po_assets.product_owner.documents import as_list, to_text
 from po_assets.review import english
@@ -393,14 +400,9 @@ def _are_strangers(one: _Parent, other: _Parent) -> bool:
 
 def _breach(parent: _Parent, entry: RequirementEntry, excluded: english.Phrase) -> english.Findings:
     """The teacher's own items on what still fits, and the one requirement that does not."""
-    told = read_yaml(parent.row["review_yaml"]).value.get("requirements_alignment")
+    told = read_alignment(parent.row["review_yaml"])
     aligned, gaps = (
-        [
-            item
-            for item in as_list(told.get(key) if isinstance(told, dict) else None)
-            if entry.id.upper() not in cited_ids(to_text(item))
-        ]
-        for key in ("aligned", "gaps")
+        [item for item in told[key] if entry.id.upper() not in cited_ids(to_text(item))] for key in ("aligned", "gaps")
     )
     said = {identifier for item in aligned for identifier in cited_ids(to_text(item))}
     others = [other.id for other in parent.entries if other.id and other.id != entry.id]
@@ -434,4 +436,5 @@ def _of_one_form(one: str, other: str) -> bool:
 def _lengths(text: str) -> Array:
     """Characters of a description, twice (the first and last of a document weigh more), and words of each length."""
     words = Counter(min(len(word), _LONG_WORD) for word in text.split())
-    return np.array([len(text), len(text), *(words[length] for length in range(1, _LONG_WORD + 1))])
+    lengths: Array = np.array([len(text), len(text), *(words[length] for length in range(1, _LONG_WORD + 1))])
+    return lengths

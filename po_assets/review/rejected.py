@@ -198,6 +198,6 @@ def _is_edited(path: UPath) -> bool:
     text = path.read_text(encoding="utf-8", errors="replace")
     written = text.partition("as they were written: ")[2].split("\n")[0]
     try:
-        return _digest(yaml.safe_load(text)) != written
+        return bool(_digest(yaml.safe_load(text)) != written)
     except (yaml.YAMLError, TypeError):
         return True

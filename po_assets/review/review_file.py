@@ -7,7 +7,7 @@ not JSON lines, because answers are documents of many lines: in block scalars th
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import orjson
@@ -157,19 +157,19 @@ def _cases(layout: Layout, worst: int, notes: list[str]) -> Iterator[Entry]:
         why = []
         if said != before:
             model = f"the student says {said or 'nothing'}, the base model {before or 'nothing'}"
-            why.append(f"{model}, the case {case.status}")
+            why.append(f"{model}, the case {case.status or 'nothing'}")
         if total < GATE_WORST_SCORE:
             why.append(f"the student's answer scores {total:.3f}, under {GATE_WORST_SCORE:g}")
         elif name in lowest:
             why.append(f"the student's answer scores {total:.3f}, among its {len(lowest)} lowest")
         if why:
-            weight, text = 1.0 - total + (said != case.status), student[name]["text"]
+            weight, text = 1.0 - total + (case.status not in (None, said)), student[name]["text"]
             yield replace(_of_case(case), why=tuple(why), weight=weight, student_answer=text)
 
 
 def _of_case(case: EvalCase) -> Entry:
     texts = (case.concept, case.requirements_yaml, case.reference_vision_yaml, case.reference_review_yaml)
-    return Entry("evaluation_case", case.case_id, *texts, status=case.status, place=f"case {case.case_id}")
+    return Entry("evaluation_case", case.case_id, *texts, status=case.status or "", place=f"case {case.case_id}")
 
 
 def read_approved(layout: Layout) -> set[Approved]:
@@ -416,9 +416,23 @@ def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed, fau
         fields = ("reference_vision_yaml", "reference_review_yaml", "status")
         changed[entry.identifier] = dict(zip(fields, reference, strict=True))
     landed.cases += changed
+    if changed and layout.eval_cases.suffix != ".jsonl":
+        faults.append(
+            f"{str(layout.eval_cases)!r} is YAML, which is not rewritten: correct {', '.join(changed)} there, and take "
+            "the entries out of the review file"
+        )
+        return []
     lines = layout.eval_cases.read_bytes().splitlines() if changed else []
-    read = [(line, orjson.loads(line)) for line in lines]
-    return [orjson.dumps(case | changed[name]) if (name := case["case_id"]) in changed else line for line, case in read]
+    return [
+        orjson.dumps(_own_form(orjson.loads(line), case) | changed[case.case_id]) if case.case_id in changed else line
+        for line, case in zip(lines, cases.values(), strict=bool(changed))
+    ]
+
+
+def _own_form(row: dict[str, Any], case: EvalCase) -> dict[str, Any]:
+    """The row itself where it has the form of cases; a row of a record format in that form."""
+    own = {"case_id", "reference_review_yaml"} <= row.keys()
+    return row if own else {key: value for key, value in asdict(case).items() if value}
 
 
 def _corrected(entry: Entry, original: Entry, name: str, landed: Landed, faults: list[str]) -> dict[str, Any] | None:

@@ -237,7 +237,7 @@ def test_a_broken_review_file_is_named_with_its_faults(layout: Layout, text: str
     assert not [row for row in read_rows(layout.normalized) if "replaces" in row["metadata"]]
 
 
-@pytest.mark.parametrize("status", ["misaligned", "on_track", "[aligned]"])
+@pytest.mark.parametrize("status", ["unaligned", "on_track", "[aligned]"])
 def test_a_correction_that_would_be_rejected_does_not_land(layout: Layout, status: str) -> None:
     """Rejected, it would replace nothing, and the old answer would be trained on as before."""
     one = collected(layout).candidates[0]
@@ -325,8 +325,8 @@ def test_a_blank_line_among_the_cases_is_named_with_file_and_line(layout: Layout
     with pytest.raises(UserError) as error:
         land_corrections(layout)
     said = str(error.value)
-    assert f"The evaluation cases {str(layout.eval_cases)!r} have 1 fault: line 1: it is no JSON" in said
-    assert said.endswith("materialize eval_cases again.")
+    assert f"The evaluation cases {str(layout.eval_cases)!r} have 1 fault. Correct the file and materialize" in said
+    assert said.endswith("line 1: blank line: the line holds nothing but white space; delete it.")
     assert not list(layout.incoming.glob("corrections-*"))
 
 

@@ -124,7 +124,8 @@ def test_the_embedded_student_answers_the_same_as_gguf(tmp_path: Path) -> None:
     out = export_student(layout, tmp_path / "out", adapter=adapter, formats=["f16"])
     original, written = GGUFReader(find_embedded_gguf()), GGUFReader(out / "student-f16.gguf")
     for key, field in original.fields.items():
-        if key.startswith(("tokenizer.", "llama.")) and key != "tokenizer.chat_template":
+        # transformers reads no splitting of digits off a GGUF file, and the student is trained with what it reads.
+        if key.startswith(("tokenizer.", "llama.")) and key not in ("tokenizer.chat_template", "tokenizer.ggml.pre"):
             assert written.fields[key].contents() == field.contents(), key
     ours, theirs = ask_adapter(folder, spec, adapter, max_tokens=12), ask_gguf(out / "student-f16.gguf", max_tokens=12)
     for prompt in ("Say hello in one sentence.", "What is the capital of France?"):
