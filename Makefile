@@ -34,7 +34,7 @@ fuzz: .venv/.fuzz ## look for landed input that breaks an invariant: make fuzz S
 	@$(BIN)/python -m benchmarks.fuzz --seconds $(SECONDS) --corpus .fuzz/corpus
 
 ui: .venv/.runtime ## open the Dagster UI on http://127.0.0.1:3000, on the same instance
-	@$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+	@VIRTUAL_ENV=$(CURDIR)/.venv PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dg dev --host 127.0.0.1 --port 3000
 
 ui-ray: .venv/.ray ## the same on Ray: each step a Ray job, those that compute with the model on a GPU of their own
 	@DAGSTER_HOME=$(CURDIR)/deploy/ray $(BIN)/po-assets ui-ray
