@@ -18,7 +18,7 @@ from po_assets.errors import UserError, all_faults
 from po_assets.intake.formats import read_record
 from po_assets.intake.lines import Reason, Rejected, read_object
 from po_assets.intake.normalization import input_digest
-from po_assets.product_owner import STATUSES, build_prompt, read_status, read_yaml, requirement_entries
+from po_assets.product_owner import STATUSES, build_prompt, read_alignment, read_status, read_yaml, requirement_entries
 from po_assets.product_owner.documents import canonical_status, with_status
 from po_assets.storage import open_buffered
 from po_assets.text import amount
@@ -72,9 +72,7 @@ class EvalCase:
     @cached_property
     def reference_conflicts(self) -> int:
         """How many conflicts the reference answer lists."""
-        alignment = read_yaml(self.reference_review_yaml).value.get("requirements_alignment")
-        conflicts = alignment.get("conflicts") if isinstance(alignment, dict) else None
-        return len(conflicts) if isinstance(conflicts, list) else 0
+        return len(read_alignment(self.reference_review_yaml)["conflicts"])
 
     @property
     def has_reference(self) -> bool:
@@ -165,8 +163,7 @@ def _rows(path: UPath) -> Iterator[tuple[str, Any]]:
             for number, line in enumerate(file, start=1):
                 opening = opening or line
                 try:
-                    if line.strip():
-                        yield f"line {number}", read_object(line, opening=opening)
+                    yield f"line {number}", read_object(line, opening=opening)
                 except Rejected as rejected:
                     yield f"line {number}", rejected
         return

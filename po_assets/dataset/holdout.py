@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.intake.normalization import input_digest
+from po_assets.product_owner.contract import ALIGNMENT_KEYS, REQUIREMENT_SECTIONS, REVIEW_KEYS, VISION_KEYS
 
 WORDS_IN_SEQUENCE = 3
 _TELLING_SEQUENCES = 12
@@ -23,17 +24,11 @@ _WORD = re.compile(r"\w+")
 # The skeleton that all documents of a kind share says nothing about what one of them says.
 _SKELETON = frozenset(
     (
-        *("title", "description", "functional_requirements", "non_functional_requirements", "constraints"),
-        *("id", "priority", "high", "medium", "low", "meta", "original_request"),
+        *REQUIREMENT_SECTIONS,
+        *("title", "description", "id", "priority", "high", "medium", "low", "meta", "original_request"),
     )
 )
-_ANSWER_SKELETON = frozenset(
-    (
-        *("product_name", "product_summary", "target_users", "value_proposition", "key_capabilities", "non_goals"),
-        *("success_metrics", "last_updated", "status", "summary", "requirements_alignment", "aligned", "gaps"),
-        *("conflicts", "recommended_actions", "narrative"),
-    )
-)
+_ANSWER_SKELETON = frozenset((*VISION_KEYS, *REVIEW_KEYS, *ALIGNMENT_KEYS))
 _ID = re.compile(r"(?:nfr|fr|req|con|c)\d+")
 
 Sequences = set[tuple[str, ...]]

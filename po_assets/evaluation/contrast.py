@@ -19,7 +19,7 @@ from upath import UPath
 from po_assets.dataset.cases import EvalCase
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.statistics import wilson
-from po_assets.product_owner import STATUSES, cited_ids, read_yaml
+from po_assets.product_owner import STATUSES, cited_ids, read_alignment, read_yaml
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
 from po_assets.storage import atomic_file, digest_of
 
@@ -143,19 +143,19 @@ def _conflict_removed(
     case: EvalCase, document: dict[str, Any], _cases: Sequence[EvalCase], _draw: random.Random
 ) -> _Changed:
     """The requirements that the reference calls conflicts go: conflicts → what is left."""
-    alignment = _alignment(case)
-    if case.status != "conflicts" or not alignment.get("conflicts"):
+    alignment = read_alignment(case.reference_review_yaml)
+    if case.status != "conflicts" or not alignment["conflicts"]:
         return None
     cited = set(cited_ids(yaml.safe_dump(alignment["conflicts"])))
     left = [entry for entry in document[_FUNCTIONAL] if str(entry["id"]).upper() not in cited]
     if not left or len(left) == len(document[_FUNCTIONAL]):
         return None
-    return ("needs_adjustment" if alignment.get("gaps") else "aligned"), _with_entries(document, left)
+    return ("needs_adjustment" if alignment["gaps"] else "aligned"), _with_entries(document, left)
 
 
 def _need_served(case: EvalCase, document: dict[str, Any], _cases: Sequence[EvalCase], draw: random.Random) -> _Changed:
     """Every need that the reference misses gets a requirement: needs_adjustment → aligned."""
-    gaps = _alignment(case).get("gaps")
+    gaps = read_alignment(case.reference_review_yaml)["gaps"]
     if case.status != "needs_adjustment" or not gaps:
         return None
     needs = [_shared_phrase(str(gap), case.concept) for gap in gaps]
@@ -287,11 +287,6 @@ def _document(case: EvalCase) -> dict[str, Any] | None:
     entries = document.get(_FUNCTIONAL)
     plain = isinstance(entries, list) and all(isinstance(e, dict) and {"id", "description"} <= set(e) for e in entries)
     return document if plain and entries else None
-
-
-def _alignment(case: EvalCase) -> dict[str, Any]:
-    alignment = read_yaml(case.reference_review_yaml).value.get("requirements_alignment")
-    return alignment if isinstance(alignment, dict) else {}
 
 
 def _needs(case: EvalCase) -> list[str]:

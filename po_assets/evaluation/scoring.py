@@ -19,8 +19,8 @@ from po_assets.product_owner import (
     METRIC_VERSION,
     cited_ids,
     parse_answer,
+    read_alignment,
     read_status,
-    read_yaml,
     score_product_owner,
     validate_answer,
 )
@@ -162,7 +162,5 @@ def read_scored(path: UPath) -> list[ScoredAnswer]:
 
 
 def _conflicts(review_yaml: str) -> list[str]:
-    alignment = read_yaml(review_yaml).value.get("requirements_alignment")
-    conflicts = alignment.get("conflicts") if isinstance(alignment, dict) else None
-    listed = [str(item) for item in conflicts] if isinstance(conflicts, list) else []
+    listed = [str(item) for item in read_alignment(review_yaml)["conflicts"]]
     return [item for item in listed if not _PLACEHOLDER.match(item)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, STATUS_ALIASES
+from po_assets.product_owner.contract import ALIGNMENT_KEYS, REQUIREMENT_SECTIONS, STATUS_ALIASES
 from po_assets.product_owner.fast_yaml import UNSURE, is_disputed, read_plain
 
 MAX_DOCUMENT_CHARACTERS = 50_000
@@ -110,6 +110,12 @@ def read_status(review_yaml: str | None) -> str | None:
     """The review's status in lower case, or None where it has none that is text."""
     status = read_yaml(review_yaml).value.get("status")
     return status.strip().lower() if isinstance(status, str) else None
+
+
+def read_alignment(review_yaml: str | None) -> dict[str, list[Any]]:
+    """The lists `aligned`, `gaps` and `conflicts` of a review, empty where it has none."""
+    alignment = read_yaml(review_yaml).value.get("requirements_alignment")
+    return {key: as_list(alignment.get(key) if isinstance(alignment, dict) else None) for key in ALIGNMENT_KEYS}
 
 
 def canonical_status(status: str, aliases: Mapping[str, str] = STATUS_ALIASES) -> str:
