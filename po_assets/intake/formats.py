@@ -8,7 +8,7 @@ YAML, and what they score, to `normalization`. Evaluation cases are read here, t
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
@@ -32,7 +32,7 @@ _ABOUT = ("score", "concept_id", "tier", "metadata", "finish_reason", "stop_reas
 """Keys that are read in every format."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class TeacherRecord:
     """The parts of one row, as text; nothing about them is judged yet."""
 
@@ -57,6 +57,8 @@ class RecordFormat(Protocol):
 
     name: str
     looks_like: str
+    signs: frozenset[str]
+    """Keys of which a row of this format has at least one; whoever has none is not asked further."""
 
     def matches(self, row: Row) -> bool:
         """Whether the row has what an answer of this format stands in."""
@@ -74,6 +76,7 @@ class TeacherFormat:
     name = "teacher"
     looks_like = "concept, requirements_yaml, teacher_product_vision, teacher_product_owner_review, score, metadata"
     _answer = ("teacher_product_vision", "teacher_product_owner_review")
+    signs = frozenset(_answer)
 
     def matches(self, row: Row) -> bool:
         return any(_is_there(row, key) for key in self._answer)
@@ -95,6 +98,7 @@ class NestedFormat:
         "output {product_vision, product_owner_review}, score"
     )
     _answer = ("product_vision", "product_owner_review")
+    signs = frozenset(("output",))
 
     def matches(self, row: Row) -> bool:
         return all(isinstance(row.get(key), dict) and row[key] for key in ("input", "output"))
@@ -109,10 +113,9 @@ class NestedFormat:
         parts.note_unread(answered, self._answer, "output.")
         refuse_flags(answered, "output.")
         record = parts.of_columns(asked, answered, self._answer, "input.", "output.")
-        metadata = parts.metadata(asked, "input.")
-        return replace(
-            record, concept_id=_label(asked.get("concept_id")), tier=_label(asked.get("tier")), metadata=metadata
-        )
+        record.concept_id, record.tier = _label(asked.get("concept_id")), _label(asked.get("tier"))
+        record.metadata = parts.metadata(asked, "input.")
+        return record
 
 
 class TextFormat:
@@ -123,14 +126,14 @@ class TextFormat:
     ) -> None:
         """The prompt stands under all of the keys `asked`, the answer under one of `answered`."""
         self.name, self.looks_like = name, ", ".join((*asked, answered[0], *also))
-        self._asked, self._answered = asked, answered
+        self._asked, self._answered, self.signs = asked, answered, frozenset(answered)
 
     def matches(self, row: Row) -> bool:
-        answers = [row[key] for key in self._answered if _is_there(row, key) and not isinstance(row[key], dict)]
+        answers = [row[key] for key in self._answered if key in row and _is_text(row, key)]
         return any(self.asks(row) or isinstance(answer, list) for answer in answers)
 
     def asks(self, row: Row) -> bool:
-        return any(_is_there(row, key) and not isinstance(row[key], dict) for key in self._asked)
+        return any(_is_text(row, key) for key in self._asked)
 
     def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
         asked = [m for key in self._asked for m in text_or_messages(row.get(key) or None, key, "user")]
@@ -146,7 +149,7 @@ class ChatFormat:
 
     def __init__(self, name: str, keys: tuple[str, ...], message: str) -> None:
         self.name, self.looks_like = name, f"{keys[0]} [{{{message}}}, …]"
-        self._keys = keys
+        self._keys, self.signs = keys, frozenset(keys)
 
     def matches(self, row: Row) -> bool:
         return any(_is_there(row, key) for key in self._keys)
@@ -171,6 +174,7 @@ class BatchFormat:
 
     name = "batch"
     looks_like = "custom_id, body {messages}, response {body {choices}}"
+    signs = frozenset(("custom_id", "response", "choices"))
     _envelope = (
         "id",
         "custom_id",
@@ -249,11 +253,13 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
     except Rejected as rejected:
         raise Rejected(rejected.reason, rejected.detail, format_name=matching[0].name) from None
     parts.note_unread(row, parts.read | {*_ABOUT})
-    return known.name, replace(record, notes=parts.all_notes())
+    record.notes = parts.all_notes()
+    return known.name, record
 
 
 def _matching(row: Row) -> list[RecordFormat]:
-    found = [known for known in FORMATS if known.matches(row)] or [known for known in FORMATS if known.asks(row)][:1]
+    likely = [known for known in FORMATS if not known.signs.isdisjoint(row)]
+    found = [known for known in likely if known.matches(row)] or [known for known in FORMATS if known.asks(row)][:1]
     if found:
         return found
     keys = ", ".join(str(key)[:40] for key in list(row)[:12]) or "no keys at all"
@@ -269,17 +275,14 @@ def _read(known: RecordFormat, row: Row) -> tuple[TeacherRecord, "_Parts"]:
         parts.rejected = rejected
         return TeacherRecord("", "", "", ""), parts
     metadata = record.metadata | parts.metadata(row)
-    existing = record.existing_vision_yaml or _existing(metadata.pop(EXISTING_VISION, ""))
-    if existing:
-        metadata[EXISTING_VISION] = existing
-    return replace(
-        record,
-        existing_vision_yaml=existing,
-        declared_score=row.get("score", MISSING),
-        concept_id=record.concept_id or _label(row.get("concept_id")),
-        tier=record.tier or _label(row.get("tier")),
-        metadata=metadata,
-    ), parts
+    record.existing_vision_yaml = record.existing_vision_yaml or _existing(metadata.pop(EXISTING_VISION, ""))
+    if record.existing_vision_yaml:
+        metadata[EXISTING_VISION] = record.existing_vision_yaml
+    record.metadata = metadata
+    record.declared_score = row.get("score", MISSING)
+    record.concept_id = record.concept_id or _label(row.get("concept_id"))
+    record.tier = record.tier or _label(row.get("tier"))
+    return record, parts
 
 
 def _refuse_second_answer(
@@ -329,7 +332,7 @@ class _Parts:
 
     def answer(self, row: Row, keys: tuple[str, ...]) -> list[Message]:
         """The answer under the first of these keys that holds one."""
-        key = next((key for key in keys if _is_there(row, key) and not isinstance(row[key], dict)), "")
+        key = next((key for key in keys if _is_text(row, key)), "")
         self.read.add(key)
         return text_or_messages(row.get(key), key, "assistant")
 
@@ -391,8 +394,8 @@ class _Parts:
         """Name the keys that nothing reads, with what stands there if it is short; empty ones are not worth a word."""
         for key, value in row.items():
             if key not in known and value not in ("", [], {}, False):
-                said = repr(value) if not isinstance(value, dict | list) else ""
-                self._unread.append(f"{place}{key[:_SHOWN]}" + (f" {said}" if 0 < len(said) <= _SHOWN else ""))
+                short = isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _SHOWN)
+                self._unread.append(f"{place}{key[:_SHOWN]}" + (f" {value!r}" if short else ""))
 
     def all_notes(self) -> tuple[str, ...]:
         """Everything to be said, what was not read last."""
@@ -441,6 +444,11 @@ def _is_there(row: Row, key: str) -> bool:
     """Whether something stands under the key: neither nothing, nor a blank text, nor an empty list or object."""
     value = row.get(key)
     return bool(value.strip() if isinstance(value, str) else value)
+
+
+def _is_text(row: Row, key: str) -> bool:
+    """Whether a text, or messages, stand under the key."""
+    return _is_there(row, key) and not isinstance(row[key], dict)
 
 
 def _object(row: Row, *keys: str) -> Row:

@@ -28,6 +28,9 @@ _READ = frozenset(
 )
 _CUT = ("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete")
 _STOPPED = ("content_filter", "refusal", "safety", "error", "recitation", "blocklist", "prohibited_content")
+_WEIGHTS = ("weight", "train", "trainable")
+_ENDS = ("finish_reason", "stop_reason", "finishReason", "stopReason", "done_reason", "truncated")
+_FLAGS = frozenset(("refusal", *_WEIGHTS, *_ENDS))
 _SHOWN = 100
 _KEY_SHOWN = 30
 
@@ -136,13 +139,15 @@ def refuse_flags(flags: Mapping[str, Any], place: str = "") -> None:
     Raises:
         Rejected: its weight is 0, or the answer was cut at the token limit or stopped by the service.
     """
+    if _FLAGS.isdisjoint(flags):
+        return
     if refusal := flags.get("refusal"):
         raise Rejected(Reason.MISSING_PART, f"{place}the answer is a refusal: {refusal!r:.{_SHOWN}}")
-    for name in ("weight", "train", "trainable"):
+    for name in _WEIGHTS:
         if flags.get(name, 1) in (0, "0", "false"):
             detail = f"{place}{name} is {flags[name]!r}: whoever wrote the row does not want it trained on"
             raise Rejected(Reason.WEIGHT_0, f"{detail}; delete the line, or the {name}")
-    for name in ("finish_reason", "stop_reason", "finishReason", "stopReason", "done_reason", "truncated"):
+    for name in _ENDS:
         value = flags.get(name)
         ended = value.lower() if isinstance(value, str) else ""
         if ended in _CUT or (name == "truncated" and value is True):

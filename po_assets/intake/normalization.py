@@ -20,11 +20,10 @@ from po_assets.product_owner import (
     STATUSES,
     cited_ids,
     read_yaml,
-    requirement_entries,
     score_product_owner,
     validate_answer,
 )
-from po_assets.product_owner.contract import STATUS_ALIASES
+from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, STATUS_ALIASES
 from po_assets.product_owner.documents import canonical_status, to_text, with_status, written_value
 
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -58,6 +57,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number written as text. (Python's own `float` also takes 0.8_5, and digits of other scripts.)"""
 
 _SHOWN = 60
+_LOOK_ALIKES = re.compile(r"[\u0370-\u03ff\u0400-\u052f]")
 _MIXED_WORD = re.compile(r"\b(?=\w*[A-Za-z])(?=\w*[\u0370-\u03ff\u0400-\u052f])\w+")
 
 _HUGE_INTEGER = re.compile(r"it holds .* value has ([0-9]+) digits.*", re.DOTALL)
@@ -94,7 +94,7 @@ def normalize(line: Line, status_aliases: Mapping[str, str] = STATUS_ALIASES) ->
     metric = score_product_owner(*documents).total
     verdict = validate_answer(record.vision_yaml, record.review_yaml)
     notes = [*record.notes, score_note, status_note, *_odd_words(record)]
-    if not (requirement_entries(requirements) or cited_ids(record.requirements_yaml)):
+    if not (any(map(requirements.get, REQUIREMENT_SECTIONS)) or cited_ids(record.requirements_yaml)):
         notes.append("the REQUIREMENTS name no requirement by an id (such as FR001)")
     if declared is None:
         notes.append(f"no score was declared; the metric gives {metric:.3f}")
@@ -207,7 +207,7 @@ def _odd_words(record: TeacherRecord) -> list[str]:
     return [
         f"the {name} mixes two scripts in one word ({found[0][:_SHOWN]!r}: {odd_characters(found[0], letters=True)})"
         for name, text in texts.items()
-        if not text.isascii() and (found := _MIXED_WORD.search(text))
+        if not text.isascii() and _LOOK_ALIKES.search(text) and (found := _MIXED_WORD.search(text))
     ]
 
 
