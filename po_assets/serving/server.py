@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -326,9 +327,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise UserError(
-            f"The server cannot listen at {host}:{port} ({error.strerror or error}). Take another port with --port "
-            "(0 takes a free one), or end what listens there."
+            f"The server cannot listen at {host}:{port} ({reason}). Take another port with --port (0 takes a free "
+            "one), or end what listens there."
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The asset `teacher_batch` and its checks. Thin: the work is in `run`, what an attempt came to in `outcomes`."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,24 +30,31 @@ _TOLERANCE = 1e-9
     owners=["team:po-distillation"],
     kinds={"python", "openai", "jsonl"},
     code_version=f"2+prompt.{TEACHER_PROMPT_VERSION}+metric.{METRIC_VERSION}",
+    output_required=False,
     description="New teacher rows: asks a teacher LLM about concepts with requirements, keeps every answer at once, "
     "validates and scores it, and lands what is accepted as one file in `incoming/`, where the sensor takes over.\n\n"
     "Stops cleanly at its budget, goes on where it was interrupted, and never pays for an answer twice. The **ledger "
     "of attempts** says what became of every request.",
 )
-@user_errors_fail_the_step()
 def teacher_batch(
     context: dg.AssetExecutionContext, artifacts: Artifacts, teacher_llm: TeacherLLM, batch_plan: BatchPlan
-) -> dg.MaterializeResult[Any]:
-    """Ask, keep, score, land."""
+) -> Iterator[dg.MaterializeResult[Any]]:
+    """Ask, keep, score, land; nothing when other assets were selected too, as by "Materialize all": it costs money."""
+    if len(context.run.asset_selection or ()) > 1:
+        context.log.warning(
+            "No teacher was asked, since other assets were selected too. It costs money: materialize teacher_batch "
+            "alone, or launch the job ask_teacher."
+        )
+        return
 
     def observe(numbers: dict[str, float]) -> None:
         # Plotted by the UI while the asset is still being made.
         context.log_event(dg.AssetObservation(asset_key=context.asset_key, metadata=numbers))
 
     progress = Progress(context.log.info, observe, every_seconds=15.0)
-    report = run_batch(teacher_llm, batch_plan, artifacts.layout, progress)
-    return dg.MaterializeResult(
+    with user_errors_fail_the_step():
+        report = run_batch(teacher_llm, batch_plan, artifacts.layout, progress)
+    yield dg.MaterializeResult(
         data_version=dg.DataVersion(digest_of([report.journal, report.landed_file, report.accepted, report.requests])),
         metadata=_metadata(report),
     )

@@ -124,15 +124,15 @@ def settle(history: Sequence[Scored]) -> list[Scored]:
     """
     good = [scored for scored in history if scored.outcome in {AttemptOutcome.ACCEPTED, AttemptOutcome.SURPLUS}]
     chosen = next((scored for scored in good if scored.attempt.landed_in), good[0] if good else None)
-    surplus = {"outcome": AttemptOutcome.SURPLUS, "reason": "another was accepted", "detail": "no second row is needed"}
-    return [
-        replace(scored, outcome=AttemptOutcome.ACCEPTED, reason="", detail="")
-        if scored is chosen
-        else replace(scored, **surplus)
-        if scored in good
-        else scored
-        for scored in history
-    ]
+
+    def settled(scored: Scored) -> Scored:
+        if scored is chosen:
+            return replace(scored, outcome=AttemptOutcome.ACCEPTED, reason="", detail="")
+        return replace(
+            scored, outcome=AttemptOutcome.SURPLUS, reason="another was accepted", detail="one row is enough"
+        )
+
+    return [settled(scored) if scored in good else scored for scored in history]
 
 
 def next_kind(history: Sequence[Scored], tries: int, max_output_tokens: int) -> str | None:
@@ -225,12 +225,12 @@ class Totals:
 
     @property
     def cost(self) -> float:  # noqa: D102
-        return sum(row["cost"] for row in self.rows)
+        return float(sum(row["cost"] for row in self.rows))
 
     @property
     def estimated_cost(self) -> float:
         """The part of the cost that no bill says."""
-        return sum(row["cost"] for row in self.rows if row["estimated"])
+        return float(sum(row["cost"] for row in self.rows if row["estimated"]))
 
     def of(self, outcome: str) -> int:
         """Requests of one outcome."""

@@ -1,5 +1,6 @@
 """teacher_batch in Dagster: its job, checks, metadata and live numbers; and its file taken in by the graph."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,18 @@ def test_the_launchpad_shows_every_setting_with_its_meaning() -> None:
         assert expected in settings
         assert not [key for key, field in settings.items() if not field.description]
         assert not [key for key, field in settings.items() if field.is_required]
+
+
+def test_materialize_all_asks_no_teacher(tmp_path: Path) -> None:
+    """Beside other assets it is left out with a word, costs nothing and fails nothing, though there is no key."""
+    with dg.instance_for_test() as instance:
+        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            asset_selection=[dg.AssetKey("teacher_batch"), dg.AssetKey("teacher_files")],
+            run_config={"resources": {"artifacts": {"config": {"root": str(tmp_path)}}}},
+            raise_on_error=False,
+        )
+        said = [entry.user_message for entry in instance.all_logs(result.run_id) if entry.level >= logging.WARNING]
+    assert not result.asset_materializations_for_node("teacher_batch")
+    assert any("No teacher was asked, since other assets were selected too." in text for text in said)
+    assert {event.step_key for event in result.get_step_failure_events()} <= {"teacher_files"}
