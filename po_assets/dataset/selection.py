@@ -15,9 +15,9 @@ import orjson
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import KINDS, HoldOut
-from po_assets.intake.formats import EXISTING_VISION
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import content_digest, replaced_record
+from po_assets.intake.records import EXISTING_VISION
 from po_assets.product_owner import build_prompt
 
 SCORE_COLUMN = {"declared": "score", "metric": "metric_score"}
@@ -163,7 +163,7 @@ _JUDGED: dict[str, Any] = {
 
 def prompt_of(row: Mapping[str, Any]) -> str:
     """The one prompt of a normalized row; a vision that the product has already is part of what is asked."""
-    return build_prompt(row["concept"], row["requirements_yaml"], row["metadata"].get(EXISTING_VISION, ""))
+    return build_prompt(row["concept"], row["requirements_yaml"], row.get("metadata", {}).get(EXISTING_VISION, ""))
 
 
 def gather(judged: Iterable[dict[str, Array]], files: list[str], case_ids: list[str]) -> Decisions:

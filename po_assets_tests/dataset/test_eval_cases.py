@@ -224,9 +224,9 @@ def test_many_faults_are_cut_to_a_readable_number(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_is_a_fault(tmp_path: Path) -> None:
-    """Nothing to evaluate is no success; blank lines are nothing."""
+    """Nothing to evaluate is no success."""
     with pytest.raises(UserError, match=r"(?s)have 1 fault\..*it is empty"):
-        read_eval_cases(write(tmp_path, ""))
+        read_eval_cases(write(tmp_path))
 
 
 def test_a_missing_file_names_the_way_out(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def test_10_an_answer_whose_review_does_not_parse_is_told_apart_from_a_wrong_sta
     assert (worst.passed, worst.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "6 of 40 cases score under 0.70" in worst.description
     assert all("REVIEW" in str(one["what cost points"]) for one in table(worst))
-    statuses = {one["case"]: one["student"] for one in table(found["status_accuracy"])}
+    statuses = {one["case"]: one["given"] for one in table(found["status_accuracy"])}
     assert all(statuses[one.case_id] == "no status" for one in cases[:6])
 
 
