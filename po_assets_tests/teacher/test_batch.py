@@ -199,27 +199,25 @@ def test_requests_under_way_come_to_their_end_when_the_batch_ends(scene: Scene) 
     assert_sound(scene.layout)
 
 
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        (lambda rows: rows[1:], "of the journal is not in the ledger"),
-        (lambda rows: [*rows, rows[0]], "has 2 rows in the ledger"),
-        (lambda rows: [rows[0] | {"request": "other"}, *rows[1:]], "of the ledger is not in the journal"),
-        (lambda rows: [rows[0] | {"outcome": "lost"}, *rows[1:]], "ends as 'lost'"),
-        (lambda rows: [rows[0] | {"completion_tokens": 1}, *rows[1:]], "has other tokens in the ledger"),
-        (lambda rows: [rows[0] | {"cost": 9.0}, *rows[1:]], "adding up gives"),
-        (lambda rows: [rows[0] | {"payload": rows[1]["payload"]}, *rows[1:]], "was accepted 2 times"),
-        (lambda rows: [rows[0] | {"landed_in": None}, *rows[1:]], "5 rows in the ledger, 6 in the journal"),
-    ],
-)
-def test_a_ledger_that_does_not_balance_is_found_out(scene: Scene, change: Any, fault: str) -> None:
+def test_a_ledger_that_does_not_balance_is_found_out(scene: Scene) -> None:
     """Each kind of disagreement, in words."""
     with teacher() as server:
         scene.run(llm(server.url))
-    write_ledger(Path(scene.report.ledger), change(scene.ledger))
-    verdict = batch_verdicts(scene.layout)["ledger_balances"]
-    assert not verdict.passed
-    assert any(fault in str(row["fault"]) for row in verdict.rows), verdict.rows
+    first, *rest = scene.ledger
+    for rows, fault in (
+        (rest, "of the journal is not in the ledger"),
+        ([first, first, *rest], "has 2 rows in the ledger"),
+        ([first | {"request": "other"}, *rest], "of the ledger is not in the journal"),
+        ([first | {"outcome": "lost"}, *rest], "ends as 'lost'"),
+        ([first | {"completion_tokens": 1}, *rest], "has other tokens in the ledger"),
+        ([first | {"cost": 9.0}, *rest], "adding up gives"),
+        ([first | {"payload": rest[0]["payload"]}, *rest], "was accepted 2 times"),
+        ([first | {"landed_in": None}, *rest], "5 rows in the ledger, 6 in the journal"),
+    ):
+        write_ledger(Path(scene.report.ledger), rows)
+        verdict = batch_verdicts(scene.layout)["ledger_balances"]
+        assert not verdict.passed
+        assert any(fault in str(row["fault"]) for row in verdict.rows), verdict.rows
 
 
 def test_a_landed_file_that_lost_a_row_is_found_out(scene: Scene) -> None:
