@@ -190,7 +190,7 @@ def judge_contrasts(
     pairs = [pair for pair in contrasts if visions.get(pair.original.case_id)]
     if not pairs:
         return None
-    asked = {}
+    asked: dict[str, tuple[str, str]] = {}
     for pair in pairs:
         prefix = f"{visions[pair.original.case_id]}{_STATUS_KEY}"
         asked |= {one.prompt: (one.prompt, prefix) for one in (pair.original, pair.changed)}
@@ -237,6 +237,8 @@ def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[
     """
     import torch
 
+    from po_assets.evaluation.generate import left_padded
+
     tokenizer: Any = answering.chat.tokenizer
     rows = []
     for prompt, prefix in questions:
@@ -250,12 +252,7 @@ def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[
     probabilities: dict[int, dict[str, float]] = {}
     for start in range(0, len(order), _BATCH):
         some = order[start : start + _BATCH]
-        width = len(rows[some[0]][0])
-        ids = torch.zeros((len(some), width), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for at, index in enumerate(some):
-            tokens = torch.tensor(rows[index][0])
-            ids[at, width - len(tokens) :], mask[at, width - len(tokens) :] = tokens, 1
+        ids, mask = left_padded([rows[index][0] for index in some])
         device = answering.model.device
         with torch.inference_mode():
             logits = answering.model(

@@ -104,7 +104,7 @@ def evaluate_student(
         if decoding.mode == "constrained" and decoding.free_cases:
             some = spread(cases, decoding.free_cases)
             free = free_run(ask(some, decoding.free(), "student without grammar"))
-            log(free.described)
+            log(free.described if free else "")
 
         contrast = judge_contrasts(
             contrast_cases(cases), student, layout.answer_cache / f"{digest[:16]}-contrast.json", load

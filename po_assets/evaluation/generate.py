@@ -8,10 +8,11 @@ meet it, by llguidance.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from po_assets.errors import UserError
 from po_assets.evaluation.settings import Decoding
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FinishReason = Literal["stop", "length"]
+Bits: TypeAlias = NDArray[np.uint8]
 
 _CANDIDATES = 64
 """Likeliest tokens that are tried one by one (0.01 ms each) before the grammar's whole mask is made (0.4 ms)."""
@@ -52,15 +54,16 @@ class GrammarConstraint:
         self._raise_on_error()
         return permitted
 
-    def permitted_bits(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def permitted_bits(self) -> Bits:
         """Every token that may come next, a bit each, lowest first: shape (vocabulary / 8, rounded up to 4)."""
         if self._forced:
-            only = np.zeros((self._vocabulary + 31) // 32 * 4, dtype=np.uint8)
+            only: Bits = np.zeros((self._vocabulary + 31) // 32 * 4, dtype=np.uint8)
             only[self._forced[0] // 8] = 1 << self._forced[0] % 8
             return only
         mask = self._matcher.compute_bitmask()
         self._raise_on_error()
-        return np.frombuffer(mask, dtype=np.uint8)
+        bits: Bits = np.frombuffer(mask, dtype=np.uint8)
+        return bits
 
     def permitted(self) -> torch.Tensor:
         """Bool tensor, shape (vocabulary,): every token that may come next."""
@@ -165,7 +168,7 @@ def complete_batch(
         raise ValueError(f"no prompt tokens for {', '.join(empty)}: nothing can be generated from an empty prompt")
     rows = [_new_row(request, decoding) for request in requests]
     device = model.device
-    input_ids, attention = _left_padded([row.request.prompt_ids for row in rows])
+    input_ids, attention = left_padded([row.request.prompt_ids for row in rows])
     input_ids, attention = input_ids.to(device), attention.to(device)
     position_ids = (attention.cumsum(1) - 1).clamp(min=0)
     cache = BlockCache()
@@ -210,7 +213,7 @@ def _new_row(request: Request, decoding: Decoding) -> _Row:
     return _Row(request, generator=generator)
 
 
-def _left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both (rows, longest prompt): real tokens end at the right edge.
 
     The padding is token 0, whatever that is: the mask hides it.
@@ -281,9 +284,9 @@ def _masked(logits: torch.Tensor, rows: Sequence[_Row], decoding: Decoding) -> t
     return logits
 
 
-def _unpacked(packed: "np.ndarray[Any, np.dtype[np.uint8]]", device: torch.device | str = "cpu") -> torch.Tensor:
+def _unpacked(packed: Bits, device: torch.device | str = "cpu") -> torch.Tensor:
     """Bool tensor, shape (rows, 8 * bytes), of the bits of `packed`, shape (rows, bytes), lowest bit first."""
-    if torch.device(device).type == "cpu":  # 0.01 ms for 50,000 tokens, a hundredth of what torch's shifts take
+    if torch.device(device).type == "cpu":  # 0.06 ms for 50,000 tokens, a sixth of what torch takes
         return torch.from_numpy(np.unpackbits(packed, axis=1, bitorder="little").view(np.bool_))
     places = torch.arange(8, dtype=torch.uint8, device=device)
     return ((torch.from_numpy(packed).to(device)[..., None] >> places) & 1).bool().flatten(1)
