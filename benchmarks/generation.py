@@ -2,6 +2,7 @@
 
     python -m benchmarks.generation                    about 5 minutes on 2 cores: every way, 20 cases, 325 new tokens
     python -m benchmarks.generation --cases 40 --rounds 2
+    python -m benchmarks.generation --cases-from FILE  cases of one's own, of real size for example (any record format)
     python -m benchmarks.generation --engine vllm=…/bin/python --engine llama.cpp=…/bin/python
 
 The model is the embedded one with the adapter in artifacts/models/po_student_v2 merged in, or as it is where there is
@@ -34,7 +35,7 @@ from upath import UPath
 
 from po_assets.dag import Artifacts
 from po_assets.dataset.cases import EvalCase, read_eval_cases
-from po_assets.evaluation.answers import AnsweringModel, load_baseline, load_student
+from po_assets.evaluation.answers import AnsweringModel, load_baseline, load_student, reference_limits
 from po_assets.evaluation.settings import Decoding
 from po_assets.model import EMBEDDED_MODEL, BaseModel, ChatTemplate, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.storage import Layout
@@ -48,6 +49,7 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=20)
+    parser.add_argument("--cases-from", type=UPath, help="evaluation cases other than the repository's")
     parser.add_argument("--tokens", type=int, default=ANSWER_TOKENS, help="new tokens per answer")
     parser.add_argument("--batch", type=int, default=Decoding().batch_size)
     parser.add_argument("--rounds", type=int, default=1)
@@ -55,7 +57,10 @@ def main() -> None:
     parser.add_argument("--engine", action="append", default=[], metavar="NAME=PYTHON", help="vllm or llama.cpp")
     arguments = parser.parse_args()
     layout = Artifacts().layout
-    cases = read_eval_cases(layout.eval_cases)[: arguments.cases]
+    cases = read_eval_cases(arguments.cases_from or layout.eval_cases)[: arguments.cases]
+    limits = reference_limits(cases)
+    bound = max(limits.longest_answer(len(case.requirement_ids)) for case in cases)
+    print(f"The grammar bounds an answer by {bound:,} tokens.")
     print(f"{len(cases)} cases, {arguments.tokens} new tokens each, batches of {arguments.batch}, {_student(layout)}")
     best: dict[str, tuple[float, float]] = {}
     for _ in range(arguments.rounds):
@@ -99,9 +104,7 @@ def constrained(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: in
     return _ours(answering, cases, tokens, batch, constrained=True)
 
 
-def other_engine(
-    name: str, python: str, cases: Sequence[EvalCase], tokens: int, batch: int
-) -> tuple[float, float]:
+def other_engine(name: str, python: str, cases: Sequence[EvalCase], tokens: int, batch: int) -> tuple[float, float]:
     """Tokens a second and processor seconds a token (those with loading) of an engine in a Python of its own."""
     from po_assets.model.gguf import find_embedded_gguf
 
@@ -134,9 +137,7 @@ def _generate(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int)
     return int(output.shape[0] * (output.shape[1] - padded["input_ids"].shape[1]))
 
 
-def _ours(
-    answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int, *, constrained: bool
-) -> int:
+def _ours(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int, *, constrained: bool) -> int:
     from po_assets.evaluation.generate import (
         GrammarConstraint,
         Request,
@@ -144,9 +145,9 @@ def _ours(
         complete_batch,
         grammar_tokenizer,
     )
-    from po_assets.product_owner.grammar import answer_grammar, limits_of
+    from po_assets.product_owner.grammar import answer_grammar
 
-    limits = limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
+    limits = reference_limits(cases)
     view = grammar_tokenizer(answering.chat.tokenizer, int(answering.model.config.vocab_size))
     requests = [
         Request(
