@@ -4,11 +4,20 @@ Whether an answer is good belongs to `metric`; whether it is well-formed is said
 found in a text belongs to `blocks`.
 """
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import dedent
 
-from po_assets.product_owner.blocks import Block, fenced_blocks, lines_of, strip_reasoning, without_outer_fence
+from po_assets.product_owner.blocks import (
+    Block,
+    fenced_blocks,
+    lines_of,
+    strip_reasoning,
+    without_outer_fence,
+    yaml_part,
+)
 from po_assets.product_owner.contract import (
     ALIGNMENT_KEYS,
     MAX_NARRATIVE_WORDS,
@@ -20,6 +29,10 @@ from po_assets.product_owner.contract import (
 )
 from po_assets.product_owner.documents import as_list, cited_ids, read_yaml, to_text
 
+# "Here is the vision:" is a key without a value for YAML.
+_INTRODUCTION = re.compile(r"(?:Here|Sure|Certainly|Below|This|The|My)\b[^:]{0,200}[.:!]")
+# A capital letter at the beginning, or whatever stands at the margin behind a blank line.
+_MAY_BE_PROSE = re.compile(r"\A[A-Z]|\n[ \t]*\n(?=\S)")
 NOTE_OF_REASONING = "reasoning before the answer was left out"
 
 
@@ -88,7 +101,7 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
     bare, reasoned = strip_reasoning(text)
     notes = [NOTE_OF_REASONING] if reasoned else []
     whole = _at_the_margin(bare).replace("\r\n", "\n").strip()
-    if "```" not in whole and "~~~" not in whole:
+    if "```" not in whole and "~~~" not in whole and not _MAY_BE_PROSE.search(whole):
         return whole.lstrip("]").strip(), tuple(notes)
     lines = lines_of(whole)
     blocks = fenced_blocks(lines, most_indent=0)
@@ -96,6 +109,9 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
         blocks, lines = [], lines[: blocks[0].start]
         notes.append("a closing fence without an opening one was left out")
     if not blocks:
+        lines, beside = _bare_document(lines)
+        if beside:
+            notes.append(f"text beside the document was left out: {beside[:60]!r}")
         return "\n".join(lines).lstrip("]").strip(), tuple(notes)
     block = blocks[0]
     outside = {"before": lines[: block.start], "after": lines[block.end :]}
@@ -140,6 +156,17 @@ def _answers(blocks: Sequence[Block]) -> list[dict[str, Block]]:
         # A VISION or REVIEW alone corrects that of the answer before.
         answers[-1] = answers[-2] | answers[-1]
     return answers
+
+
+def _bare_document(lines: list[str]) -> tuple[list[str], str]:
+    """The lines of a bare document, and the first of the sentences around it, which would be keys or errors in it."""
+    beside = []
+    if len(lines) > 1 and _INTRODUCTION.fullmatch(lines[0]):
+        beside, lines = lines[:1], lines[1:]
+    if any(line[:1].strip() and not before.strip() for before, line in itertools.pairwise(lines)):
+        text, rest = yaml_part(lines)
+        lines, beside = text.split("\n"), [*beside, *rest]
+    return lines, " ".join(" ".join(beside).split())
 
 
 def _at_the_margin(text: str) -> str:

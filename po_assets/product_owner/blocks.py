@@ -1,4 +1,4 @@
-"""What a model wrote, before anyone reads it as YAML: reasoning is taken off, fenced blocks are found.
+"""What a model wrote, before anyone reads it as YAML: reasoning, fenced blocks, and where YAML ends and prose begins.
 
 Fences follow CommonMark with two differences, both against gluing documents together: a closing fence is indented no
 more than its opening one (a fence inside a text stays text), and a labelled fence inside an open block says that the
@@ -48,6 +48,24 @@ _MARK = re.compile(
 )
 _KINDS = ("channel", "think", "thought", "reason", "reflect", "scratch", "analysis", "monologue")
 _END_OF_TURN = re.compile(r"(?:<\|\w{1,30}\|>|</s>|<eos>|<end_of_turn>)\Z")
+
+_INSTRUCTION = re.compile(
+    r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"
+    r"|Don't|Never|Always|Make sure|Ensure|Remember|Now|Keep|Cite|Review|Your (?:answer|task|output)"
+    r"|The (?:answer|output))\b[ ,]"
+)
+ABOUT_ANSWERS = re.compile(r"\b(?:YAML|VISION|REVIEW|JSON|format|fenced|blocks?)\b", re.IGNORECASE)
+_KEY = re.compile(r"([^\s:#\"'][^:]*):(?:[ \t]|$)")
+_ID = re.compile(r"[A-Z]{1,6}[-_ ]?[0-9]+\b")
+_PROMPT_WORD = re.compile(
+    r"(?:rules|instructions?|guidelines|(?:output|response|answer)(?: format)?|format|task|notes?|important|remember"
+    r"|reminder|hints?|tips?)\b",
+    re.IGNORECASE,
+)
+_SURE_PROMPT_WORD = re.compile(r"instructions?:|guidelines:|(?:output|response|answer) format:")
+REQUIREMENT_LINE = re.compile(r"[ \t]*- id:|(?:non_)?functional_requirements:|constraints:|(?:- )?(?:N?FR|REQ)-?[0-9]")
+_RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}")
+"""A line across the page."""
 
 
 @dataclass(frozen=True)
@@ -226,3 +244,74 @@ def _without_end_of_turn(text: str) -> str:
         while end and text[end - 1].isspace():
             end -= 1
     return text[:end] if found else text
+
+
+def yaml_part(lines: list[str]) -> tuple[str, list[str]]:
+    """The YAML that a bare text begins with, and the lines behind it that are no part of it.
+
+    A line with a requirement behind it never ends the document, so that no requirement is lost.
+    """
+    last = max((number for number, line in enumerate(lines) if REQUIREMENT_LINE.match(line)), default=-1)
+    keys = _Keys()
+    for number, line in enumerate(lines):
+        if number > last and keys.any and line[:1].strip():
+            apart = not lines[number - 1].strip()
+            if _ends_document(line, keys, apart=apart):
+                return "\n".join(lines[:number]).strip(), lines[number:]
+        keys.add(line)
+    return "\n".join(lines).strip(), []
+
+
+class _Keys:
+    """What the lines at the left margin of a document have been so far."""
+
+    def __init__(self) -> None:
+        self.any = False
+        self.plain = True
+        """All keys begin with a small letter, or are ids."""
+        self.mapped_items: bool | None = None
+        """All list items begin with a key; None as long as there are none."""
+
+    def add(self, line: str) -> None:
+        if line.startswith("- "):
+            self.mapped_items = self.mapped_items is not False and bool(_KEY.match(line[2:]))
+        elif _KEY.match(line):
+            self.any = True
+            self.plain = self.plain and is_plain_key(line)
+
+
+def _ends_document(line: str, keys: _Keys, *, apart: bool) -> bool:
+    """Whether a line at the left margin is text of the prompt instead of YAML; `apart` is one behind a blank line."""
+    key = _KEY.match(line)
+    if _RULE.fullmatch(line.strip()) or is_closing(line):
+        return True
+    if not apart:
+        return False
+    if line.startswith("- "):
+        return keys.mapped_items is True and not _KEY.match(line[2:])
+    if key is None:
+        heading = re.match(r"(#{1,6}) +(?=\w)", line)
+        if heading:  # one `#` may as well begin a comment
+            return len(heading[1]) > 1 or bool(_PROMPT_WORD.match(line, heading.end()))
+        return line[0] not in "#\"'{[]}?"
+    if not key[1][0].isupper():
+        return bool(_SURE_PROMPT_WORD.match(line))
+    return not _ID.match(line) and (keys.plain or bool(_PROMPT_WORD.match(line)))
+
+
+def is_plain_key(line: str) -> bool:
+    """False for a key at the left margin that begins with a capital letter and is no id."""
+    key = _KEY.match(line)
+    return not (key and key[1][0].isupper()) or bool(_ID.match(line))
+
+
+def is_closing(text: str) -> bool:
+    """Whether a line or paragraph tells what to do with the answer, as prompts do at their end."""
+    return bool(_INSTRUCTION.match(text)) and (_KEY.match(text) is None or bool(ABOUT_ANSWERS.search(text)))
+
+
+def remark_in(lines: Sequence[str]) -> str:
+    """The first paragraph that is no closing instruction, in one line; empty where there is none."""
+    text = "\n".join("" if _RULE.fullmatch(line.strip()) else line.rstrip() for line in lines)
+    parts = (" ".join(part.split()) for part in re.split(r"\n{2,}", text))
+    return next((part for part in parts if part and not is_closing(part)), "")

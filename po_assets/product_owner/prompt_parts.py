@@ -10,7 +10,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from po_assets.product_owner.blocks import Block, fenced_blocks, label_in, lines_of
+from po_assets.product_owner.blocks import (
+    ABOUT_ANSWERS,
+    REQUIREMENT_LINE,
+    Block,
+    fenced_blocks,
+    is_closing,
+    is_plain_key,
+    label_in,
+    lines_of,
+    remark_in,
+    yaml_part,
+)
 from po_assets.product_owner.contract import CONCEPT, EXISTING_VISION, REQUIREMENTS, REVIEW, VISION, VISION_KEYS
 from po_assets.product_owner.documents import read_yaml
 from po_assets.product_owner.prompts import PromptParts, own_parts
@@ -33,23 +44,6 @@ _HEADING = re.compile(
 # <concept>, [CONCEPT], === CONCEPT ===; what follows a tag on its line belongs to the section.
 _TAG = re.compile(rf"[ \t]{{0,3}}<{_NAME}>(?P<rest>.*)", re.IGNORECASE)
 _DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,20}}:?", re.IGNORECASE)
-_INSTRUCTION = re.compile(
-    r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"
-    r"|Don't|Never|Always|Make sure|Ensure|Remember|Now|Keep|Cite|Review|Your (?:answer|task|output)"
-    r"|The (?:answer|output))\b[ ,]"
-)
-_ABOUT_ANSWERS = re.compile(r"\b(?:YAML|VISION|REVIEW|JSON|format|fenced|blocks?)\b", re.IGNORECASE)
-_KEY = re.compile(r"([^\s:#\"'][^:]*):(?:[ \t]|$)")
-_ID = re.compile(r"[A-Z]{1,6}[-_ ]?[0-9]+\b")
-_PROMPT_WORD = re.compile(
-    r"(?:rules|instructions?|guidelines|(?:output|response|answer)(?: format)?|format|task|notes?|important|remember"
-    r"|reminder|hints?|tips?)\b",
-    re.IGNORECASE,
-)
-_SURE_PROMPT_WORD = re.compile(r"instructions?:|guidelines:|(?:output|response|answer) format:")
-_REQUIREMENT = re.compile(r"[ \t]*- id:|(?:non_)?functional_requirements:|constraints:|(?:- )?(?:N?FR|REQ)-?[0-9]")
-_RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}")
-"""A line across the page."""
 _NOTHING = frozenset(("none", "(none)", "n/a", "null", "-", "{}", "(empty)", "empty", "''", '""'))
 _PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
 _SHOWN = 60
@@ -77,7 +71,7 @@ class _Section:
     def add(self, *lines: str) -> None:
         """Put lines behind those that are there."""
         (self.lines if self.fenced is None else self.after).extend(lines)
-        self.plain = self.plain and all(map(_is_plain_key, lines))
+        self.plain = self.plain and all(map(is_plain_key, lines))
         self.started = self.started or any(line.strip() for line in lines)
 
     @property
@@ -120,7 +114,7 @@ def _foreign_parts(prompt: str) -> PromptParts:
 
 def _holds_requirements(text: str) -> bool:
     """Whether it is a document, readable or not, and no prose."""
-    return bool(read_yaml(text, unique_keys=False).value) or any(map(_REQUIREMENT.match, text.split("\n")))
+    return bool(read_yaml(text, unique_keys=False).value) or any(map(REQUIREMENT_LINE.match, text.split("\n")))
 
 
 def _last(name: str, texts: Sequence[str], notes: list[str]) -> str | None:
@@ -206,12 +200,6 @@ def _stands_out(match: re.Match[str], document: _Section, *, marked: bool) -> bo
     return True
 
 
-def _is_plain_key(line: str) -> bool:
-    """False for a key at the left margin that begins with a capital letter and is no id."""
-    key = _KEY.match(line)
-    return not (key and key[1][0].isupper()) or bool(_ID.match(line))
-
-
 def _with_prose_put_back(sections: Iterator[_Section]) -> list[_Section]:
     """A VISION or REQUIREMENTS that holds no document is text of the concept before it (`VISION: be the first`)."""
     found = list(sections)
@@ -230,7 +218,7 @@ def _is_prose(section: _Section) -> bool:
     """Whether what stands behind the name of a document is none."""
     if section.fenced is not None:
         return False
-    text = _document(section.lines)[0]
+    text = yaml_part(section.lines)[0]
     if section.name == VISION:
         return not set(VISION_KEYS) & set(read_yaml(text, unique_keys=False).value)
     return not _holds_requirements(text)
@@ -243,81 +231,26 @@ def _is_vision(text: str) -> bool:
 
 
 def _text(section: _Section, notes: list[str], *, last: bool) -> str:
+    beside = section.after
     if not section.is_document:
         text = "\n".join([*section.lines, *([section.fenced] if section.fenced else [])]).strip()
-        return _without_closing(text) if last else text
-    if section.fenced is not None:
-        text, beside = section.fenced.strip(), [*section.lines, *section.after]
+        if last:
+            text, closing = _without_closing(text)
+            beside = [*beside, *closing]
+    elif section.fenced is not None:
+        text, beside = section.fenced.strip(), [*section.lines, *beside]
     else:
-        text, beside = _document(section.lines)
+        text, beside = yaml_part(section.lines)
         text = "" if text.lower() in _NOTHING else text
-    left_out = [paragraph for paragraph in _paragraphs(beside) if not _INSTRUCTION.match(paragraph)]
-    if left_out:
-        notes.append(f"text beside the {section.name} was left out: {' '.join(left_out[0].split())[:_SHOWN]!r}")
+    if section.name != VISION and (remark := remark_in(beside)):
+        notes.append(f"text beside the {section.name} was left out: {remark[:_SHOWN]!r}")
     return text
 
 
-def _without_closing(text: str) -> str:
-    """The text without the instructions about the answer that end it."""
-    paragraphs = re.split(r"(\n[ \t]*\n\s*)", text)
-    while len(paragraphs) > 1 and _INSTRUCTION.match(paragraphs[-1]) and _ABOUT_ANSWERS.search(paragraphs[-1]):
-        paragraphs = paragraphs[:-2]
-    return "".join(paragraphs).strip()
-
-
-def _document(lines: list[str]) -> tuple[str, list[str]]:
-    """The YAML that a section begins with, and the lines behind it that are no part of it.
-
-    A line with a requirement behind it never ends the document, so that no requirement is lost.
-    """
-    last = max((number for number, line in enumerate(lines) if _REQUIREMENT.match(line)), default=-1)
-    keys = _Keys()
-    for number, line in enumerate(lines):
-        if number > last and keys.any and line[:1].strip():
-            apart = not lines[number - 1].strip()
-            if _ends_document(line, keys, apart=apart):
-                return "\n".join(lines[:number]).strip(), lines[number:]
-        keys.add(line)
-    return "\n".join(lines).strip(), []
-
-
-class _Keys:
-    """What the lines at the left margin of a document have been so far."""
-
-    def __init__(self) -> None:
-        self.any = False
-        self.plain = True
-        """All keys begin with a small letter, or are ids."""
-        self.mapped_items: bool | None = None
-        """All list items begin with a key; None as long as there are none."""
-
-    def add(self, line: str) -> None:
-        if line.startswith("- "):
-            self.mapped_items = self.mapped_items is not False and bool(_KEY.match(line[2:]))
-        elif _KEY.match(line):
-            self.any = True
-            self.plain = self.plain and _is_plain_key(line)
-
-
-def _ends_document(line: str, keys: _Keys, *, apart: bool) -> bool:
-    """Whether a line at the left margin is text of the prompt instead of YAML; `apart` is one behind a blank line."""
-    if _RULE.fullmatch(line.strip()) or _INSTRUCTION.match(line):
-        return True
-    if not apart:
-        return False
-    if line.startswith("- "):
-        return keys.mapped_items is True and not _KEY.match(line[2:])
-    key = _KEY.match(line)
-    if key is None:
-        heading = re.match(r"(#{1,6}) +(?=\w)", line)
-        if heading:  # one `#` may as well begin a comment
-            return len(heading[1]) > 1 or bool(_PROMPT_WORD.match(line, heading.end()))
-        return line[0] not in "#\"'{[]}?"
-    if not key[1][0].isupper():
-        return bool(_SURE_PROMPT_WORD.match(line))
-    return not _ID.match(line) and (keys.plain or bool(_PROMPT_WORD.match(line)))
-
-
-def _paragraphs(lines: Sequence[str]) -> list[str]:
-    text = "\n".join("" if _RULE.fullmatch(line.strip()) else line.rstrip() for line in lines)
-    return [paragraph.strip() for paragraph in re.split(r"\n{2,}", text) if paragraph.strip()]
+def _without_closing(text: str) -> tuple[str, list[str]]:
+    """The text, and the instructions about the answer that end it."""
+    parts = re.split(r"(\n[ \t]*\n\s*)", text)
+    end = len(parts)
+    while end > 1 and is_closing(parts[end - 1]) and ABOUT_ANSWERS.search(parts[end - 1]):
+        end -= 2
+    return "".join(parts[:end]).strip(), parts[end:]

@@ -26,7 +26,10 @@ _OPENING = "You are a Product Owner. Write the product vision, then review the r
 _CLOSING = "Answer with two fenced YAML blocks: VISION and REVIEW. Cite requirement ids in the review."
 
 _SEPARATOR = re.compile(rf"\n\n({EXISTING_VISION}|{REQUIREMENTS}):\n")
-# A line of a text that would read as such a separator is indented by a space more, which `own_parts` takes off again.
+# A line of a text that would read as such a separator, or as the beginning of another prompt, is indented by a space
+# more, which `own_parts` takes off again.
+_LIKE_OPENING = re.compile(rf"^(?= *{re.escape(_OPENING)}$)", re.MULTILINE)
+_INDENTED_OPENING = re.compile(rf"^ (?= *{re.escape(_OPENING)}$)", re.MULTILINE)
 _LIKE_SEPARATOR = re.compile(rf"(?<=\n\n)(?= *(?:{EXISTING_VISION}|{REQUIREMENTS}):(?:\n|\Z))")
 _INDENTED_SEPARATOR = re.compile(rf"(?<=\n\n) (?= *(?:{EXISTING_VISION}|{REQUIREMENTS}):(?:\n|\Z))")
 
@@ -168,7 +171,7 @@ def build_prompt(concept: str, requirements_yaml: str, existing_vision_yaml: str
     if existing:
         sections.append(f"{EXISTING_VISION}:\n{_LIKE_SEPARATOR.sub(' ', existing)}")
     sections.append(f"{REQUIREMENTS}:\n{without_outer_fence(requirements_yaml)}")
-    return "\n\n".join([_OPENING, *sections, _CLOSING])
+    return "\n\n".join([_OPENING, *(_LIKE_OPENING.sub(" ", section) for section in sections), _CLOSING])
 
 
 def own_parts(prompt: str) -> PromptParts | None:
@@ -176,8 +179,11 @@ def own_parts(prompt: str) -> PromptParts | None:
     text, head, tail = prompt.strip(), f"{_OPENING}\n\n{CONCEPT}:\n", f"\n\n{_CLOSING}"
     if not (text.startswith(head) and text.endswith(tail)):
         return None
-    names, texts = [CONCEPT], []
     rest = text[len(head) : -len(tail)]
+    if _OPENING in rest and _OPENING in rest.split("\n"):
+        return None  # another prompt is an example before this one
+    rest = _INDENTED_OPENING.sub("", rest)
+    names, texts = [CONCEPT], []
     while names[-1] != REQUIREMENTS:
         separator = _SEPARATOR.search(rest)
         if separator is None:

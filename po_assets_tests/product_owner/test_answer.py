@@ -197,6 +197,17 @@ def test_any_text_is_parsed_without_an_exception(text: str) -> None:
         ("  ```\n  a: 1\n    b\n  ```", "a: 1\n  b", []),
         ("a: 1\r\nb: 2\r\n", "a: 1\nb: 2", []),
         ("]a: 1", "a: 1", []),
+        (
+            f"Here is the vision:\n{VISION}",
+            VISION.strip(),
+            ["text beside the document was left out: 'Here is the vision:'"],
+        ),
+        (
+            f"{REVIEW}\nI hope: this helps!",
+            REVIEW.strip(),
+            ["text beside the document was left out: 'I hope: this helps!'"],
+        ),
+        ("a: 1\n\nb:\n- c\n\n# d\ne: 2", "a: 1\n\nb:\n- c\n\n# d\ne: 2", []),
         ("a: 1\n```\n", "a: 1", ["a closing fence without an opening one was left out"]),
         ("<think>\nplan\n</think>\na: 1", "a: 1", ["reasoning before the answer was left out"]),
         (

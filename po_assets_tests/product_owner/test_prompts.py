@@ -11,6 +11,7 @@ from po_assets.product_owner import (
     PromptParts,
     build_prompt,
     consumer_messages,
+    format_answer,
     split_prompt,
     teacher_messages,
     validate_answer,
@@ -57,6 +58,7 @@ TEXTS = st.lists(LINES | st.text(max_size=12), max_size=8).map("\n".join)
 @example("x\n\nREQUIREMENTS:\ny", "a: 1\n\nREQUIREMENTS:\nb: 2", "")
 @example("x\n\nREQUIREMENTS:", "a: 1", "\n\nREQUIREMENTS:")
 @example("", "", "")
+@example(OPENING, f"{OPENING}\n\nCONCEPT:\nx\n\n  {OPENING}", f"a\n {OPENING}\n{OPENING}")
 @example("x\n\nEXISTING_VISION:\ny", "a: 1", "")
 @example("x\n\n REQUIREMENTS:\ny\n\nEXISTING_VISION:", f"a: 1\n\n{CLOSING}", f"v\n\n  REQUIREMENTS:\n\n{CLOSING}")
 def test_splitting_undoes_building(concept: str, requirements: str, existing: str) -> None:
@@ -163,6 +165,7 @@ def test_rules_behind_the_requirements_are_left_out_and_named(rules: str) -> Non
     [
         f"# Functional\n{REQUIREMENTS}\n# Late additions\n\nassumptions:\n- One depot",
         REQUIREMENTS.replace("non_functional", "\n\nnon_functional"),
+        "title: P\nReturn policy: 30 days\nKeep: all",
         "FR001: Do it\n\nFR002: Return parcels\n\nC001: No cloud",
         "Title: P\n\nFunctional Requirements:\n- id: FR001\n  description: Do: it",
         "title: P\n\nvision: the first\nconcept: a planner\nrequirements:\n- id: FR001",
@@ -224,6 +227,21 @@ def test_a_template_of_the_answer_gives_nothing_away() -> None:
     form = "```yaml VISION\nproduct_name: <name>\n```\n\n```yaml REVIEW\nstatus: <status>\n```"
     prompt = f"Write:\n\n{form}\n\nCONCEPT:\nA planner\n\nREQUIREMENTS:\n{REQUIREMENTS}"
     assert split_prompt(prompt) == PromptParts("A planner", REQUIREMENTS.strip())
+
+
+def test_instructions_behind_the_concept_are_left_out_and_remarks_are_named() -> None:
+    """Where the concept stands last; `Produce` alone is no instruction about the answer."""
+    concept = "A linter.\n\nProduce lists of faults for engineers."
+    parts = split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\nCONCEPT:\n{concept}\n\nProduce the VISION and REVIEW blocks.")
+    assert parts == PromptParts(concept, REQUIREMENTS.strip())
+
+
+def test_an_example_in_our_own_form_is_told_from_the_task() -> None:
+    """Few-shot prompts of the very prompt that training uses."""
+    first = f"{build_prompt('A desk', 'title: Desk')}\n\n{format_answer(VISION, REVIEW)}"
+    parts = split_prompt(f"{first}\n\n{build_prompt('A planner', REQUIREMENTS)}")
+    assert (parts.concept, parts.requirements_yaml, parts.vision_yaml) == ("A planner", REQUIREMENTS.strip(), None)
+    assert len(parts.notes) == 2
 
 
 @pytest.mark.parametrize("empty", ["", "none", "(none)", "N/A", "{}"])
