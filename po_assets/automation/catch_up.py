@@ -242,7 +242,7 @@ def nightly_catch_up(
             f"Nothing can be caught up: {found.described()}." if found.blocked else "Nothing is stale."
         )
     context.log.info(found.described())
-    return dg.RunRequest(asset_selection=list(found.stale), tags={"po_assets/reason": found.described()[:500]})
+    return dg.RunRequest(asset_selection=list(found.stale), tags={"reason": found.described()[:500]})
 
 
 def with_settings_versions(

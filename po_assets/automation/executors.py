@@ -27,7 +27,8 @@ from po_assets.storage import Layout, LockedError, artifact_root, default_root, 
 LOCK = ".run.lock"
 NEVER_RETRIED = {"dagster/max_retries": "0"}
 """The tag of a run that would fail in the same way again, or that somebody is looking at."""
-PROCESS_TAG = "po_assets/process"
+PROCESS_TAG = ".dagster/po_assets_process"
+"""The prefix hides it from the runs list."""
 _POLL_SECONDS = 2.0
 _RUNNING = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
@@ -116,7 +117,9 @@ def hardware_first(plan_context: Any, execution_plan: Any) -> Iterator[None]:
     if any(step.pool == POOL for step in steps):
         names = ("profile", "base_model", "revision", "quantization")
         config = plan_context.dagster_run.run_config
-        given = {name: value for name in names if (value := resource_setting(config, "base_model", name)) is not None}
+        given: dict[str, Any] = {
+            name: value for name in names if (value := resource_setting(config, "base_model", name)) is not None
+        }
         require_hardware(BaseModel(**given).resolved())
     yield
 

@@ -231,7 +231,7 @@ def new_teacher_data(
     run_key = f"{position.changes}:{seen.content}"
     tags = {"dagster/data_version": seen.content}
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(run_key=run_key, tags={"po_assets/teacher_files": seen.content[:12]})],
+        run_requests=[dg.RunRequest(run_key=run_key, tags={".dagster/po_assets_teacher_files": seen.content[:12]})],
         asset_events=[dg.AssetObservation(TEACHER_FILES, metadata=seen.metadata, tags=tags)],
         cursor=position.to_cursor(),
     )

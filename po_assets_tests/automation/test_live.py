@@ -4,8 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from po_assets.automation.executors import PROCESS_TAG
 from po_assets.automation.jobs import main_job
 from po_assets.definitions import defs
 from po_assets_tests.automation.live import Server, dagster_dev, kill
@@ -117,7 +119,12 @@ def killed_run(server: Server, place: Workplace) -> None:
 
     def process() -> str | None:
         runs = server.runs()
-        return runs[4]["tags"].get("po_assets/process") if len(runs) > 4 and runs[4]["status"] == "STARTED" else None
+        if len(runs) < 5 or runs[4]["status"] != "STARTED":
+            return None
+        assert PROCESS_TAG not in runs[4]["tags"]  # nobody is to read it in the runs list
+        with dg.DagsterInstance.from_config(str(place.home)) as instance:
+            run = instance.get_run_by_id(runs[4]["runId"])
+            return run.tags.get(PROCESS_TAG) if run else None
 
     kill(int(server.wait("the run's process", process, 60).split("/")[1]))
     killed = server.wait_for_run(5, 60)

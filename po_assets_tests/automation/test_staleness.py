@@ -140,7 +140,7 @@ def test_observing_makes_stale_only_what_has_changed(
     place.land("more", good_row("CrossPlan42"))
     observe(place, instance, defs)
     assert unsynced(instance, defs) == {"raw_teacher"}
-    assert "raw_teacher was made from other teacher_files" in tick(place, instance, defs).tags["po_assets/reason"]
+    assert "raw_teacher was made from other teacher_files" in tick(place, instance, defs).tags["reason"]
 
 
 def data_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str:
@@ -267,7 +267,7 @@ def test_the_night_runs_what_is_stale_and_what_is_below(
     defs = tiny_definitions(tiny, recipe={"rank": 8})
     request = tick(place, instance, defs)
     assert request.asset_selection == [dg.AssetKey("lora_adapter"), dg.AssetKey("eval_report")]
-    assert request.tags["po_assets/reason"] == (
+    assert request.tags["reason"] == (
         "lora_adapter was made by other code or with other settings; eval_report depends on lora_adapter"
     )
     result = run(place, instance, defs, *(key.to_user_string() for key in request.asset_selection))
@@ -386,7 +386,7 @@ def test_the_night_checks_what_was_left_unchecked(place: Workplace, instance: dg
     place.land("bad", *["no json"] * 4)
     assert run_part(place, instance, defs, TEACHER, set()).success
     request = tick(place, instance, defs)
-    assert request.tags["po_assets/reason"].startswith(
+    assert request.tags["reason"].startswith(
         "raw_teacher was not checked by has_records since it was made; "
         "normalized_teacher was not checked by ledger_balances since it was made; supervised_dataset "
     )
