@@ -112,6 +112,7 @@ def mean_score(found: Evidence) -> Verdict:
         "blocks do not parse or sections are missing, train longer; where requirements are not covered, look at the "
         "data.",
         rows=_case_rows(sorted(found.student, key=lambda answer: answer.total)[:_SHOWN_CASES]),
+        of=len(found.student),
         numbers={"mean score": mean},
     )
 
@@ -131,6 +132,7 @@ def score_std(found: Evidence) -> Verdict:
         next_step="The table lists the cases farthest from the mean. A few very low ones are usually answers that were "
         "cut or do not parse; see their problems.",
         rows=_case_rows(sorted(found.student, key=lambda answer: -abs(answer.total - mean))[:_SHOWN_CASES]),
+        of=len(found.student),
         numbers={"standard deviation": std},
     )
 
@@ -161,6 +163,7 @@ def delta_vs_baseline(found: Evidence) -> Verdict:
             }
             for base, answer in worse
         ],
+        of=len(found.student),
         numbers={"delta": delta, "baseline mean": baseline},
     )
 

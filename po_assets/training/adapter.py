@@ -178,7 +178,7 @@ def render_card(recipe: TrainingSettings, facts: CardFacts) -> str:
 def write_gate_section(adapter: UPath | Path, verdict: str) -> None:
     """Put the gate's verdict (markdown) into the card of an adapter's folder, in place of an earlier one."""
     path = UPath(adapter) / CARD
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Product Owner student\n"
     section = f"{_GATE_START}\n{verdict}\n{_GATE_END}"
     pattern = re.compile(f"{re.escape(_GATE_START)}.*?{re.escape(_GATE_END)}", re.DOTALL)
     replaced, count = pattern.subn(lambda _: section, text)

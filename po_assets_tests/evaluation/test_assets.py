@@ -184,6 +184,19 @@ def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypat
     assert promoted_adapter(layout) == "a" * 64
     (event,) = result.asset_materializations_for_node("eval_report")
     assert event.metadata["promotion"].value == f"Adapter {'a' * 12} is now models/current."
+    # A changed profile is a new verdict, over the same answers: nothing is generated or loaded again.
+    monkeypatch.setattr(answers, "load_base_model", None)
+    strict = run(layout, base_folder, gate=GateProfile(name="reviewer"))
+    assert not strict.success
+    (event,) = strict.asset_materializations_for_node("eval_report")
+    assert event.metadata["promotion"].value.startswith(
+        f"Adapter {'a' * 12} has been models/current since it passed on "
+    )
+    assert "and fails now (judges; profile reviewer). It stays in use" in event.metadata["promotion"].value
+    assert event.metadata["contrast"].value.startswith("Contrast consistency")
+    record = read_gate(gate_path(layout))
+    assert record is not None
+    assert (record.context["profile"]["name"], list(record.failed)) == ("reviewer", ["judges"])
 
 
 def test_a_baseline_of_other_settings_is_refused(evaluated: tuple[Layout, Any], base_folder: Path) -> None:
