@@ -25,7 +25,7 @@ def test_each_asset_refuses_before_any_work(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     layout = make_artifacts(tmp_path / "artifacts")
     case = '{"case_id": "EVAL-01", "tier": "simple", "concept": "C", "requirements_yaml": "title: R", '
-    case += '"reference_vision_yaml": "a: 1", "reference_review_yaml": "a: 1", "status": "aligned"}\n'
+    case += '"reference_vision_yaml": "a: 1", "reference_review_yaml": "status: aligned", "status": "aligned"}\n'
     layout.eval_cases.parent.mkdir(parents=True)
     layout.eval_cases.write_text(case)
     layout.baseline_answers.write_text("")

@@ -214,7 +214,7 @@ def _vocabulary(folder: Path) -> int:
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         vocabulary = tokenizer["model"]["vocab"]
         ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        return 1 + max([*ids, *(token["id"] for token in tokenizer["added_tokens"])])
+        return 1 + max(int(number) for number in [*ids, *(token["id"] for token in tokenizer["added_tokens"])])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0  # `load_tokenizer` says what is wrong
 
