@@ -1,55 +1,32 @@
-"""The formats in which rows land, one small class each, detected per row, and the row that comes of each.
+"""The formats in which rows land, one small class each, detected per row.
 
 A format says which rows are its own (`matches`, by values that are there) and reads one (`convert`). To add a format,
-add a class and name it in `FORMATS`. What a chat's messages mean belongs to `messages`; whether the parts are good
-YAML, and what they score, to `normalization`. Evaluation cases are read here, too: they may lack an answer.
+add a class and name it in `FORMATS`. How parts are read, and what is said of them, belongs to `records`; what a
+chat's messages mean, to `messages`; whether the parts are good YAML, and what they score, to `normalization`.
+Evaluation cases are read here, too: they may lack an answer.
 """
 # ruff: noqa: D102 - what a format's methods do is said at `RecordFormat`
 
-import contextlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import orjson
+from typing import Protocol
 
 from po_assets.intake.lines import Reason, Rejected
-from po_assets.intake.messages import Exchange, Message, choice_of, exchange_of, refuse_flags, text_or_messages
-from po_assets.product_owner import PromptParts, parse_answer, read_yaml, split_prompt
-from po_assets.product_owner.answer import NOTE_OF_REASONING, column_document
-from po_assets.product_owner.prompt_parts import PROMPT_FORM
+from po_assets.intake.messages import choice_of, exchange_of, refuse_flags, text_or_messages
+from po_assets.intake.records import (
+    EXISTING_VISION,
+    Parts,
+    Row,
+    TeacherRecord,
+    existing_vision,
+    is_text,
+    is_there,
+    label,
+    object_of,
+    present,
+)
 
-Row = Mapping[str, Any]
-DOCUMENTS = ("REQUIREMENTS", "VISION", "REVIEW")
-_SHOWN = 40
-_NAMED = 12
-MISSING: Any = object()
-"""Stands for a declared score that the row does not have."""
-EXISTING_VISION = "existing_vision_yaml"
-"""Key in a normalized row's metadata: the vision that was given as part of the input."""
 _QUESTION = ("concept", "requirements_yaml", EXISTING_VISION)
 _ABOUT = ("score", "concept_id", "tier", "metadata", "finish_reason", "stop_reason")
 """Keys that are read in every format."""
-
-
-@dataclass
-class TeacherRecord:
-    """The parts of one row, as text; nothing about them is judged yet."""
-
-    concept: str
-    requirements_yaml: str
-    vision_yaml: str
-    review_yaml: str
-    existing_vision_yaml: str = ""
-    """A vision that the product has already: part of the input, empty where there is none."""
-    declared_score: Any = MISSING
-    concept_id: str | None = None
-    tier: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-    vision_in_prompt: bool = False
-    """The prompt gave away a vision that the answer must contain."""
-    notes: tuple[str, ...] = ()
-    """What had to be decided about the row; goes into the ledger."""
 
 
 class RecordFormat(Protocol):
@@ -66,7 +43,7 @@ class RecordFormat(Protocol):
     def asks(self, row: Row) -> bool:
         """Whether the row has at least the question of this format; asked when no format matches."""
 
-    def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
+    def convert(self, row: Row, parts: Parts) -> TeacherRecord:
         """The row's parts; what is missing, what was read and what has to be said is noted in `parts`."""
 
 
@@ -79,12 +56,12 @@ class TeacherFormat:
     signs = frozenset(_answer)
 
     def matches(self, row: Row) -> bool:
-        return any(_is_there(row, key) for key in self._answer)
+        return any(is_there(row, key) for key in self._answer)
 
     def asks(self, row: Row) -> bool:
         return "requirements_yaml" in row
 
-    def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
+    def convert(self, row: Row, parts: Parts) -> TeacherRecord:
         parts.read.update((*_QUESTION, *self._answer))
         return parts.of_columns(row, row, self._answer)
 
@@ -106,14 +83,14 @@ class NestedFormat:
     def asks(self, row: Row) -> bool:
         return isinstance(row.get("input"), dict)
 
-    def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
-        asked, answered = row["input"], _object(row, "output")
+    def convert(self, row: Row, parts: Parts) -> TeacherRecord:
+        asked, answered = row["input"], object_of(row, "output")
         parts.read.update(("input", "output"))
         parts.note_unread(asked, (*_QUESTION, "concept_id", "tier", "metadata"), "input.")
         parts.note_unread(answered, self._answer, "output.")
         refuse_flags(answered, "output.")
         record = parts.of_columns(asked, answered, self._answer, "input.", "output.")
-        record.concept_id, record.tier = _label(asked.get("concept_id")), _label(asked.get("tier"))
+        record.concept_id, record.tier = label(asked.get("concept_id")), label(asked.get("tier"))
         record.metadata = parts.metadata(asked, "input.")
         return record
 
@@ -129,13 +106,13 @@ class TextFormat:
         self._asked, self._answered, self.signs = asked, answered, frozenset(answered)
 
     def matches(self, row: Row) -> bool:
-        answers = [row[key] for key in self._answered if key in row and _is_text(row, key)]
+        answers = [row[key] for key in self._answered if key in row and is_text(row, key)]
         return any(self.asks(row) or isinstance(answer, list) for answer in answers)
 
     def asks(self, row: Row) -> bool:
-        return any(_is_text(row, key) for key in self._asked)
+        return any(is_text(row, key) for key in self._asked)
 
-    def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
+    def convert(self, row: Row, parts: Parts) -> TeacherRecord:
         asked = [m for key in self._asked for m in text_or_messages(row.get(key) or None, key, "user")]
         parts.read.update(self._asked)
         answered = parts.answer(row, self._answered)
@@ -152,12 +129,12 @@ class ChatFormat:
         self._keys, self.signs = keys, frozenset(keys)
 
     def matches(self, row: Row) -> bool:
-        return any(_is_there(row, key) for key in self._keys)
+        return any(is_there(row, key) for key in self._keys)
 
     def asks(self, row: Row) -> bool:
         return any(key in row for key in self._keys)
 
-    def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
+    def convert(self, row: Row, parts: Parts) -> TeacherRecord:
         key = next(key for key in self._keys if key in row)
         messages = text_or_messages(row[key], key)
         parts.read.add(key)
@@ -190,21 +167,21 @@ class BatchFormat:
     )
 
     def matches(self, row: Row) -> bool:
-        return "custom_id" in row or isinstance(row.get("response"), dict) or _is_there(row, "choices")
+        return "custom_id" in row or isinstance(row.get("response"), dict) or is_there(row, "choices")
 
     def asks(self, row: Row) -> bool:
         return "custom_id" in row
 
-    def convert(self, row: Row, parts: "_Parts") -> TeacherRecord:
-        request = _object(row, "body", "request", "params") or row
-        request = _object(request, "body") or request
-        response = _object(row, "response", "result") or row
+    def convert(self, row: Row, parts: Parts) -> TeacherRecord:
+        request = object_of(row, "body", "request", "params") or row
+        request = object_of(request, "body") or request
+        response = object_of(row, "response", "result") or row
         if (error := row.get("error") or response.get("error")) or response.get("status_code", 200) != 200:
             said = error or response["status_code"]
             raise Rejected(Reason.MISSING_PART, f"the service gave no answer but an error: {said!r:.100}")
         key = next((key for key in ("messages", "contents", "input", "prompt") if key in request), "messages")
         parts.read.update((*self._envelope, key))
-        answer = choice_of(_object(response, "body") or response)
+        answer = choice_of(object_of(response, "body") or response)
         exchange = exchange_of([*text_or_messages(request.get(key), f"the request's {key}", "user"), *answer])
         if exchange.question is None:
             way_out = "put the body of the same custom_id from the input file into this line, as body"
@@ -238,11 +215,14 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
         Rejected: no format matches, a part is missing or not a string, two answers differ, or the row says itself that
             it is not to be trained on.
     """
-    row = _present(row) or {}
+    row = present(row) or {}
     matching = _matching(row)
     try:
         refuse_flags(row)
         read = [(known, *_read(known, row)) for known in matching]
+        for _, _, parts in read:
+            if parts.rejected and parts.rejected.reason in {Reason.WEIGHT_0, Reason.ANSWER_CUT}:
+                raise parts.rejected
         found = [one for one in read if one[2].fault(answer_needed=answer_needed) is None] or read
         known, record, parts = found[0]
         for other, second, _ in read:
@@ -267,21 +247,21 @@ def _matching(row: Row) -> list[RecordFormat]:
     raise Rejected(Reason.UNKNOWN_FORMAT, f"the row has {keys}; known formats are {formats}")
 
 
-def _read(known: RecordFormat, row: Row) -> tuple[TeacherRecord, "_Parts"]:
-    parts = _Parts()
+def _read(known: RecordFormat, row: Row) -> tuple[TeacherRecord, Parts]:
+    parts = Parts()
     try:
         record = known.convert(row, parts)
     except Rejected as rejected:
         parts.rejected = rejected
         return TeacherRecord("", "", "", ""), parts
     metadata = record.metadata | parts.metadata(row)
-    record.existing_vision_yaml = record.existing_vision_yaml or _existing(metadata.pop(EXISTING_VISION, ""))
+    record.existing_vision_yaml = record.existing_vision_yaml or existing_vision(metadata.pop(EXISTING_VISION, ""))
     if record.existing_vision_yaml:
         metadata[EXISTING_VISION] = record.existing_vision_yaml
     record.metadata = metadata
-    record.declared_score = row.get("score", MISSING)
-    record.concept_id = record.concept_id or _label(row.get("concept_id"))
-    record.tier = record.tier or _label(row.get("tier"))
+    record.declared_score = row.get("score")
+    record.concept_id = record.concept_id or label(row.get("concept_id"))
+    record.tier = record.tier or label(row.get("tier"))
     return record, parts
 
 
@@ -296,192 +276,3 @@ def _refuse_second_answer(
             f"the row holds two answers that differ, as {known.name} ({known.looks_like}) and as {other.name} "
             f"({other.looks_like}); leave one of them",
         )
-
-
-class _Parts:
-    """What a format found missing or wrong in a row, and what has to be said about it."""
-
-    def __init__(self) -> None:
-        self.rejected: Rejected | None = None
-        self.read: set[str] = set()
-        self.missing: list[str] = []
-        self.missing_answer: list[str] = []
-        self.wrong: list[str] = []
-        self.notes: list[str] = []
-        self._unread: list[str] = []
-
-    def fault(self, *, answer_needed: bool) -> Rejected | None:
-        """Everything that keeps the row from being used, as one rejection."""
-        missing = self.missing + (self.missing_answer if answer_needed else [])
-        if self.rejected or not missing + self.wrong:
-            return self.rejected
-        return Rejected(Reason.MISSING_PART if missing else Reason.SCHEMA, "; ".join(missing + self.wrong))
-
-    def of_columns(
-        self, asked: Row, answered: Row, answer: tuple[str, str], asked_in: str = "", answered_in: str = ""
-    ) -> TeacherRecord:
-        """The record of a row that has a key for each part; the places are named before the keys."""
-        concept = self._text(asked, "concept", asked_in, self.missing)
-        requirements = self._text(asked, "requirements_yaml", asked_in, self.missing)
-        vision, review = (self._text(answered, key, answered_in, self.missing_answer) for key in answer)
-        return TeacherRecord(
-            concept,
-            *(self._document(name, text) for name, text in zip(DOCUMENTS, (requirements, vision, review), strict=True)),
-            existing_vision_yaml=_existing(asked.get(EXISTING_VISION)),
-        )
-
-    def answer(self, row: Row, keys: tuple[str, ...]) -> list[Message]:
-        """The answer under the first of these keys that holds one."""
-        key = next((key for key in keys if _is_text(row, key)), "")
-        self.read.add(key)
-        return text_or_messages(row.get(key), key, "assistant")
-
-    def of_exchange(self, exchange: Exchange) -> TeacherRecord:
-        """The record of a finished prompt and its answer.
-
-        A prompt of the template generation shows the vision and no concept. Its concept is then the vision's own name
-        and summary: all that is known about the product before the answer.
-        """
-        asked, system_note = _asked(exchange)
-        self.notes += [*system_note, *exchange.notes, *asked.notes]
-        concept, metadata = asked.concept or "", {}
-        if not concept and asked.vision_yaml:
-            concept = _concept_of_vision(asked.vision_yaml)
-            metadata["concept_from"] = "vision"
-            self.notes.append(
-                "the prompt has no CONCEPT; it was made from product_name and product_summary of its VISION"
-            )
-        if asked.vision_yaml:
-            self.notes.append("the prompt holds a VISION, which is part of the answer; it was left out of the prompt")
-        roles = f" (roles found: {', '.join(exchange.roles) or 'none'})"
-        if exchange.question is None:
-            self.missing += [] if self.missing else [f"there is no question of a user{roles}"]
-        else:
-            tried = " and no vision to take it from" if metadata else ""
-            gaps = [] if concept.strip() else [f"the prompt has no CONCEPT section{tried}"]
-            gaps += [] if asked.requirements_yaml else ["the prompt has no REQUIREMENTS"]
-            self.missing += [f"{'; '.join(gaps)}; it must name {PROMPT_FORM}"] if gaps else []
-        answered = parse_answer(exchange.answer or "")
-        self.notes += answered.notes
-        self.missing_answer += (
-            [f"there is no answer{roles}"]
-            if exchange.answer is None
-            else [f"in the answer {gap}" for gap in answered.missing]
-        )
-        return TeacherRecord(
-            concept,
-            asked.requirements_yaml or "",
-            answered.vision_yaml or "",
-            answered.review_yaml or "",
-            existing_vision_yaml=_existing(asked.existing_vision_yaml),
-            metadata=metadata,
-            vision_in_prompt=asked.vision_yaml is not None,
-        )
-
-    def metadata(self, row: Row, place: str = "") -> dict[str, Any]:
-        """The row's metadata, which may be JSON written as text."""
-        value = row.get("metadata", {})
-        if isinstance(value, str):
-            with contextlib.suppress(orjson.JSONDecodeError):
-                value = orjson.loads(value)
-        if isinstance(value, dict):
-            return dict(value)
-        if value and _present(value):
-            self.notes.append(f"{place}metadata must be an object, got {row['metadata']!r:.60}; it was not read")
-        return {}
-
-    def note_unread(self, row: Row, known: Iterable[str], place: str = "") -> None:
-        """Name the keys that nothing reads, with what stands there if it is short; empty ones are not worth a word."""
-        for key, value in row.items():
-            if key not in known and value not in ("", [], {}, False):
-                short = isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _SHOWN)
-                self._unread.append(f"{place}{key[:_SHOWN]}" + (f" {value!r}" if short else ""))
-
-    def all_notes(self) -> tuple[str, ...]:
-        """Everything to be said, what was not read last."""
-        more = [f"and {len(self._unread) - _NAMED} more"] if len(self._unread) > _NAMED else []
-        unread = [f"not read: {', '.join(self._unread[:_NAMED] + more)}"] if self._unread else []
-        return (*self.notes, *unread)
-
-    def _text(self, row: Row, key: str, place: str, missing: list[str]) -> str:
-        value = row.get(key)
-        if isinstance(value, str) and value.strip():
-            return value
-        if value is None or isinstance(value, str):
-            missing.append(f"{place}{key} is {'missing' if value is None else 'blank'}")
-        else:
-            self.wrong.append(f"{place}{key} must be a string, got {value!r:.60}")
-        return ""
-
-    def _document(self, name: str, text: str) -> str:
-        """The document of a column that should hold nothing else."""
-        try:
-            document, notes = column_document(text)
-        except ValueError as error:
-            self.wrong.append(f"{name}: {error}")
-            return ""
-        if NOTE_OF_REASONING in notes:
-            self.wrong.append(
-                f"{name}: it holds a model's reasoning (such as <think>…</think>); take it out of the column"
-            )
-        self.notes += [f"{name}: {note}" for note in notes]
-        return document
-
-
-def _present(value: Any) -> Any:
-    """A JSON value without what is null or holds nothing but nulls, and with line feeds for every end of line."""
-    if isinstance(value, str):
-        return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
-    if isinstance(value, dict):
-        items = ((key, item if key == "metadata" else _present(item)) for key, item in value.items())
-        return {key: item for key, item in items if item is not None} or ({} if not value else None)
-    if isinstance(value, list):
-        return [item for item in map(_present, value) if item is not None] or ([] if not value else None)
-    return value
-
-
-def _is_there(row: Row, key: str) -> bool:
-    """Whether something stands under the key: neither nothing, nor a blank text, nor an empty list or object."""
-    value = row.get(key)
-    return bool(value.strip() if isinstance(value, str) else value)
-
-
-def _is_text(row: Row, key: str) -> bool:
-    """Whether a text, or messages, stand under the key."""
-    return _is_there(row, key) and not isinstance(row[key], dict)
-
-
-def _object(row: Row, *keys: str) -> Row:
-    """The first object under these keys, an empty one where there is none."""
-    return next((row[key] for key in keys if isinstance(row.get(key), dict)), {})
-
-
-def _asked(exchange: Exchange) -> tuple[PromptParts, list[str]]:
-    """The parts of the question, or of system text and question together where only so both sections are there."""
-    asked = split_prompt(exchange.question or "")
-    if not exchange.system.strip():
-        return asked, []
-    if not (asked.concept and asked.requirements_yaml):
-        both = split_prompt(f"{exchange.system}\n\n{exchange.question}")
-        if both.concept and both.requirements_yaml:
-            return both, ["the sections stand in the system message, which was read with the user's"]
-    return asked, ["the system message was left out of the prompt"]
-
-
-def _existing(vision_yaml: object) -> str:
-    """An existing vision, empty where the text says that there is none."""
-    text = vision_yaml.strip() if isinstance(vision_yaml, str) else ""
-    return "" if text.strip("()[]{}<>.-").lower() in {"", "none", "null", "n/a", "~"} else text
-
-
-def _concept_of_vision(vision_yaml: str) -> str:
-    vision = read_yaml(vision_yaml).value
-    parts = [vision.get("product_name"), vision.get("product_summary")]
-    return ": ".join(" ".join(part.split()) for part in parts if isinstance(part, str) and part.strip())
-
-
-def _label(value: object) -> str | None:
-    """An identifier or tier as text; whatever else stands there is no label."""
-    if isinstance(value, str):
-        return value.strip()[:200] or None
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None

@@ -14,8 +14,9 @@ from typing import Any
 
 import orjson
 
-from po_assets.intake.formats import DOCUMENTS, MISSING, TeacherRecord, read_record
+from po_assets.intake.formats import read_record
 from po_assets.intake.lines import Line, Reason, Rejected, odd_characters, read_object
+from po_assets.intake.records import TeacherRecord
 from po_assets.product_owner import (
     STATUSES,
     cited_ids,
@@ -52,6 +53,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
 REPLACES = "replaces"
 """Key in a row's metadata: the record id of the row that it corrects and takes the place of."""
 
+_DOCUMENTS = ("REQUIREMENTS", "VISION", "REVIEW")
 _RECORD_ID = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number written as text. (Python's own `float` also takes 0.8_5, and digits of other scripts.)"""
@@ -134,7 +136,7 @@ def read_score(value: Any) -> tuple[float | None, str]:
     Raises:
         Rejected: the value is no number from 0 to 1.
     """
-    if value is MISSING or value is None:
+    if value is None:
         return None, ""
     note = ""
     number = value
@@ -168,7 +170,7 @@ def _read_documents(
     readings = [read_yaml(text) for text in documents]
     errors = [
         f"{name}: {_HUGE_INTEGER.sub(_HUGE_INTEGER_PLAINLY, reading.error)}"
-        for name, reading in zip(DOCUMENTS, readings, strict=True)
+        for name, reading in zip(_DOCUMENTS, readings, strict=True)
         if reading.error
     ]
     if errors:
@@ -182,7 +184,7 @@ def _read_documents(
         found = _status_as_written(record.review_yaml, said) if "status" in review else "missing"
         wanted = f"{', '.join(STATUSES[:-1])} or {STATUSES[-1]}"
         raise Rejected(Reason.SCHEMA, f"the REVIEW's status is {found}, expected is {wanted}")
-    plain = said.strip().lower()
+    plain = str(said).strip().lower()
     if plain == status:
         return record, requirements, status, ""
     try:

@@ -16,7 +16,8 @@ import orjson
 from po_assets.intake.landing import Source, snapshot_lines
 from po_assets.intake.ledger import Outcome, OutcomeCounts, ledger_row
 from po_assets.intake.lines import Line, Reason, Rejected
-from po_assets.intake.normalization import STATUS_ALIASES, line_id, normalize
+from po_assets.intake.normalization import line_id, normalize
+from po_assets.product_owner.contract import STATUS_ALIASES
 from po_assets.storage import Layout, LineWriter, StagedTable, published_lines, stage_lines
 from po_assets.storage.workers import group, map_blocks
 

@@ -435,3 +435,9 @@ def test_a_question_can_be_read_without_an_answer(row: dict[str, Any]) -> None:
     _, record = read_record(row, answer_needed=False)
     assert (record.concept, record.requirements_yaml.strip()) == (CONCEPT, REQUIREMENTS.strip())
     assert not record.vision_yaml + record.review_yaml
+
+
+def test_a_flag_in_either_of_two_equal_answers_counts() -> None:
+    """Nothing is trained on because another column does not say so."""
+    row = teacher_row(messages=[USER, ANSWER | {"weight": 0}])
+    assert reject(row).reason == Reason.WEIGHT_0
