@@ -22,7 +22,7 @@ from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.evaluation.evaluate import Evaluation, answer_with_baseline, evaluate_student
 from po_assets.evaluation.gate import verdict_rows
-from po_assets.evaluation.report import answers_summary, evaluation_figures
+from po_assets.evaluation.report import answers_summary, evaluation_figures, reference_note
 from po_assets.evaluation.scoring import COLUMNS, ScoredAnswer, answers_frame
 from po_assets.evaluation.settings import ENGINE_VERSION, Decoding, GateProfile
 from po_assets.evaluation.statistics import judgement_rows, summarize
@@ -58,7 +58,8 @@ def baseline_report(
 ) -> dg.MaterializeResult[Any]:
     """Answer all cases with the base model."""
     layout, spec = artifacts.layout, base_model.resolved()
-    scored = answer_with_baseline(read_eval_cases(layout.eval_cases), layout, spec, decoding, context.log.info)
+    cases = read_eval_cases(layout.eval_cases)
+    scored = answer_with_baseline(cases, layout, spec, decoding, context.log.info)
     summary = answers_summary(scored, spec.name, decoding)
     with atomic_file(layout.baseline_report) as file:
         file.write(json.dumps(summary, indent=1).encode())
@@ -69,6 +70,7 @@ def baseline_report(
         config=decoding.fingerprint(),
         metadata={
             "model": spec.name,
+            "references": reference_note(cases),
             "decoding": decoding.described(),
             "report": dg.MetadataValue.path(str(layout.baseline_report)),
         },

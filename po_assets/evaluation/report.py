@@ -77,6 +77,15 @@ def answers_summary(scored: Sequence[ScoredAnswer], model: str, decoding: Decodi
     }
 
 
+def reference_note(cases: Sequence[EvalCase]) -> str:
+    """What the reference answers are for, and how many cases have one."""
+    some, statuses = sum(case.has_reference for case in cases), sum(case.status is not None for case in cases)
+    return (
+        f"{some} of {len(cases)} cases have a reference answer, from which come the bounds of an answer and what "
+        f"counts as an invented conflict; {statuses} have a right status."
+    )
+
+
 def build_report(
     cases: Sequence[EvalCase],
     found: Evidence,
@@ -106,6 +115,7 @@ def build_report(
         "difference": asdict(found.difference),
         "sentence": record.context["sentence"],
         "profile": record.context["profile"],
+        "references": reference_note(cases),
         "judgement": judgement_rows(found.judgement),
         "contrast": contrast_record(contrast),
         "free": None if free is None else {**asdict(free), "described": free.described},

@@ -150,6 +150,24 @@ def test_the_verdict_says_both_halves_and_wrong_statuses_are_seen_closed() -> No
     assert "found: needs_adjustment" in page
 
 
+def test_cases_without_a_reference_are_shown_as_such() -> None:
+    """With how many have one; nothing is called wrong that nobody said."""
+    baseline, student = both_sides([0.9] * 3)
+    bare = [
+        case(number, reference_vision_yaml="", reference_review_yaml="", status=None, tier="") for number in (1, 2, 3)
+    ]
+    student = [replace(answer, reference_status="", tier="") for answer in student]
+    found = Evidence(baseline, student)
+    record = judge(found, "a" * 64, cases_sha256="c" * 64, decoding="greedy")
+    report = build_report(bare, found, record, models={"baseline": "b", "student": "s"})
+    page = render_html(report, {})
+    assert "0 of 3 cases have a reference answer" in page
+    assert "0 have a right status" in page
+    assert page.count("right: not given") == 3
+    assert "✗ wrong" not in page
+    assert "(no reference answer)" in page
+
+
 def test_every_table_has_a_caption_and_scopes() -> None:
     """For those who hear the page."""
     page = render_html(report_of(*both_sides([0.5] * 40)), {})
