@@ -19,7 +19,7 @@ _INVALID = 3
 def add_ask(parser: argparse.ArgumentParser) -> None:
     """One question; the answer on standard output, what it is worth on standard error."""
     parser.description = (
-        "Ask the student (models/current) for vision and review of one product. The answer goes to standard output, "
+        f"{parser.description} The student is models/current. Its answer goes to standard output, "
         f"its verdict to standard error. Exit status: 0 for a valid answer, {_INVALID} for an invalid one, 1 for an "
         "error."
     )
@@ -34,7 +34,7 @@ def add_ask(parser: argparse.ArgumentParser) -> None:
 def add_serve(parser: argparse.ArgumentParser) -> None:
     """An OpenAI-compatible server."""
     parser.description = (
-        "Serve the student (models/current, as it is now) to OpenAI-compatible clients: /v1/chat/completions, "
+        f"{parser.description} The student is models/current, as it is now. Paths: /v1/chat/completions, "
         "/v1/models, /health. Product Owner questions are answered within the grammar, greedily unless a request "
         "sets a temperature. The environment variable PO_SERVE_KEY sets a key that clients must send."
     )
@@ -49,9 +49,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 def add_export(parser: argparse.ArgumentParser) -> None:
     """The student for other runtimes."""
     parser.description = (
-        "Write the student (models/current) for other runtimes: merged safetensors (transformers, vLLM), GGUF files "
-        "(llama.cpp), an Ollama Modelfile, and the command lines that serve them. With --parity each GGUF file answers "
-        f"evaluation cases, and is compared with the adapter answer by answer; exit status {_INVALID} if it is worse."
+        f"{parser.description} The student is models/current. The folder holds merged safetensors (vLLM),"
+        " GGUF files (llama.cpp), an Ollama Modelfile, and a README.md with the commands that serve them. With --parity "
+        "each GGUF file answers evaluation cases, and is compared with the adapter answer by answer; exit status "
+        f"{_INVALID} if it is worse."
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: models/exported of the artifacts")
     parser.add_argument("--adapter", type=Path, metavar="PATH", help="folder of another LoRA adapter")
