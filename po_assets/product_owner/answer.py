@@ -31,8 +31,7 @@ from po_assets.product_owner.documents import as_list, cited_ids, read_yaml, to_
 
 # "Here is the vision:" is a key without a value for YAML.
 _INTRODUCTION = re.compile(r"(?:Here|Sure|Certainly|Below|This|The|My)\b[^:]{0,200}[.:!]")
-# A capital letter at the beginning, or whatever stands at the margin behind a blank line.
-_MAY_BE_PROSE = re.compile(r"\A[A-Z]|\n[ \t]*\n(?=\S)")
+_BLANK_LINE = re.compile(r"\n[ \t]*\n(?=\S)")
 NOTE_OF_REASONING = "reasoning before the answer was left out"
 
 
@@ -101,7 +100,9 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
     bare, reasoned = strip_reasoning(text)
     notes = [NOTE_OF_REASONING] if reasoned else []
     whole = _at_the_margin(bare).replace("\r\n", "\n").strip()
-    if "```" not in whole and "~~~" not in whole and not _MAY_BE_PROSE.search(whole):
+    # Prose begins with a capital letter, or stands at the margin behind a blank line. (One pattern for both is slow.)
+    may_be_prose = "A" <= whole[:1] <= "Z" or _BLANK_LINE.search(whole)
+    if "```" not in whole and "~~~" not in whole and not may_be_prose:
         return whole.lstrip("]").strip(), tuple(notes)
     lines = lines_of(whole)
     blocks = fenced_blocks(lines, most_indent=0)

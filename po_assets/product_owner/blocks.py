@@ -155,7 +155,7 @@ def strip_reasoning(text: str) -> tuple[str, bool]:
         elif end := _closed_at(mark, number, closing):
             kept.append(text[start : mark.start()])
             number, start = end, marks[end - 1].end()
-        elif _begins_or_ends_a_line(text, mark):
+        elif _begins_or_ends_a_line(text, start, mark):
             kept.append(text[start : mark.start()])
             start = len(text)
             break
@@ -231,9 +231,11 @@ def _kind(mark: re.Match[str]) -> str:
     return next((kind for kind in _KINDS if kind in mark[0].lower()), "")
 
 
-def _begins_or_ends_a_line(text: str, mark: re.Match[str]) -> bool:
+def _begins_or_ends_a_line(text: str, start: int, mark: re.Match[str]) -> bool:
     """A mark in the middle of a line that is never closed is only spoken of."""
-    return not text[: mark.start()].rpartition("\n")[2].strip() or not text[mark.end() :].partition("\n")[0].strip()
+    return (
+        not text[start : mark.start()].rpartition("\n")[2].strip() or not text[mark.end() :].partition("\n")[0].strip()
+    )
 
 
 def _without_end_of_turn(text: str) -> str:

@@ -214,7 +214,10 @@ def _top_level(text: str, key: str) -> yaml.ScalarNode | None:
     """The scalar of a top-level key, by PyYAML's own parser, whose marks count characters."""
     if read_yaml(text).error:
         return None
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:  # code fences, which `read_yaml` leaves out
+        return None
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     found = [value for name, value in pairs if isinstance(name, yaml.ScalarNode) and name.value == key]
     return found[0] if found and isinstance(found[0], yaml.ScalarNode) else None

@@ -115,6 +115,7 @@ WAYS = [
     "Well. {open}{draft}{close}\n\n{answer}",
     "{open}a{close}{draft}\n{open}b <i> c{close}\n{answer}\n{open}\nIs it right?",
     "{answer}\n{open}\n{draft}",
+    "{draft}{close}{answer}\n{open} so {close}{open}{draft}",
     "{answer}\n\n{open}\n{draft}\n{close}\n",
 ]
 
