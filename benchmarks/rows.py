@@ -112,11 +112,11 @@ def _processor_seconds() -> float:
 def materialize(root: Path, _: RowLengths, *, keep_all: bool, checked: bool = True) -> dict[str, float]:
     """Our way: the assets and their checks, by Dagster; seconds per step."""
     import dagster as dg
-    from po_assets.dataset.settings import SelectionSettings
 
     from po_assets.dag import Artifacts, JsonlIOManager
     from po_assets.dataset.assets import eval_cases, supervised_dataset
     from po_assets.dataset.checks import dataset_checks
+    from po_assets.dataset.settings import SelectionSettings
     from po_assets.intake.assets import normalized_teacher, raw_teacher
     from po_assets.intake.checks import teacher_checks
     from po_assets.model import BaseModel
@@ -143,11 +143,11 @@ def plain(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, f
     """The obvious way: everything in one process and one DataFrame."""
     import pandas as pd
     import yaml
-    from po_assets.dataset.publication import training_row
     from upath import UPath
 
     from po_assets.dataset.cases import read_eval_cases
     from po_assets.dataset.holdout import HoldOut
+    from po_assets.dataset.publication import training_row
     from po_assets.intake import normalization
     from po_assets.intake.landing import Line
     from po_assets.intake.lines import Rejected
@@ -235,9 +235,9 @@ def hugging_face(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict
 
 
 def _row_lengths(root: Path) -> RowLengths:
-    from po_assets.dataset.publication import token_budget
     from upath import UPath
 
+    from po_assets.dataset.publication import token_budget
     from po_assets.model import BaseModel
     from po_assets.storage import Layout
 
