@@ -17,6 +17,7 @@ import yaml
 from upath import UPath
 
 from po_assets.dataset.cases import EvalCase
+from po_assets.errors import UserError
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.statistics import wilson
 from po_assets.product_owner import STATUSES, cited_ids, read_alignment, read_yaml
@@ -233,7 +234,7 @@ def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[
     """The probability of each status where one has to follow, for pairs of prompt and beginning of the answer.
 
     Raises:
-        ValueError: the tokenizer writes two statuses with the same first token, so one forward pass cannot tell them.
+        UserError: the tokenizer writes two statuses with the same first token, so one forward pass cannot tell them.
     """
     import torch
 
@@ -246,7 +247,9 @@ def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[
         common = next(i for i, ids in enumerate(zip(*written, strict=False)) if len(set(ids)) > 1)
         first = [ids[common] for ids in written]
         if len(set(first)) < len(first):
-            raise ValueError(f"the statuses begin with the tokens {first}, which do not tell them apart")
+            raise UserError(
+                f"This model's tokenizer begins the statuses with the tokens {first}: one token does not tell."
+            )
         rows.append((answering.chat.prompt_ids(prompt) + written[0][:common], first))
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index][0]))
     probabilities: dict[int, dict[str, float]] = {}

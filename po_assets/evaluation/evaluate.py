@@ -106,9 +106,12 @@ def evaluate_student(
             free = free_run(ask(some, decoding.free(), "student without grammar"))
             log(free.described if free else "")
 
-        contrast = judge_contrasts(
-            contrast_cases(cases), student, layout.answer_cache / f"{digest[:16]}-contrast.json", load
-        )
+        contrast = None
+        try:
+            cache = layout.answer_cache / f"{digest[:16]}-contrast.json"
+            contrast = judge_contrasts(contrast_cases(cases), student, cache, load)
+        except UserError as error:  # figures beside the gate, which stands without them
+            log(f"The contrast cases are not judged. {error}")
         if contrast:
             log(contrast.described)
         found = Evidence(baseline, student, gate)
