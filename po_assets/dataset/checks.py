@@ -79,8 +79,8 @@ def ledger_balances(found: DatasetEvidence) -> Verdict:
     """Every landed line has exactly one final outcome, by counting the files' lines; ledger and rows are of one run."""
     counted = found.balance
     if fault := publication_fault(found.layout):
-        place = {"file": "", "line": None, "fault": fault}
-        counted = replace(counted, disagreements=[*counted.disagreements, place])
+        different: dict[str, object] = {"file": "", "line": None, "fault": fault}
+        counted = replace(counted, disagreements=[*counted.disagreements, different])
     return balance_verdict(counted)
 
 
@@ -184,7 +184,7 @@ class NoEvalOverlap(RowCheck):
         concept, requirements = row.parts.concept or "", row.parts.requirements_yaml or row.prompt
         digest = input_digest(concept, requirements, row.parts.existing_vision_yaml or "")
         asked = self.hold_out.find(concept, requirements, digest)
-        overlap = asked or self.hold_out.find_answer(row.answer.vision_yaml, row.answer.review_yaml)
+        overlap = asked or self.hold_out.find_answer(row.answer.vision_yaml or "", row.answer.review_yaml or "")
         if overlap is None:
             return None
         self.kinds[overlap.kind] += 1
@@ -421,7 +421,6 @@ def record_gate(found: DatasetEvidence, verdicts: dict[str, Verdict]) -> None:
     write_gate(found.layout.supervised_gate, gate_record(file_digest(found.layout.supervised), verdicts))
 
 
-@supervised_checks.step(complete=record_gate)
 def supervised_dataset_checks(
     artifacts: Artifacts, selection: SelectionSettings, base_model: BaseModel
 ) -> DatasetEvidence:
@@ -437,4 +436,4 @@ def _short_digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-dataset_checks = [supervised_dataset_checks]
+dataset_checks = [supervised_checks.step(supervised_dataset_checks, complete=record_gate)]
