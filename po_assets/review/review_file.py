@@ -6,8 +6,8 @@ not JSON lines, because answers are documents of many lines: in block scalars th
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import orjson
@@ -17,10 +17,9 @@ from upath import UPath
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.intake.lines import Line, Reason, Rejected
-from po_assets.intake.normalization import REPLACES, normalize, replaced_record
-from po_assets.product_owner.contract import GATE_WORST_SCORE, MIN_SCORE
-from po_assets.review.settings import ReviewSettings
-from po_assets.storage import Layout, atomic_file, digest_of, file_digest, read_manifest, read_rows
+from po_assets.intake.normalization import REPLACES, normalize
+from po_assets.product_owner.contract import MIN_SCORE
+from po_assets.storage import Layout, atomic_file, digest_of, read_rows
 
 _HEADER = """\
 # Answers to look at, the worst first; `why` says what caught the eye.
@@ -38,7 +37,7 @@ _HEADER = """\
 """
 RIGHT = "right"
 """The verdict on an answer that needs no correction."""
-_PARTS = {"concept": "concept", "requirements": "requirements_yaml", "vision": "vision_yaml", "review": "review_yaml"}
+PARTS = {"concept": "concept", "requirements": "requirements_yaml", "vision": "vision_yaml", "review": "review_yaml"}
 _APPROVED_KEYS = ("candidate", "id", "answer")
 
 Kind = Literal["teacher_row", "evaluation_case"]
@@ -73,18 +72,6 @@ class Entry:
         return self.kind, self.identifier, digest_of([self.vision_yaml.split(), self.review_yaml.split()])[:16]
 
 
-@dataclass(frozen=True)
-class Collected:
-    """The candidates, the worst first; what is not among them is counted for each kind, or said in `notes`."""
-
-    candidates: list[Entry] = field(default_factory=list)
-    more: dict[str, int] = field(default_factory=dict)
-    """Those beyond `max_candidates`."""
-    approved: dict[str, int] = field(default_factory=dict)
-    """Those that a person found right."""
-    notes: list[str] = field(default_factory=list)
-
-
 @dataclass
 class Landed:
     """What was taken of a review file."""
@@ -99,75 +86,8 @@ class Landed:
     notes: list[str] = field(default_factory=list)
 
 
-def collect(layout: Layout, settings: ReviewSettings, score_tolerance: float) -> Collected:
-    """All candidates, at most `max_candidates` of each kind, without those that a person found right.
-
-    Raises:
-        UserError: the rows are not normalized yet; evaluation cases or approved answers cannot be read.
-    """
-    if not layout.normalized.exists():
-        raise UserError(f"There is no {str(layout.normalized)!r} yet. Materialize normalized_teacher first.")
-    approved, found = read_approved(layout), Collected()
-    kinds: dict[Kind, Iterator[Entry]] = {
-        "teacher_row": _rows(layout, score_tolerance),
-        "evaluation_case": _cases(layout, settings.worst_cases, found.notes),
-    }
-    for kind, entries in kinds.items():
-        everyone = sorted(entries, key=lambda entry: (-entry.weight, entry.identifier))
-        still_open = [entry for entry in everyone if entry.key not in approved]
-        found.candidates.extend(still_open[: settings.max_candidates])
-        found.more[kind] = len(still_open[settings.max_candidates :])
-        found.approved[kind] = len(everyone) - len(still_open)
-    return found
-
-
-def _rows(layout: Layout, tolerance: float) -> Iterator[Entry]:
-    """Rows whose declared score is not the metric's, unless a correction has replaced them."""
-    replaced = {replaced_record(row["metadata"]) for row in read_rows(layout.normalized)}
-    for row in read_rows(layout.normalized):
-        declared, metric = row["declared_score"], row["metric_score"]
-        if declared is None or abs(declared - metric) <= tolerance or row["record_id"] in replaced:
-            continue
-        why = [f"it declares a score of {declared:.3f}, the metric gives {metric:.3f}"]
-        why += [] if row["valid"] else [f"its answer is not valid: {row['invalid_reason']}"]
-        texts = {name: row[name] for name in _PARTS.values()}
-        place, weight = f"{row['file']}:{row['line']}", abs(declared - metric)
-        yield Entry(
-            "teacher_row", row["record_id"], **texts, status=row["status"], place=place, why=tuple(why), weight=weight
-        )
-
-
-def _cases(layout: Layout, worst: int, notes: list[str]) -> Iterator[Entry]:
-    """Cases on which baseline and student disagree about the status, and those with the student's worst answers."""
-    tables = (layout.baseline_answers, layout.student_answers)
-    manifests = [read_manifest(path) if path.exists() else None for path in tables]
-    if None in manifests:
-        notes.append("Evaluation cases were left out: materialize baseline_report and eval_report first.")
-        return
-    if {manifest.inputs.get("eval_cases") for manifest in manifests if manifest} != {file_digest(layout.eval_cases)}:
-        notes.append("Evaluation cases were left out: they have changed since the models answered them.")
-        return
-    baseline, student = ({row["case_id"]: row for row in read_rows(path)} for path in tables)
-    lowest = sorted(student, key=lambda name: (student[name]["total"], name))[:worst]
-    for case in read_eval_cases(layout.eval_cases):
-        name = case.case_id
-        if name not in student or name not in baseline:
-            continue
-        said, before, total = student[name]["status"], baseline[name]["status"], student[name]["total"]
-        why = []
-        if said != before:
-            model = f"the student says {said or 'nothing'}, the base model {before or 'nothing'}"
-            why.append(f"{model}, the case {case.status or 'nothing'}")
-        if total < GATE_WORST_SCORE:
-            why.append(f"the student's answer scores {total:.3f}, under {GATE_WORST_SCORE:g}")
-        elif name in lowest:
-            why.append(f"the student's answer scores {total:.3f}, among its {len(lowest)} lowest")
-        if why:
-            weight, text = 1.0 - total + (case.status not in (None, said)), student[name]["text"]
-            yield replace(_of_case(case), why=tuple(why), weight=weight, student_answer=text)
-
-
-def _of_case(case: EvalCase) -> Entry:
+def entry_of_case(case: EvalCase) -> Entry:
+    """A case with its reference answer."""
     texts = (case.concept, case.requirements_yaml, case.reference_vision_yaml, case.reference_review_yaml)
     return Entry("evaluation_case", case.case_id, *texts, status=case.status or "", place=f"case {case.case_id}")
 
@@ -218,7 +138,7 @@ def read_review_file(path: UPath) -> list[Entry]:
         Entry(
             kind=entry["candidate"],
             identifier=str(entry["id"]),
-            **{name: entry[part] for part, name in _PARTS.items()},
+            **{name: entry[part] for part, name in PARTS.items()},
             status=_word(entry.get("status")),
             verdict=_word(entry.get("verdict")),
         )
@@ -230,7 +150,7 @@ def _faults(number: int, entry: object) -> list[str]:
     if not isinstance(entry, dict):
         return [f"entry {number} must be a mapping, got {str(entry)[:40]!r}"]
     name = f"entry {number} ({entry.get('id', 'no id')})"
-    faults = [f"{name} must have a {part} that is text" for part in _PARTS if not isinstance(entry.get(part), str)]
+    faults = [f"{name} must have a {part} that is text" for part in PARTS if not isinstance(entry.get(part), str)]
     if entry.get("candidate") not in ("teacher_row", "evaluation_case"):
         faults.append(f"{name} is a candidate of kind {entry.get('candidate')!r}")
     if (verdict := _word(entry.get("verdict"))) not in ("", RIGHT):
@@ -377,7 +297,7 @@ def _correct_rows(layout: Layout, entries: Sequence[Entry], landed: Landed, faul
             faults.append(f"row {entry.identifier} has not landed, or not any more")
             continue
         place = f"{row['file']}:{row['line']}"
-        original = Entry("teacher_row", entry.identifier, **{name: row[name] for name in _PARTS.values()}, place=place)
+        original = Entry("teacher_row", entry.identifier, **{name: row[name] for name in PARTS.values()}, place=place)
         if not (normalized := _corrected(entry, original, f"answer to {place}", landed, faults)):
             continue
         score = normalized["metric_score"]
@@ -403,7 +323,7 @@ def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed, fau
         if entry.identifier not in cases:
             faults.append(f"there is no case {entry.identifier}")
             continue
-        original, name = _of_case(cases[entry.identifier]), f"reference of case {entry.identifier}"
+        original, name = entry_of_case(cases[entry.identifier]), f"reference of case {entry.identifier}"
         if not (normalized := _corrected(entry, original, name, landed, faults)):
             continue
         status = normalized["status"]
@@ -439,7 +359,7 @@ def _corrected(entry: Entry, original: Entry, name: str, landed: Landed, faults:
     """The normalized row that a corrected answer makes; None where nothing was corrected, or is not sound."""
     faults += [
         f"the {part} of {original.place} was changed; only answers are corrected here"
-        for part, key in _PARTS.items()
+        for part, key in PARTS.items()
         if part not in ("vision", "review") and getattr(entry, key).split() != getattr(original, key).split()
     ]
     same = all(plain(getattr(entry, key)) == plain(getattr(original, key)) for key in ("vision_yaml", "review_yaml"))

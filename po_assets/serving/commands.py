@@ -50,8 +50,8 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     """The student for other runtimes."""
     parser.description = (
         f"{parser.description} The student is models/current. The folder holds merged safetensors (vLLM),"
-        " GGUF files (llama.cpp), an Ollama Modelfile, and a README.md with the commands that serve them. With --parity "
-        "each GGUF file answers evaluation cases, and is compared with the adapter answer by answer; exit status "
+        " GGUF files (llama.cpp), an Ollama Modelfile, and a README.md with the commands that serve them. With "
+        "--parity each GGUF file answers evaluation cases, and is compared with the adapter; exit status "
         f"{_INVALID} if it is worse."
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: models/exported of the artifacts")
