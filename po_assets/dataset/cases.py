@@ -37,6 +37,7 @@ SUFFIXES = (".jsonl", ".yaml", ".yml")
 _NEEDED = ("concept", "requirements_yaml")
 _REFERENCE = ("reference_vision_yaml", "reference_review_yaml")
 _TEACHERS_ANSWER = ("teacher_product_vision", "teacher_product_owner_review")
+_ANSWERS = (*_TEACHERS_ANSWER, "product_vision", "product_owner_review")
 _NAMES = ("case_id", "concept_id")
 _IGNORED = ("concept_id", "metadata", "score")
 _SHOWN_FAULTS = 20
@@ -177,7 +178,7 @@ def _rows(path: UPath) -> Iterator[tuple[str, Any]]:
             f"'- '; got {document!r:.60}."
         )
     for number, row in enumerate(document or [], start=1):
-        yield f"case {number}", _with_documents_as_text(row)
+        yield f"case {number}", row
 
 
 class _StrictLoader(yaml.CSafeLoader):
@@ -190,17 +191,15 @@ class _StrictLoader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _with_documents_as_text(row: Any) -> Any:
-    """In YAML, a document may also stand as the mapping that it is."""
-    if not isinstance(row, dict):
-        return row
-    inner = {key: _with_documents_as_text(row[key]) for key in ("input", "output") if key in row}
+def _with_documents_as_text(row: dict[Any, Any]) -> dict[str, Any]:
+    """A document may also stand as the mapping that it is."""
+    inner = {key: _with_documents_as_text(row[key]) for key in ("input", "output") if isinstance(row.get(key), dict)}
     documents = {
         key: yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
         for key, value in row.items()
-        if isinstance(value, dict) and key not in ("input", "output", "metadata")
+        if isinstance(value, dict) and (str(key).endswith("_yaml") or key in _ANSWERS)
     }
-    return {str(key): value for key, value in (row | inner | documents).items()}
+    return {str(key): value for key, value in (row | inner | documents).items() if value is not None}
 
 
 def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
@@ -213,7 +212,7 @@ def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
         raise _FaultyCase(f"{row.reason}: {row.detail}")
     if not isinstance(row, dict):
         raise _FaultyCase(f"it must be a mapping, got {row!r:.60}")
-    row = {key: value for key, value in row.items() if value is not None}
+    row = _with_documents_as_text(row)
     own = any(key in row for key in _REFERENCE) or (
         "requirements_yaml" in row and not any(key in row for key in _TEACHERS_ANSWER)
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from po_assets.dataset.cases import EvalCase
-from po_assets.intake.normalization import input_digest
+from po_assets.intake.normalization import folded, input_digest
 from po_assets.product_owner.contract import ALIGNMENT_KEYS, REQUIREMENT_SECTIONS, REVIEW_KEYS, VISION_KEYS
 
 WORDS_IN_SEQUENCE = 3
@@ -133,7 +133,7 @@ def answer_sequences(vision_yaml: str, review_yaml: str) -> Sequences:
 def _sequences(text: str, skeleton: frozenset[str]) -> Sequences:
     words = [
         word
-        for word in _WORD.findall(text.casefold())
+        for word in _WORD.findall(folded(text))
         if word not in skeleton and not (word[-1].isdecimal() and _ID.fullmatch(word))
     ]
     if len(words) < WORDS_IN_SEQUENCE:
