@@ -55,14 +55,15 @@ class GrammarConstraint:
         return permitted
 
     def permitted_bits(self) -> Bits:
-        """Every token that may come next, a bit each, lowest first: shape (vocabulary / 8, rounded up to 4)."""
+        """Every token that may come next, a bit each, lowest first: shape (vocabulary / 8, rounded up)."""
+        length = (self._vocabulary + 7) // 8
         if self._forced:
-            only: Bits = np.zeros((self._vocabulary + 31) // 32 * 4, dtype=np.uint8)
+            only: Bits = np.zeros(length, dtype=np.uint8)
             only[self._forced[0] // 8] = 1 << self._forced[0] % 8
             return only
         mask = self._matcher.compute_bitmask()
         self._raise_on_error()
-        bits: Bits = np.frombuffer(mask, dtype=np.uint8)
+        bits: Bits = np.frombuffer(mask, dtype=np.uint8)[:length]  # it may have a word more than the vocabulary needs
         return bits
 
     def permitted(self) -> torch.Tensor:

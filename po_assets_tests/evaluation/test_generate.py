@@ -15,6 +15,7 @@ from po_assets.evaluation.generate import (
     GrammarConstraint,
     Request,
     _choose,
+    _masked,
     _Row,
     batches_by_length,
     complete_batch,
@@ -229,8 +230,24 @@ def test_the_masks_bits_are_the_grammars(tmp_path: Path) -> None:
     constraint = GrammarConstraint(view, answer_grammar(["FR001", "FR002", "NFR001", "C001"]))
     for token in tokenizer(GOOD)["input_ids"][:400]:
         own = np.zeros((1, len(tokenizer)), dtype=np.float32)
-        packed = np.frombuffer(constraint.permitted_bits().tobytes(), dtype=np.int32)[None]
-        apply_token_bitmask_inplace(own, packed)
+        bits = constraint.permitted_bits()
+        packed = np.zeros((len(tokenizer) + 31) // 32 * 4, dtype=np.uint8)
+        packed[: len(bits)] = bits
+        apply_token_bitmask_inplace(own, packed.view(np.int32)[None])
         assert np.array_equal(constraint.permitted().numpy(), np.isfinite(own[0]))
         assert [constraint.permits(number) for number in range(5)] == constraint.permitted()[:5].tolist()
         constraint.advance(token)
+
+
+@pytest.mark.parametrize("vocabulary", [260, 264, 288])
+def test_rows_at_different_places_of_their_grammars_are_masked_together(tmp_path: Path, vocabulary: int) -> None:
+    """One in the middle of a key, one in a text, one without grammar; whatever the vocabulary's size."""
+    tokenizer: Any = load_tokenizer(make_tiny_tokenizer(tmp_path))
+    view = grammar_tokenizer(tokenizer, max(vocabulary, len(tokenizer)))
+    forced, free = (GrammarConstraint(view, answer_grammar(["FR001"])) for _ in range(2))
+    for token in tokenizer("```yaml VISION\nproduct_name: ")["input_ids"]:
+        free.advance(token)
+    rows = [_Row(Request("a", [1], forced)), _Row(Request("b", [1], free)), _Row(Request("c", [1]))]
+    allowed = torch.isfinite(_masked(torch.zeros(3, view.vocab_size), rows, Decoding(no_repeat_ngram=0)))
+    assert [torch.equal(allowed[i], one.permitted()) for i, one in enumerate((forced, free))] == [True, True]
+    assert allowed[0].sum() == 1 < allowed[1].sum() < allowed[2].sum() == view.vocab_size
