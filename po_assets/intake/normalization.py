@@ -54,6 +54,10 @@ REPLACES = "replaces"
 """Key in a row's metadata: the record id of the row that it corrects and takes the place of."""
 
 _DOCUMENTS = ("REQUIREMENTS", "VISION", "REVIEW")
+_LATIN_LOOK_ALIKES = str.maketrans(
+    "АВЕКМНОРСТУХІЈЅаеорсухіјѕ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαονρ", "ABEKMHOPCTYXIJSaeopcyxijs" + "ABEZHIKMNOPTYXaovp"
+)
+"""Cyrillic and Greek letters that look like Latin ones, which hide a text from every comparison."""
 _RECORD_ID = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number written as text. (Python's own `float` also takes 0.8_5, and digits of other scripts.)"""
@@ -240,10 +244,10 @@ def input_digest(concept: str, requirements: str | dict[Any, Any], existing_visi
     """A digest of what the model is asked; case, white space, key order and YAML serialization do not change it."""
     document = read_yaml(requirements).value if isinstance(requirements, str) else requirements
     # A document that does not parse stands for its own text, lest all unreadable documents look alike.
-    canonical = [_plain(concept), _canonical(document) if document else _plain(str(requirements))]
+    canonical = [folded(concept), _canonical(document) if document else folded(str(requirements))]
     if existing_vision_yaml.strip():
         existing = read_yaml(existing_vision_yaml).value
-        canonical.append(_canonical(existing) if existing else _plain(existing_vision_yaml))
+        canonical.append(_canonical(existing) if existing else folded(existing_vision_yaml))
     return _digest(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS))
 
 
@@ -269,14 +273,15 @@ def _scalar(value: object) -> str:
     if value is None:
         return ""
     try:
-        return _plain(str(value))
+        return folded(str(value))
     except ValueError:  # an integer of more digits than Python prints
         return "huge number"
 
 
-def _plain(text: str) -> str:
+def folded(text: str) -> str:
+    """A text without what hides that it is the same: case, white space, Unicode forms, look-alike letters."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
+        text = unicodedata.normalize("NFKC", text).translate(_LATIN_LOOK_ALIKES)
     return " ".join(text.casefold().split())
 
 

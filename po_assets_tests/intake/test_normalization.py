@@ -250,3 +250,13 @@ def test_requirements_that_ask_for_nothing_are_refused(requirements: str) -> Non
     with pytest.raises(Rejected, match="ask for nothing"):
         normalize(line_of(teacher_row({"requirements": requirements})))
     assert "name no requirement by an id" in normalize(line_of(teacher_row({"requirements": "title: X"}))).notes
+
+
+def test_look_alike_letters_do_not_hide_an_input() -> None:
+    """Half the letters Cyrillic, and a person sees no difference; the ledger notes it."""
+    hidden = CONCEPT.translate(str.maketrans("aeo", "\u0430\u0435\u043e"))
+    normalized = normalize(line_of(teacher_row({"concept": hidden})))
+    assert normalized.row["concept"] == hidden
+    assert normalized.row["input_digest"] == input_digest(CONCEPT, REQUIREMENTS)
+    assert "the concept mixes two scripts in one word" in normalized.notes
+    assert "U+0435 (cyrillic small letter ie)" in normalized.notes
