@@ -20,13 +20,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from po_assets.errors import UserError
 
 COMMANDS = {
-    "run": ("po_assets.automation.run:add_run", "materialize the whole graph with its checks, then print the gate"),
+    "run": ("po_assets.cli:add_run", "materialize the whole graph with its checks, then print the gate"),
     "ui": ("po_assets.automation.run:add_ui", "open the Dagster UI on the same instance"),
-    "init": ("po_assets.automation.run:add_init", "make a project folder for your own rows, cases and settings"),
+    "init": ("po_assets.cli:add_init", "make a project folder for your own rows, cases and settings"),
     "base-model": ("po_assets.cli:add_base_model", "bring the profile's base model onto this machine ahead of a run"),
     "rescore": (
         "po_assets.evaluation.evaluate:add_rescore",
@@ -75,6 +76,27 @@ def _prepare_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that wait by spinning make generation several times slower when another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """On the repository's data or on one's own."""
+    from po_assets.automation import run
+
+    run.add_run(parser, _code_location)
+
+
+def add_init(parser: argparse.ArgumentParser) -> None:
+    """A project folder, with a settings file of every setting."""
+    from po_assets.automation import run
+
+    run.add_init(parser, _code_location)
+
+
+def _code_location() -> ModuleType:
+    """Loaded when the environment is as the command wants it: PO_SETTINGS, PO_GPUS, PO_NUM_WORKERS, PO_EXECUTOR."""
+    from po_assets import definitions
+
+    return definitions
 
 
 def add_base_model(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import dagster as dg
@@ -37,11 +38,15 @@ _HISTORY_BYTES = 50_000_000
 """What Dagster's history of a run may take, with room to spare."""
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+CodeLocation = Callable[[], ModuleType]
+"""Loads `po_assets.definitions`, which is above this package."""
+
+
+def add_run(parser: argparse.ArgumentParser, location: CodeLocation) -> None:
     """The command `po-assets run`."""
     parser.description = f"{parser.description} Exit status: 0 passed, 1 failed, 2 wrong use."
     _add_data(parser)
-    parser.set_defaults(handle=_run)
+    parser.set_defaults(handle=lambda options: _run(options, location))
 
 
 def add_ui(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +56,10 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handle=_ui)
 
 
-def add_init(parser: argparse.ArgumentParser) -> None:
+def add_init(parser: argparse.ArgumentParser, location: CodeLocation) -> None:
     """The command `po-assets init`."""
     parser.add_argument("folder", type=Path, help="it may exist; what is in it stays")
-    parser.set_defaults(handle=_init)
+    parser.set_defaults(handle=lambda options: _init(options, location))
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -74,11 +79,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _init(options: argparse.Namespace) -> int:
-    from po_assets.definitions import SETTINGS
-
+def _init(options: argparse.Namespace, location: CodeLocation) -> int:
     folder = shlex.quote(str(options.folder))
-    made = make_project(options.folder, SETTINGS)
+    made = make_project(options.folder, location().SETTINGS)
     _say("\n".join(f"made {path}" for path in made) or f"{options.folder} is a project already.")
     _say(
         f"Put rows into {options.folder / 'incoming'} (*.jsonl) and evaluation cases into {options.folder / 'cases'}, "
@@ -108,12 +111,11 @@ def _ui(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, location: CodeLocation) -> int:
     """Materialize the graph; 0 only when every step succeeded and no ERROR check failed."""
     _prepare(options)
-    from po_assets.definitions import defs, given  # reads PO_SETTINGS, PO_GPUS, PO_NUM_WORKERS, PO_EXECUTOR
-
-    require_hardware(BaseModel(**given["base_model"]).resolved())
+    code = location()
+    require_hardware(BaseModel(**code.given["base_model"]).resolved())
     layout = Artifacts().layout
     options.error_status = 1
     started = time.monotonic()
@@ -128,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
         instance = stack.enter_context(dg.DagsterInstance.get())
         for run_id in end_orphaned_runs(instance):
             _say(f"Run {run_id[:8]} counted as running, but its process is gone; it is marked as failed.")
-        job = defs.resolve_job_def(main_job.name)
+        job = code.defs.resolve_job_def(main_job.name)
         _say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ[HOME_VARIABLE]})")
         # Named here, because Dagster falls back to a logger of its own that prints every event.
         run_config: dict[str, Any] = {"loggers": {"console": {}}}
