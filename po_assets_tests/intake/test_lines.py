@@ -117,7 +117,7 @@ def test_any_bytes_give_an_object_or_a_reason(line: bytes) -> None:
 @pytest.mark.parametrize(
     ("lines", "detail"),
     [
-        (gzip.compress(b'{"a": 1}\n{"b": 2}'), "the file is compressed with gzip; unpack it (gunzip)"),
+        (gzip.compress(b'{"a": 1}\n{"b": 2}', mtime=0), "the file is compressed with gzip; unpack it (gunzip)"),
         (b"PK\x03\x04\x14\x00\x00\n{}", "the file is a zip archive; unpack it (unzip)"),
         (b"(\xb5/\xfd$\x04\n{}", "the file is compressed with zstd; unpack it (zstd -d)"),
         (b"PAR1\x15\x04\n\x00PAR1", "the file is Parquet (PAR1); write it as JSON lines"),
