@@ -118,7 +118,9 @@ def choice_of(body: Mapping[str, Any]) -> list[Message]:
     Raises:
         Rejected: several choices that differ, or an answer that was cut or refused.
     """
-    spoken = [item for item in body.get("output") or () if isinstance(item, dict) and item.get("type") == "message"]
+    output = body.get("output")
+    items = output if isinstance(output, list) else []
+    spoken = [item for item in items if isinstance(item, dict) and item.get("type") == "message"]
     choices = body.get("choices") or body.get("candidates") or ([{"message": spoken}] if spoken else [body])
     answers: list[list[Message]] = []
     for choice in choices if isinstance(choices, list) else []:

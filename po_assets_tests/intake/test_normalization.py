@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from po_assets.intake.lines import Reason, Rejected
 from po_assets.intake.normalization import COLUMNS, input_digest, normalize, read_score
 from po_assets.product_owner import read_status, score_product_owner, validate_answer
-from po_assets_tests.intake.landed_rows import CONCEPT, line_of, pair_row, teacher_row
+from po_assets_tests.intake.landed_rows import BUILDERS, CONCEPT, line_of, pair_row, teacher_row
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
 
@@ -174,14 +174,22 @@ def test_the_input_digest_tells_inputs_apart() -> None:
 TEXTS = st.text(max_size=60) | st.sampled_from([VISION, REVIEW, REQUIREMENTS, "a: 1", "status: aligned", "&a [*a]"])
 
 
-@settings(max_examples=200, deadline=None)
+ENVELOPES = ("contents", "result", "choices", "request", "params", "weight", "finish_reason", "truncated", "output")
+MESSAGE_KEYS = ("role", "from", "content", "value", "parts", "type", "text", "refusal", "message", "messages", "body")
+VALUES = st.recursive(
+    TEXTS | st.none() | st.integers() | st.booleans() | st.sampled_from(["user", "assistant", "message", 0.5]),
+    lambda values: (
+        st.lists(values, max_size=3) | st.dictionaries(st.sampled_from((*MESSAGE_KEYS, *ENVELOPES)), values, max_size=4)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
-        optional={
-            key: TEXTS | st.none() | st.integers() | st.lists(TEXTS, max_size=2)
-            for key in (*teacher_row(), *pair_row(), "output", "messages", "input")
-        },
+        optional=dict.fromkeys(sorted({*ENVELOPES, *(key for build in BUILDERS.values() for key in build())}), VALUES),
     )
 )
 def test_any_row_gives_a_row_that_json_can_carry_or_a_reason(row: dict[str, object]) -> None:
