@@ -233,6 +233,9 @@ def likeliest_statuses(answering: "AnsweringModel", questions: Sequence[tuple[st
 def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
     """The probability of each status where one has to follow, for pairs of prompt and beginning of the answer.
 
+    Of the tokens with which a status is written in training. A model that never saw them begins it in other pieces too,
+    which the grammar permits: of the untrained embedded model's full answers 7 of 12 agree.
+
     Raises:
         UserError: the tokenizer writes two statuses with the same first token, so one forward pass cannot tell them.
     """

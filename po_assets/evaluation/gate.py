@@ -17,6 +17,7 @@ from upath import UPath
 from po_assets.dag import GateRecord, gate_record, read_gate, write_gate
 from po_assets.errors import UserError
 from po_assets.evaluation.checks import Evidence, checks
+from po_assets.evaluation.settings import SCORES
 from po_assets.storage import Layout, atomic_directory, atomic_file, is_local, published_directory, read_manifest
 from po_assets.training.adapter import write_gate_section
 
@@ -40,19 +41,23 @@ def judge(found: Evidence, adapter_sha256: str, *, cases_sha256: str, decoding: 
         "cases_sha256": cases_sha256,
         "decoding": decoding,
         "profile": found.profile.effective(),
-        "sentence": _sentence(found, failed),
+        "sentence": _sentence(found, failed, [name for name in SCORES if not verdicts[name].passed]),
         "judgement": found.judgement.figures,
         "contrast": contrast,
     }
     return gate_record(adapter_sha256, verdicts, context)
 
 
-def _sentence(found: Evidence, failed: Sequence[str]) -> str:
-    """Both halves of the verdict: the scores, and whether the student judges."""
+def _sentence(found: Evidence, failed: Sequence[str], missed: Sequence[str]) -> str:
+    """Both halves of the verdict: the scores, and whether the student judges.
+
+    `failed` are the criteria that block, `missed` the score thresholds, of which a profile may block on some only.
+    """
     scores = [name for name in failed if name != "judges"]
     first = f"fails the gate ({', '.join(scores)})" if scores else "passes the score thresholds"
     of = "" if found.profile.name == "literal" else f" of the profile {found.profile.name}"
-    return f"The student {first}{of}; {found.judgement.described}."
+    but = "" if scores or not missed else f" but for {', '.join(missed)}, which only warn there"
+    return f"The student {first}{of}{but}; {found.judgement.described}."
 
 
 def gate_path(layout: Layout) -> UPath:

@@ -115,8 +115,9 @@ CRITERIA = (
     "worst_case",
 )
 """The gate's criteria, each a check of `eval_report`."""
-_SCORES = CRITERIA[:5]
-_BUILT_IN = {"literal": _SCORES, "reviewer": (*_SCORES, "judges")}
+SCORES = CRITERIA[:5]
+"""Those on the scores; `literal` blocks on them."""
+_BUILT_IN = {"literal": SCORES, "reviewer": (*SCORES, "judges")}
 """Profiles that differ in what blocks only; every other name is a team's own."""
 
 
@@ -161,7 +162,7 @@ class GateProfile(Settings):
     blocking: list[str] | None = Field(
         default=None,
         description=f"The criteria without which an adapter is not promoted; the others warn. Empty: "
-        f"{', '.join(_SCORES)}. Known are also {', '.join(CRITERIA[len(_SCORES) :])}.",
+        f"{', '.join(SCORES)}. Known are also {', '.join(CRITERIA[len(SCORES) :])}.",
     )
 
     @field_validator("name")
@@ -194,4 +195,4 @@ class GateProfile(Settings):
 
     def blocks(self, criterion: str) -> bool:
         """Whether an adapter that fails the criterion is not promoted."""
-        return criterion in (_BUILT_IN.get(self.name, _SCORES) if self.blocking is None else self.blocking)
+        return criterion in (_BUILT_IN.get(self.name, SCORES) if self.blocking is None else self.blocking)
