@@ -125,12 +125,6 @@ class TrainingSettings(Settings):
         given = {name: value for name, value in values.items() if value is not None} | {"base_model": model}
         return TrainingSettings(**{**_PROFILES[model.profile], **given})
 
-    def with_workers(self, workers: int) -> "TrainingSettings":
-        """The same recipe with so many rows computed side by side."""
-        return TrainingSettings(
-            **{name: getattr(self, name) for name in type(self).model_fields} | {"workers": workers}
-        )
-
     @property
     def rows_per_step(self) -> int:
         """Rows whose gradients make one optimizer step."""
