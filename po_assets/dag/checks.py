@@ -98,8 +98,8 @@ class AssetChecks(Generic[Evidence]):
                     judge.add(row)
         verdicts: dict[str, Verdict] = {}
         for check in chosen:
-            judge = found[check.name]
-            verdict = judge if isinstance(judge, Verdict) else judge.verdict()
+            given = found[check.name]
+            verdict = given if isinstance(given, Verdict) else given.verdict()
             verdicts[check.name] = replace(verdict, severity=verdict.severity or check.severity)
         return verdicts
 
