@@ -290,7 +290,8 @@ def matrix_faults(matrices: dict[str, Any], saved: set[str]) -> list[dict[str, o
 def _lora_matrices(model: PeftModel) -> dict[str, Any]:
     from peft import get_peft_model_state_dict
 
-    matrices: dict[str, Any] = get_peft_model_state_dict(model)
+    # Left to decide about embeddings, PEFT asks the Hub for the base model's configuration.
+    matrices: dict[str, Any] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return matrices
 
 
