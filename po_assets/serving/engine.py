@@ -239,7 +239,9 @@ def load_engine(
             answering = load_baseline(folder, spec)
         else:
             if read_manifest(found) and (problem := adapter_problem(found, base_model_digest(folder))):
-                raise UserError(f"The adapter cannot be used: {problem}.")
+                raise UserError(
+                    f"The adapter cannot be used: {problem}. --base-model names its base model, --adapter another."
+                )
             answering = load_student(folder, spec, found)
             name = f"{name}+{adapter.resolve().name}" if adapter else STUDENT_NAME
     return ModelEngine(answering, name, grammar=grammar, limits=_limits(layout))
