@@ -7,7 +7,7 @@ class UserError(ValueError):
     """Something that the person at the keyboard can mend.
 
     The message is one or more whole sentences: what stands where (the value quoted), what is wanted, and the way out.
-    A ValueError, so that pydantic collects it from validators. Plain functions raise it; `dag.failures` turns it into
+    A ValueError, so that pydantic collects it from validators. Plain functions raise it; `dag.checks` turns it into
     Dagster's failure, `cli` into a line and an exit status.
     """
 

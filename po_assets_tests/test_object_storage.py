@@ -19,7 +19,7 @@ from upath import UPath
 from po_assets.automation.jobs import main_job
 from po_assets.dag import Artifacts, read_frame, read_gate
 from po_assets.definitions import defs
-from po_assets.evaluation.gate import gate_path, promote, promoted_adapter
+from po_assets.evaluation.gate import current_gate, gate_path, promote
 from po_assets.storage import Layout, artifact_root, file_digest, local_copy, read_manifest
 from po_assets_tests.model.tiny_model import make_tiny_model
 from po_assets_tests.storage.s3_server import s3_server
@@ -143,10 +143,10 @@ def test_a_passed_gate_switches_current_in_one_step(both: dict[str, tuple[Layout
     s3, _ = both["s3"]
     record = read_gate(gate_path(s3))
     passed = replace(record, passed=True)
-    assert promoted_adapter(s3) is None
+    assert current_gate(s3) is None
     with local_copy(s3.adapter) as adapter:
         promote(s3, passed, adapter)
-    assert promoted_adapter(s3) == record.sha256
+    assert current_gate(s3).sha256 == record.sha256
     with local_copy(s3.current) as copy, local_copy(s3.adapter) as adapter:
         assert "The gate **failed**" in (adapter / "README.md").read_text()
         weights = [folder / "adapter_model.safetensors" for folder in (copy, adapter)]

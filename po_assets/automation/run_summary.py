@@ -12,6 +12,8 @@ from typing import Any
 
 import dagster as dg
 
+from po_assets.dag.verdict import unescaped
+
 _STEP_WIDTH = 20
 
 
@@ -29,7 +31,7 @@ class FailedCheck:
     @property
     def plain(self) -> str:
         """The description on one line, without markup."""
-        return " ".join(self.description.replace("**", "").split())
+        return " ".join(unescaped(self.description).split())
 
     @property
     def sentence(self) -> str:

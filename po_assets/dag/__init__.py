@@ -3,24 +3,28 @@
 How a figure is computed belongs to the stage that knows it; here it only gets its shape.
 """
 
-from po_assets.dag.artifacts import Artifacts, JsonlIOManager, TableStream, read_frame, read_frames, stage_frames
-from po_assets.dag.checks import AssetChecks, RowCheck
-from po_assets.dag.failures import user_errors_fail_the_step
+from po_assets.dag.artifacts import Artifacts, JsonlIOManager, read_frame, stage_frames
+from po_assets.dag.checks import AssetChecks, user_errors_fail_the_step
 from po_assets.dag.gate import GateRecord, gate_record, read_gate, write_gate
 from po_assets.dag.pictures import bar_chart, figure_picture, histogram, line_chart
 from po_assets.dag.settings import Settings
-from po_assets.dag.tables import column_schema, records_table
-from po_assets.dag.verdict import Severity, Verdict, Violations, check_description, to_check_result
+from po_assets.dag.verdict import (
+    Severity,
+    Verdict,
+    Violations,
+    check_description,
+    column_schema,
+    records_table,
+    to_check_result,
+)
 
 __all__ = [
     "Artifacts",
     "AssetChecks",
     "GateRecord",
     "JsonlIOManager",
-    "RowCheck",
     "Settings",
     "Severity",
-    "TableStream",
     "Verdict",
     "Violations",
     "bar_chart",
@@ -31,7 +35,6 @@ __all__ = [
     "histogram",
     "line_chart",
     "read_frame",
-    "read_frames",
     "read_gate",
     "records_table",
     "stage_frames",

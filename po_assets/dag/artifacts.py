@@ -4,8 +4,6 @@ Tabular assets are JSONL files under stable names; how files are written belongs
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -15,7 +13,6 @@ from pydantic import Field
 from upath import UPath
 
 from po_assets.storage import Layout, StagedTable, artifact_root, default_root, read_rows, stage_lines
-from po_assets.storage.jsonl import CHUNK_ROWS
 
 
 class Artifacts(dg.ConfigurableResource["Artifacts"]):
@@ -36,27 +33,9 @@ class Artifacts(dg.ConfigurableResource["Artifacts"]):
         return Layout(artifact_root(self.root))
 
 
-@dataclass(frozen=True)
-class TableStream:
-    """A published table that may not fit in memory: iterating gives frames of at most `CHUNK_ROWS` rows, every time."""
-
-    path: UPath
-
-    def __iter__(self) -> Iterator[pd.DataFrame]:
-        return read_frames(self.path)
-
-
 def read_frame(path: UPath) -> pd.DataFrame:
     """The whole table; an empty file gives an empty frame. Errors as `storage.read_rows`."""
     return pd.DataFrame(list(read_rows(path)))
-
-
-def read_frames(path: UPath, rows: int = CHUNK_ROWS) -> Iterator[pd.DataFrame]:
-    """The table in frames of at most `rows` rows, with a running index; errors as `storage.read_rows`."""
-    records, start = read_rows(path), 0
-    while batch := list(islice(records, rows)):
-        yield pd.DataFrame(batch, index=range(start, start + len(batch)))
-        start += len(batch)
 
 
 def stage_frames(target: UPath, frames: Iterable[pd.DataFrame]) -> StagedTable:
@@ -73,7 +52,7 @@ def _encoded(frame: pd.DataFrame) -> Iterator[bytes]:
 
 
 class _JsonlIOManager(dg.UPathIOManager):
-    """Data frames, streams of data frames and staged tables; see `JsonlIOManager`."""
+    """Data frames and staged tables; see `JsonlIOManager`."""
 
     extension = ".jsonl"
 
@@ -88,23 +67,21 @@ class _JsonlIOManager(dg.UPathIOManager):
         """Nothing: staging a table made its folder, and an object store has none."""
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
-        """Publish a staged table, or write and publish a frame or a stream of frames."""
+        """Publish a staged table, or write and publish a frame."""
         if isinstance(obj, StagedTable):
             staged = obj
         elif isinstance(obj, pd.DataFrame):
             staged = stage_frames(path, [obj])
-        elif isinstance(obj, Iterable) and not isinstance(obj, str | bytes | dict):
-            staged = stage_frames(path, obj)
         else:
             raise TypeError(
                 f"{context.asset_key.to_user_string()} returned a {type(obj).__name__}; the JSONL IO manager takes a "
-                "DataFrame, an iterable of DataFrames or a StagedTable"
+                "DataFrame or a StagedTable"
             )
         staged.publish()
 
-    def load_from_path(self, context: dg.InputContext, path: UPath) -> pd.DataFrame | TableStream:
-        """The table as the input's annotation asks: a `TableStream`, or everything in one frame."""
-        return TableStream(path) if context.dagster_type.typing_type is TableStream else read_frame(path)
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> pd.DataFrame:  # noqa: ARG002 - named by Dagster
+        """The whole table."""
+        return read_frame(path)
 
 
 class JsonlIOManager(dg.ConfigurableIOManagerFactory[_JsonlIOManager]):

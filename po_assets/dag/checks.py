@@ -1,5 +1,7 @@
 """The one way to register an asset check: a decorator on a function that returns a `Verdict`.
 
+Also the one place where an error that a person can mend becomes Dagster's failure: `user_errors_fail_the_step`.
+
     checks = AssetChecks[Evidence]("normalized_teacher")
 
     @checks.register(blocking=True)
@@ -17,6 +19,7 @@ loads the code location again:
         \"\"\"Gather what the checks look at; parameters are resources, by name.\"\"\"
 """
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -25,11 +28,23 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import dagster as dg
 
-from po_assets.dag.failures import user_errors_fail_the_step
 from po_assets.dag.verdict import Severity, Verdict, to_check_result
+from po_assets.errors import UserError
 
 Evidence = TypeVar("Evidence")
 _CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
+
+
+@contextlib.contextmanager
+def user_errors_fail_the_step() -> Iterator[None]:
+    """A `UserError` inside the block fails the step with its sentence and is not tried again: nothing would change.
+
+    Also a decorator, put between `@dg.asset` and the function.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
 class RowCheck(Protocol):

@@ -139,8 +139,3 @@ def _sequences(text: str, skeleton: frozenset[str]) -> Sequences:
     if len(words) < WORDS_IN_SEQUENCE:
         return {tuple(words)} if words else set()
     return set(zip(*(words[start:] for start in range(WORDS_IN_SEQUENCE)), strict=False))
-
-
-def jaccard(one: Sequences, other: Sequences) -> float:
-    """Shared share of two sets: intersection over union."""
-    return len(one & other) / len(one | other)

@@ -193,12 +193,6 @@ def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:
     return layout.current
 
 
-def promoted_adapter(layout: Layout) -> str | None:
-    """Digest of the adapter that is current, None where none is."""
-    record = current_gate(layout)
-    return record.sha256 if record else None
-
-
 def current_gate(layout: Layout) -> GateRecord | None:
     """The record by which the current adapter was promoted, None where none is current."""
     try:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from po_assets.dataset.cases import EvalCase
-from po_assets.dataset.holdout import HoldOut, jaccard, word_sequences
+from po_assets.dataset.holdout import HoldOut, Sequences, word_sequences
 from po_assets_tests.dataset.tables import case, texts, words
 
 CASES = [EvalCase(**case(number)) for number in range(900, 940)]
@@ -110,3 +110,8 @@ def test_cases_without_reference_or_of_few_words_give_no_alarm() -> None:
 def test_any_text_may_be_asked_about(concept: str, requirements: str) -> None:
     """Also what is empty or no YAML."""
     HOLD_OUT.find(concept, requirements)
+
+
+def jaccard(one: Sequences, other: Sequences) -> float:
+    """Shared share of two sets: intersection over union."""
+    return len(one & other) / len(one | other)

@@ -15,7 +15,7 @@ from po_assets.evaluation import answers, evaluate, generate
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.evaluate import spread
-from po_assets.evaluation.gate import gate_path, promoted_adapter
+from po_assets.evaluation.gate import current_gate, gate_path
 from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, base_model_digest
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
@@ -114,7 +114,7 @@ def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(evaluated
     record = read_gate(gate_path(layout))
     assert record is not None
     assert (record.sha256, record.passed) == ("a" * 64, False)
-    assert promoted_adapter(layout) is None
+    assert current_gate(layout) is None
     assert "The gate failed" in layout.report_html.read_text()
     assert json.loads(layout.report_json.read_text())["gate"]["passed"] is False
 
@@ -181,7 +181,7 @@ def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypat
     failed = {check.check_name for check in result.get_asset_check_evaluations() if not check.passed}
     assert result.success
     assert failed == {"status_accuracy", "judges"}  # every answer says aligned
-    assert promoted_adapter(layout) == "a" * 64
+    assert current_gate(layout).sha256 == "a" * 64
     (event,) = result.asset_materializations_for_node("eval_report")
     assert event.metadata["promotion"].value == f"Adapter {'a' * 12} is now models/current."
     # A changed profile is a new verdict, over the same answers: nothing is generated or loaded again.
@@ -251,7 +251,7 @@ def test_what_was_evaluated_is_promoted_whatever_is_trained_meanwhile(
 
     monkeypatch.setattr(evaluate, "judge", judge_while_training)
     run(layout, base_folder)
-    assert promoted_adapter(layout) == "a" * 64
+    assert current_gate(layout).sha256 == "a" * 64
     assert (layout.current / WEIGHTS).read_bytes() == evaluated
     assert "The gate **passed** on " in (layout.current / "README.md").read_text()
     assert "The gate" not in (layout.adapter / "README.md").read_text()

@@ -9,7 +9,7 @@ from upath import UPath
 
 from po_assets.dag import GateRecord, read_gate, write_gate
 from po_assets.evaluation.checks import Evidence
-from po_assets.evaluation.gate import gate_path, gate_table, judge, promote, promoted_adapter, settle
+from po_assets.evaluation.gate import current_gate, gate_path, gate_table, judge, promote, settle
 from po_assets.storage import Layout, Manifest, published_directory, write_manifest
 from po_assets_tests.evaluation.scenes import both_sides
 
@@ -34,11 +34,11 @@ def train(layout: Layout, weights: str) -> None:
 def test_a_passed_adapter_becomes_current_and_stays_when_the_next_is_trained(layout: Layout) -> None:
     """Training replaces the adapter's folder, never the promoted one."""
     train(layout, "first")
-    assert promoted_adapter(layout) is None
+    assert current_gate(layout) is None
     promote(layout, record("1"), Path(str(layout.adapter)))
     train(layout, "second")
     assert (layout.current / "adapter_model.safetensors").read_text() == "first"
-    assert promoted_adapter(layout) == "1" * 64
+    assert current_gate(layout).sha256 == "1" * 64
     assert Path(str(layout.current)).is_symlink()
 
 
@@ -49,7 +49,7 @@ def test_a_failed_gate_is_never_promoted(layout: Layout) -> None:
     train(layout, "second")
     with pytest.raises(ValueError, match="did not pass"):
         promote(layout, record("2", passed=False), Path(str(layout.adapter)))
-    assert promoted_adapter(layout) == "1" * 64
+    assert current_gate(layout).sha256 == "1" * 64
 
 
 def test_a_crash_while_copying_leaves_the_old_one(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_a_crash_while_copying_leaves_the_old_one(layout: Layout, monkeypatch: p
     with pytest.raises(OSError, match="No space left"):
         promote(layout, record("2"), Path(str(layout.adapter)))
     assert (layout.current / "adapter_model.safetensors").read_text() == "first"
-    assert promoted_adapter(layout) == "1" * 64
+    assert current_gate(layout).sha256 == "1" * 64
 
 
 def test_a_few_old_versions_are_kept_and_a_folder_made_by_hand_is_not_lost(layout: Layout) -> None:
@@ -87,7 +87,7 @@ def test_an_object_store_gets_a_folder_with_the_record(tmp_path: Path) -> None:
     train(here, "first")
     promote(layout, record("1"), Path(str(here.adapter)))
     assert (published_directory(layout.current) / "adapter_model.safetensors").read_text() == "first"
-    assert promoted_adapter(layout) == "1" * 64
+    assert current_gate(layout).sha256 == "1" * 64
 
 
 def test_the_gates_record_is_read_back_for_the_table(layout: Layout) -> None:
@@ -129,7 +129,7 @@ def test_what_becomes_of_an_adapter_is_said_by_its_digest(layout: Layout) -> Non
         f"Adapter {'1' * 12} has been models/current since it passed on 2026-11-22T10:00, and fails now"
     )
     assert "(mean_score; profile literal). It stays in use until another passes: train again" in failing
-    assert promoted_adapter(layout) == "1" * 64
+    assert current_gate(layout).sha256 == "1" * 64
 
 
 def test_one_adapter_has_one_card_with_the_history_of_its_verdicts(layout: Layout) -> None:

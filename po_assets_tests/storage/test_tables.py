@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from upath import UPath
 
-from po_assets.dag import Artifacts, JsonlIOManager, TableStream, read_frame, read_frames, stage_frames
+from po_assets.dag import Artifacts, JsonlIOManager, read_frame, stage_frames
 from po_assets.storage import Layout, Manifest, StagedTable, file_digest, read_manifest, stage_lines
 
 FRAME = pd.DataFrame({"n": [1, 2, 3], "text": ["a", "ñ\n", None], "more": [{"k": [1]}, {}, None]})
@@ -44,15 +44,6 @@ def test_a_failing_stream_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_chunks_together_are_the_whole_table(tmp_path: Path) -> None:
-    """With an index that runs on."""
-    target = UPath(tmp_path / "t.jsonl")
-    stage_frames(target, [FRAME]).publish()
-    chunks = list(read_frames(target, rows=2))
-    assert [len(chunk) for chunk in chunks] == [2, 1]
-    assert pd.concat(chunks).to_json() == read_frame(target).to_json()
-
-
 @pytest.mark.parametrize(("line", "reason"), [(b"{", "line 2 is not JSON"), (b"[1]", "line 2 must be a JSON object")])
 def test_a_damaged_table_names_file_and_line(tmp_path: Path, line: bytes, reason: str) -> None:
     """So that nobody has to search."""
@@ -69,30 +60,25 @@ def test_an_unreadable_manifest_counts_as_none(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "t.jsonl") is None
 
 
-@pytest.mark.parametrize("kind", ["frame", "stream", "staged"])
+@pytest.mark.parametrize("kind", ["frame", "staged"])
 def test_assets_pass_tables_through_the_io_manager(tmp_path: Path, kind: str) -> None:
-    """A frame, a stream or a staged table goes in; a frame or a stream comes out, as the input is annotated."""
+    """A frame or a staged table goes in; a frame comes out."""
     layout = Layout(UPath(tmp_path))
     seen: dict[str, int] = {}
 
     @dg.asset
     def normalized_teacher() -> dg.MaterializeResult:
-        values = {"frame": FRAME, "stream": iter([FRAME]), "staged": stage_frames(layout.normalized, [FRAME])}
+        values = {"frame": FRAME, "staged": stage_frames(layout.normalized, [FRAME])}
         return dg.MaterializeResult(value=values[kind], data_version=dg.DataVersion("v"))
 
     @dg.asset
     def whole(normalized_teacher: pd.DataFrame) -> None:
         seen["whole"] = len(normalized_teacher)
 
-    @dg.asset
-    def streamed(normalized_teacher: TableStream) -> None:
-        seen["streamed"] = sum(len(chunk) for chunk in normalized_teacher)
-        assert not isinstance(normalized_teacher, pd.DataFrame)
-
     artifacts = Artifacts(root=str(tmp_path))
     resources = {"io_manager": JsonlIOManager(artifacts=artifacts)}
-    assert dg.materialize([normalized_teacher, whole, streamed], resources=resources).success
-    assert seen == {"whole": 3, "streamed": 3}
+    assert dg.materialize([normalized_teacher, whole], resources=resources).success
+    assert seen == {"whole": 3}
     manifest = read_manifest(layout.normalized)
     assert manifest is not None
     assert manifest.rows == 3
