@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from po_assets.errors import UserError
+from po_assets.text import say
 
 COMMANDS = {
     "run": ("po_assets.cli:add_run", "materialize the whole graph with its checks, then print the gate"),
@@ -112,7 +113,7 @@ def _base_model(_options: argparse.Namespace) -> int:
     from po_assets.dag import Artifacts
     from po_assets.model import BaseModel, ensure_base_model
 
-    _say(str(ensure_base_model(BaseModel().resolved(), Artifacts().layout)))
+    say(str(ensure_base_model(BaseModel().resolved(), Artifacts().layout)))
     return 0
 
 
@@ -128,12 +129,8 @@ def _sample_data(options: argparse.Namespace) -> int:
 
     seed = SEED if options.seed is None else options.seed
     for path, rows in write_sample_data(options.root, seed).items():
-        _say(f"{path}: {rows} rows")
+        say(f"{path}: {rows} rows")
     return 0
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - the command line speaks on standard output
 
 
 if __name__ == "__main__":

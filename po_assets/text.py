@@ -1,4 +1,4 @@
-"""Words for people: numbers with their nouns, durations, text that somebody else wrote, progress at a bearable rate."""
+"""Words for people: numbers with their nouns, durations, text of others, progress and lines of a command."""
 
 import math
 import time
@@ -9,6 +9,11 @@ from collections.abc import Callable
 def amount(number: int, noun: str) -> str:
     """A number with its noun: `1 row`, `1,234 rows`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def say(text: str) -> None:
+    """A line of a command's standard output, at once."""
+    print(text, flush=True)  # noqa: T201
 
 
 def verb(number: int, singular: str, plural: str) -> str:

@@ -22,7 +22,7 @@ from po_assets.automation.catch_up import refuse_below_failed_gate
 from po_assets.dag.compute import EXECUTOR_VARIABLE, POOL
 from po_assets.errors import UserError
 from po_assets.model import BaseModel, require_hardware
-from po_assets.storage import Layout, LockedError, artifact_root, default_root, is_local, lock, remove_left_over_staging
+from po_assets.storage import Layout, LockedError, artifact_root, default_root, is_local, lock, remove_stale_staging
 
 LOCK = ".run.lock"
 NEVER_RETRIED = {"dagster/max_retries": "0"}
@@ -133,7 +133,7 @@ def one_run_per_root(plan_context: Any, _execution_plan: Any) -> Iterator[None]:
     layout = Layout(artifact_root(root_of(run.run_config)))
     with wait_for_root(layout, plan_context.log.info):
         for folder in layout.written_folders:
-            for left in remove_left_over_staging(folder):
+            for left in remove_stale_staging(folder):
                 plan_context.log.info("Removed %s, which a killed process had left half written.", left)
         graph = plan_context.job.get_repository_definition().asset_graph
         layer = plan_context.job.get_definition().asset_layer

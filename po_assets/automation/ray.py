@@ -35,7 +35,7 @@ from ray.util.state import list_nodes
 from po_assets.automation.executors import PreparedExecutor, one_run_per_root, prepared
 from po_assets.dag.compute import EXECUTOR_VARIABLE, GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK, gpus_per_step
 from po_assets.errors import UserError
-from po_assets.text import amount
+from po_assets.text import amount, say
 
 AUTOSCALING_VARIABLE = "PO_RAY_AUTOSCALING"
 DASHBOARD_VARIABLE = "PO_RAY_DASHBOARD"
@@ -246,10 +246,9 @@ def ui_on_ray(port: int) -> int:
         os.environ.setdefault(GPUS_VARIABLE, "1" if gpus else "0")
         with dg.DagsterInstance.get() as instance:
             instance.event_log_storage.set_concurrency_slots(POOL, steps_at_once(gpus))
-        print(  # noqa: T201 - a command line speaks on standard output
+        say(
             f"Ray is up with {amount(gpus, 'GPU')}: {url}. The Dagster UI follows on http://127.0.0.1:{port}; Ctrl-C "
-            "ends both.",
-            flush=True,
+            "ends both."
         )
         command = ["-m", "dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
         ui = subprocess.Popen([sys.executable, *command], start_new_session=True)  # noqa: S603

@@ -33,6 +33,7 @@ from po_assets.errors import UserError
 from po_assets.evaluation.gate import gate_sentence, gate_table
 from po_assets.model import BaseModel, require_hardware
 from po_assets.storage import Layout, LockedError
+from po_assets.text import say
 
 _HISTORY_BYTES = 50_000_000
 """What Dagster's history of a run may take, with room to spare."""
@@ -82,8 +83,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _init(options: argparse.Namespace, location: CodeLocation) -> int:
     folder = shlex.quote(str(options.folder))
     made = make_project(options.folder, location().SETTINGS)
-    _say("\n".join(f"made {path}" for path in made) or f"{options.folder} is a project already.")
-    _say(
+    say("\n".join(f"made {path}" for path in made) or f"{options.folder} is a project already.")
+    say(
         f"Put rows into {options.folder / 'incoming'} (*.jsonl) and evaluation cases into {options.folder / 'cases'}, "
         f"then:\n  po-assets run --data {folder}\n  po-assets ui --data {folder}"
     )
@@ -129,19 +130,15 @@ def _run(options: argparse.Namespace, location: CodeLocation) -> int:
         stack.enter_context(_history_errors())
         instance = stack.enter_context(dg.DagsterInstance.get())
         for run_id in end_orphaned_runs(instance):
-            _say(f"Run {run_id[:8]} counted as running, but its process is gone; it is marked as failed.")
+            say(f"Run {run_id[:8]} counted as running, but its process is gone; it is marked as failed.")
         job = code.defs.resolve_job_def(main_job.name)
-        _say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ[HOME_VARIABLE]})")
+        say(f"Materializing {main_job.name} into {layout.root} (instance {os.environ[HOME_VARIABLE]})")
         # Named here, because Dagster falls back to a logger of its own that prints every event.
         run_config: dict[str, Any] = {"loggers": {"console": {}}}
         # Who started it here is looking at it: the daemon of an open UI is not to start it again.
         tags = {**process_tag(), **NEVER_RETRIED}
         result = job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False, tags=tags)
     return _report(result, layout, time.monotonic() - started, options.data)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - the command line speaks on standard output
 
 
 def _find_instance() -> None:

@@ -25,7 +25,7 @@ from po_assets.intake.assets import OWNERS, normalized_teacher
 from po_assets.intake.ledger import Outcome
 from po_assets.model import BaseModel
 from po_assets.product_owner import PROMPT_VERSION
-from po_assets.storage import StagedTable, digest_of, file_digest, read_manifest
+from po_assets.storage import StagedTable, digest_of, file_digest, recorded_digest
 from po_assets.text import amount, verb
 
 CASES_CODE_VERSION = "2"
@@ -97,10 +97,9 @@ def supervised_dataset(
     cases = read_eval_cases(layout.eval_cases)
     budget = token_budget(base_model, layout)
     staged, chosen = build_supervised(layout, selection, cases, budget)
-    normalized = read_manifest(layout.normalized)
     staged = staged.with_manifest(
         inputs={
-            "normalized_teacher": normalized.sha256 if normalized else "",
+            "normalized_teacher": recorded_digest(layout.normalized),
             "eval_cases": file_digest(layout.eval_cases),
         },
         config=digest_of({"selection": selection.effective(), "model": budget.model, "max_length": budget.max_length}),

@@ -26,15 +26,15 @@ from po_assets.evaluation.report import answers_summary, evaluation_figures, ref
 from po_assets.evaluation.scoring import COLUMNS, ScoredAnswer, answers_frame
 from po_assets.evaluation.settings import ENGINE_VERSION, Decoding, GateProfile
 from po_assets.evaluation.statistics import judgement_rows, summarize
+from po_assets.intake.assets import OWNERS
 from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
-from po_assets.storage import atomic_file, digest_of, file_digest, read_manifest
+from po_assets.storage import atomic_file, digest_of, file_digest, recorded_digest
 from po_assets.text import amount
 
 CODE_VERSION = f"1+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
 
 GROUP = "evaluation"
-OWNERS = ["team:po-distillation"]
 KINDS = {"python", "pytorch", "huggingface"}
 _COLUMNS = column_schema(COLUMNS)
 
@@ -103,13 +103,12 @@ def eval_report(
     layout = artifacts.layout
     cases = read_eval_cases(layout.eval_cases)
     evaluation = evaluate_student(cases, layout, base_model.resolved(), decoding, gate=gate, log=context.log.info)
-    baseline_manifest = read_manifest(layout.baseline_answers)
     return _answers_result(
         evaluation.found.student,
         layout.student_answers,
         inputs={
             "eval_cases": file_digest(layout.eval_cases),
-            "baseline_report": baseline_manifest.sha256 if baseline_manifest else "",
+            "baseline_report": recorded_digest(layout.baseline_answers),
             "lora_adapter": evaluation.record.sha256,
         },
         config=digest_of([decoding.report_fingerprint(), gate.fingerprint()]),
@@ -181,6 +180,3 @@ def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict
 
 def _key(title: str) -> str:
     return title.lower().replace("'s", "").replace(" ", "_")
-
-
-evaluation_assets = [baseline_report, eval_report]

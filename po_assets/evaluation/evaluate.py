@@ -39,6 +39,7 @@ from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model, require_hardware
 from po_assets.product_owner import format_answer
 from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_manifest
+from po_assets.text import say
 from po_assets.training.student import adapter_problem
 
 _ELSEWHERE = "elsewhere"
@@ -234,7 +235,7 @@ def _rescore_command(options: argparse.Namespace) -> int:
         lines.insert(0, f"{absent} of {len(cases)} cases have no answer; each counts as an empty one.")
     verdict = "passed" if record.passed else "failed"
     lines.append(f"The gate {verdict}. Report: {options.output / 'po_rescored_report.html'}")
-    print("\n".join(lines))  # noqa: T201 - a command speaks on its streams
+    say("\n".join(lines))
     return 0 if record.passed else 1
 
 

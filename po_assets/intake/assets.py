@@ -24,7 +24,7 @@ from po_assets.intake.normalization import COLUMNS
 from po_assets.intake.pipeline import Summary, normalize_snapshot
 from po_assets.product_owner import METRIC_VERSION, STATUSES
 from po_assets.product_owner.contract import STATUS_ALIASES
-from po_assets.storage import StagedTable, digest_of, read_manifest
+from po_assets.storage import StagedTable, digest_of, read_manifest, recorded_digest
 
 RAW_CODE_VERSION = "2"
 NORMALIZED_CODE_VERSION = f"3+metric.{METRIC_VERSION}"
@@ -134,9 +134,8 @@ def normalized_teacher(
     )
     rejected, landed = summary.outcomes.of(Outcome.REJECTED), summary.outcomes.total
     context.log.info("%d rows normalized, %d of %d landed lines rejected", summary.rows, rejected, landed)
-    opened = read_manifest(layout.ledger)
     # What is rejected is not in the table, and still changes the ledger, which supervised_dataset closes.
-    version = digest_of([staged.sha256, opened.sha256 if opened else ""])
+    version = digest_of([staged.sha256, recorded_digest(layout.ledger)])
     return _result(staged, summary, layout.normalized, version)
 
 

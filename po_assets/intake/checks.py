@@ -97,18 +97,18 @@ class Normalization:
     counted: Balance
 
 
-class JudgedRow(NamedTuple):
+class CheckedRow(NamedTuple):
     """A normalized row and what is wrong with it alone, in words."""
 
     row: dict[str, Any]
     faults: list[str]
 
 
-def _judged_rows(found: Normalization) -> Iterator[JudgedRow]:
-    return (JudgedRow(row, row_faults(row)) for row in read_rows(found.layout.normalized))
+def _checked_rows(found: Normalization) -> Iterator[CheckedRow]:
+    return (CheckedRow(row, row_faults(row)) for row in read_rows(found.layout.normalized))
 
 
-normalized_checks = AssetChecks[Normalization]("normalized_teacher", rows=_judged_rows)
+normalized_checks = AssetChecks[Normalization]("normalized_teacher", rows=_checked_rows)
 
 
 @normalized_checks.register(blocking=True)
@@ -121,9 +121,9 @@ class Schema:
         self._rows = 0
         self._violations = Violations()
 
-    def add(self, judged: JudgedRow) -> None:
+    def add(self, checked: CheckedRow) -> None:
         """Look at one row."""
-        row, faults = judged
+        row, faults = checked
         self._rows += 1
         if not faults:
             place = (self._positions.get(row["file"], -1), row["line"])
@@ -201,10 +201,10 @@ class DeclaredScoresMatchMetric:
         self._violations = Violations()
         self._largest = 0.0
 
-    def add(self, judged: JudgedRow) -> None:
+    def add(self, checked: CheckedRow) -> None:
         """Look at one row, if its columns are sound."""
-        row = judged.row
-        if judged.faults:
+        row = checked.row
+        if checked.faults:
             return
         declared, metric = row["declared_score"], row["metric_score"]
         if declared is None:

@@ -6,7 +6,6 @@ are imported from there.
 """
 
 from po_assets.product_owner.answer import (
-    AnswerVerdict,
     ParsedAnswer,
     column_document,
     format_answer,
@@ -17,7 +16,6 @@ from po_assets.product_owner.blocks import strip_reasoning, without_outer_fence
 from po_assets.product_owner.contract import STATUS_ALIASES, STATUSES
 from po_assets.product_owner.documents import (
     RequirementEntry,
-    YamlReading,
     canonical_status,
     cited_ids,
     read_alignment,
@@ -29,11 +27,9 @@ from po_assets.product_owner.documents import (
     written_value,
 )
 from po_assets.product_owner.metric import METRIC_VERSION, ProductOwnerScore, score_product_owner
-from po_assets.product_owner.prompt_parts import PROMPT_FORM, split_prompt
+from po_assets.product_owner.prompt_parts import split_prompt
 from po_assets.product_owner.prompts import (
     PROMPT_VERSION,
-    TEACHER_INSTRUCTIONS,
-    TEACHER_PROMPT_VERSION,
     PromptParts,
     build_prompt,
     consumer_messages,
@@ -42,18 +38,13 @@ from po_assets.product_owner.prompts import (
 
 __all__ = [
     "METRIC_VERSION",
-    "PROMPT_FORM",
     "PROMPT_VERSION",
     "STATUSES",
     "STATUS_ALIASES",
-    "TEACHER_INSTRUCTIONS",
-    "TEACHER_PROMPT_VERSION",
-    "AnswerVerdict",
     "ParsedAnswer",
     "ProductOwnerScore",
     "PromptParts",
     "RequirementEntry",
-    "YamlReading",
     "build_prompt",
     "canonical_status",
     "cited_ids",

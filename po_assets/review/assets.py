@@ -17,7 +17,7 @@ from po_assets.review.candidates import collect
 from po_assets.review.conflicts import make_conflicts
 from po_assets.review.review_file import write_review_file
 from po_assets.review.settings import ReviewSettings
-from po_assets.storage import Layout, StagedTable, digest_of, file_digest, read_manifest, stage_lines
+from po_assets.storage import Layout, StagedTable, digest_of, file_digest, read_manifest, recorded_digest, stage_lines
 
 GROUP = "curation"
 CONFLICTS_CODE_VERSION = f"2+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
@@ -105,7 +105,7 @@ def review_candidates(
         {"kind": one.kind, "id": one.identifier, "place": one.place, "why": "; ".join(one.why), "status": one.status}
         for one in found.candidates
     ]
-    approved = layout.found_right
+    approved = layout.approved_answers
     staged = stage_lines(layout.review_candidates, map(orjson.dumps, table)).with_manifest(
         inputs=_inputs(layout) | {"approved_answers": file_digest(approved) if approved.exists() else ""},
         code_version=CANDIDATES_CODE_VERSION,
@@ -125,11 +125,7 @@ def review_candidates(
 
 
 def _inputs(layout: Layout) -> dict[str, str]:
-    normalized = read_manifest(layout.normalized)
-    return {
-        "normalized_teacher": normalized.sha256 if normalized else "",
-        "eval_cases": file_digest(layout.eval_cases),
-    }
+    return {"normalized_teacher": recorded_digest(layout.normalized), "eval_cases": file_digest(layout.eval_cases)}
 
 
 def _refuse_to_overwrite_edits(layout: Layout) -> None:

@@ -9,6 +9,7 @@ from po_assets.dag import Artifacts
 from po_assets.review.rejected import edit_rejected, land_rejected
 from po_assets.review.review_file import land
 from po_assets.storage import Layout
+from po_assets.text import say
 
 Say = Callable[[str], object]
 
@@ -32,12 +33,8 @@ def _add(parser: argparse.ArgumentParser, actions: Mapping[str, tuple[Callable[[
     for name, (act, line) in actions.items():
         command = commands.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
         command.add_argument("--root", help="artifacts root (default: PO_ARTIFACTS_ROOT, else artifacts/)")
-        command.set_defaults(handle=lambda options, act=act: act(_layout(options.root), _say))
+        command.set_defaults(handle=lambda options, act=act: act(_layout(options.root), say))
 
 
 def _layout(root: str | None) -> Layout:
     return Layout(UPath(root)) if root else Artifacts().layout
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - a command speaks on standard output

@@ -98,7 +98,7 @@ def read_approved(layout: Layout) -> set[Approved]:
     Raises:
         UserError: a line is none of this file's.
     """
-    path, found = layout.found_right, set()
+    path, found = layout.approved_answers, set()
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
         try:
             record = orjson.loads(line) if line.strip() else None
@@ -249,7 +249,7 @@ def land(layout: Layout, say: Callable[[str], object]) -> int:
             "evaluation/po_eval_cases.jsonl: commit the file. The next evaluation uses them; none is trained on."
         )
     if landed.approved:
-        name = layout.found_right.name
+        name = layout.approved_answers.name
         say(f"{len(landed.approved)} answers were approved and are not shown again (curation/{name}).")
     if landed.untouched:
         say(f"{landed.untouched} answers were left as they are.")
@@ -274,7 +274,7 @@ def land_corrections(layout: Layout) -> Landed:
     if landed.approved:  # first, since it may find its file broken
         everything = sorted(read_approved(layout) | set(landed.approved))
         records = [orjson.dumps(dict(zip(_APPROVED_KEYS, known, strict=True))) for known in everything]
-        land_lines(layout.found_right, records)
+        land_lines(layout.approved_answers, records)
     if landed.rows:
         landed.file = land_new_file(layout, "corrections", landed.rows)
     if landed.cases:

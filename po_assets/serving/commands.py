@@ -11,7 +11,7 @@ from po_assets.errors import UserError
 from po_assets.serving.ask import StudentAnswer, ask
 from po_assets.serving.engine import load_engine
 from po_assets.serving.export import FORMATS, check_parity, export_student
-from po_assets.text import amount
+from po_assets.text import amount, say
 
 _INVALID = 3
 
@@ -115,19 +115,15 @@ def _export(options: argparse.Namespace) -> int:
     layout = Artifacts().layout
     target = options.to or Path(str(layout.base_models)).parent / "exported"
     student: dict[str, Any] = {"adapter": options.adapter, "model": options.base_model}
-    export_student(layout, target, formats=options.format, say=_say, **student)
-    _say(f"Exported to {target}; {target / 'README.md'} says how to serve it.")
+    export_student(layout, target, formats=options.format, say=say, **student)
+    say(f"Exported to {target}; {target / 'README.md'} says how to serve it.")
     passed = True
     for name, verdict in check_parity(layout, target, options.parity, **student) if options.parity else ():
         passed = passed and verdict.passed
-        _say(f"{name}: {verdict.summary}" + ("" if verdict.passed else f" {verdict.next_step}"))
+        say(f"{name}: {verdict.summary}" + ("" if verdict.passed else f" {verdict.next_step}"))
         for row in () if verdict.passed else verdict.rows:
-            _say(f"\n{row['case']}\n--- adapter\n{row['adapter']}\n--- exported\n{row['exported']}")
+            say(f"\n{row['case']}\n--- adapter\n{row['adapter']}\n--- exported\n{row['exported']}")
     return 0 if passed else _INVALID
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - the command line speaks on standard output
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -139,9 +135,6 @@ def _serve(options: argparse.Namespace) -> int:
             f"--host {options.host} lets other machines ask: set {KEY_VARIABLE} to a key that they must send, or stay "
             "on 127.0.0.1."
         )
-
-    def say(line: str) -> None:
-        print(line, flush=True)  # noqa: T201
 
     with listen(options.host, options.port) as listening:
         serve(load_engine(Artifacts().layout, **_model(options)), listening, key=key, say=say)

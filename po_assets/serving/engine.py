@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import AnsweringModel, load_baseline, load_student
+from po_assets.evaluation.answers import AnsweringModel, context_of, load_baseline, load_student, reference_limits
 from po_assets.evaluation.settings import Decoding
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model
 from po_assets.product_owner import requirement_entries, split_prompt
-from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
+from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
 from po_assets.storage import Layout, local_copy, read_manifest
 from po_assets.training.student import adapter_problem
 
@@ -100,8 +102,7 @@ class ModelEngine:
         prompt_ids = self._answering.chat.conversation_ids(turns)
         ids = self._ids_to_cite(turns)
         grammar = None if ids is None else answer_grammar(ids, self._limits)
-        config = getattr(self._answering.model.config, "text_config", None) or self._answering.model.config
-        context = int(getattr(config, "max_position_embeddings", 1 << 30))
+        context = context_of(self._answering.model.config) or 1 << 30
         room = context - len(prompt_ids)
         most = sampling.max_tokens
         if most is None:
@@ -197,8 +198,6 @@ class _Watched:
         return self._inner is None or self._inner.permits(token)
 
     def permitted_bits(self) -> Any:
-        import numpy as np
-
         if self._inner is not None:
             return self._inner.permitted_bits()
         return np.full((self._vocabulary + 31) // 32 * 4, 255, dtype=np.uint8)
@@ -268,7 +267,6 @@ def _adapter(layout: Layout, adapter: Path | None, copies: contextlib.ExitStack)
 def _limits(layout: Layout) -> GrammarLimits:
     """As in the evaluation, whose gate the student passed; the defaults where there are no cases."""
     try:
-        cases = read_eval_cases(layout.eval_cases)
+        return reference_limits(read_eval_cases(layout.eval_cases))
     except UserError:
         return GrammarLimits()
-    return limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)

@@ -5,25 +5,27 @@ stage that makes it; frames, resources and the IO manager belong to `dag`.
 """
 
 from po_assets.storage.files import (
+    LockedError,
     atomic_directory,
     atomic_file,
     is_disk_full,
     is_local,
     local_copy,
+    lock,
     open_buffered,
     published_directory,
-    remove_left_over_staging,
+    remove_stale_staging,
     staging_path,
 )
 from po_assets.storage.jsonl import LineWriter, StagedTable, published_lines, read_rows, stage_lines
 from po_assets.storage.layout import Layout, artifact_root, default_root
-from po_assets.storage.lock import LockedError, lock
 from po_assets.storage.manifest import (
     Manifest,
     digest_of,
     directory_digest,
     file_digest,
     read_manifest,
+    recorded_digest,
     write_manifest,
 )
 
@@ -49,7 +51,8 @@ __all__ = [
     "published_lines",
     "read_manifest",
     "read_rows",
-    "remove_left_over_staging",
+    "recorded_digest",
+    "remove_stale_staging",
     "stage_lines",
     "staging_path",
     "write_manifest",

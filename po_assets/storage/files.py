@@ -1,4 +1,4 @@
-"""Publication in one step: a reader sees the old artifact or the new one, never half of one.
+"""Publication in one step (a reader sees the old artifact or the new one, never half of one), and the lock of a root.
 
 On a file system: write beside, fsync, rename, fsync the folder. A folder changes places with the one it replaces.
 
@@ -10,6 +10,9 @@ completes, however many parts it was sent in (S3: PutObject, CompleteMultipartUp
   points to yet; then one small object, `models/po_student_v2/CURRENT`, is replaced by the version's name. Readers go
   through `published_directory`. A crash before that leaves them the old version; it and the one before stay for readers
   that are in the middle of it, and older ones are removed with the next publication.
+
+An object store has no lock either: there a shared Dagster instance's run queue (`max_concurrent_runs`) keeps writers
+apart. On a file system the kernel lets a lock go when its process ends.
 """
 
 import contextlib
@@ -25,6 +28,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from filelock import FileLock, Timeout
 from upath import UPath
 
 POINTER = "CURRENT"
@@ -119,7 +123,7 @@ def is_disk_full(error: BaseException) -> bool:
     return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in full)
 
 
-def remove_left_over_staging(folder: UPath, older_than: timedelta = timedelta(days=1)) -> list[UPath]:
+def remove_stale_staging(folder: UPath, older_than: timedelta = timedelta(days=1)) -> list[UPath]:
     """Remove what killed writers left half written in a folder, and return it.
 
     What is younger than `older_than` may be a living writer's. A retired folder stays (see `_swap_directory`): it is
@@ -212,3 +216,25 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class LockedError(Exception):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def lock(place: UPath) -> Iterator[None]:
+    """Hold `place` while the block runs; does nothing in an object store.
+
+    Raises:
+        LockedError: another process on this machine holds it.
+    """
+    if not is_local(place):
+        yield
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(str(place), timeout=0):
+            yield
+    except Timeout as error:
+        raise LockedError("a process on this machine holds the lock") from error

@@ -71,7 +71,7 @@ class Layout:
     """Rows and evaluation cases that a person should look at, one per line."""
     review_file = _Place("curation", "po_review_candidates.yaml")
     """The same for a person to correct answers in."""
-    found_right = _Place("curation", "po_found_right.jsonl")
+    approved_answers = _Place("curation", "po_found_right.jsonl")
     """Answers that a person found right, which are not shown again."""
 
     @property

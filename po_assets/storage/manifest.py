@@ -48,6 +48,12 @@ def read_manifest(artifact: UPath | Path) -> Manifest | None:
         return None
 
 
+def recorded_digest(artifact: UPath | Path) -> str:
+    """The sha256 in the artifact's manifest; empty where there is none."""
+    manifest = read_manifest(artifact)
+    return manifest.sha256 if manifest else ""
+
+
 def write_manifest(artifact: UPath | Path, manifest: Manifest) -> None:
     """Write the artifact's manifest in one step."""
     with atomic_file(manifest_path(artifact)) as file:

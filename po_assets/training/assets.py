@@ -7,6 +7,7 @@ import pandas as pd
 
 from po_assets.dag import Artifacts, line_chart, user_errors_fail_the_step
 from po_assets.dag.compute import CRASH_RETRY, POOL, TRAINING_STEP
+from po_assets.intake.assets import OWNERS
 from po_assets.product_owner import PROMPT_VERSION
 from po_assets.text import Progress
 from po_assets.training.settings import TrainingSettings
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from po_assets.training.student import Student
 
 GROUP = "student"
-OWNERS = ["team:po-distillation"]
 CODE_VERSION = f"1+prompt.{PROMPT_VERSION}"
 
 

@@ -15,7 +15,7 @@ from po_assets.storage import (
     directory_digest,
     file_digest,
     published_directory,
-    remove_left_over_staging,
+    remove_stale_staging,
     staging_path,
 )
 from po_assets_tests.storage.s3_server import s3_server
@@ -85,10 +85,10 @@ def test_what_a_killed_writer_left_is_removed_once_it_is_old(folder: UPath) -> N
     left = staging_path(folder / "a.txt")
     left.write_bytes(b"half")
     (folder / "b.txt").write_bytes(b"whole")
-    assert remove_left_over_staging(folder) == []
-    assert remove_left_over_staging(folder, timedelta(0)) == [left]
+    assert remove_stale_staging(folder) == []
+    assert remove_stale_staging(folder, timedelta(0)) == [left]
     assert [path.name for path in folder.iterdir()] == ["b.txt"]
-    assert remove_left_over_staging(folder / "none") == []
+    assert remove_stale_staging(folder / "none") == []
 
 
 def test_a_half_written_folder_is_removed_but_not_a_retired_one(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_half_written_folder_is_removed_but_not_a_retired_one(tmp_path: Path) 
     for name in (".staging-model-1a2b", ".staging-retired-model-1a2b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").touch()
-    remove_left_over_staging(UPath(tmp_path), timedelta(0))
+    remove_stale_staging(UPath(tmp_path), timedelta(0))
     assert [path.name for path in tmp_path.iterdir()] == [".staging-retired-model-1a2b"]
 
 

@@ -40,10 +40,10 @@ KEPT_BYTES = 3 << 28
 
 def fast_training(model: PeftModel) -> FastPath | str:
     """The fast way through this model, or in words why it does not fit."""
-    return why_not(model) or FastPath(model)
+    return unsupported_reason(model) or FastPath(model)
 
 
-def why_not(model: PeftModel) -> str | None:
+def unsupported_reason(model: PeftModel) -> str | None:
     """The reason why the fast path does not fit this model, or None when it does."""
     from peft.tuners.lora import Linear, LoraLayer
 
@@ -124,7 +124,7 @@ class FastPath:
     """Loss of one row at a time, through replaced attention, norms, LoRA products and cross-entropy."""
 
     def __init__(self, model: PeftModel) -> None:
-        """Take the parts of a model for which `why_not` is None; the model keeps its own forward method."""
+        """Take the parts of a model for which `unsupported_reason` is None; the model keeps its own forward method."""
         inner: Any = model.get_base_model()
         self._model = inner.model
         self._head: Tensor = inner.get_output_embeddings().weight
