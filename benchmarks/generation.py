@@ -138,22 +138,15 @@ def _generate(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int)
 
 
 def _ours(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int, *, constrained: bool) -> int:
-    from po_assets.evaluation.generate import (
-        GrammarConstraint,
-        Request,
-        batches_by_length,
-        complete_batch,
-        grammar_tokenizer,
-    )
+    from po_assets.evaluation.generate import Request, batches_by_length, complete_batch
     from po_assets.product_owner.grammar import answer_grammar
 
     limits = reference_limits(cases)
-    view = grammar_tokenizer(answering.chat.tokenizer, int(answering.model.config.vocab_size))
     requests = [
         Request(
             case.case_id,
             answering.chat.prompt_ids(case.prompt),
-            GrammarConstraint(view, answer_grammar(case.requirement_ids, limits)) if constrained else None,
+            answering.constraint(answer_grammar(case.requirement_ids, limits) if constrained else None),
         )
         for case in cases
     ]

@@ -47,12 +47,10 @@ def picture(draw: Callable[Arguments, "Figure"]) -> Callable[Arguments, dg.Markd
 
 
 @picture
-def histogram(
-    values: Sequence[float], title: str, xlabel: str, markers: Mapping[str, float] | None = None, bins: int = 20
-) -> "Figure":
+def histogram(values: Sequence[float], title: str, xlabel: str, markers: Mapping[str, float] | None = None) -> "Figure":
     """How many values lie where; `markers` are labelled vertical lines, thresholds for example."""
     figure, axes = _axes(title, xlabel, "rows")
-    axes.hist(np.asarray(values), bins=bins, color=_COLOR)
+    axes.hist(np.asarray(values), bins=20, color=_COLOR)
     for label, position in (markers or {}).items():
         axes.axvline(position, color=_MARKER_COLOR, linestyle="--", label=f"{label} {position:g}")
     if markers:

@@ -121,9 +121,9 @@ def _readable(number: float) -> float:
     return float(f"{value:.4g}") if abs(value) < _SMALL else round(value, 4)
 
 
-def records_table(rows: Sequence[Mapping[str, object]], limit: int = SHOWN_ROWS) -> dg.TableMetadataValue:
-    """The first `limit` rows as a table; columns in order of first appearance, long texts shortened."""
-    shown = rows[:limit]
+def records_table(rows: Sequence[Mapping[str, object]]) -> dg.TableMetadataValue:
+    """The first `SHOWN_ROWS` rows as a table; columns in order of first appearance, long texts shortened."""
+    shown = rows[:SHOWN_ROWS]
     columns = list(dict.fromkeys(key for row in shown for key in row))
     return dg.MetadataValue.table(
         records=[dg.TableRecord({column: _cell(row.get(column)) for column in columns}) for row in shown],

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ from po_assets.storage import atomic_file, digest_of, is_local
 from po_assets.text import Progress
 
 if TYPE_CHECKING:
-    from po_assets.evaluation.generate import Completion, Request
+    from llguidance import LLTokenizer
+
+    from po_assets.evaluation.generate import Completion, GrammarConstraint, Request
 
 Log = Callable[[str], None]
 
@@ -85,6 +88,23 @@ class AnsweringModel:
         configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         others = configured if isinstance(configured, list) else [configured]
         return list(dict.fromkeys([self.chat.eos_id, *(token for token in others if isinstance(token, int))]))
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The model's number of logits."""
+        return int(self.model.config.vocab_size)
+
+    def constraint(self, grammar: str | None) -> "GrammarConstraint | None":
+        """What keeps one answer within the grammar; None without one."""
+        from po_assets.evaluation.generate import GrammarConstraint
+
+        return GrammarConstraint(self._tokenizer, grammar) if grammar else None
+
+    @cached_property
+    def _tokenizer(self) -> "LLTokenizer":
+        from po_assets.evaluation.generate import grammar_tokenizer
+
+        return grammar_tokenizer(self.chat.tokenizer, self.vocabulary)
 
 
 def load_baseline(folder: Path, spec: BaseModel) -> AnsweringModel:
@@ -265,12 +285,8 @@ def _answered(
 
 
 def _requests(answering: AnsweringModel, questions: list[_Question], decoding: Decoding) -> "list[Request]":
-    from po_assets.evaluation.generate import GrammarConstraint, Request, grammar_tokenizer
+    from po_assets.evaluation.generate import Request
 
-    if not questions:
-        return []
-    vocabulary = int(answering.model.config.vocab_size)
-    tokenizer = grammar_tokenizer(answering.chat.tokenizer, vocabulary) if decoding.mode == "constrained" else None
     requests = []
     for question in questions:
         question.attempts += 1
@@ -279,7 +295,7 @@ def _requests(answering: AnsweringModel, questions: list[_Question], decoding: D
             Request(
                 key=question.case.case_id,
                 prompt_ids=answering.chat.prompt_ids(_prompt(question)),
-                constraint=GrammarConstraint(tokenizer, question.grammar) if tokenizer and question.grammar else None,
+                constraint=answering.constraint(question.grammar),
                 seed=int.from_bytes(seed[:8], "big") >> 1,
                 max_new_tokens=question.max_new_tokens,
             )

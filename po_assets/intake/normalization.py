@@ -251,9 +251,7 @@ def input_digest(concept: str, requirements: str | dict[Any, Any], existing_visi
     return _digest(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS))
 
 
-def content_digest(
-    concept: str, requirements_yaml: str, vision_yaml: str, review_yaml: str, *, key: bytes = b""
-) -> bytes:
+def content_digest(concept: str, requirements_yaml: str, vision_yaml: str, review_yaml: str, key: bytes) -> bytes:
     """8 bytes that depend on a row's four texts (and the key) alone, not on where and in which format they landed."""
     texts = (concept, requirements_yaml, vision_yaml, review_yaml)
     joined = "\x00".join(text.strip() for text in texts).encode("utf-8", "surrogatepass")

@@ -130,15 +130,14 @@ def load_base_model(
     *,
     quantization: Quantization = "none",
     device: str | None = None,
-    attention: str | None = None,
 ) -> PreTrainedModel:
     """The model of the folder `path` (see `ensure_base_model`) in evaluation mode, on the GPU where there is one.
 
-    `precision` left out is chosen by `choose_precision`; `attention` is transformers' `attn_implementation`.
+    `precision` left out is chosen by `choose_precision`.
     """
     if not isinstance(precision, Precision):
         precision = choose_precision(precision)
-    model = load_model_folder(path, precision.torch_dtype, quantization=quantization, attention=attention)
+    model = load_model_folder(path, precision.torch_dtype, quantization=quantization)
     if quantization == "none":
         model.to(device or own_device())
     return model
@@ -149,7 +148,6 @@ def load_model_folder(
     dtype: torch.dtype,
     *,
     quantization: Quantization = "none",
-    attention: str | None = None,
 ) -> PreTrainedModel:
     """Read a model folder as it is: safetensors only, no code of its own, no network."""
     import torch
@@ -160,8 +158,6 @@ def load_model_folder(
     # In a container with a limit PyTorch would take a thread for each core of the machine.
     torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
     options: dict[str, object] = {}
-    if attention:
-        options["attn_implementation"] = attention
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -24,8 +24,6 @@ from po_assets.storage import Layout, local_copy, read_manifest
 from po_assets.training.student import adapter_problem
 
 if TYPE_CHECKING:
-    from llguidance import LLTokenizer
-
     from po_assets.evaluation.generate import GrammarConstraint
 
 Turn = Mapping[str, str]
@@ -91,7 +89,6 @@ class ModelEngine:
         """`limits` bound the answers within the grammar."""
         self.name = name
         self._answering, self._grammar, self._limits = answering, grammar, limits or GrammarLimits()
-        self._tokenizer: LLTokenizer | None = None
 
     def prepare(self, turns: Sequence[Turn], sampling: Sampling) -> Question:
         """The question as the model gets it.
@@ -122,9 +119,7 @@ class ModelEngine:
 
         started = time.perf_counter()
         written = _Written(self._answering.chat.answer_text, question.sampling.stop, on_text)
-        watched: Any = _Watched(
-            self._constraint(question.grammar), int(self._answering.model.config.vocab_size), written
-        )
+        watched: Any = _Watched(self._answering.constraint(question.grammar), self._answering.vocabulary, written)
         request = Request("", question.prompt_ids, watched, question.sampling.seed)
         (done,) = complete_batch(self._answering.model, [request], question.decoding, self._answering.eos_ids)
         text = written.finish()
@@ -136,16 +131,6 @@ class ModelEngine:
         requirements = split_prompt(turns[-1]["content"]).requirements_yaml if self._grammar else None
         entries = requirement_entries(requirements) if requirements else []
         return list(dict.fromkeys(entry.id for entry in entries if entry.id)) if entries else None
-
-    def _constraint(self, grammar: str | None) -> "GrammarConstraint | None":
-        from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
-
-        if grammar is None:
-            return None
-        if self._tokenizer is None:
-            vocabulary = int(self._answering.model.config.vocab_size)
-            self._tokenizer = grammar_tokenizer(self._answering.chat.tokenizer, vocabulary)
-        return GrammarConstraint(self._tokenizer, grammar)
 
 
 @dataclass

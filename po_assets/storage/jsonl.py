@@ -46,7 +46,7 @@ class LineWriter:
 
 
 @contextlib.contextmanager
-def published_lines(path: UPath, code_version: str = "") -> Iterator[LineWriter]:
+def published_lines(path: UPath) -> Iterator[LineWriter]:
     """A writer whose file replaces `path` when the block ends well, and vanishes when it raises.
 
     For files that are filled beside a table, in the same pass; a table itself goes through `stage_lines`.
@@ -54,7 +54,7 @@ def published_lines(path: UPath, code_version: str = "") -> Iterator[LineWriter]
     with atomic_file(path) as file:
         writer = LineWriter(file)
         yield writer
-    write_manifest(path, Manifest(writer.sha256, writer.rows, writer.inputs, code_version=code_version))
+    write_manifest(path, Manifest(writer.sha256, writer.rows, writer.inputs))
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ def file_digest(path: UPath | Path) -> str:
     return digest.hexdigest()
 
 
-def directory_digest(path: UPath | Path, exclude: tuple[str, ...] = ("manifest.json",)) -> str:
-    """sha256 (hex) over the names and digests of all files in a folder, except those named in `exclude`."""
+def directory_digest(path: UPath | Path) -> str:
+    """sha256 (hex) over the names and digests of all files in a folder but its manifest."""
     root = UPath(path)
-    files = sorted(file for file in root.rglob("*") if file.is_file() and file.name not in exclude)
+    files = sorted(file for file in root.rglob("*") if file.is_file() and file.name != "manifest.json")
     return digest_of({str(file.path)[len(str(root.path)) :].lstrip("/"): file_digest(file) for file in files})

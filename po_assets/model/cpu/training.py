@@ -191,12 +191,12 @@ class LoraGroup:
     """scaling * `b` in the compute type."""
 
     @classmethod
-    def of(cls, layers: Sequence[Any], adapter: str = "default") -> LoraGroup:
+    def of(cls, layers: Sequence[Any]) -> LoraGroup:
         """Group PEFT LoRA linears that are called with the same input."""
         base = [layer.get_base_layer() for layer in layers]
-        a = tuple(layer.lora_A[adapter].weight for layer in layers)
-        b = tuple(layer.lora_B[adapter].weight for layer in layers)
-        scalings = {layer.scaling[adapter] for layer in layers}
+        a = tuple(layer.lora_A["default"].weight for layer in layers)
+        b = tuple(layer.lora_B["default"].weight for layer in layers)
+        scalings = {layer.scaling["default"] for layer in layers}
         if len(scalings) != 1:
             raise ValueError(f"linears with one input have different LoRA scalings: {sorted(scalings)}")
         weights = tuple(linear.weight for linear in base)
