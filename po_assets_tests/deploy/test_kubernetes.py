@@ -1,6 +1,6 @@
 """The Kubernetes deployment as far as it goes without a cluster: the Jobs that dagster-k8s really makes, and the image.
 
-The chart itself could not be had here. What its templates make of `values.yaml` is written down in `rendered`, after the
+The chart itself is not available here. What its templates make of `values.yaml` is written down in `rendered`, after the
 chart's documentation.
 """
 
@@ -39,6 +39,7 @@ OTHER_STEPS = {
     "normalized_teacher",
     "normalized_teacher_checks",
     "eval_cases",
+    "eval_cases_preflight",
     "supervised_dataset",
     "supervised_dataset_checks",
     "eval_report_gate",
