@@ -95,7 +95,7 @@ def message(run: dg.DagsterRun, summary: RunSummary) -> str:
 
 
 def post(url: str, text: str) -> None:
-    """Send one message, to this address and no other: a redirect is an answer that is no success.
+    """Send one message, to this address and no other: a redirect counts as a failure.
 
     Raises:
         DeliveryError: the webhook is not reached within `TIMEOUT_SECONDS`, or answers anything but success.

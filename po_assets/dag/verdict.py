@@ -145,7 +145,7 @@ def _cell(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
-        # What is no number (a missing value in pandas) is no JSON either, and the UI shows no row that holds it.
+        # NaN (a missing value in pandas) is not valid JSON, and the UI shows no row that holds it.
         return round(value, 4) if math.isfinite(value) else str(value)
     text = printable(str(value))  # also lone surrogates (bytes that are not UTF-8), which the event log cannot store
     return text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}…"

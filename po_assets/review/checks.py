@@ -162,7 +162,7 @@ def _faults(row: Row, score: float, found: MadeRows) -> list[str]:
         (read_status(row["teacher_product_owner_review"]) == "conflicts", "its status is not conflicts"),
         (metadata.get("source") == "synthetic", "its metadata does not say source: synthetic"),
         (metadata.get("pattern") in PATTERNS, f"its pattern is {metadata.get('pattern')!r}"),
-        (not missing, f"its parents {', '.join(missing)} are no teacher rows any more"),
+        (not missing, f"its parents {', '.join(missing)} are not teacher rows any more"),
         (overlap is None, f"it is nearly the input of evaluation case {overlap.case_id if overlap else ''}"),
     )
     return [fault for holds, fault in tests if not holds]

@@ -64,7 +64,7 @@ def export_student(
             for something else. Nothing half-written is left.
     """
     if target.exists() and not (target / RECORD).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{str(target)!r} exists and is no earlier export. Name another folder, or remove it first.")
+        raise UserError(f"{str(target)!r} exists and is not an earlier export. Name another folder or remove it first.")
     spec = _spec(model)
     with _adapter(layout, adapter) as folder:
         base = ensure_base_model(spec, layout)

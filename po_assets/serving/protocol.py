@@ -94,7 +94,7 @@ def read_question(content: bytes, served: str) -> Asked:
     """The question in a request's body, for the model of the name `served`.
 
     Raises:
-        Refused: it is no JSON, holds what this server does not do, or asks another model.
+        Refused: it is not JSON, holds what this server does not do, or asks another model.
     """
     body = _read_json(content)
     if not isinstance(body, dict):

@@ -215,7 +215,7 @@ def read_journal(path: Path) -> Iterator[Journal]:
     """A journal beside whichever run may be writing it.
 
     Raises:
-        UserError: it is no journal, or it is damaged.
+        UserError: it is not a journal, or it is damaged.
     """
     journal = Journal(path)
     try:

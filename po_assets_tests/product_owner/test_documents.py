@@ -64,7 +64,7 @@ def test_requirement_entries_need_an_id_or_a_description() -> None:
 
 
 def test_the_status_is_read_in_lower_case() -> None:
-    """A status that is no text is none."""
+    """A status that is not a string counts as none."""
     assert [read_status(text) for text in ("status: Aligned", "status: [a]", "x", "")] == ["aligned", None, None, None]
 
 

@@ -170,7 +170,7 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path: Path, 
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years")
-    with pytest.raises(UserError, match="exists and is no earlier export"):
+    with pytest.raises(UserError, match="exists and is not an earlier export"):
         export_student(layout, mine, adapter=adapter, model=str(base))
     assert (mine / "thesis.txt").read_text() == "years"
 
