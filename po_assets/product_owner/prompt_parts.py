@@ -2,7 +2,7 @@
 
 Other prompts name their sections: CONCEPT, REQUIREMENTS, VISION and EXISTING_VISION, in any order and case, as
 `CONCEPT:`, `## Concept`, `**Concept:**` or as fenced blocks with these labels. Where a section comes several times (an
-example before the task), the last one counts. Closing instructions are not part of a document. What was left out, or had
+example before the task), the last one counts. Closing instructions belong to no document. What was left out, or had
 to be decided, is noted; what is not found is None, never guessed.
 """
 
