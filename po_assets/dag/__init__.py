@@ -9,6 +9,7 @@ from po_assets.dag.gate import GateRecord, gate_record, read_gate, write_gate
 from po_assets.dag.pictures import bar_chart, figure_picture, histogram, line_chart
 from po_assets.dag.settings import Settings
 from po_assets.dag.verdict import (
+    CannotJudge,
     Severity,
     Verdict,
     Violations,
@@ -21,6 +22,7 @@ from po_assets.dag.verdict import (
 __all__ = [
     "Artifacts",
     "AssetChecks",
+    "CannotJudge",
     "GateRecord",
     "JsonlIOManager",
     "Settings",

@@ -28,7 +28,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import dagster as dg
 
-from po_assets.dag.verdict import Severity, Verdict, to_check_result
+from po_assets.dag.verdict import CannotJudge, Severity, Verdict, to_check_result
 from po_assets.errors import UserError
 
 Evidence = TypeVar("Evidence")
@@ -65,6 +65,15 @@ class _Registered(Generic[Evidence]):
     severity: Severity
     judge: Callable[[Evidence], Verdict | RowCheck]
 
+    def look_at(self, evidence: Evidence | Verdict) -> Verdict | RowCheck:
+        """The verdict, or what is to see the rows first."""
+        if isinstance(evidence, Verdict):
+            return evidence
+        try:
+            return self.judge(evidence)
+        except CannotJudge as error:
+            return error.verdict
+
 
 class AssetChecks(Generic[Evidence]):
     """The checks of one asset, in the order in which they were registered."""
@@ -100,12 +109,15 @@ class AssetChecks(Generic[Evidence]):
         """The checks' names, in order."""
         return tuple(self._registered)
 
-    def verdicts(self, evidence: Evidence, wanted: Collection[str] | None = None) -> dict[str, Verdict]:
-        """The verdicts of the wanted checks (all by default): one pass over the rows, if any check looks at them."""
+    def verdicts(self, evidence: Evidence | Verdict, wanted: Collection[str] | None = None) -> dict[str, Verdict]:
+        """The verdicts of the wanted checks (all by default): one pass over the rows, if any check looks at them.
+
+        A verdict in the evidence's place, because there is none, is that of every check.
+        """
         chosen = [check for check in self._registered.values() if wanted is None or check.name in wanted]
-        found = {check.name: check.judge(evidence) for check in chosen}
+        found = {check.name: check.look_at(evidence) for check in chosen}
         watching = [judge for judge in found.values() if not isinstance(judge, Verdict)]
-        if watching:
+        if watching and not isinstance(evidence, Verdict):
             if self._rows is None:
                 raise TypeError(f"the checks of {self.asset} look at rows, and AssetChecks was given none")
             for row in self._rows(evidence):
@@ -120,7 +132,7 @@ class AssetChecks(Generic[Evidence]):
 
     def step(
         self,
-        gather: Callable[..., Evidence] | None = None,
+        gather: Callable[..., Evidence | Verdict] | None = None,
         *,
         complete: Callable[[Evidence, dict[str, Verdict]], None] | None = None,
         **options: Any,
@@ -141,7 +153,7 @@ class AssetChecks(Generic[Evidence]):
             with user_errors_fail_the_step():
                 evidence = gather(**{name: getattr(context.resources, name) for name in resources})
                 verdicts = self.verdicts(evidence, wanted)
-                if complete and wanted >= set(self.names):
+                if complete and not isinstance(evidence, Verdict) and wanted >= set(self.names):
                     complete(evidence, verdicts)
             for name, verdict in verdicts.items():
                 yield to_check_result(name, self.asset, verdict)

@@ -47,6 +47,15 @@ class Verdict:
     """How many rows there are where `rows` holds only the first or worst of them."""
 
 
+class CannotJudge(Exception):  # noqa: N818 - no fault of the program
+    """Why a check cannot look at what it judges, in words, and the next step; the check then fails with both."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The check's."""
+        return Verdict(False, *self.args)
+
+
 class Violations:
     """Counts rows and keeps the `SHOWN_ROWS` with the greatest weight, the earliest first among equals."""
 

@@ -102,7 +102,7 @@ class Evidence:
         return Totals.over(self.rows)
 
 
-checks = AssetChecks[Evidence | Verdict]("teacher_batch")
+checks = AssetChecks[Evidence]("teacher_batch")
 
 
 def gather(layout: Layout) -> Evidence | Verdict:
@@ -119,10 +119,8 @@ def gather(layout: Layout) -> Evidence | Verdict:
 
 
 @checks.register(blocking=True)
-def ledger_balances(found: Evidence | Verdict) -> Verdict:
+def ledger_balances(found: Evidence) -> Verdict:
     """Every request of the journal has one outcome in the ledger; tokens, money, payloads and landed rows add up."""
-    if isinstance(found, Verdict):
-        return found
     report, totals = found.report, found.totals
     faults = [*_request_faults(found), *_sum_faults(report, totals), *_landing_faults(found)]
     counts = {outcome.value: totals.of(outcome) for outcome in AttemptOutcome}
@@ -146,10 +144,8 @@ def ledger_balances(found: Evidence | Verdict) -> Verdict:
 
 
 @checks.register(severity="WARN")
-def acceptance_rate(found: Evidence | Verdict) -> Verdict:
+def acceptance_rate(found: Evidence) -> Verdict:
     """Enough of the answers were accepted (min_acceptance)."""
-    if isinstance(found, Verdict):
-        return found
     report, table = found.report, found.totals.table()
     numbers = {"acceptance_rate": report.acceptance, "answers": report.answers, "accepted": report.accepted}
     if not report.answers:
@@ -171,10 +167,8 @@ def acceptance_rate(found: Evidence | Verdict) -> Verdict:
 
 
 @checks.register(blocking=True)
-def within_budget(found: Evidence | Verdict) -> Verdict:
+def within_budget(found: Evidence) -> Verdict:
     """Rows, tokens and money stayed within the budget; says what is left and how the batch ended."""
-    if isinstance(found, Verdict):
-        return found
     report = found.report
     used = (
         ("rows", report.accepted, report.max_rows),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from po_assets.dag import Artifacts, AssetChecks, Verdict, read_frame
+from po_assets.dag import Artifacts, AssetChecks, CannotJudge, Verdict, read_frame
 from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
 from po_assets.model import ChatTemplate, base_model_digest, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.model.chat import first_line
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
 MIN_DIVERGENCE = 1e-3
 _SAMPLES = 4
 _AGAIN = "Materialize lora_adapter again"
-
-
-class CannotJudge(Exception):  # noqa: N818 - no fault of the program
-    """Why a check cannot look at what it judges, in words, and the next step."""
-
-    @property
-    def verdict(self) -> Verdict:
-        """The check's."""
-        return Verdict(False, *self.args)
 
 
 class StudentUnderTest:
@@ -114,10 +105,7 @@ def loads(student: StudentUnderTest) -> Verdict:
     """The adapter folder is whole and loads onto the base model with PEFT; every number in it is finite."""
     if problem := adapter_problem(student.layout.adapter):
         return Verdict(passed=False, summary=f"The adapter does not load: {problem}.", next_step=f"{_AGAIN}.")
-    try:
-        matrices = _lora_matrices(student.loaded)
-    except CannotJudge as error:
-        return error.verdict
+    matrices = _lora_matrices(student.loaded)
     # The shapes of another base model may be the same.
     if problem := adapter_problem(student.layout.adapter, base_model_digest(student.folder)):
         return Verdict(
@@ -144,10 +132,7 @@ def loads(student: StudentUnderTest) -> Verdict:
 @checks.register(blocking=True)
 def changes_the_model(student: StudentUnderTest) -> Verdict:
     """With the adapter the model predicts differently than without it: it was trained and is in effect."""
-    try:
-        differences = [prediction_difference(student.loaded, row) for row in student.rows[:_SAMPLES]]
-    except CannotJudge as error:
-        return error.verdict
+    differences = [prediction_difference(student.loaded, row) for row in student.rows[:_SAMPLES]]
     divergence = sum(d["divergence"] for d in differences) / len(differences)
     changed = sum(d["top_token_changed"] for d in differences) / len(differences)
     return Verdict(
@@ -169,10 +154,7 @@ def training_is_sane(student: StudentUnderTest) -> Verdict:
     """Every loss is finite and the loss fell; exactly the answers and their end-of-sequence tokens were trained."""
     if problem := adapter_problem(student.layout.adapter):
         return Verdict(passed=False, summary=f"There is no training to judge: {problem}.", next_step=f"{_AGAIN}.")
-    try:
-        rows = student.rows
-    except CannotJudge as error:
-        return error.verdict
+    rows = student.rows
     log = read_log(student.layout)
     loss_fault, (first, last) = loss_problem(log)
     faults = label_faults(rows, student.chat.eos_id)
