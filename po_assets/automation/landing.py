@@ -20,7 +20,7 @@ from po_assets.automation.jobs import main_job
 from po_assets.dag import Artifacts, user_errors_fail_the_step
 from po_assets.errors import UserError
 from po_assets.intake.landing import list_landing, sources_of
-from po_assets.storage import Layout, atomic_file, digest_of, file_digest, read_manifest
+from po_assets.storage import Layout, digest_of, file_digest, read_manifest, replace_file
 from po_assets.text import amount, verb
 
 TEACHER_FILES = dg.AssetKey("teacher_files")
@@ -67,8 +67,7 @@ class Cache:
 
     def write(self, path: Path) -> None:
         """Keep the cache, in one step."""
-        with atomic_file(path) as file:
-            file.write(json.dumps(vars(self), separators=(",", ":")).encode())  # asdict would copy every entry
+        replace_file(path, json.dumps(vars(self), separators=(",", ":")).encode())  # asdict would copy every entry
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from upath import UPath
 
 from po_assets.dag import Settings
 from po_assets.errors import UserError, all_faults
-from po_assets.storage import Layout, artifact_root, atomic_file, is_local
+from po_assets.storage import Layout, artifact_root, is_local, replace_file
 from po_assets.storage.layout import ROOT_VARIABLE
 
 SETTINGS_VARIABLE = "PO_SETTINGS"
@@ -133,8 +133,7 @@ def make_project(folder: Path, kinds: Mapping[str, type[Settings]]) -> list[Path
                 made.append(path)
         made += _make_home(folder / "dagster")
         if not (folder / "settings.yaml").exists():
-            with atomic_file(folder / "settings.yaml") as file:
-                file.write(settings_template(kinds).encode())
+            replace_file(folder / "settings.yaml", settings_template(kinds).encode())
             made.append(folder / "settings.yaml")
     except OSError as error:
         raise UserError(
@@ -238,5 +237,4 @@ def _place_cases(layout: Layout, cases: list[Path]) -> None:
     content = "".join(f"{line}\n" for line in lines).encode()
     target: UPath = layout.eval_cases
     if not target.exists() or target.read_bytes() != content:
-        with atomic_file(target) as file:
-            file.write(content)
+        replace_file(target, content)

@@ -13,7 +13,7 @@ from typing import Any
 from upath import UPath
 
 from po_assets.dag.verdict import Verdict
-from po_assets.storage import atomic_file
+from po_assets.storage import replace_file
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ def gate_record(sha256: str, verdicts: Mapping[str, Verdict], context: Mapping[s
 
 def write_gate(path: UPath, record: GateRecord) -> None:
     """Write the record in one step; what stood there before is replaced."""
-    with atomic_file(path) as file:
-        file.write(json.dumps(asdict(record), indent=2, ensure_ascii=False).encode())
+    replace_file(path, json.dumps(asdict(record), indent=2, ensure_ascii=False).encode())
 
 
 def read_gate(path: UPath) -> GateRecord | None:

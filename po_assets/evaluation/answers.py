@@ -22,7 +22,7 @@ from po_assets.evaluation.settings import ENGINE_VERSION, Decoding
 from po_assets.model import BaseModel, ChatTemplate, best_device, choose_precision, load_base_model, load_tokenizer
 from po_assets.product_owner import parse_answer, validate_answer
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
-from po_assets.storage import atomic_file, digest_of, is_local
+from po_assets.storage import digest_of, is_local, replace_file
 from po_assets.text import Progress
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class AnswerCache:
         if is_local(self.path):
             _append_synced(Path(str(self.path)), _line(asked, answer))
         else:  # an object store cannot append; the file is small
-            with atomic_file(self.path) as file:
-                file.write(b"".join(_line(asked, answer) for asked, answer in self._answers.items()))
+            replace_file(self.path, b"".join(_line(asked, answer) for asked, answer in self._answers.items()))
 
 
 @dataclass(frozen=True)

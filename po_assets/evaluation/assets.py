@@ -29,7 +29,7 @@ from po_assets.evaluation.statistics import judgement_rows, summarize
 from po_assets.intake.assets import OWNERS
 from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
-from po_assets.storage import atomic_file, digest_of, file_digest, recorded_digest
+from po_assets.storage import digest_of, file_digest, recorded_digest, replace_file
 from po_assets.text import amount
 
 CODE_VERSION = f"1+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
@@ -61,8 +61,7 @@ def baseline_report(
     cases = read_eval_cases(layout.eval_cases)
     scored = answer_with_baseline(cases, layout, spec, decoding, context.log.info)
     summary = answers_summary(scored, spec.name, decoding)
-    with atomic_file(layout.baseline_report) as file:
-        file.write(json.dumps(summary, indent=1).encode())
+    replace_file(layout.baseline_report, json.dumps(summary, indent=1).encode())
     return _answers_result(
         scored,
         layout.baseline_answers,

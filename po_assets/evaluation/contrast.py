@@ -22,7 +22,7 @@ from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.statistics import wilson
 from po_assets.product_owner import STATUSES, cited_ids, read_alignment, read_yaml
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
-from po_assets.storage import atomic_file, digest_of
+from po_assets.storage import digest_of, replace_file
 
 if TYPE_CHECKING:
     from po_assets.evaluation.answers import AnsweringModel
@@ -199,8 +199,7 @@ def judge_contrasts(
     if missing := [question for question in asked.values() if digest_of(question) not in known]:
         found = likeliest_statuses(load_model(), missing)
         known |= {digest_of(question): status for question, status in zip(missing, found, strict=True)}
-        with atomic_file(cache) as file:
-            file.write(json.dumps(known, indent=1).encode())
+        replace_file(cache, json.dumps(known, indent=1).encode())
     said = {prompt: known[digest_of(question)] for prompt, question in asked.items()}
     full = {answer.case_id: answer.status for answer in student}
     right = [

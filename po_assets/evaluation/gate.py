@@ -18,7 +18,7 @@ from po_assets.dag import GateRecord, gate_record, read_gate, write_gate
 from po_assets.errors import UserError
 from po_assets.evaluation.checks import Evidence, checks
 from po_assets.evaluation.settings import SCORES
-from po_assets.storage import Layout, atomic_directory, atomic_file, is_local, published_directory, read_manifest
+from po_assets.storage import Layout, atomic_directory, is_local, published_directory, read_manifest, replace_file
 from po_assets.training.adapter import write_gate_section
 
 GATE_FILE = "gate.json"
@@ -97,8 +97,9 @@ def settle(layout: Layout, record: GateRecord, adapter: Path) -> str:
     """
     write_gate(gate_path(layout), record)
     verdicts = [*_history(layout), record]
-    with atomic_file(_history_path(layout)) as file:
-        file.write(b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in verdicts[-_KEPT_VERDICTS:]))
+    replace_file(
+        _history_path(layout), b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in verdicts[-_KEPT_VERDICTS:])
+    )
     section = _card_section([one for one in verdicts if one.sha256 == record.sha256])
     write_gate_section(adapter, section)
     # One adapter, one card: not where another was published or promoted meanwhile.

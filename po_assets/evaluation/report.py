@@ -21,7 +21,7 @@ from po_assets.evaluation.contrast import ContrastResult, contrast_record
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import breakdown, confusion_matrix, judgement_rows, summarize
-from po_assets.storage import atomic_file
+from po_assets.storage import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,10 +126,8 @@ def build_report(
 
 def write_report(report: Mapping[str, Any], json_path: UPath, html_path: UPath, pictures: Mapping[str, str]) -> None:
     """Write the JSON document and the HTML page; `pictures` are data URIs by their alternative text."""
-    with atomic_file(json_path) as file:
-        file.write(json.dumps(report, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-    with atomic_file(html_path) as file:
-        file.write(render_html(report, pictures).encode("utf-8", "backslashreplace"))
+    replace_file(json_path, json.dumps(report, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+    replace_file(html_path, render_html(report, pictures).encode("utf-8", "backslashreplace"))
 
 
 def read_report(path: UPath) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from po_assets.errors import UserError, all_faults
 from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import line_id, normalize
 from po_assets.review.review_file import land_new_file, put_aside, read_entries, write_entries
-from po_assets.storage import Layout, atomic_file, read_rows
+from po_assets.storage import Layout, read_rows, replace_file
 from po_assets.text import amount, verb
 
 MOST_ENTRIES = 200
@@ -177,8 +177,7 @@ def _take_out(layout: Layout, corrected: Sequence[Mapping[str, Any]]) -> list[st
         if lines and not left:
             path.unlink()
         elif len(left) < len(lines):
-            with atomic_file(path) as file:
-                file.write(b"".join(left))
+            replace_file(path, b"".join(left))
     return said
 
 

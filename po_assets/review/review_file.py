@@ -19,7 +19,7 @@ from po_assets.errors import UserError
 from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import REPLACES, normalize
 from po_assets.product_owner.contract import MIN_SCORE
-from po_assets.storage import Layout, atomic_file, digest_of, read_rows
+from po_assets.storage import Layout, digest_of, read_rows, replace_file
 
 _HEADER = """\
 # Answers to look at, the worst first; `why` says what caught the eye.
@@ -164,8 +164,7 @@ def write_entries(path: UPath, header: str, entries: Sequence[Mapping[str, Any]]
         yaml.dump([entry], Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=110) for entry in entries
     ]
     body = "\n".join(texts) or "[]\n"
-    with atomic_file(path) as file:
-        file.write(f"{header}\n{body}".encode("utf-8", "backslashreplace"))
+    replace_file(path, f"{header}\n{body}".encode("utf-8", "backslashreplace"))
 
 
 def read_entries(path: UPath, first: str) -> list[Any]:
@@ -190,8 +189,7 @@ def read_entries(path: UPath, first: str) -> list[Any]:
 def put_aside(path: UPath) -> None:
     """Rename the file after its content, so that the next candidates get a fresh one and no edit is lost."""
     content = path.read_bytes()
-    with atomic_file(path.parent / f"{path.stem}.landed-{_short_digest(content)}{path.suffix}") as file:
-        file.write(content)
+    replace_file(path.parent / f"{path.stem}.landed-{_short_digest(content)}{path.suffix}", content)
     path.unlink()
 
 
@@ -218,8 +216,7 @@ def land_lines(path: UPath, lines: Sequence[bytes]) -> bool:
     content = b"".join(line + b"\n" for line in lines)
     if path.exists() and path.read_bytes() == content:
         return False
-    with atomic_file(path) as file:
-        file.write(content)
+    replace_file(path, content)
     return True
 
 

@@ -15,6 +15,7 @@ from po_assets.storage.files import (
     open_buffered,
     published_directory,
     remove_stale_staging,
+    replace_file,
     staging_path,
 )
 from po_assets.storage.jsonl import LineWriter, StagedTable, published_lines, read_rows, stage_lines
@@ -53,6 +54,7 @@ __all__ = [
     "read_rows",
     "recorded_digest",
     "remove_stale_staging",
+    "replace_file",
     "stage_lines",
     "staging_path",
     "write_manifest",

@@ -60,6 +60,12 @@ def atomic_file(path: UPath | Path) -> Iterator[BinaryIO]:
             staging.unlink()
 
 
+def replace_file(path: UPath | Path, content: bytes) -> None:
+    """Write a small file in one step; what stood there before is replaced."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
 @contextlib.contextmanager
 def atomic_directory(path: UPath | Path) -> Iterator[Path]:
     """A local folder to fill; it replaces the folder `path` when the block ends well and vanishes when it raises."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.storage.files import atomic_file, published_directory
+from po_assets.storage.files import published_directory, replace_file
 
 _BLOCK = 1 << 20
 
@@ -56,8 +56,7 @@ def recorded_digest(artifact: UPath | Path) -> str:
 
 def write_manifest(artifact: UPath | Path, manifest: Manifest) -> None:
     """Write the artifact's manifest in one step."""
-    with atomic_file(manifest_path(artifact)) as file:
-        file.write(json.dumps(asdict(manifest), indent=2, sort_keys=True).encode())
+    replace_file(manifest_path(artifact), json.dumps(asdict(manifest), indent=2, sort_keys=True).encode())
 
 
 def digest_of(value: object) -> str:

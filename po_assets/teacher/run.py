@@ -21,7 +21,7 @@ from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
-from po_assets.storage import Layout, atomic_file, is_local
+from po_assets.storage import Layout, atomic_file, is_local, replace_file
 from po_assets.teacher.batch import Batch, BatchState, Stop, StopReason
 from po_assets.teacher.client import TeacherClient
 from po_assets.teacher.journal import Journal, open_journal
@@ -229,8 +229,7 @@ class _Run:
         for name, content in unpublished.items():
             target = self.layout.incoming / name
             if not (target.exists() and target.read_bytes() == content):
-                with atomic_file(target) as file:
-                    file.write(content)
+                replace_file(target, content)
             self.journal.published(name)
         return list(unpublished)
 
@@ -283,8 +282,7 @@ class _Run:
             late_files=late,
             **plan.model_dump(include={"max_rows", "max_tokens", "max_cost", "min_acceptance"}),
         )
-        with atomic_file(report_path(self.layout)) as file:
-            file.write(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2))
+        replace_file(report_path(self.layout), orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2))
         return report
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from upath import UPath
 
 from po_assets.errors import UserError
-from po_assets.storage import atomic_file
+from po_assets.storage import replace_file
 from po_assets.storage.workers import available_cpus
 from po_assets.text import duration
 from po_assets.training.handover import base_reference
@@ -184,8 +184,7 @@ def write_gate_section(adapter: UPath | Path, verdict: str) -> None:
     replaced, count = pattern.subn(lambda _: section, text)
     if not count:  # a card that somebody rewrote keeps its text
         replaced = f"{text.rstrip()}\n\n## Evaluation\n\n{section}\n"
-    with atomic_file(path) as file:
-        file.write(replaced.encode())
+    replace_file(path, replaced.encode())
 
 
 def _body(recipe: TrainingSettings, facts: CardFacts) -> str:
