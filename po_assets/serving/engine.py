@@ -6,7 +6,7 @@ the gate's verdict holds here too. What is asked over HTTP belongs to `server`, 
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -214,9 +214,10 @@ def load_engine(
     """
     if adapter and base:
         raise UserError("--adapter and --base exclude each other: the base model is what answers without an adapter.")
-    spec = (BaseModel(base_model=model) if model else BaseModel()).resolved()
+    spec = base_spec(model)
     with contextlib.ExitStack() as copies:
-        found = None if base else _adapter(layout, adapter, copies)
+        instead = ", or take the base model with --base"
+        found = None if base else copies.enter_context(student_folder(layout, adapter, instead))
         folder = ensure_base_model(spec, layout)
         name = Path(spec.name).name
         if found is None:
@@ -231,22 +232,34 @@ def load_engine(
     return ModelEngine(answering, name, grammar=grammar, limits=_limits(layout))
 
 
-def _adapter(layout: Layout, adapter: Path | None, copies: contextlib.ExitStack) -> Path:
-    if adapter is None:
-        with contextlib.suppress(FileNotFoundError):
-            found = copies.enter_context(local_copy(layout.current))
-            if found.is_dir():
-                return found
-        raise UserError(
-            f"There is no student yet: {str(layout.current)!r} is missing, since no adapter has passed its gate. "
-            "Materialize the graph (po-assets run), name an adapter with --adapter, or take the base model with --base."
-        )
-    if not (adapter / "adapter_config.json").is_file():
-        raise UserError(
-            f"{str(adapter)!r} holds no LoRA adapter (adapter_config.json is missing). Give the folder of one, such as "
-            f"{str(layout.adapter)!r}."
-        )
-    return adapter
+def base_spec(model: str | None) -> BaseModel:
+    """The profile's base model; `model`, a folder or Hub id, goes before it."""
+    return (BaseModel(base_model=model) if model else BaseModel()).resolved()
+
+
+@contextlib.contextmanager
+def student_folder(layout: Layout, adapter: Path | None, instead: str = "") -> Iterator[Path]:
+    """The folder `adapter`, or of the current student, while the block runs; `instead` ends the sentence of ways out.
+
+    Raises:
+        UserError: there is no such student or adapter.
+    """
+    with contextlib.ExitStack() as copies:
+        folder = adapter
+        if folder is None:
+            with contextlib.suppress(FileNotFoundError):
+                folder = copies.enter_context(local_copy(layout.current))
+            if folder is None or not folder.is_dir():
+                raise UserError(
+                    f"There is no student yet: {str(layout.current)!r} is missing, since no adapter has passed its "
+                    f"gate. Materialize the graph (po-assets run), or name an adapter with --adapter{instead}."
+                )
+        if not (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{str(folder)!r} holds no LoRA adapter (adapter_config.json is missing). Give the folder of one with "
+                f"--adapter, such as {str(layout.adapter)!r}."
+            )
+        yield folder
 
 
 def _limits(layout: Layout) -> GrammarLimits:

@@ -19,6 +19,7 @@ from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.product_owner import build_prompt
+from po_assets.serving.engine import base_spec, student_folder
 from po_assets.serving.gguf_file import check_gguf, write_gguf
 from po_assets.serving.parity import ask_adapter, ask_gguf, parity
 from po_assets.storage import (
@@ -27,7 +28,6 @@ from po_assets.storage import (
     directory_digest,
     file_digest,
     is_disk_full,
-    local_copy,
     read_manifest,
 )
 from po_assets.training.student import adapter_problem
@@ -65,8 +65,8 @@ def export_student(
     """
     if target.exists() and not (target / RECORD).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{str(target)!r} exists and is not an earlier export. Name another folder or remove it first.")
-    spec = _spec(model)
-    with _adapter(layout, adapter) as folder:
+    spec = base_spec(model)
+    with student_folder(layout, adapter) as folder:
         base = ensure_base_model(spec, layout)
         if read_manifest(UPath(folder)) and (problem := adapter_problem(folder, base_model_digest(base))):
             raise UserError(f"The adapter cannot be exported: {problem}.")
@@ -106,8 +106,8 @@ def check_parity(
         UserError: as `export_student`; the runtime of GGUF files is not installed, or the cases cannot be used.
     """
     asked = read_eval_cases(layout.eval_cases)[:cases]
-    spec = _spec(model)
-    with _adapter(layout, adapter) as folder:
+    spec = base_spec(model)
+    with student_folder(layout, adapter) as folder:
         ours = cache(ask_adapter(ensure_base_model(spec, layout), spec, folder))
         for file in sorted(exported.glob("*.gguf")):
             yield file.name, parity(asked, ours, ask_gguf(file))
@@ -136,10 +136,6 @@ def merge_adapter(base: Path, spec: BaseModel, adapter: Path) -> "PreTrainedMode
         ) from error
     merged: PreTrainedModel = student.merge_and_unload().to(torch.bfloat16)
     return merged
-
-
-def _spec(model: str | None) -> BaseModel:
-    return (BaseModel(base_model=model) if model else BaseModel()).resolved()
 
 
 def modelfile(tokenizer: Any, gguf: str, context: int) -> str:
@@ -200,25 +196,6 @@ def _cut(piece: str, end: str) -> tuple[str, str]:
 def _stop_tokens(tokenizer: Any) -> list[str]:
     """The end of a turn, and where an answer would go on as another's turn."""
     return [str(token) for token in dict.fromkeys((tokenizer.eos_token, tokenizer.bos_token)) if token]
-
-
-@contextlib.contextmanager
-def _adapter(layout: Layout, adapter: Path | None) -> Iterator[Path]:
-    with contextlib.ExitStack() as copies:
-        try:
-            folder = adapter or copies.enter_context(local_copy(layout.current))
-        except FileNotFoundError:
-            folder = Path(str(layout.current))
-        if not (folder / "adapter_config.json").is_file():
-            raise UserError(
-                f"{str(folder)!r} holds no LoRA adapter (adapter_config.json is missing). "
-                + (
-                    "Give the folder of one with --adapter."
-                    if adapter
-                    else "No adapter has passed its gate yet: run the graph (po-assets run), or name one (--adapter)."
-                )
-            )
-        yield folder
 
 
 def _merge(base: Path, spec: BaseModel, adapter: Path, folder: Path) -> Path:
