@@ -20,7 +20,7 @@ WORDS_IN_SEQUENCE = 3
 _TELLING_SEQUENCES = 12
 """Shorter texts may stand within others by chance."""
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]\w*(?:-[0-9]+)*")
 # The skeleton that all documents of a kind share says nothing about what one of them says.
 _SKELETON = frozenset(
     (
@@ -29,7 +29,7 @@ _SKELETON = frozenset(
     )
 )
 _ANSWER_SKELETON = frozenset((*VISION_KEYS, *REVIEW_KEYS, *ALIGNMENT_KEYS))
-_ID = re.compile(r"(?:nfr|fr|req|con|c)\d+")
+_ID = re.compile(r"(?:nfr|fr|req|con|c)[-_]?\d+")
 
 Sequences = set[tuple[str, ...]]
 Kind = Literal["same input", "nearly the same input", "input within other text", "nearly the same answer"]
@@ -132,7 +132,7 @@ def answer_sequences(vision_yaml: str, review_yaml: str) -> Sequences:
 
 def _sequences(text: str, skeleton: frozenset[str]) -> Sequences:
     words = [
-        word
+        word.rstrip("_")
         for word in _WORD.findall(folded(text))
         if word not in skeleton and not (word[-1].isdecimal() and _ID.fullmatch(word))
     ]

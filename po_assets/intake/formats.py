@@ -10,13 +10,14 @@ Evaluation cases are read here, too: they may lack an answer.
 from typing import Protocol
 
 from po_assets.intake.lines import Reason, Rejected
-from po_assets.intake.messages import choice_of, exchange_of, refuse_flags, text_or_messages
+from po_assets.intake.messages import choice_of, exchange_of, refuse_flags, refuse_nested_ends, text_or_messages
 from po_assets.intake.records import (
     EXISTING_VISION,
     Parts,
     Row,
     TeacherRecord,
     existing_vision,
+    is_answer,
     is_text,
     is_there,
     label,
@@ -25,8 +26,14 @@ from po_assets.intake.records import (
 )
 
 _QUESTION = ("concept", "requirements_yaml", EXISTING_VISION)
+_FINISHED = ("output", "response", "completion", "answer")
+"""Keys of an answer with both blocks, beside the columns of a question."""
 _ABOUT = ("score", "concept_id", "tier", "metadata", "finish_reason", "stop_reason")
 """Keys that are read in every format."""
+
+
+_INSTRUCTIONS = ("system", "instructions", "system_instruction", "systemInstruction")
+"""Where a service's request has the system text, if not among its messages."""
 
 
 class RecordFormat(Protocol):
@@ -63,6 +70,9 @@ class TeacherFormat:
 
     def convert(self, row: Row, parts: Parts) -> TeacherRecord:
         parts.read.update((*_QUESTION, *self._answer))
+        if not self.matches(row) and (key := next((key for key in _FINISHED if is_answer(row, key)), "")):
+            parts.read.add(key)
+            return parts.of_columns(row, row[key], self._answer)
         return parts.of_columns(row, row, self._answer)
 
 
@@ -78,7 +88,8 @@ class NestedFormat:
     signs = frozenset(("output",))
 
     def matches(self, row: Row) -> bool:
-        return all(isinstance(row.get(key), dict) and row[key] for key in ("input", "output"))
+        asked, answered = row.get("input"), row.get("output")
+        return isinstance(asked, dict) and bool(asked and answered) and isinstance(answered, dict | str)
 
     def asks(self, row: Row) -> bool:
         return isinstance(row.get("input"), dict)
@@ -88,8 +99,10 @@ class NestedFormat:
         parts.read.update(("input", "output"))
         parts.note_unread(asked, (*_QUESTION, "concept_id", "tier", "metadata"), "input.")
         parts.note_unread(answered, self._answer, "output.")
-        refuse_flags(answered, "output.")
-        record = parts.of_columns(asked, answered, self._answer, "input.", "output.")
+        for place, said in (("input.", asked), ("output.", answered)):
+            refuse_flags(said, place)
+        finished = row["output"] if is_answer(row, "output") else answered
+        record = parts.of_columns(asked, finished, self._answer, "input.", "output.")
         record.concept_id, record.tier = label(asked.get("concept_id")), label(asked.get("tier"))
         record.metadata = parts.metadata(asked, "input.")
         return record
@@ -180,9 +193,12 @@ class BatchFormat:
             said = error or response["status_code"]
             raise Rejected(Reason.MISSING_PART, f"the service gave no answer but an error: {said!r:.100}")
         key = next((key for key in ("messages", "contents", "input", "prompt") if key in request), "messages")
+        told = [
+            m for name in _INSTRUCTIONS for m in text_or_messages(request.get(name), f"the request's {name}", "system")
+        ]
         parts.read.update((*self._envelope, key))
         answer = choice_of(object_of(response, "body") or response)
-        exchange = exchange_of([*text_or_messages(request.get(key), f"the request's {key}", "user"), *answer])
+        exchange = exchange_of([*told, *text_or_messages(request.get(key), f"the request's {key}", "user"), *answer])
         if exchange.question is None:
             way_out = "put the body of the same custom_id from the input file into this line, as body"
             parts.missing.append(f"the line has no request (body.messages): {way_out}")
@@ -230,6 +246,8 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
         if fault := parts.fault(answer_needed=answer_needed):
             raise fault
         refuse_flags(record.metadata, "metadata.")
+        refuse_nested_ends(record.metadata, "metadata")
+        _refuse_bad_answer(row)
     except Rejected as rejected:
         raise Rejected(rejected.reason, rejected.detail, format_name=matching[0].name) from None
     parts.note_unread(row, parts.read | {*_ABOUT})
@@ -263,6 +281,12 @@ def _read(known: RecordFormat, row: Row) -> tuple[TeacherRecord, Parts]:
     record.concept_id = record.concept_id or label(row.get("concept_id"))
     record.tier = record.tier or label(row.get("tier"))
     return record, parts
+
+
+def _refuse_bad_answer(row: Row) -> None:
+    """A `completion` may have a `label`, for trainers that learn from bad answers, too."""
+    if row.get("label") is False and "completion" in row:
+        raise Rejected(Reason.WEIGHT_0, "label is False: the row says that its answer is a bad one; delete the line")
 
 
 def _refuse_second_answer(

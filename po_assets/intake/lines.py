@@ -28,14 +28,32 @@ MAX_LINE_BYTES = 16 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KEY = re.compile(rb'"\s*:')
 _SNIPPET = 40
+_AS_LINES = "write it as JSON lines, with pandas to_json(…, orient='records', lines=True)"
 _BINARY = {
     b"\x1f\x8b": "compressed with gzip; unpack it (gunzip) and land the *.jsonl in it",
     b"(\xb5/\xfd": "compressed with zstd; unpack it (zstd -d) and land the *.jsonl in it",
-    b"PK\x03\x04": "a zip archive; unpack it (unzip) and land the *.jsonl in it",
+    b"PK\x03\x04": "a zip archive; unpack it (unzip) and land the *.jsonl in it; of a workbook (xlsx), JSON lines",
+    b"PK\x05\x06": "an empty zip archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it (7z x) and land the *.jsonl in it",
+    b"Rar!": "a rar archive; unpack it (unrar x) and land the *.jsonl in it",
+    b"\x04\x22\x4d\x18": "compressed with lz4; unpack it (lz4 -d) and land the *.jsonl in it",
     b"BZh": "compressed with bzip2; unpack it (bunzip2) and land the *.jsonl in it",
     b"\xfd7zXZ": "compressed with xz; unpack it (unxz) and land the *.jsonl in it",
-    b"PAR1": "Parquet (PAR1); write it as JSON lines, with pandas to_json(…, orient='records', lines=True)",
-    b"ARROW1": "Arrow; write it as JSON lines, with pandas to_json(…, orient='records', lines=True)",
+    b"PAR1": f"Parquet (PAR1); {_AS_LINES}",
+    b"ARROW1": f"Arrow; {_AS_LINES}",
+    b"\xff\xff\xff\xff": f"Arrow; {_AS_LINES}",
+    b"FEA1": f"Feather; {_AS_LINES}",
+    b"ORC": f"ORC; {_AS_LINES}",
+    b"Obj\x01": f"Avro; {_AS_LINES}",
+    b"\x89HDF": f"HDF5; {_AS_LINES}",
+    b"\xd0\xcf\x11\xe0": f"an Excel workbook (xls); {_AS_LINES}",
+    b"SQLite format 3": f"an SQLite database; {_AS_LINES}",
+    b"\x80\x04": "a Python pickle; write it as JSON lines (json.dumps)",
+    b"\x80\x05": "a Python pickle; write it as JSON lines (json.dumps)",
+    b"%PDF": "a PDF document; land JSON lines",
+    b"version https://": "a pointer of Git LFS; fetch the file (git lfs pull)",
+    b"\xff\xfe\x00\x00": "UTF-32; save it as UTF-8 (iconv -f UTF-32 -t UTF-8)",
+    b"\x00\x00\xfe\xff": "UTF-32; save it as UTF-8 (iconv -f UTF-32 -t UTF-8)",
     b"\xff\xfe": "UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
 }
@@ -46,6 +64,17 @@ _ONE_A_LINE = {
     "{": "the file is JSON printed over several lines; write one object a line (jq -c .)",
 }
 """What the first line of a file tells about lines that are not JSON."""
+_OTHER_FORMS = {
+    "<": "the file is HTML or XML, perhaps the page of an error; land JSON lines",
+    "---": "the file looks like YAML; land JSON lines",
+    "- ": "the file looks like YAML; land JSON lines",
+    "//": "JSON has no comments; delete the line",
+    "#": "JSON has no comments; delete the line",
+    "{'": "it is written as Python prints it; write it with json.dumps",
+    "data:": "a line of a service's stream; land the object behind data:",
+}
+"""How lines begin that are not JSON, and the way out."""
+_PYTHON_WORD = re.compile(r"(?:None|True|False)\b")
 _ODD = re.compile(
     "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u00a0\\u00ad\\u034f\\u061c\\u115f\\u180e\\u2000-\\u200f"
     "\\u2028-\\u202f\\u205f-\\u206f\\u3000\\ufeff\\ufff9-\\ufffd]"
@@ -120,7 +149,7 @@ def read_object(line: bytes, length: int | None = None, opening: bytes = b"") ->
     if length > MAX_ROW_BYTES:
         detail = f"the line has {length:,} bytes, a row may have {MAX_ROW_BYTES:,}; split or shorten it"
         raise Rejected(Reason.LINE_TOO_LONG, detail)
-    text = line.removeprefix(_BYTE_ORDER_MARK).strip()
+    text = line.removeprefix(_BYTE_ORDER_MARK).removeprefix(_BYTE_ORDER_MARK).strip()
     if not text:
         raise Rejected(Reason.BLANK_LINE, "the line holds nothing but white space; delete it")
     try:
@@ -143,7 +172,9 @@ def _unreadable(text: bytes, opening: bytes, error: orjson.JSONDecodeError) -> R
     """The most telling reason for a line that is not JSON."""
     if b"\x00" in text:
         where = text.index(b"\x00") + 1
-        detail = f"the line holds a NUL byte (byte {where}); is the file UTF-16? Save it as UTF-8"
+        wide = text[0::2].count(0) > len(text) // 4 or text[1::2].count(0) > len(text) // 4
+        hint = "is the file UTF-16? Save it as UTF-8" if wide else "remove it; a file that is not text cannot be read"
+        detail = f"the line holds a NUL byte (byte {where}); {hint}"
         return Rejected(Reason.NOT_JSON, detail)
     try:
         decoded = text.decode()
@@ -155,10 +186,17 @@ def _unreadable(text: bytes, opening: bytes, error: orjson.JSONDecodeError) -> R
     if rejected := _unusable_numbers(decoded):
         return rejected
     place = f"{error.msg.split(':')[0]} at character {error.pos + 1}: {_around(decoded, error.pos)}"
-    start = opening.removeprefix(_BYTE_ORDER_MARK).lstrip()[:2].rstrip().decode(errors="replace")
-    hint = _ONE_A_LINE.get(start, "")
+    start_of_file = opening.removeprefix(_BYTE_ORDER_MARK).lstrip().decode(errors="replace")
+    hint = _ONE_A_LINE.get(start_of_file[:2].rstrip(), "")
     if text.startswith(b"{") and text.endswith(b"},"):
         hint = f"a comma follows the object, as in an array: {_ONE_A_LINE['[']}"
+    elif error.msg.startswith("unexpected content after document") and text[error.pos : error.pos + 1] == b"{":
+        hint = "several objects stand in one line; write one object a line (jq -c .)"
+    elif _PYTHON_WORD.match(decoded, error.pos):
+        hint = _OTHER_FORMS["{'"]
+    hint = hint or next((way for start, way in _OTHER_FORMS.items() if decoded.startswith(start)), "")
+    if not hint and not decoded.startswith(("{", "[", '"')) and re.match(r"\w+[,;\t]\w", start_of_file):
+        hint = "the file looks like a table (CSV); " + _AS_LINES
     odd = odd_characters(decoded[max(0, error.pos - 1) : error.pos + 1], letters=True)
     return Rejected(Reason.NOT_JSON, "; ".join(filter(None, (place, f"there stands {odd}" if odd else "", hint))))
 

@@ -3,6 +3,7 @@
 What the question and the answer hold belongs to `formats` and `product_owner`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -28,9 +29,20 @@ _READ = frozenset(
 )
 _CUT = ("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete")
 _STOPPED = ("content_filter", "refusal", "safety", "error", "recitation", "blocklist", "prohibited_content")
-_WEIGHTS = ("weight", "train", "trainable")
-_ENDS = ("finish_reason", "stop_reason", "finishReason", "stopReason", "done_reason", "truncated")
-_FLAGS = frozenset(("refusal", *_WEIGHTS, *_ENDS))
+_WEIGHTS = (
+    "weight",
+    "sample_weight",
+    "loss_weight",
+    "train",
+    "trainable",
+    "training",
+    "train_on_turn",
+    "loss",
+    "loss_mask",
+)
+_REASONS = re.compile(r"(?:\w*_)?(?:finish|stop|done)_reasons?|(?:finish|stop)Reason")
+_ENDS = re.compile(rf"{_REASONS.pattern}|(?:is_|was_)?truncated")
+"""Keys that say how an answer ended."""
 _SHOWN = 100
 _KEY_SHOWN = 30
 
@@ -118,6 +130,8 @@ def choice_of(body: Mapping[str, Any]) -> list[Message]:
     Raises:
         Rejected: several choices that differ, or an answer that was cut or refused.
     """
+    if body.get("status") == "incomplete":
+        raise Rejected(Reason.ANSWER_CUT, "the response's status is 'incomplete': the answer was cut; ask for it again")
     output = body.get("output")
     items = output if isinstance(output, list) else []
     spoken = [item for item in items if isinstance(item, dict) and item.get("type") == "message"]
@@ -141,21 +155,47 @@ def refuse_flags(flags: Mapping[str, Any], place: str = "") -> None:
     Raises:
         Rejected: its weight is 0, or the answer was cut at the token limit or stopped by the service.
     """
-    if _FLAGS.isdisjoint(flags):
-        return
     if refusal := flags.get("refusal"):
         raise Rejected(Reason.MISSING_PART, f"{place}the answer is a refusal: {refusal!r:.{_SHOWN}}")
     for name in _WEIGHTS:
-        if flags.get(name, 1) in (0, "0", "false"):
+        if name in flags and _is_nothing(flags[name]) and (name != "loss" or flags[name] is False):
             detail = f"{place}{name} is {flags[name]!r}: whoever wrote the row does not want it trained on"
             raise Rejected(Reason.WEIGHT_0, f"{detail}; delete the line, or the {name}")
-    for name in _ENDS:
-        value = flags.get(name)
-        ended = value.lower() if isinstance(value, str) else ""
-        if ended in _CUT or (name == "truncated" and value is True):
+    refuse_ends(flags, place)
+
+
+def refuse_ends(flags: Mapping[str, Any], place: str, ends: re.Pattern[str] = _ENDS) -> None:
+    """Raise where one of the keys that say how an answer ended says that it is not whole."""
+    for name in filter(ends.fullmatch, flags):
+        value = flags[name]
+        ended = {str(one).lower() for one in (value if isinstance(value, list) else [value])}
+        if not ended.isdisjoint(_CUT) or ("truncated" in name and not ended.isdisjoint(("true", "1", "yes"))):
             raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the answer was cut; ask for it again")
-        if ended in _STOPPED:
+        if not ended.isdisjoint(_STOPPED):
             raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the service stopped the answer")
+
+
+def refuse_nested_ends(value: Any, place: str, depth: int = 4) -> None:
+    """`refuse_ends` for an object and all objects in it, as services' own metadata have them."""
+    if isinstance(value, dict):
+        refuse_ends(value, f"{place}.", _REASONS)
+    if depth and isinstance(value, dict | list):
+        items = (
+            value.items() if isinstance(value, dict) else ((number, one) for number, one in enumerate(value, start=1))
+        )
+        for name, one in items:
+            refuse_nested_ends(one, f"{place}.{name}", depth - 1)
+
+
+def _is_nothing(weight: object) -> bool:
+    """Whether a weight, or a flag that stands for one, says that nothing is to be learnt."""
+    if isinstance(weight, str):
+        text = weight.strip().lower()
+        weight = 0 if text in {"false", "no", "off"} else text
+    try:
+        return float(weight) <= 0  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
 
 
 def _message(message: object, place: str, default_role: str) -> Message:
@@ -166,7 +206,7 @@ def _message(message: object, place: str, default_role: str) -> Message:
     if isinstance(said_role, str) and said_role and not role:
         known = ", ".join(_ROLE_OF)
         raise Rejected(Reason.SCHEMA, f"{place} has the role {said_role!r:.40}; known roles are {known}")
-    left_out = [key for key, value in message.items() if key not in _READ and value]
+    left_out = [key for key, value in message.items() if key not in _READ and value not in ("", [], {})]
     content = next((message[key] for key in ("content", "value", "parts", "text") if key in message), None)
     calls = bool(message.get("tool_calls") or message.get("function_call"))
     if content is None and role == "assistant":

@@ -55,14 +55,17 @@ REPLACES = "replaces"
 
 _DOCUMENTS = ("REQUIREMENTS", "VISION", "REVIEW")
 _LATIN_LOOK_ALIKES = str.maketrans(
-    "АВЕКМНОРСТУХІЈЅаеорсухіјѕ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαονρ", "ABEKMHOPCTYXIJSaeopcyxijs" + "ABEZHIKMNOPTYXaovp"
+    "АВЕКМНОРСТУХІЈЅаеорсухіјѕ" + "вкмнтгпиһԁԛԝӏ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαονριικτυωη" + "օսոցհɡı",
+    "ABEKMHOPCTYXIJSaeopcyxijs" + "bkmhtrnuhdqwl" + "ABEZHIKMNOPTYXaovpiiktuwn" + "ounghgi",
 )
-"""Cyrillic and Greek letters that look like Latin ones, which hide a text from every comparison."""
+"""Cyrillic, Greek and Armenian letters that look like Latin ones, which hide a text from every comparison."""
 _RECORD_ID = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number written as text. (Python's own `float` also takes 0.8_5, and digits of other scripts.)"""
 
 _SHOWN = 60
+_UNSEEN = re.compile(r"[\u0085\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
+"""Characters that nobody sees and that no language needs inside a line."""
 _LOOK_ALIKES = re.compile(r"[\u0370-\u03ff\u0400-\u052f]")
 _MIXED_WORD = re.compile(r"\b(?=\w*[A-Za-z])(?=\w*[\u0370-\u03ff\u0400-\u052f])\w+")
 
@@ -100,6 +103,7 @@ def normalize(line: Line, status_aliases: Mapping[str, str] = STATUS_ALIASES) ->
     metric = score_product_owner(*documents).total
     verdict = validate_answer(record.vision_yaml, record.review_yaml)
     notes = [*record.notes, score_note, status_note, *_odd_words(record)]
+    notes += _doubts(requirements, record)
     if not (any(map(requirements.get, REQUIREMENT_SECTIONS)) or cited_ids(record.requirements_yaml)):
         notes.append("the REQUIREMENTS name no requirement by an id (such as FR001)")
     if declared is None:
@@ -217,9 +221,38 @@ def _odd_words(record: TeacherRecord) -> list[str]:
     ]
 
 
+def _doubts(requirements: Mapping[Any, Any], record: TeacherRecord) -> list[str]:
+    """Notes on what may have got into the documents by mistake: characters nobody sees, keys and entries of prose."""
+    texts = {"concept": record.concept, "REQUIREMENTS": record.requirements_yaml}
+    answer = {"VISION": record.vision_yaml, "REVIEW": record.review_yaml}
+    notes = [
+        f"in the {name} stands {odd_characters(''.join(dict.fromkeys(_UNSEEN.findall(text))))}, which cannot be seen"
+        for name, text in (texts | answer).items()
+        if not text.isascii() and _UNSEEN.search(text)
+    ]
+    for name, text in answer.items():
+        foreign = [key for key in map(to_text, read_yaml(text).value) if key[:1].isupper() or " " in key]
+        if foreign:
+            notes.append(f"the {name} has keys that no answer has: {', '.join(foreign[:3])[:_SHOWN]!r}")
+    keys = [to_text(key) for key in requirements]
+    capital = [key for key in keys if key[:1].isupper() and not cited_ids(key)]
+    if capital and any(key[:1].islower() for key in keys):
+        notes.append(f"the REQUIREMENTS have the key {capital[0][:_SHOWN]!r}, which may be text of the prompt")
+    for section in REQUIREMENT_SECTIONS:
+        entries = requirements.get(section)
+        kinds = {isinstance(entry, dict) for entry in entries} if isinstance(entries, list) else set()
+        if len(kinds) > 1:
+            plain = next(entry for entry in entries or [] if not isinstance(entry, dict))
+            notes.append(f"one of the {section} is plain text beside entries with an id: {to_text(plain)[:_SHOWN]!r}")
+    return notes
+
+
 def _holds_anything(value: object) -> bool:
-    if isinstance(value, dict | list):
-        return any(map(_holds_anything, value.values() if isinstance(value, dict) else value))
+    """Whether a document says anything; an id alone says nothing."""
+    if isinstance(value, dict):
+        return any(_holds_anything(item) for key, item in value.items() if key != "id")
+    if isinstance(value, list):
+        return any(map(_holds_anything, value))
     return value not in (None, "")
 
 
@@ -279,8 +312,12 @@ def _scalar(value: object) -> str:
 def folded(text: str) -> str:
     """A text without what hides that it is the same: case, white space, Unicode forms, look-alike letters."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text).translate(_LATIN_LOOK_ALIKES)
+        text = unicodedata.normalize("NFKC", _UNSEEN.sub(_space_or_nothing, text)).translate(_LATIN_LOOK_ALIKES)
     return " ".join(text.casefold().split())
+
+
+def _space_or_nothing(match: re.Match[str]) -> str:
+    return " " if match[0].isspace() else ""
 
 
 def _digest(data: bytes) -> str:

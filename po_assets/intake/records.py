@@ -4,6 +4,7 @@ Which keys hold what belongs to `formats`.
 """
 
 import contextlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,13 @@ EXISTING_VISION = "existing_vision_yaml"
 """Key in a normalized row's metadata: the vision that was given as part of the input."""
 _SHOWN = 40
 _NAMED = 12
+_NOTHING = frozenset(("", "null", "none", "nan", "<na>"))
+"""Texts that exports write for a value that is absent."""
+_NO_VISION = re.compile(
+    r"|none|null|n/a|~|(?:there is )?(?:no|none)(?: (?:existing|current|previous))?(?: product)?(?: vision)?"
+    r"(?: yet| so far| exists| available| given)?",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -63,17 +71,24 @@ class Parts:
         return Rejected(Reason.MISSING_PART if missing else Reason.SCHEMA, "; ".join(missing + self.wrong))
 
     def of_columns(
-        self, asked: Row, answered: Row, answer: tuple[str, str], asked_in: str = "", answered_in: str = ""
+        self, asked: Row, answered: Row | str, answer: tuple[str, str], asked_in: str = "", answered_in: str = ""
     ) -> TeacherRecord:
-        """The record of a row that has a key for each part; the places are named before the keys."""
+        """The record of a row that has a key for each part; the places are named before the keys.
+
+        `answered` may be a finished answer instead, with both blocks in it.
+        """
         concept = self._text(asked, "concept", asked_in, self.missing)
         requirements = self._text(asked, "requirements_yaml", asked_in, self.missing)
-        vision, review = (self._text(answered, key, answered_in, self.missing_answer) for key in answer)
+        if isinstance(answered, str):
+            vision, review = self.documents_of(answered)
+        else:
+            vision, review = (self._text(answered, key, answered_in, self.missing_answer) for key in answer)
+            vision, review = self._document("VISION", vision), self._document("REVIEW", review)
         return TeacherRecord(
             concept,
             self._document("REQUIREMENTS", requirements),
-            self._document("VISION", vision),
-            self._document("REVIEW", review),
+            vision,
+            review,
             existing_vision_yaml=existing_vision(asked.get(EXISTING_VISION)),
         )
 
@@ -107,23 +122,34 @@ class Parts:
             tried = " and no vision to take it from" if metadata else ""
             gaps = [] if concept.strip() else [f"the prompt has no CONCEPT section{tried}"]
             gaps += [] if asked.requirements_yaml else ["the prompt has no REQUIREMENTS"]
-            self.missing += [f"{'; '.join(gaps)}; it must name {PROMPT_FORM}"] if gaps else []
-        answered = parse_answer(exchange.answer or "")
-        self.notes += answered.notes
-        self.missing_answer += (
-            [f"there is no answer{roles}"]
-            if exchange.answer is None
-            else [f"in the answer {gap}" for gap in answered.missing]
-        )
+            also = [*exchange.notes, *asked.notes]
+            self.missing += [f"{'; '.join([*gaps, *also])}; it must name {PROMPT_FORM}"] if gaps else []
+        vision, review = ("", "") if exchange.answer is None else self.documents_of(exchange.answer)
+        if exchange.answer is None:
+            self.missing_answer.append(f"there is no answer{roles}")
         return TeacherRecord(
             concept,
             asked.requirements_yaml or "",
-            answered.vision_yaml or "",
-            answered.review_yaml or "",
+            vision,
+            review,
             existing_vision_yaml=existing_vision(asked.existing_vision_yaml),
             metadata=metadata,
             vision_in_prompt=asked.vision_yaml is not None,
         )
+
+    def documents_of(self, answer: str) -> tuple[str, str]:
+        """VISION and REVIEW of a finished answer, empty where one is missing."""
+        read = parse_answer(answer)
+        self.notes += read.notes
+        if read.missing:
+            beside = [
+                "what its reasoning marks (such as </think>) close, or open, is not the answer"
+                if note == NOTE_OF_REASONING
+                else note
+                for note in read.notes
+            ]
+            self.missing_answer += [f"in the answer {'; '.join([*read.missing, *beside])}"]
+        return read.vision_yaml or "", read.review_yaml or ""
 
     def metadata(self, row: Row, place: str = "") -> dict[str, Any]:
         """The row's metadata, which may be JSON written as text."""
@@ -140,7 +166,7 @@ class Parts:
     def note_unread(self, row: Row, known: Iterable[str], place: str = "") -> None:
         """Name the keys that nothing reads, with what stands there if it is short; empty ones are not worth a word."""
         for key, value in row.items():
-            if key not in known and value not in ("", [], {}, False):
+            if key not in known and value not in ("", [], {}):
                 short = isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _SHOWN)
                 self._unread.append(f"{place}{key[:_SHOWN]}" + (f" {value!r}" if short else ""))
 
@@ -176,8 +202,9 @@ class Parts:
 
 
 def present(value: Any) -> Any:
-    """A JSON value without what is null or holds nothing but nulls, and with line feeds for every end of line."""
+    """A JSON value without what is null or holds nothing but nulls, byte-order marks, and line ends but line feeds."""
     if isinstance(value, str):
+        value = value.removeprefix("\ufeff")
         return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
     if isinstance(value, dict):
         items = ((key, item if key == "metadata" else present(item)) for key, item in value.items())
@@ -190,12 +217,17 @@ def present(value: Any) -> Any:
 def is_there(row: Row, key: str) -> bool:
     """Whether something stands under the key: neither nothing, nor a blank text, nor an empty list or object."""
     value = row.get(key)
-    return bool(value.strip() if isinstance(value, str) else value)
+    return value.strip().lower() not in _NOTHING if isinstance(value, str) else bool(value)
 
 
 def is_text(row: Row, key: str) -> bool:
     """Whether a text, or messages, stand under the key."""
     return is_there(row, key) and not isinstance(row[key], dict)
+
+
+def is_answer(row: Row, key: str) -> bool:
+    """Whether a text stands under the key."""
+    return isinstance(row.get(key), str) and is_there(row, key)
 
 
 def object_of(row: Row, *keys: str) -> Row:
@@ -218,7 +250,7 @@ def _asked(exchange: Exchange) -> tuple[PromptParts, list[str]]:
 def existing_vision(vision_yaml: object) -> str:
     """An existing vision, empty where the text says that there is none."""
     text = vision_yaml.strip() if isinstance(vision_yaml, str) else ""
-    return "" if text.strip("()[]{}<>.-").lower() in {"", "none", "null", "n/a", "~"} else text
+    return "" if _NO_VISION.fullmatch(text.strip("()[]{}<>.-")) else text
 
 
 def _concept_of_vision(vision_yaml: str) -> str:

@@ -26,12 +26,18 @@ from po_assets.product_owner.contract import (
     REVIEW,
     REVIEW_KEYS,
     VISION,
+    VISION_KEYS,
 )
-from po_assets.product_owner.documents import as_list, cited_ids, read_yaml, to_text
+from po_assets.product_owner.documents import as_list, cited_ids, named, read_yaml, to_text
 
 # "Here is the vision:" is a key without a value for YAML.
 _INTRODUCTION = re.compile(r"(?:Here|Sure|Certainly|Below|This|The|My)\b[^:]{0,200}[.:!]")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n(?=\S)")
+_ANSWER_KEY = re.compile(rf"(?:{'|'.join((*VISION_KEYS, *REVIEW_KEYS))}):(?:[ \t]|\Z)")
+_DEEP_FENCE = re.compile(r"^(?: {4,}| *\t[ \t]*)(`{3,}|~{3,})[ \t]*\w", re.MULTILINE)
+_ODD_LINE_END = re.compile(r"[\x0b\x0c\x85\u2028\u2029]")
+_LABEL_LINE = re.compile(r"[*\s]*(?:PRODUCT[ _])?(?:VISION|REVIEW)[*\s]*:?[*\s]*", re.IGNORECASE)
+_END_OF_DOCUMENT = re.compile(r"(?:\n(?:---|\.\.\.)[ \t]*)+\Z")
 NOTE_OF_REASONING = "reasoning before the answer was left out"
 
 
@@ -70,7 +76,8 @@ def parse_answer(text: str) -> ParsedAnswer:
     corrects the one before it.
     """
     bare, reasoned = strip_reasoning(text)
-    blocks = fenced_blocks(lines_of(bare))
+    lines = lines_of(bare)
+    blocks = fenced_blocks(lines, glued=True)
     answers = _answers(blocks)
     chosen = next((answer for answer in reversed(answers) if _is_complete(answer)), answers[-1] if answers else {})
     notes = [NOTE_OF_REASONING] if reasoned else []
@@ -85,9 +92,17 @@ def parse_answer(text: str) -> ParsedAnswer:
         for label in (VISION, REVIEW)
         if label not in chosen or chosen[label].text is None
     )
-    unread = [block for block in blocks if not block.label]
-    if missing and unread:
-        notes.append(f"fences without a label that is read: {', '.join(_shown(block) for block in unread[:5])}")
+    unfenced = _unfenced_keys(lines, blocks)
+    if missing:
+        return ParsedAnswer(*_texts(chosen), missing, (*notes, *_not_read(bare, blocks, unfenced)))
+    first = min(block.start for block in chosen.values())
+    behind = [number for number in unfenced if number > first]
+    if len(behind) > 1:
+        place = f"{lines[behind[0]][:40]!r} in line {behind[0] + 1}"
+        fault = f"a document goes on, or is written anew, outside the fences ({place}); put it into a fence of its own"
+        return ParsedAnswer(None, None, (fault,), tuple(notes))
+    if unfenced:
+        notes.append(f"text outside the fences was left out: {lines[unfenced[-1]][:60]!r}")
     return ParsedAnswer(*_texts(chosen), missing, tuple(notes))
 
 
@@ -99,7 +114,9 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
     """
     bare, reasoned = strip_reasoning(text)
     notes = [NOTE_OF_REASONING] if reasoned else []
-    whole = _at_the_margin(bare).replace("\r\n", "\n").strip()
+    whole = _without_label(_at_the_margin(bare).replace("\r\n", "\n").strip())
+    if whole[-3:] in {"---", "..."}:
+        whole = _END_OF_DOCUMENT.sub("", whole)
     # Prose begins with a capital letter, or stands at the margin behind a blank line. (One pattern for both is slow.)
     may_be_prose = "A" <= whole[:1] <= "Z" or _BLANK_LINE.search(whole)
     if "```" not in whole and "~~~" not in whole and not may_be_prose:
@@ -111,8 +128,11 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
         notes.append("a closing fence without an opening one was left out")
     if not blocks:
         lines, beside = _bare_document(lines)
-        if beside:
-            notes.append(f"text beside the document was left out: {beside[:60]!r}")
+        if len(read_yaml("\n".join(beside), unique_keys=False).value) > 1 or sum(map(_is_answer_key, beside)) > 1:
+            raise ValueError("it holds two documents; leave one of them")
+        said = " ".join(" ".join(beside).split())
+        if said:
+            notes.append(f"text beside the document was left out: {said[:60]!r}")
         return "\n".join(lines).lstrip("]").strip(), tuple(notes)
     block = blocks[0]
     outside = {"before": lines[: block.start], "after": lines[block.end :]}
@@ -159,15 +179,48 @@ def _answers(blocks: Sequence[Block]) -> list[dict[str, Block]]:
     return answers
 
 
-def _bare_document(lines: list[str]) -> tuple[list[str], str]:
-    """The lines of a bare document, and the first of the sentences around it, which would be keys or errors in it."""
-    beside = []
+def _unfenced_keys(lines: Sequence[str], blocks: Sequence[Block]) -> list[int]:
+    """The lines with a key of VISION or REVIEW that stand in none of their blocks."""
+    fenced = {number for block in blocks if block.label for number in range(block.start, block.end)}
+    return [number for number, line in enumerate(lines) if number not in fenced and _ANSWER_KEY.match(line)]
+
+
+def _not_read(text: str, blocks: Sequence[Block], unfenced: Sequence[int]) -> list[str]:
+    """What stands in an incomplete answer and was not read, with the way out."""
+    found: list[str] = []
+    if unread := [block for block in blocks if not block.label]:
+        found.append(f"fences without a label that is read: {', '.join(_shown(block) for block in unread[:5])}")
+    if unfenced:
+        found.append(
+            f"line {unfenced[0] + 1} begins a document without a fence; write ```yaml VISION or ```yaml REVIEW above"
+        )
+    if deep := _DEEP_FENCE.search(text):
+        line = text.count("\n", 0, deep.start(1)) + 1
+        found.append(f"the fence in line {line} is indented by four spaces or more, which makes it text")
+    if separator := _ODD_LINE_END.search(text):
+        found.append(f"it holds {named(separator[0])} where a line feed ends a line")
+    return found
+
+
+def _without_label(text: str) -> str:
+    """The document without a first line that is only its label (`VISION:`), which YAML would take for a key."""
+    first, _, rest = text.partition("\n")
+    return rest if _LABEL_LINE.fullmatch(first) and rest[:1].isalpha() else text
+
+
+def _is_answer_key(line: str) -> bool:
+    return bool(_ANSWER_KEY.match(line))
+
+
+def _bare_document(lines: list[str]) -> tuple[list[str], list[str]]:
+    """The lines of a bare document, and those of the sentences around it, which would be keys or errors in it."""
+    beside: list[str] = []
     if len(lines) > 1 and _INTRODUCTION.fullmatch(lines[0]):
         beside, lines = lines[:1], lines[1:]
     if any(line[:1].strip() and not before.strip() for before, line in itertools.pairwise(lines)):
         text, rest = yaml_part(lines)
         lines, beside = text.split("\n"), [*beside, *rest]
-    return lines, " ".join(" ".join(beside).split())
+    return lines, beside
 
 
 def _at_the_margin(text: str) -> str:
@@ -181,7 +234,7 @@ def _is_complete(answer: dict[str, Block]) -> bool:
 
 def _texts(answer: dict[str, Block]) -> tuple[str | None, str | None]:
     vision, review = (answer[label].text if label in answer else None for label in (VISION, REVIEW))
-    return vision, review
+    return vision and _without_label(vision), review and _without_label(review)
 
 
 def _shown(block: Block) -> str:

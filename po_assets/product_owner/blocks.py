@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from po_assets.product_owner.contract import EXISTING_VISION, REQUIREMENTS, REVIEW, VISION
 
 _FENCE = re.compile(r"( {0,3})(`{3,}|~{3,})(.*)", re.DOTALL)
+_GLUED = re.compile(r"\S.*?(`{3,}|~{3,})[ \t]*(ya?ml[ \t]+(?:VISION|REVIEW))[ \t]*")
 _LABEL = re.compile(r"(?<![A-Z])(EXISTING[_ -]?VISION|VISION|REVIEW|REQUIREMENTS|CONCEPT)(?![A-Z])", re.IGNORECASE)
 _YAML_INFO = re.compile(r"ya?ml\b", re.IGNORECASE)
 _CODE = frozenset(
@@ -86,12 +87,20 @@ def lines_of(text: str) -> list[str]:
     return text.replace("\r\n", "\n").split("\n")
 
 
-def fenced_blocks(lines: Sequence[str], *, most_indent: int = 3) -> list[Block]:
-    """The fenced blocks in their order; a fence that is indented more than `most_indent` opens none."""
+def fenced_blocks(lines: Sequence[str], *, most_indent: int = 3, glued: bool = False) -> list[Block]:
+    """The fenced blocks in their order.
+
+    Args:
+        lines: the text's lines.
+        most_indent: a fence that is indented more opens none.
+        glued: a labelled fence at the end of a line of text opens a block, too (```Sure: ```yaml VISION```).
+    """
     blocks: list[Block] = []
     opened: tuple[int, str, str, int] | None = None  # indent, fence, info, line
     for number, line in enumerate(lines):
         indent, fence, info = _fence(line)
+        if glued and not fence and ("```" in line or "~~~" in line) and (match := _GLUED.fullmatch(line)):
+            indent, fence, info = 0, match[1], match[2]
         if opened is None:
             if fence and indent <= most_indent:
                 opened = (indent, fence, info, number)
@@ -176,7 +185,8 @@ def _block(
 ) -> Block:
     indent, _, info, start = opened
     inside = lines[start + 1 : end]
-    if indent:
+    # A fence within a list moves its text, too; where only the fence is indented, the text stays as it is.
+    if indent and all(line.startswith(" " * indent) for line in inside if line.strip()):
         inside = [line[min(indent, len(line) - len(line.lstrip(" "))) :] for line in inside]
     inner = "\n".join(inside)
     label = label_in(info)

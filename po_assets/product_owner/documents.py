@@ -34,7 +34,8 @@ _ODD_SPACES = "\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff"
 _ODD_INDENTATION = re.compile(
     rf"\n[ \t]*([{_ODD_SPACES}])[ \t{_ODD_SPACES}]*(?:-[ \t]|[A-Za-z_\"'][^\n:]{{0,60}}:(?:[ \t\n]|\Z))"
 )
-_INVISIBLE = re.compile(r"[\u0085\u00a0\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
+_INVISIBLE = re.compile(rf"[\u0085\u00ad\u200c-\u200f\u2028-\u202e{_ODD_SPACES}]")
+_NO_COLON = re.compile(r"[\ufe55\uff1a\ua789\u2236](?=\s)")
 # Nesting needs flow brackets, indicators on one line ("- - - x") or deep indentation; without them it cannot be deep.
 _MAY_NEST_DEEPLY = re.compile(r"(?:[-?:][ \t]+){8}|^[ \t]{40}", re.MULTILINE)
 
@@ -98,7 +99,7 @@ def _read(text: str) -> YamlReading:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        return YamlReading(error=_reason(error) + _invisible(bare))
+        return YamlReading(error=_reason(error, bare) + _invisible(bare))
     except Exception as error:  # noqa: BLE001 - PyYAML's constructors raise many kinds for odd dates and integers
         return YamlReading(error=f"it holds a value that YAML cannot read: {str(error)[:200]}")
     if not isinstance(value, dict):
@@ -227,19 +228,26 @@ def _odd_indentation(text: str) -> str | None:
     match = None if text.isascii() else _ODD_INDENTATION.search(text)
     if match is None:
         return None
-    return f"line {_line(text, match.start(1))} is indented with {_named(match[1])}, which only looks like a space"
+    return f"line {_line(text, match.start(1))} is indented with {named(match[1])}, which only looks like a space"
 
 
 def _invisible(text: str) -> str:
     match = None if text.isascii() else _INVISIBLE.search(text)
-    return f"; line {_line(text, match.start())} holds {_named(match[0])}, which cannot be seen" if match else ""
+    if match:
+        return f"; line {_line(text, match.start())} holds {named(match[0])}, which cannot be seen"
+    if match := None if text.isascii() else _NO_COLON.search(text):
+        return f"; line {_line(text, match.start())} holds {named(match[0])}, which is no colon in YAML"
+    if "\n" not in text and "\\n" in text:
+        return r"; its line ends are written as \n (two characters): it was escaped once too often"
+    return ""
 
 
 def _line(text: str, place: int) -> int:
     return text.count("\n", 0, place) + 1
 
 
-def _named(character: str) -> str:
+def named(character: str) -> str:
+    """A character by its code point and name: `U+200B (zero width space)`."""
     return f"U+{ord(character):04X} ({unicodedata.name(character, 'a control character').lower()})"
 
 
@@ -285,12 +293,17 @@ def _expanded_size(node: yaml.Node | None, known: dict[int, int] | None = None) 
     return known[id(node)]
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _reason(error: yaml.YAMLError, text: str) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     context = getattr(error, "context", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{where}{problem}{f' ({context})' if context else ''}"
+    begun = getattr(error, "context_mark", None)
+    no_key = (
+        text.splitlines()[begun.line : begun.line + 1] if begun and problem == "could not find expected ':'" else []
+    )
+    shown = f"; line {begun.line + 1} is neither a key nor an item: {no_key[0][:60]!r}" if begun and no_key else ""
+    return f"{where}{problem}{f' ({context})' if context else ''}{shown}"
 
 
 def _kind(value: object) -> str:

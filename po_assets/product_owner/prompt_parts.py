@@ -9,6 +9,7 @@ to be decided, is noted; what is not found is None, never guessed.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from textwrap import dedent
 
 from po_assets.product_owner.blocks import (
     ABOUT_ANSWERS,
@@ -20,6 +21,7 @@ from po_assets.product_owner.blocks import (
     label_in,
     lines_of,
     remark_in,
+    without_outer_fence,
     yaml_part,
 )
 from po_assets.product_owner.contract import CONCEPT, EXISTING_VISION, REQUIREMENTS, REVIEW, VISION, VISION_KEYS
@@ -37,14 +39,27 @@ _NAME = (
     r"|REQUIREMENTS(?:[ _-](?:DOCUMENT|YAML))?))"
 )
 _HEADING = re.compile(
-    rf"(?P<mark>[ \t]{{0,3}}(?:#{{1,6}}[ \t]+)?(?:[0-9]{{1,2}}[.)][ \t]+)?(?:\*\*|__)?){_NAME}(?:[ ]\(YAML\))?"
-    r"(?P<end>\*\*|__)?[ \t]*(?P<colon>:)?(?:\*\*|__)?[ \t]*(?P<rest>\S.*)?",
+    rf"(?P<mark>[ \t]{{0,3}}(?:#{{1,6}}[ \t]*)?(?:[0-9]{{1,2}}[.)][ \t]+)?(?:\*\*|__|[*_])?){_NAME}(?:[ ]\(YAML\))?"
+    r"(?P<end>\*\*|__|[*_])?[ \t\u00a0]*(?P<colon>[:\uff1a])?(?:\*\*|__|[*_])?[ \t\u00a0]*#{0,6}(?P<rest>\S.*)?",
     re.IGNORECASE,
 )
 # <concept>, [CONCEPT], === CONCEPT ===; what follows a tag on its line belongs to the section.
-_TAG = re.compile(rf"[ \t]{{0,3}}<{_NAME}>(?P<rest>.*)", re.IGNORECASE)
+_TAG = re.compile(rf"[ \t]{{0,3}}<{_NAME}(?:[ \t][^<>]*)?>(?P<rest>.*)", re.IGNORECASE)
+_END_TAG = re.compile(
+    rf"[ \t]{{0,3}}(?:\[/{_NAME}\]|[=*~-]{{2,20}} ?END(?: OF)?(?: (?:CONCEPT|REQUIREMENTS|VISION))? ?"
+    r"[=*~-]{2,20})[ \t]*",
+    re.IGNORECASE,
+)
+_UNDERLINE = re.compile(r"(?:={3,}|-{3,})[ \t]*")
+_NAME_ALONE = re.compile(rf"[ \t]{{0,3}}{_NAME}[ \t]*", re.IGNORECASE)
+_EXAMPLE = re.compile(r"\W{0,6}(?:(?:an?|one|another|for) )?(?:example|sample|instance)\b.{0,60}", re.IGNORECASE)
+_RULES = re.compile(
+    r"^[#*_ \t]*(?:rules|instructions?|guidelines|(?:output|answer|response) format)[*_]*:.*",
+    re.IGNORECASE | re.MULTILINE,
+)
 _DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,20}}:?", re.IGNORECASE)
 _NOTHING = frozenset(("none", "(none)", "n/a", "null", "-", "{}", "(empty)", "empty", "''", '""'))
+_BLOCK_SCALAR = frozenset(("|", "|-", "|+", ">", ">-"))
 _PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
 _SHOWN = 60
 
@@ -65,6 +80,8 @@ class _Section:
     started: bool = False
     tag: str = ""
     """What ends the section, where a tag begins it."""
+    example: bool = False
+    """The line above its name says that an example follows."""
     cut: bool = False
     """Its fence is not closed, so that nobody knows what is missing."""
 
@@ -92,6 +109,7 @@ def split_prompt(prompt: str) -> PromptParts:
 def _foreign_parts(prompt: str) -> PromptParts:
     notes: list[str] = []
     sections = _with_prose_put_back(_sections(lines_of(prompt), notes))
+    sections = _without_last_example(sections, notes)
     found = [(section, _text(section, notes, last=section is sections[-1])) for section in sections]
     concepts = [text for section, text in found if section.name == CONCEPT and text]
     requirements = [text for section, text in found if section.name == REQUIREMENTS and (text or section.cut)]
@@ -112,6 +130,16 @@ def _foreign_parts(prompt: str) -> PromptParts:
     )
 
 
+def _without_last_example(sections: list[_Section], notes: list[str]) -> list[_Section]:
+    """Without the example that a prompt gives behind its task."""
+    concepts = [number for number, section in enumerate(sections) if section.name == CONCEPT]
+    if not (concepts and sections[concepts[-1]].example) or all(sections[number].example for number in concepts):
+        return sections
+    notes.append("the example behind the task was left out")
+    first = max(number for number in concepts if not sections[number].example)
+    return sections[: next(number for number in concepts if number > first)]
+
+
 def _holds_requirements(text: str) -> bool:
     """Whether it is a document, readable or not, and no prose."""
     return bool(read_yaml(text, unique_keys=False).value) or any(map(REQUIREMENT_LINE.match, text.split("\n")))
@@ -130,11 +158,20 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
     number = 0
     while number < len(lines):
         block = blocks.get(number)
-        begun = _begun_by_block(block, current, notes) if block else _heading(lines[number], current)
         end = block.end if block else number + 1
+        line = lines[number]
+        if not block and end < len(lines) and _UNDERLINE.fullmatch(lines[end]) and _NAME_ALONE.fullmatch(line):
+            line, end = f"## {line.strip()}", end + 1
+        if not block and current is not None and _END_TAG.fullmatch(line):
+            yield current
+            current, number = None, end
+            continue
+        begun = _begun_by_block(block, current, notes) if block else _heading(line, current)
         if begun is not None and begun is not current:
             if current is not None:
                 yield current
+            above = next((one for one in reversed(lines[max(0, number - 3) : number]) if one.strip()), "")
+            begun.example = bool(_EXAMPLE.fullmatch(above))
             current = begun
         elif begun is None and current is not None and not (block and block.label == REVIEW):
             current.add(*lines[number:end])
@@ -186,7 +223,7 @@ def _heading(line: str, current: _Section | None) -> _Section | None:
     word = match["name"].upper()
     kind = EXISTING_VISION if match["old"] else next(name for name in (CONCEPT, VISION, REQUIREMENTS) if name in word)
     section = _Section(kind, line, tag=tag)
-    section.add(rest)
+    section.add("" if rest in _BLOCK_SCALAR else rest)
     return section
 
 
@@ -237,10 +274,13 @@ def _text(section: _Section, notes: list[str], *, last: bool) -> str:
         if last:
             text, closing = _without_closing(text)
             beside = [*beside, *closing]
+        text = without_outer_fence(text)
+        if rules := _RULES.search(text):
+            notes.append(f"the CONCEPT holds {rules[0][:_SHOWN]!r}, which may be meant for the answer")
     elif section.fenced is not None:
         text, beside = section.fenced.strip(), [*section.lines, *beside]
     else:
-        text, beside = yaml_part(section.lines)
+        text, beside = yaml_part(dedent("\n".join(section.lines)).split("\n"))
         text = "" if text.lower() in _NOTHING else text
     if section.name != VISION and (remark := remark_in(beside)):
         notes.append(f"text beside the {section.name} was left out: {remark[:_SHOWN]!r}")

@@ -115,3 +115,15 @@ def test_any_text_may_be_asked_about(concept: str, requirements: str) -> None:
 def jaccard(one: Sequences, other: Sequences) -> float:
     """Shared share of two sets: intersection over union."""
     return len(one & other) / len(one | other)
+
+
+@pytest.mark.parametrize("hide", ["a\u200b", "\u00ada", "\u2060a", "\u0430"])
+def test_characters_that_nobody_sees_hide_no_case(hide: str) -> None:
+    """Nor do letters that look like others, nor ids of another style."""
+    case_ = CASES[4]
+    overlap = HOLD_OUT.find(case_.concept.replace("a", hide), case_.requirements_yaml.replace("a", hide))
+    assert overlap is not None
+    assert (overlap.case_id, overlap.similarity) == ("case-904", 1.0)
+    answer = HOLD_OUT.find_answer(case_.reference_vision_yaml.replace("a", hide), case_.reference_review_yaml)
+    assert answer is not None
+    assert word_sequences("", "id: FR001\n- id: REQ-12\n- id: CON_7\na b c") == {("a", "b", "c")}

@@ -300,7 +300,23 @@ def test_columns_without_a_value_are_absent(name: str, empty: dict[str, object])
             "",
         ),
         (teacher_row(messages=[USER, ANSWER]), "teacher", "not read: messages"),
-        (teacher_row(weight=0.5, reviewed=False, tags=[]), "teacher", "not read: weight 0.5"),
+        (teacher_row(weight=0.5, reviewed=False, tags=[]), "teacher", "not read: weight 0.5, reviewed False"),
+        (pair_row(label=0, teacher_product_vision="nan", messages="null"), "pair", "not read: label 0"),
+        (nested_row(output=ANSWER["content"]), "nested", ""),
+        (
+            {"concept": "\ufeff" + CONCEPT, "requirements_yaml": REQUIREMENTS, "response": ANSWER["content"]},
+            "teacher",
+            "",
+        ),
+        (
+            {
+                "params": {"system": "Be brief.", "messages": [USER]},
+                "result": {"message": {"role": "assistant", "content": [{"type": "text", "text": ANSWER["content"]}]}},
+                "custom_id": "1",
+            },
+            "batch",
+            "the system message was left out of the prompt",
+        ),
         (nested_row(flags={"bad": 1}, reviewer="x" * 60), "nested", "not read: flags, reviewer"),
         (teacher_row(metadata="from May"), "teacher", "metadata must be an object, got 'from May'; it was not read"),
     ],
@@ -321,6 +337,28 @@ def test_what_others_write_is_read_and_the_rest_is_named(row: dict[str, Any], na
         (teacher_row(metadata={"weight": 0.0}), Reason.WEIGHT_0, "metadata.weight is 0.0"),
         (pair_row(finish_reason="MAX_TOKENS"), Reason.ANSWER_CUT, "finish_reason is 'MAX_TOKENS': the answer was cut"),
         (pair_row(truncated=True), Reason.ANSWER_CUT, "truncated is True"),
+        (pair_row(is_truncated="true"), Reason.ANSWER_CUT, "is_truncated is 'true'"),
+        (teacher_row(weight="0.0"), Reason.WEIGHT_0, "weight is '0.0'"),
+        (teacher_row(sample_weight=0), Reason.WEIGHT_0, "sample_weight is 0"),
+        (teacher_row(train="False"), Reason.WEIGHT_0, "train is 'False'"),
+        (chat_row(messages=[USER, ANSWER | {"loss": False}]), Reason.WEIGHT_0, "message 2: loss is False"),
+        (nested_row(input=nested_row()["input"] | {"weight": 0}), Reason.WEIGHT_0, "input.weight is 0"),
+        (
+            {"prompt": [USER], "completion": [ANSWER], "label": False},
+            Reason.WEIGHT_0,
+            "label is False: the row says that its answer is a bad one",
+        ),
+        (teacher_row(metadata={"review_finish_reason": "length"}), Reason.ANSWER_CUT, "metadata.review_finish_reason"),
+        (
+            teacher_row(metadata={"calls": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}),
+            Reason.ANSWER_CUT,
+            "metadata.calls.2.finish_reason is 'length'",
+        ),
+        (
+            batch_row(response={"body": {"status": "incomplete", "output": [ANSWER | {"type": "message"}]}}),
+            Reason.ANSWER_CUT,
+            "the response's status is 'incomplete'",
+        ),
         (teacher_row(metadata='{"stop_reason": "length"}'), Reason.ANSWER_CUT, "metadata.stop_reason is 'length'"),
         (
             nested_row(output=nested_row()["output"] | {"done_reason": "length"}),
@@ -441,3 +479,36 @@ def test_a_flag_in_either_of_two_equal_answers_counts() -> None:
     """Nothing is trained on because another column does not say so."""
     row = teacher_row(messages=[USER, ANSWER | {"weight": 0}])
     assert reject(row).reason == Reason.WEIGHT_0
+
+
+@pytest.mark.parametrize(
+    ("row", "detail"),
+    [
+        (
+            pair_row(response=f"<think>\n{ANSWER['content']}\n</think>"),
+            "what its reasoning marks (such as </think>) close, or open, is not the answer",
+        ),
+        (pair_row(response=f"{VISION}\n{REVIEW}"), "line 1 begins a document without a fence"),
+        (
+            pair_row(prompt=f"CONCEPT: {CONCEPT}\nREQUIREMENTS:\n```yaml\n{REQUIREMENTS}"),
+            "the fence of the REQUIREMENTS in line 3 is not closed",
+        ),
+        (
+            chat_row(messages=[USER, ANSWER, {"role": "user", "content": "Thanks"}, ANSWER | {"content": "Bye."}]),
+            "2 earlier messages before the last question were not read",
+        ),
+    ],
+)
+def test_a_part_that_is_seen_and_not_read_is_said_to_be_missing_with_the_cause(
+    row: dict[str, Any], detail: str
+) -> None:
+    """A person sees it in the row, and has to learn why it does not count."""
+    rejected = reject(row)
+    assert rejected.reason == Reason.MISSING_PART
+    assert detail in rejected.detail
+
+
+@pytest.mark.parametrize("existing", ["No existing vision.", "(none yet)", "There is no vision yet"])
+def test_an_existing_vision_may_be_said_to_be_none(existing: str) -> None:
+    """In words, too."""
+    assert "existing_vision_yaml" not in kept(teacher_row(existing_vision_yaml=existing)).row["metadata"]

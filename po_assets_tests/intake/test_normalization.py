@@ -252,7 +252,10 @@ def test_a_wrong_status_is_shown_as_it_stands(status: str, said: str) -> None:
     assert said in rejected.value.detail
 
 
-@pytest.mark.parametrize("requirements", ["{}", "functional_requirements: []\nconstraints: []", "a: {b: ''}"])
+@pytest.mark.parametrize(
+    "requirements",
+    ["{}", "functional_requirements: []\nconstraints: []", "a: {b: ''}", "constraints: [{id: C01, description: ''}]"],
+)
 def test_requirements_that_ask_for_nothing_are_refused(requirements: str) -> None:
     """Nothing can be reviewed there."""
     with pytest.raises(Rejected, match="ask for nothing"):
@@ -268,3 +271,36 @@ def test_look_alike_letters_do_not_hide_an_input() -> None:
     assert normalized.row["input_digest"] == input_digest(CONCEPT, REQUIREMENTS)
     assert "the concept mixes two scripts in one word" in normalized.notes
     assert "U+0435 (cyrillic small letter ie)" in normalized.notes
+
+
+@pytest.mark.parametrize(
+    ("texts", "note"),
+    [
+        (
+            {"vision": VISION.replace("target_users", "target\u200b_users")},
+            "in the VISION stands U+200B (zero width space)",
+        ),
+        ({"concept": "A tool\u2028for all"}, "in the concept stands U+2028 (line separator), which cannot be seen"),
+        ({"review": f"{REVIEW}Note: I assumed much.\n"}, "the REVIEW has keys that no answer has: 'Note'"),
+        ({"requirements": f"{REQUIREMENTS}Rules:\n- Be brief.\n"}, "the REQUIREMENTS have the key 'Rules'"),
+        (
+            {"requirements": f"{REQUIREMENTS}- Answer in English.\n"},
+            "one of the constraints is plain text beside entries with an id: 'Answer in English.'",
+        ),
+    ],
+)
+def test_what_may_have_got_into_a_document_by_mistake_is_noted(texts: dict[str, str], note: str) -> None:
+    """It is trained on, but not without a word."""
+    assert note in normalize(line_of(teacher_row(texts))).notes
+
+
+def test_what_makes_yaml_unreadable_is_shown() -> None:
+    """The line that is prose, the colon that is none, line ends that were escaped twice."""
+    for text, shown in (
+        (f"{VISION}Hope it helps.", "line 19 is neither a key nor an item: 'Hope it helps.'"),
+        (VISION.replace("product_name:", "product_name\uff1a"), "line 1 holds U+FF1A (fullwidth colon)"),
+        (VISION.replace("\n", "\\n"), r"its line ends are written as \n (two characters)"),
+    ):
+        with pytest.raises(Rejected) as rejected:
+            normalize(line_of(teacher_row({"vision": text})))
+        assert shown in rejected.value.detail

@@ -308,3 +308,66 @@ def test_no_text_takes_long(text: str) -> None:
     start = time.monotonic()
     assert parse_answer(text).missing
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Sure: {ANSWER}",  # glued to a line of text
+        f"{DRAFT}<channel|>{ANSWER}",  # and to the fence before
+        ANSWER.replace("VISION\n", "\nVISION:\n").replace("REVIEW\n", "\n**REVIEW**\n"),  # a label on its own line
+        ANSWER.replace("```", "  ```"),  # only the fences are indented
+    ],
+)
+def test_labels_and_fences_stand_where_models_put_them(text: str) -> None:
+    """None of it becomes part of a document."""
+    parsed = parse_answer(text)
+    assert parsed.vision_yaml is not None
+    assert parsed.review_yaml is not None
+    assert (parsed.vision_yaml.strip(), parsed.review_yaml.strip()) == (VISION.strip(), REVIEW.strip())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{DRAFT}\n\nCorrected:\n\n{VISION}\n{REVIEW}",
+        ANSWER.replace("non_goals:", "notes: |\n  like\n```\n  route: 7\n```\nnon_goals:"),
+    ],
+)
+def test_a_document_outside_the_fences_is_never_dropped_silently(text: str) -> None:
+    """It may be the correction, or the rest of a document that its own fence ended."""
+    parsed = parse_answer(text)
+    assert (parsed.vision_yaml, parsed.review_yaml) == (None, None)
+    assert "outside the fences" in parsed.missing[0]
+    assert "put it into a fence of its own" in parsed.missing[0]
+
+
+def test_a_draft_or_a_line_outside_the_fences_is_named() -> None:
+    """The answer behind a draft counts; a single line with a key may be prose."""
+    for text in (f"{VISION}\n{ANSWER}", f"{ANSWER}\nsummary: I wrote both."):
+        parsed = parse_answer(text)
+        assert parsed.review_yaml == REVIEW.strip()
+        assert parsed.notes[0].startswith("text outside the fences was left out: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (
+            f"{VISION}\n{REVIEW}",
+            "line 1 begins a document without a fence; write ```yaml VISION or ```yaml REVIEW above",
+        ),
+        ("    " + ANSWER.replace("\n", "\n    "), "the fence in line 1 is indented by four spaces or more"),
+        (ANSWER.replace("\n", "\u2028"), "it holds U+2028 (line separator) where a line feed ends a line"),
+    ],
+)
+def test_an_answer_that_is_seen_and_not_read_is_named(text: str, note: str) -> None:
+    """Without fences, with fences that are text, with other line ends."""
+    assert note in parse_answer(text).notes[0]
+
+
+def test_what_ends_or_names_a_document_is_no_part_of_a_column() -> None:
+    """A label, the end mark of YAML; a second bare document is refused."""
+    assert column_document(f"REVIEW:\n{REVIEW}---\n") == (REVIEW.strip(), ())
+    with pytest.raises(ValueError, match="it holds two documents; leave one of them"):
+        column_document(f"{REVIEW}\nCorrected version:\n\n{REVIEW}")

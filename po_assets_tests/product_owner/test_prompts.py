@@ -320,3 +320,42 @@ def test_no_prompt_takes_long(text: str) -> None:
     start = time.monotonic()
     split_prompt(text)
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("concept", "requirements"),
+    [
+        ("Concept\n=======\n{}", "Requirements\n------------\n{}"),
+        ("##Concept ##\n{}", "##Requirements ##\n{}"),
+        ("_Concept:_\n{}", "*Requirements:*\n{}"),
+        ("CONCEPT\uff1a\n{}", "REQUIREMENTS\u00a0:\n{}"),
+        ("[CONCEPT]\n{}\n[/CONCEPT]", "[REQUIREMENTS]\n{}\n[/REQUIREMENTS]"),
+        ("--- CONCEPT ---\n{}", "--- REQUIREMENTS ---\n{}\n--- END ---"),
+        ('<concept id="1">{}</concept>', "<requirements format='yaml'>\n{}\n</requirements>"),
+        ("CONCEPT:\n```text\n{}\n```", "REQUIREMENTS:\n{}"),
+        ("concept: {}", "requirements_yaml: |\n{}"),
+    ],
+)
+@pytest.mark.parametrize("indent", ["", "  "])
+def test_sections_are_read_as_others_write_them(concept: str, requirements: str, indent: str) -> None:
+    """Underlined, with closing marks, in other punctuation, fenced, indented."""
+    text = REQUIREMENTS.strip().replace("\n", f"\n{indent}")
+    parts = split_prompt(f"{concept.format('A planner')}\n\n{requirements.format(indent + text)}\n")
+    assert parts == PromptParts("A planner", REQUIREMENTS.strip())
+
+
+def test_an_example_behind_the_task_is_not_the_task() -> None:
+    """It is named as what it is; one before the task is left out anyway."""
+    parts = split_prompt(
+        f"CONCEPT: A planner\nREQUIREMENTS:\n{REQUIREMENTS}\n"
+        "Example of an input:\nCONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n"
+    )
+    assert (parts.concept, parts.requirements_yaml) == ("A planner", REQUIREMENTS.strip())
+    assert parts.notes[0] == "the example behind the task was left out"
+
+
+def test_rules_in_a_concept_are_named() -> None:
+    """They may be the product's, or the prompt's."""
+    parts = split_prompt(f"CONCEPT: A planner\n\nRules:\n- Be brief\n\nREQUIREMENTS:\n{REQUIREMENTS}")
+    assert parts.concept == "A planner\n\nRules:\n- Be brief"
+    assert parts.notes == ("the CONCEPT holds 'Rules:', which may be meant for the answer",)
