@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 from upath import UPath
 
 from po_assets.dag import GateRecord
@@ -141,8 +142,6 @@ def read_report(path: UPath) -> dict[str, Any] | None:
 
 def render_html(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """One page without outside files. Everything is escaped: answers are text from a model, never markup."""
-    import jinja2
-
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page, script = (
         files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("report.html.j2", "report.js")

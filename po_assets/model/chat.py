@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
+from jinja2 import TemplateError
+
 from po_assets.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,8 +115,6 @@ class ChatTemplate:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _render(self, turns: Sequence[Mapping[str, str]]) -> str:
-        from jinja2 import TemplateError
-
         try:
             return str(self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False))
         except TemplateError as error:  # templates refuse roles and orders that they do not know

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from po_assets.errors import UserError
+from po_assets.model import load_tokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
 
 Quantization = Literal["f16", "q8_0"]
@@ -118,8 +120,6 @@ def _add_model(writer: "GGUFWriter", config: Mapping[str, Any], name: str, quant
 def _add_tokenizer(writer: "GGUFWriter", folder: Path, config: Mapping[str, Any], pre_tokenizer: str) -> None:
     from gguf import TokenType
 
-    from po_assets.model import load_tokenizer
-
     loaded = load_tokenizer(folder)
     description = json.loads((folder / "tokenizer.json").read_text())
     tokens = [f"[PAD{number}]" for number in range(config["vocab_size"])]  # weights may have rows beyond the vocabulary
@@ -182,7 +182,6 @@ def _kind(shape: tuple[int, ...], quantization: Quantization) -> "GGMLQuantizati
 
 
 def _announce(writer: "GGUFWriter", name: str, shape: tuple[int, ...], kind: "GGMLQuantizationType") -> None:
-    import numpy as np
     from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
 
     if kind == GGMLQuantizationType.Q8_0:

@@ -13,6 +13,8 @@ from typing import Any
 from po_assets.dag import Verdict
 from po_assets.dataset.cases import EvalCase
 from po_assets.errors import UserError
+from po_assets.evaluation.answers import load_student
+from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import paired_difference
 from po_assets.product_owner import parse_answer, score_product_owner
 from po_assets.text import amount
@@ -124,9 +126,7 @@ def ask_gguf(gguf: Path, *, max_tokens: int = MAX_TOKENS, context: int = 4_096, 
 
 def ask_adapter(base: Path, spec: Any, adapter: Path, *, max_tokens: int = MAX_TOKENS) -> Ask:
     """Ask the base model with the adapter, greedily and without grammar, as the exported forms are asked."""
-    from po_assets.evaluation.answers import load_student
     from po_assets.evaluation.generate import Request, complete_batch
-    from po_assets.evaluation.settings import Decoding
 
     answering = load_student(base, spec, adapter)
     decoding = Decoding(mode="free", max_new_tokens=max_tokens, no_repeat_ngram=0)

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psutil
+
 from po_assets.errors import UserError
 from po_assets.text import Progress, duration
 from po_assets.training.adapter import trainable
@@ -155,8 +157,6 @@ def peak_memory_gib() -> float:
 
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated() / 2**30)
-    import psutil
-
     return float(psutil.Process().memory_info().rss / 2**30)
 
 
