@@ -28,8 +28,8 @@ from po_assets.product_owner import PROMPT_VERSION
 from po_assets.storage import StagedTable, digest_of, file_digest, recorded_digest
 from po_assets.text import amount, verb
 
-CASES_CODE_VERSION = "2"
-SUPERVISED_CODE_VERSION = f"2+prompt.{PROMPT_VERSION}"
+CASES_CODE_VERSION = "3"
+SUPERVISED_CODE_VERSION = f"3+prompt.{PROMPT_VERSION}"
 GROUP = "dataset"
 COLUMNS = {
     "prompt": ("string", "The one prompt: concept and requirements. Training, baseline and student share it."),

@@ -27,7 +27,7 @@ from po_assets.product_owner.contract import STATUS_ALIASES
 from po_assets.storage import StagedTable, digest_of, read_manifest, recorded_digest
 
 RAW_CODE_VERSION = "2"
-NORMALIZED_CODE_VERSION = f"3+metric.{METRIC_VERSION}"
+NORMALIZED_CODE_VERSION = f"4+metric.{METRIC_VERSION}"
 OWNERS = ["team:po-distillation"]
 GROUP = "teacher"
 _LANDED = dg.AssetKey("teacher_files")

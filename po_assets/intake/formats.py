@@ -24,6 +24,7 @@ from po_assets.intake.records import (
     object_of,
     present,
 )
+from po_assets.product_owner import parse_answer
 
 _QUESTION = ("concept", "requirements_yaml", EXISTING_VISION)
 _FINISHED = ("output", "response", "completion", "answer")
@@ -245,6 +246,7 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
             _refuse_second_answer(known, record, other, second)
         if fault := parts.fault(answer_needed=answer_needed):
             raise fault
+        _refuse_other_text(known, record, row, parts.read)
         refuse_flags(record.metadata, "metadata.")
         refuse_nested_ends(record.metadata, "metadata")
         _refuse_bad_answer(row)
@@ -281,6 +283,21 @@ def _read(known: RecordFormat, row: Row) -> tuple[TeacherRecord, Parts]:
     record.concept_id = record.concept_id or label(row.get("concept_id"))
     record.tier = record.tier or label(row.get("tier"))
     return record, parts
+
+
+def _refuse_other_text(known: RecordFormat, record: TeacherRecord, row: Row, read: set[str]) -> None:
+    """A whole answer under a key that the row's format does not read is a second one, too."""
+    for key in (*_FINISHED, "chosen"):
+        if key in read or not is_answer(row, key):
+            continue
+        other = parse_answer(row[key])
+        pairs = ((record.vision_yaml, other.vision_yaml), (record.review_yaml, other.review_yaml))
+        if not other.missing and any(one.strip() != (two or "").strip() for one, two in pairs if one):
+            raise Rejected(
+                Reason.AMBIGUOUS,
+                f"the row holds two answers that differ, as {known.name} ({known.looks_like}) and in {key}; "
+                "leave one of them",
+            )
 
 
 def _refuse_bad_answer(row: Row) -> None:

@@ -79,6 +79,8 @@ class Parts:
         """
         concept = self._text(asked, "concept", asked_in, self.missing)
         requirements = self._text(asked, "requirements_yaml", asked_in, self.missing)
+        if not isinstance(existing := asked.get(EXISTING_VISION, ""), str):
+            self.wrong.append(f"{asked_in}{EXISTING_VISION} must be a string, got {existing!r:.60}")
         if isinstance(answered, str):
             vision, review = self.documents_of(answered)
         else:

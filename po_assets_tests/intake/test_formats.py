@@ -339,6 +339,16 @@ def test_what_others_write_is_read_and_the_rest_is_named(row: dict[str, Any], na
         (pair_row(truncated=True), Reason.ANSWER_CUT, "truncated is True"),
         (pair_row(is_truncated="true"), Reason.ANSWER_CUT, "is_truncated is 'true'"),
         (teacher_row(weight="0.0"), Reason.WEIGHT_0, "weight is '0.0'"),
+        (
+            teacher_row(response=ANSWER["content"].replace("aligned", "conflicts")),
+            Reason.AMBIGUOUS,
+            "the row holds two answers that differ, as teacher (concept, requirements_yaml",
+        ),
+        (
+            nested_row(input=nested_row()["input"] | {"existing_vision_yaml": {"a": 1}}),
+            Reason.SCHEMA,
+            "input.existing_vision_yaml must be a string, got {'a': 1}",
+        ),
         (teacher_row(sample_weight=0), Reason.WEIGHT_0, "sample_weight is 0"),
         (teacher_row(train="False"), Reason.WEIGHT_0, "train is 'False'"),
         (chat_row(messages=[USER, ANSWER | {"loss": False}]), Reason.WEIGHT_0, "message 2: loss is False"),
