@@ -69,12 +69,16 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]
         resources = {name: value for name, value in values.items() if name not in plain}
         return super(Settings, changed).configure_at_launch(**resources)
 
+    def values(self) -> dict[str, Any]:
+        """Every value by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
     def effective(self) -> dict[str, Any]:
         """The values on which results depend, as plain data."""
         return {
             name: value
-            for name in sorted(type(self).model_fields)
-            if name not in self.without_effect and not isinstance(value := getattr(self, name), dg.ConfigurableResource)
+            for name, value in sorted(self.values().items())
+            if name not in self.without_effect and not isinstance(value, dg.ConfigurableResource)
         }
 
     def fingerprint(self) -> str:

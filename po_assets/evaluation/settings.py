@@ -83,7 +83,7 @@ class Decoding(Settings):
 
     def with_values(self, **changes: Any) -> "Decoding":
         """The same settings but for these."""
-        return Decoding(**{name: getattr(self, name) for name in Decoding.model_fields} | changes)
+        return Decoding(**self.values() | changes)
 
     def free(self) -> "Decoding":
         """The same settings without grammar, for the student's free answers."""

@@ -103,8 +103,7 @@ class BaseModel(Settings):
             raise UserError(
                 f"profile is {self.profile!r}; choose {choices} (the default comes from {PROFILE_VARIABLE})."
             )
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        given = {name: value for name, value in values.items() if value not in (None, "auto")}
+        given = {name: value for name, value in self.values().items() if value not in (None, "auto")}
         return BaseModel(**{**_PROFILES[self.profile], "revision": self._own_revision, **given})
 
     @property

@@ -190,8 +190,8 @@ def write_gate_section(adapter: UPath | Path, verdict: str) -> None:
 def _body(recipe: TrainingSettings, facts: CardFacts) -> str:
     base = base_reference(recipe.base_model)
     revision = f" at revision `{base['revision']}`" if base.get("revision") else ""
-    settings = {key: getattr(recipe, key) for key in type(recipe).model_fields if key != "base_model"}
-    settings["target_modules"] = ", ".join(recipe.target_modules)
+    settings = recipe.values() | {"target_modules": ", ".join(recipe.target_modules)}
+    del settings["base_model"]
     return f"""# Product Owner student
 
 A LoRA adapter that makes a small language model play a Product Owner: it reads a product concept and its requirements

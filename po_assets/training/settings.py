@@ -121,8 +121,7 @@ class TrainingSettings(Settings):
             UserError: a default of the environment is wrong, or the filled settings do not go together.
         """
         model = self.base_model.resolved()
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        given = {name: value for name, value in values.items() if value is not None} | {"base_model": model}
+        given = {name: value for name, value in self.values().items() if value is not None} | {"base_model": model}
         return TrainingSettings(**{**_PROFILES[model.profile], **given})
 
     @property

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from upath import UPath
 
 from po_assets.dag.compute import GPUS_VARIABLE, RAY_ON_LOOPBACK, WORKERS_VARIABLE, gpus_per_step
-from po_assets.dag.settings import Settings
 from po_assets.dataset.publication import refusal
 from po_assets.errors import UserError
 from po_assets.model import (
@@ -297,7 +296,9 @@ def _make_together(
         said = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"work": _Work(layout, pairs, _values(recipe), _values(recipe.base_model), said)},
+            train_loop_config={
+                "work": _Work(layout, pairs, recipe.values() | {"base_model": None}, recipe.base_model.values(), said)
+            },
             scaling_config=ScalingConfig(num_workers=recipe.num_workers, use_gpu=on_gpus),
             run_config=RunConfig(name="lora_adapter", storage_path=folder),
         )
@@ -322,11 +323,6 @@ def _work(config: dict[str, Any]) -> Student | None:
         progress = Progress(work.said.put, work.said.put)
     settings = work.recipe | {"workers": work.recipe["workers"] or cores, "base_model": BaseModel(**work.model)}
     return _make_here(work.layout, work.pairs, TrainingSettings(**settings), progress)
-
-
-def _values(settings: Settings) -> dict[str, Any]:
-    values = {name: getattr(settings, name) for name in type(settings).model_fields}
-    return {name: value for name, value in values.items() if not isinstance(value, Settings)}
 
 
 @contextmanager
