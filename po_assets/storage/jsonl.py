@@ -85,11 +85,6 @@ class StagedTable:
         publish_file(self.staging, self.target)
         write_manifest(self.target, self.manifest or Manifest(sha256=self.sha256, rows=self.rows))
 
-    def discard(self) -> None:
-        """Remove the staged file; what is published stays."""
-        with contextlib.suppress(FileNotFoundError):
-            self.staging.unlink()
-
 
 def stage_lines(target: UPath, lines: Iterable[bytes]) -> StagedTable:
     """Write lines verbatim beside `target`, each ended by one newline."""

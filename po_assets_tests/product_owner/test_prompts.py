@@ -76,7 +76,6 @@ def test_our_prompt_is_read_with_windows_line_ends() -> None:
     assert split_prompt(f"{prompt}\r\n") == PromptParts(CONCEPT, REQUIREMENTS.strip())
 
 
-NAMES = {"concept": "concept", "existing vision": VISION, "requirements": REQUIREMENTS}
 STYLES = {
     "capitals": "{NAME}:\n{text}",
     "title": "{Name}:\n{text}",

@@ -26,29 +26,12 @@ def supervised_dataset() -> None:
     """Only stands for the real one in the graph; its file is already there."""
 
 
-def materialize(layout: Layout, **settings: Any) -> dg.ExecuteInProcessResult:
+def _run(layout: Layout, selection: dg.AssetSelection, settings: dict[str, Any]) -> dg.ExecuteInProcessResult:
     artifacts = Artifacts(root=str(layout.root))
     base_model = BaseModel(base_model=str(layout.root / "tiny"))
-    recipe = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4} | settings
     return dg.materialize(
         [supervised_dataset, lora_adapter, lora_adapter_checks],
-        selection=dg.AssetSelection.assets(lora_adapter),
-        resources={
-            "artifacts": artifacts,
-            "io_manager": JsonlIOManager(artifacts=artifacts),
-            "recipe": TrainingSettings(base_model=base_model, precision="float32", **recipe),
-        },
-        raise_on_error=False,
-    )
-
-
-def run_checks(layout: Layout, **settings: Any) -> dict[str, dg.AssetCheckEvaluation]:
-    """The checks alone, on the adapter as it stands."""
-    artifacts = Artifacts(root=str(layout.root))
-    base_model = BaseModel(base_model=str(layout.root / "tiny"))
-    result = dg.materialize(
-        [supervised_dataset, lora_adapter, lora_adapter_checks],
-        selection=dg.AssetSelection.checks_for_assets(lora_adapter),
+        selection=selection,
         resources={
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
@@ -56,6 +39,16 @@ def run_checks(layout: Layout, **settings: Any) -> dict[str, dg.AssetCheckEvalua
         },
         raise_on_error=False,
     )
+
+
+def materialize(layout: Layout, **settings: Any) -> dg.ExecuteInProcessResult:
+    recipe = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4} | settings
+    return _run(layout, dg.AssetSelection.assets(lora_adapter), recipe)
+
+
+def run_checks(layout: Layout, **settings: Any) -> dict[str, dg.AssetCheckEvaluation]:
+    """The checks alone, on the adapter as it stands."""
+    result = _run(layout, dg.AssetSelection.checks_for_assets(lora_adapter), settings)
     return {e.check_name: e for e in result.get_asset_check_evaluations()}
 
 
