@@ -20,6 +20,8 @@ WORDS_IN_SEQUENCE = 3
 _TELLING_SEQUENCES = 12
 """Shorter texts may stand within others by chance."""
 
+_PART = "\0"
+"""Stands between a case's id and the name of a document in the index of answers."""
 _WORD = re.compile(r"[^\W_]\w*(?:-[0-9]+)*")
 # The skeleton that all documents of a kind share says nothing about what one of them says.
 _SKELETON = frozenset(
@@ -63,8 +65,13 @@ class HoldOut:
     def __init__(self, cases: Sequence[EvalCase], threshold: float) -> None:
         self._by_digest = {case.input_digest: case.case_id for case in cases}
         self._inputs = _Index({case.case_id: word_sequences(case.concept, case.requirements_yaml) for case in cases})
-        answers = {case.case_id: (case.reference_vision_yaml, case.reference_review_yaml) for case in cases}
-        self._answers = _Index({name: answer_sequences(*texts) for name, texts in answers.items()})
+        answers = {}
+        for case in cases:
+            vision, review = case.reference_vision_yaml, case.reference_review_yaml
+            # Each document for itself, too: a row may repeat one and have another beside it.
+            for part, texts in (("", (vision, review)), ("VISION", (vision, "")), ("REVIEW", ("", review))):
+                answers[f"{case.case_id}{_PART}{part}"] = answer_sequences(*texts)
+        self._answers = _Index(answers)
         self._threshold = threshold
 
     def find(self, concept: str, requirements_yaml: str, digest: str | None = None) -> Overlap | None:
@@ -80,9 +87,9 @@ class HoldOut:
         return Overlap(found.name, found.similarity, KINDS[2] if found.within else KINDS[1])
 
     def find_answer(self, vision_yaml: str, review_yaml: str) -> Overlap | None:
-        """The case whose reference answer this is, or nearly, or holds."""
+        """The case whose reference answer this is, or nearly, or of which it holds the VISION or the REVIEW."""
         found = self._answers.nearest(answer_sequences(vision_yaml, review_yaml), self._threshold)
-        return Overlap(found.name, found.similarity, KINDS[3]) if found else None
+        return Overlap(found.name.partition(_PART)[0], found.similarity, KINDS[3]) if found else None
 
 
 class _Index:

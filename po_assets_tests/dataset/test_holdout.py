@@ -94,6 +94,10 @@ def test_a_reference_answer_is_found() -> None:
         overlap = HOLD_OUT.find_answer(changed, review)
         assert overlap is not None
         assert (overlap.case_id, overlap.kind) == ("case-908", "nearly the same answer")
+    for one, other in ((vision, texts(1)["review"]), (texts(1)["vision"], review)):
+        overlap = HOLD_OUT.find_answer(one, other)
+        assert overlap is not None
+        assert overlap.case_id == "case-908"
     assert HOLD_OUT.find_answer(texts(1)["vision"], texts(1)["review"]) is None
     assert HOLD_OUT.find_answer("", "") is None
 
