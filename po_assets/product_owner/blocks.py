@@ -99,7 +99,9 @@ def fenced_blocks(lines: Sequence[str], *, most_indent: int = 3, glued: bool = F
     opened: tuple[int, str, str, int] | None = None  # indent, fence, info, line
     for number, line in enumerate(lines):
         indent, fence, info = _fence(line)
-        if glued and not fence and ("```" in line or "~~~" in line) and (match := _GLUED.fullmatch(line)):
+        # Inside a block only behind what may be its closing fence: other lines are its text.
+        may_be_glued = glued and not fence and ("```" in line or "~~~" in line)
+        if may_be_glued and (opened is None or line[:1] in "`~") and (match := _GLUED.fullmatch(line)):
             indent, fence, info = 0, match[1], match[2]
         if opened is None:
             if fence and indent <= most_indent:

@@ -27,7 +27,7 @@ def blocks(vision: str = "a: 1", review: str = "b: 2", fence: str = "```") -> st
     return f"{fence}yaml VISION\n{vision}\n{fence}\n\n{fence}yaml REVIEW\n{review}\n{fence}"
 
 
-@pytest.mark.parametrize("vision", [VISION, WITH_FENCE])
+@pytest.mark.parametrize("vision", [VISION, WITH_FENCE, VISION.replace("- Drivers", "- Writes ```yaml VISION")])
 def test_what_is_formatted_is_parsed_again(vision: str) -> None:
     """The answer that training teaches is the answer that evaluation reads; fences inside a text stay in it."""
     parsed = parse_answer(format_answer(f"```yaml\n{vision}\n```", REVIEW))
