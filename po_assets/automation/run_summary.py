@@ -36,7 +36,7 @@ class FailedCheck:
     @property
     def sentence(self) -> str:
         """What failed, with numbers; without the table's caption and the next step."""
-        return " ".join(self.description.split("\n\n")[0].split())
+        return " ".join(unescaped(self.description).split("\n\n")[0].split())
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _ShortFormatter(logging.Formatter):
         message = meta.get("orig_message") or record.getMessage()
         level = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
         if check := _failed_check(record):
-            message = f"the check {check.check_name} FAILED: {(check.description or '').partition(chr(10))[0]}"
+            message = f"the check {check.check_name} FAILED: {unescaped(check.description or '').partition(chr(10))[0]}"
         return f"{self.formatTime(record, '%H:%M:%S')}  {step:<{_STEP_WIDTH}}  {level}{message}"
 
 

@@ -1,7 +1,7 @@
 """The project's own sample data: a seeded generator of teacher rows and evaluation cases, and the files it makes.
 
 Fictitious products of many trades, written for this project; no teacher model took part. Whatever reads such rows
-belongs to `teacher`, whatever selects among them to `dataset`.
+belongs to `intake`, whatever selects among them to `dataset`.
 """
 
 from po_assets.sample_data.landing import sample_files, write_sample_data
