@@ -5,8 +5,8 @@ Computed from scored answers alone. Which of them block is the gate profile's ch
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, wraps
 from typing import Any
 
 import dagster as dg
@@ -75,15 +75,29 @@ class Evidence:
 checks = AssetChecks[Evidence]("eval_report")
 
 
-@checks.register(blocking=True)
+def criterion(judge: Callable[[Evidence], Verdict]) -> Callable[[Evidence], Verdict]:
+    """Register a check with the severity of the profile, and its name; the cases behind it are shown when it fails."""
+
+    @wraps(judge)
+    def under_the_profile(found: Evidence) -> Verdict:
+        verdict = judge(found)
+        return replace(
+            verdict,
+            rows=[] if verdict.passed else verdict.rows,
+            severity="ERROR" if found.profile.blocks(judge.__name__) else "WARN",
+            extra={"gate profile": dg.MetadataValue.text(found.profile.name)},
+        )
+
+    return checks.register(blocking=True)(under_the_profile)
+
+
+@criterion
 def case_count(found: Evidence) -> Verdict:
     """All evaluation cases that the gate asks for count; one without an answer counts as an empty one."""
     profile, cases = found.profile, found.summary.cases
     exact = profile.case_count is not None
     wanted = profile.case_count if profile.case_count is not None else profile.minimum_cases
-    return _verdict(
-        found,
-        case_count,
+    return Verdict(
         passed=cases == wanted if exact else cases >= wanted,
         required=f"{'=' if exact else '>='} {wanted}",
         value=str(cases),
@@ -96,13 +110,11 @@ def case_count(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(blocking=True)
+@criterion
 def mean_score(found: Evidence) -> Verdict:
     """The student's mean score over every case is at least what the gate asks for."""
     mean, least = found.summary.mean, found.profile.mean_score
-    return _verdict(
-        found,
-        mean_score,
+    return Verdict(
         passed=mean >= least,
         required=f">= {least:.2f}",
         value=f"{mean:.3f}",
@@ -117,13 +129,11 @@ def mean_score(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(blocking=True)
+@criterion
 def score_std(found: Evidence) -> Verdict:
     """The scores' sample standard deviation is at most what the gate allows."""
     std, mean, most = found.summary.std, found.summary.mean, found.profile.score_std
-    return _verdict(
-        found,
-        score_std,
+    return Verdict(
         passed=std <= most,
         required=f"<= {most:.2f}",
         value=f"{std:.3f}",
@@ -137,15 +147,13 @@ def score_std(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(blocking=True)
+@criterion
 def delta_vs_baseline(found: Evidence) -> Verdict:
     """The student's mean is not below the baseline's by more than the gate allows."""
     student, baseline, least = found.summary.mean, found.baseline_summary.mean, found.profile.delta_vs_baseline
     delta = student - baseline
     worse = sorted(found.pairs, key=lambda pair: pair[1].total - pair[0].total)[:_SHOWN_CASES]
-    return _verdict(
-        found,
-        delta_vs_baseline,
+    return Verdict(
         passed=delta >= least,
         required=f">= {least:+.2f}",
         value=f"{delta:+.3f}",
@@ -168,14 +176,12 @@ def delta_vs_baseline(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(blocking=True)
+@criterion
 def valid_answers(found: Evidence) -> Verdict:
     """So many answers pass the validator as the gate asks for: nothing downstream can use one that does not."""
     share, least = found.summary.valid_share, found.profile.valid_answers
     invalid = [answer for answer in found.student if not answer.valid]
-    return _verdict(
-        found,
-        valid_answers,
+    return Verdict(
         passed=share >= least,
         required=f">= {least:.0%}",
         value=f"{share:.1%}",
@@ -196,7 +202,7 @@ def valid_answers(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(blocking=True)
+@criterion
 def judges(found: Evidence) -> Verdict:
     """The statuses are right more often than by always giving the most frequent one (binomial test, one-sided, 5 %)."""
     judged = found.judgement
@@ -204,9 +210,7 @@ def judges(found: Evidence) -> Verdict:
     left_out = (
         f" {amount(without, 'case')} without a right status {verb(without, 'is', 'are')} left out." if without else ""
     )
-    return _verdict(
-        found,
-        judges,
+    return Verdict(
         passed=judged.judges,
         required="p < 0.05",
         value=f"p = {judged.p_value:.2g}" if judged.cases else "no status",
@@ -224,14 +228,12 @@ def judges(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(blocking=True)
+@criterion
 def non_inferiority(found: Evidence) -> Verdict:
     """The 95 % interval of the paired difference stays above the margin."""
     difference, margin = found.difference, -found.profile.margin
     lost_most = "the ones that lost most under delta_vs_baseline."
-    return _verdict(
-        found,
-        non_inferiority,
+    return Verdict(
         passed=difference.low >= margin,
         required=f"95 % CI >= {margin:+.2f}",
         value=f"[{difference.low:+.3f}, {difference.high:+.3f}]",
@@ -251,7 +253,7 @@ def non_inferiority(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(blocking=True)
+@criterion
 def status_accuracy(found: Evidence) -> Verdict:
     """The status is right more often than by always giving the most frequent one; the metric does not see this."""
     summary, guess = found.summary, majority_share(found.student)
@@ -261,9 +263,7 @@ def status_accuracy(found: Evidence) -> Verdict:
         for status, row in confusion_matrix(known).items()
         if sum(row.values())
     )
-    return _verdict(
-        found,
-        status_accuracy,
+    return Verdict(
         passed=summary.status_accuracy > guess,
         required=f"more than {guess:.1%}",
         value=f"{summary.status_accuracy:.1%}",
@@ -277,15 +277,13 @@ def status_accuracy(found: Evidence) -> Verdict:
     )
 
 
-@checks.register(blocking=True)
+@criterion
 def worst_case(found: Evidence) -> Verdict:
     """No case scores under the line that the gate draws."""
     line = found.profile.worst_case
     ordered = sorted(found.student, key=lambda answer: answer.total)
     low, worst = [answer for answer in ordered if answer.total < line], ordered[0]
-    return _verdict(
-        found,
-        worst_case,
+    return Verdict(
         passed=not low,
         required=f">= {line:.2f}",
         value=f"{worst.total:.3f}",
@@ -325,24 +323,6 @@ def refuse_unpaired(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAn
             f"Baseline and student cannot be compared: {'; '.join(faults)}. Materialize baseline_report and "
             "eval_report together, with the same settings."
         )
-
-
-def _verdict(
-    found: Evidence,
-    criterion: Callable[[Evidence], Verdict],
-    *,
-    passed: bool,
-    rows: Sequence[dict[str, Any]] = (),
-    **parts: Any,
-) -> Verdict:
-    """With the severity of the profile, and its name; the cases behind a criterion are shown when it fails."""
-    return Verdict(
-        passed=passed,
-        rows=[] if passed else rows,
-        severity="ERROR" if found.profile.blocks(criterion.__name__) else "WARN",
-        extra={"gate profile": dg.MetadataValue.text(found.profile.name)},
-        **parts,
-    )
 
 
 def _status_rows(answers: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
