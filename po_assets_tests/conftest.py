@@ -54,7 +54,7 @@ def pytest_pycollect_makemodule(module_path: Any, parent: Any) -> pytest.Module:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
-    """A fixture may import it too."""
+    """A fixture may import it too, and a test itself."""
     try:
         return (yield)
     except ModuleNotFoundError as error:
@@ -62,11 +62,4 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
         raise
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """And a test itself."""
-    try:
-        return (yield)
-    except ModuleNotFoundError as error:
-        _skip_for(error)
-        raise
+pytest_runtest_call = pytest_runtest_setup
