@@ -32,7 +32,7 @@ from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
 from po_assets.storage import digest_of, file_digest, recorded_digest, replace_file
 from po_assets.text import amount
 
-CODE_VERSION = f"1+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
+CODE_VERSION = f"2+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
 
 GROUP = "evaluation"
 KINDS = {"python", "pytorch", "huggingface"}
