@@ -115,8 +115,8 @@ def _default(field: FieldInfo) -> str:
     return json.dumps(value)
 
 
-def _wrapped(text: str, prefix: str, width: int = 118) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=prefix, subsequent_indent=prefix)
+def _wrapped(text: str, prefix: str) -> list[str]:
+    return textwrap.wrap(text, 118, initial_indent=prefix, subsequent_indent=prefix)
 
 
 def make_project(folder: Path, kinds: Mapping[str, type[Settings]]) -> list[Path]:

@@ -149,9 +149,9 @@ def modelfile(tokenizer: Any, gguf: str, context: int) -> str:
     system, user, answer, last = _MARKS
     end = str(tokenizer.eos_token)
 
-    def rendered(*turns: tuple[str, str], generation: bool = True) -> str:
+    def rendered(*turns: tuple[str, str]) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     whole = rendered(("system", system), ("user", user), ("assistant", answer), ("user", last))
     pieces = []

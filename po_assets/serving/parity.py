@@ -92,7 +92,7 @@ def _score(case: EvalCase, text: str) -> float:
     return score_product_owner(case.requirements_yaml, answer.vision_yaml or "", answer.review_yaml or "").total
 
 
-def ask_gguf(gguf: Path, *, max_tokens: int = MAX_TOKENS, context: int = 4_096, threads: int = 2) -> Ask:
+def ask_gguf(gguf: Path, *, max_tokens: int = MAX_TOKENS) -> Ask:
     """Ask a GGUF file by llama.cpp (the package `xllamacpp`), with the chat template and stop tokens in the file.
 
     Raises:
@@ -104,8 +104,8 @@ def ask_gguf(gguf: Path, *, max_tokens: int = MAX_TOKENS, context: int = 4_096, 
         raise UserError("Asking a GGUF file needs the extra `export`: pip install 'po-assets[export]'.") from error
     settings = xllamacpp.CommonParams()
     settings.model.path = str(gguf)
-    settings.n_ctx, settings.n_parallel, settings.warmup, settings.use_jinja = context, 1, False, True
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+    settings.n_ctx, settings.n_parallel, settings.warmup, settings.use_jinja = 4_096, 1, False, True
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 2
     settings.verbosity = -1
     server = xllamacpp.Server(settings)
 

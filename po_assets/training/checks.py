@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # about 1e-5 in bfloat16; a student that learned anything of its task differs by more than 0.1.
 MIN_DIVERGENCE = 1e-3
 _SAMPLES = 4
+_BATCH_ROWS = 8
 _AGAIN = "Materialize lora_adapter again"
 
 
@@ -202,14 +203,14 @@ def loss_problem(log: Sequence[StepRecord]) -> tuple[str | None, tuple[float, fl
     return None, (first, last)
 
 
-def label_faults(rows: Sequence[TokenizedRow], eos_id: int, batch_size: int = 8) -> list[dict[str, object]]:
+def label_faults(rows: Sequence[TokenizedRow], eos_id: int) -> list[dict[str, object]]:
     """Rows that are trained on the wrong tokens, found in the very batches that training builds.
 
     Padded with the end-of-sequence token on purpose: where both are the same token, masking by token would go wrong.
     """
     faults: list[dict[str, object]] = []
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
+    for start in range(0, len(rows), _BATCH_ROWS):
+        part = rows[start : start + _BATCH_ROWS]
         batch = collate(part, pad_id=eos_id)
         for offset, row in enumerate(part):
             labels, length = batch.labels[offset].tolist(), len(row.ids)
