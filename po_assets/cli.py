@@ -75,8 +75,6 @@ def _prepare_environment() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that wait by spinning make generation several times slower when another process wants the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
