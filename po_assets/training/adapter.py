@@ -47,9 +47,6 @@ def add_adapter(model: PreTrainedModel, recipe: TrainingSettings, base_folder: P
     # Also 4-bit weights, not by PEFT's `prepare_model_for_kbit_training`: that casts embedding, head and norms to
     # float32, and with them the whole computation, whatever precision was asked for.
     model.requires_grad_(False)
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
     model.name_or_path = str(
         base_folder
     )  # where PEFT looks for the vocabulary's size; `write_adapter` names it portably
@@ -156,6 +153,10 @@ class CardFacts:
     first_loss: float
     last_loss: float
     weights_sha256: str
+    prompt: str
+    """What the rows were asked with, in a sentence or two."""
+    validation: str
+    """A sentence on the validation loss; empty where none was measured."""
 
 
 def render_card(recipe: TrainingSettings, facts: CardFacts) -> str:
@@ -204,8 +205,8 @@ A LoRA adapter that makes a small language model play a Product Owner: it reads 
 
 ## Use
 
-`prompt.jinja` is the prompt that the student was trained and evaluated with, `prompt.json` says what an answer looks
-like. Ask under another prompt, and the evaluation below does not hold.
+`prompt.jinja` is the prompt that the student was trained and evaluated with, `prompt.json` has its system text and
+says what an answer looks like. Ask under another prompt, and the evaluation below does not hold. {facts.prompt}
 
 ```python
 {_SNIPPET.format(base=base["name"], revision=base.get("revision"))}```
@@ -220,7 +221,7 @@ like. Ask under another prompt, and the evaluation below does not hold.
 
 Loss on the answer and its end-of-sequence token only; no row was cut. The loss went from {facts.first_loss:.3f} (first
 step) to {facts.last_loss:.3f} (mean of the last tenth) in {facts.steps:,} steps, {facts.tokens:,} tokens and
-{duration(facts.seconds)}, computed in {facts.precision}, {facts.engine}, on {_hardware()}.
+{duration(facts.seconds)}, computed in {facts.precision}, {facts.engine}, on {_hardware()}. {facts.validation}
 Weights: sha256 `{facts.weights_sha256}`.
 
 {_table([{"setting": name, "value": value} for name, value in settings.items()])}
@@ -234,6 +235,7 @@ Weights: sha256 `{facts.weights_sha256}`.
 
 
 _SNIPPET = """\
+import json
 from pathlib import Path
 
 from jinja2 import Template
@@ -252,8 +254,11 @@ except OSError as error:
     raise SystemExit(f"The base model {{BASE!r}} is not here: set BASE to its folder (see prompt.json). {{error}}")
 student = PeftModel.from_pretrained(base, ADAPTER).eval()
 template = Template(Path(ADAPTER, "prompt.jinja").read_text(encoding="utf-8"))
-turn = {{"role": "user", "content": template.render(concept=CONCEPT, requirements_yaml=REQUIREMENTS)}}
-asked = tokenizer.apply_chat_template([turn], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+question = {{"concept": CONCEPT, "requirements_yaml": REQUIREMENTS.strip(), "existing_vision_yaml": ""}}
+system = json.loads(Path(ADAPTER, "prompt.json").read_text(encoding="utf-8"))["system"]
+turns = [{{"role": "system", "content": system}}] if system else []
+turns.append({{"role": "user", "content": template.render(question)}})
+asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = student.generate(**asked, generation_config=GenerationConfig.from_pretrained(ADAPTER))
 print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
 """

@@ -7,9 +7,11 @@ import pandas as pd
 
 from po_assets.dag import Artifacts, line_chart, user_errors_fail_the_step
 from po_assets.dag.compute import CRASH_RETRY, POOL, TRAINING_STEP
+from po_assets.dataset.settings import PromptSettings
 from po_assets.intake.assets import OWNERS
 from po_assets.product_owner import PROMPT_VERSION
 from po_assets.text import Progress
+from po_assets.training.prompt_mix import prompts_of
 from po_assets.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def lora_adapter(
     supervised_dataset: pd.DataFrame,
     artifacts: Artifacts,
     recipe: TrainingSettings,
+    prompt: PromptSettings,
 ) -> dg.MaterializeResult[Any]:
     """Train and publish the adapter."""
     from po_assets.training.student import make_student
@@ -48,7 +51,8 @@ def lora_adapter(
     pairs: list[tuple[str, str]] = []
     if not supervised_dataset.empty:
         pairs = list(supervised_dataset[["prompt", "response"]].itertuples(index=False, name=None))
-    student = make_student(artifacts.layout, pairs, recipe.resolved(), Progress(context.log.info, observe))
+    progress = Progress(context.log.info, observe)
+    student = make_student(artifacts.layout, pairs, recipe.resolved(), progress, prompts_of(prompt))
     return dg.MaterializeResult(data_version=dg.DataVersion(student.manifest.sha256), metadata=_metadata(student))
 
 
@@ -58,16 +62,16 @@ def _metadata(student: "Student") -> dict[str, Any]:
     # A step's own loss jumps with its rows; the running mean shows where it goes.
     window = max(1, len(log) // 10)
     mean = [sum(r.loss for r in log[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(log))]
+    curves = {"loss of the step": (steps, [r.loss for r in log]), f"mean of {window} steps": (steps, mean)}
+    if measured := {r.step: r.validation_loss for r in log if r.validation_loss is not None}:
+        curves["validation loss"] = (list(measured), list(measured.values()))
     return {
-        "loss_curve": line_chart(
-            {"loss of the step": (steps, [r.loss for r in log]), f"mean of {window} steps": (steps, mean)},
-            "Loss per trained token",
-            "optimizer step",
-            "nats",
-        ),
+        "loss_curve": line_chart(curves, "Loss per trained token", "optimizer step", "nats"),
         "unchanged": student.unchanged,
         "path": dg.MetadataValue.path(student.folder),
         "dagster/row_count": student.manifest.rows or 0,
+        "prompt": extra.get("prompt", {}).get("name", ""),
+        "prompt_mix": extra.get("prompt_mix") or "All rows are trained under the own prompt.",
         "computation": extra["engine"],
         "resumed_at_step": extra["resumed_at"],
         "training_seconds": extra["seconds"],
@@ -75,6 +79,7 @@ def _metadata(student: "Student") -> dict[str, Any]:
         "tokens_per_second": extra["tokens"] / extra["seconds"] if extra["seconds"] else 0.0,
         "peak_memory_gib": max(record.memory_gib for record in log),
         "trainable_parameters": extra["trainable_parameters"],
+        **{name: extra[name] for name in ("validation_rows", "validation_loss", "published_step") if name in extra},
         "recipe_digest": student.manifest.config,
         "supervised_sha256": student.manifest.inputs["supervised_dataset"],
     }

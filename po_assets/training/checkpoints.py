@@ -57,6 +57,8 @@ class StepRecord:
     seconds: float
     memory_gib: float
     """Highest use of GPU memory, or of main memory where there is no GPU, so far."""
+    validation_loss: float | None = None
+    """Mean cross-entropy per answer token of the rows held out, after the step, in nats; None where not measured."""
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,18 @@ import dagster as dg
 
 from po_assets.dag import Artifacts, AssetChecks, CannotJudge, Verdict, read_frame
 from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
+from po_assets.dataset.settings import PromptSettings
 from po_assets.model import ChatTemplate, base_model_digest, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.model.chat import first_line
 from po_assets.storage import Layout, file_digest, local_copy, read_manifest
 from po_assets.text import verb
 from po_assets.training.adapter import WEIGHTS
 from po_assets.training.checkpoints import StepRecord
-from po_assets.training.gradients import NOT_TRAINED, TokenizedRow, collate, tokenize_rows
+from po_assets.training.gradients import NOT_TRAINED, TokenizedRow, collate
+from po_assets.training.prompt_mix import Prompts, prompts_of
 from po_assets.training.settings import TrainingSettings
-from po_assets.training.student import adapter_problem, read_log
+from po_assets.training.student import adapter_problem, read_log, training_rows
+from po_assets.training.training import validation_sentence
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,9 +43,9 @@ _AGAIN = "Materialize lora_adapter again"
 class StudentUnderTest:
     """The published adapter, its base model and the rows it was trained on, each loaded when first looked at."""
 
-    def __init__(self, layout: Layout, recipe: TrainingSettings) -> None:
+    def __init__(self, layout: Layout, recipe: TrainingSettings, prompts: Prompts = Prompts()) -> None:  # noqa: B008
         """The recipe says which base model; nothing in it is left open."""
-        self.layout, self.model = layout, recipe.base_model
+        self.layout, self.model, self._recipe, self._prompts = layout, recipe.base_model, recipe, prompts
 
     @cached_property
     def folder(self) -> Any:
@@ -62,7 +65,7 @@ class StudentUnderTest:
             sha256 = file_digest(self.layout.supervised)
             table = read_frame(self.layout.supervised)
             pairs = list(table[["prompt", "response"]].itertuples(index=False, name=None))
-            rows = tokenize_rows(pairs, self.chat, self.model.max_length)
+            rows, _ = training_rows(pairs, self.chat, self._recipe, self._prompts)
         except (FileNotFoundError, KeyError, ValueError) as error:
             again = "Materialize supervised_dataset, then lora_adapter."
             raise CannotJudge(f"The training rows cannot be read: {error}", again) from error
@@ -160,12 +163,16 @@ def training_is_sane(student: StudentUnderTest) -> Verdict:
     loss_fault, (first, last) = loss_problem(log)
     faults = label_faults(rows, student.chat.eos_id)
     trained, tokens = sum(row.trained for row in rows), sum(len(row.ids) for row in rows)
+    made = read_manifest(student.layout.adapter)
+    extra = made.extra if made else {}
+    validation = {"validation_loss": extra["validation_loss"]} if "validation_loss" in extra else {}
     sentences = [
         loss_fault or f"The loss fell from {first:.3f} to {last:.3f} in {len(log):,} steps.",
+        *([validation_sentence(log, extra["validation_rows"], extra["published_step"])] if validation else []),
         f"{len(faults):,} of {len(rows):,} rows are trained on the wrong tokens."
         if faults
         else f"All {len(rows):,} rows end in a trained end-of-sequence token; {trained:,} of {tokens:,} tokens are "
-        "trained, none of them in a prompt or in padding.",
+        "trained, none of them in a prompt.",
     ]
     parts = sample_parts(rows[0], student.chat)
     return Verdict(
@@ -177,15 +184,17 @@ def training_is_sane(student: StudentUnderTest) -> Verdict:
             else "The tokenizer's chat template or end-of-sequence token does not suit training; change the model."
         ),
         rows=faults or parts,
-        numbers={"first_loss": first, "last_loss": last, "trained_tokens": trained},
+        numbers={"first_loss": first, "last_loss": last, "trained_tokens": trained, **validation},
         extra={"sample_row": dg.MetadataValue.md(_marked(parts))},
     )
 
 
 @checks.step(pool=POOL, op_tags=GPU_STEP, retry_policy=CRASH_RETRY)  # type: ignore[untyped-decorator]
-def lora_adapter_checks(artifacts: Artifacts, recipe: TrainingSettings) -> StudentUnderTest:
+def lora_adapter_checks(
+    artifacts: Artifacts, recipe: TrainingSettings, prompt: PromptSettings
+) -> StudentUnderTest:
     """Check the published adapter and the rows it was trained on."""
-    return StudentUnderTest(artifacts.layout, recipe.resolved())
+    return StudentUnderTest(artifacts.layout, recipe.resolved(), prompts_of(prompt))
 
 
 def loss_problem(log: Sequence[StepRecord]) -> tuple[str | None, tuple[float, float]]:
@@ -204,22 +213,17 @@ def loss_problem(log: Sequence[StepRecord]) -> tuple[str | None, tuple[float, fl
 
 
 def label_faults(rows: Sequence[TokenizedRow], eos_id: int) -> list[dict[str, object]]:
-    """Rows that are trained on the wrong tokens, found in the very batches that training builds.
-
-    Padded with the end-of-sequence token on purpose: where both are the same token, masking by token would go wrong.
-    """
+    """Rows that are trained on the wrong tokens, found in the very batches that training builds."""
     faults: list[dict[str, object]] = []
     for start in range(0, len(rows), _BATCH_ROWS):
         part = rows[start : start + _BATCH_ROWS]
-        batch = collate(part, pad_id=eos_id)
-        for offset, row in enumerate(part):
-            labels, length = batch.labels[offset].tolist(), len(row.ids)
+        batch = collate(part)
+        for offset, (row, begin) in enumerate(zip(part, batch.starts.tolist(), strict=False)):
+            labels, length = batch.labels[0, begin : begin + len(row.ids)].tolist(), len(row.ids)
             reasons = []
             if any(label != NOT_TRAINED for label in labels[: row.prompt_length]):
                 reasons.append("a prompt token is trained")
-            if any(label != NOT_TRAINED for label in labels[length:]):
-                reasons.append("padding is trained")
-            if labels[row.prompt_length : length] != list(row.ids[row.prompt_length :]):
+            if labels[row.prompt_length :] != list(row.ids[row.prompt_length :]):
                 reasons.append("an answer token is not trained")
             if row.trained == 0 or row.ids[-1] != eos_id:
                 reasons.append("it does not end in a trained end-of-sequence token")

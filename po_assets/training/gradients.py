@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from po_assets.errors import UserError
 from po_assets.model import ChatTemplate
 from po_assets.storage.workers import available_cpus
+from po_assets.training.memory import Passes, free_bytes, plan_passes
 
 if TYPE_CHECKING:
     import torch
@@ -48,19 +50,19 @@ class TokenizedRow:
         return len(self.ids) - self.prompt_length
 
 
-def tokenize_rows(pairs: Iterable[tuple[str, str]], chat: ChatTemplate, max_length: int) -> list[TokenizedRow]:
-    """Tokenize (prompt, response) pairs; nothing is cut.
+def tokenize_rows(pairs: Iterable[tuple[str, ...]], chat: ChatTemplate, max_length: int) -> list[TokenizedRow]:
+    """Tokenize (prompt, response) or (prompt, response, system text); nothing is cut.
 
     Raises `UserError` naming the rows that are empty or longer than `max_length` tokens, which the ledger of
     `supervised_dataset` should have set aside.
     """
     rows: list[TokenizedRow] = []
     problems: list[str] = []
-    for number, (prompt, response) in enumerate(pairs, start=1):
+    for number, (prompt, response, *system) in enumerate(pairs, start=1):
         if not prompt.strip() or not response.strip():
             problems.append(f"row {number} has an empty {'prompt' if not prompt.strip() else 'response'}")
             continue
-        prompt_ids, answer_ids = chat.prompt_ids(prompt), chat.answer_ids(response)
+        prompt_ids, answer_ids = chat.prompt_ids(prompt, *system), chat.answer_ids(response)
         row = TokenizedRow((*prompt_ids, *answer_ids), len(prompt_ids))
         if len(row.ids) > max_length:
             problems.append(f"row {number} has {len(row.ids):,} tokens, max_length is {max_length:,}")
@@ -80,32 +82,43 @@ def tokenize_rows(pairs: Iterable[tuple[str, str]], chat: ChatTemplate, max_leng
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right to the longest; all tensors are (rows, longest)."""
+    """Rows one behind the other, without padding; the tensors are (1, tokens of all rows)."""
 
     ids: torch.Tensor
-    attention: torch.Tensor
+    positions: torch.Tensor
+    """From 0 in each row."""
     labels: torch.Tensor
-    """As `TokenizedRow.labels`; padding is `NOT_TRAINED`."""
+    """As `TokenizedRow.labels`: the first of each row is in its prompt, so that no row predicts the next one's."""
+    starts: torch.Tensor
+    """Where each row begins, and the end: int32, (rows + 1,)."""
 
 
-def collate(rows: Sequence[TokenizedRow], pad_id: int) -> Batch:
-    """Pad rows to one batch.
-
-    What is padding follows from the rows' lengths, never from the token: pad and end-of-sequence may be the same token,
-    and masking by token would then untrain the end of every answer.
-    """
+def collate(rows: Sequence[TokenizedRow]) -> Batch:
+    """The rows as one sequence."""
     import torch
 
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id)
-    attention = torch.zeros((len(rows), longest), dtype=torch.long)
-    labels = torch.full((len(rows), longest), NOT_TRAINED)
-    for i, row in enumerate(rows):
-        length = len(row.ids)
-        ids[i, :length] = torch.tensor(row.ids)
-        attention[i, :length] = 1
-        labels[i, :length] = torch.tensor(row.labels)
-    return Batch(ids, attention, labels)
+    lengths = [len(row.ids) for row in rows]
+    return Batch(
+        ids=torch.tensor([[token for row in rows for token in row.ids]]),
+        positions=torch.tensor([[place for length in lengths for place in range(length)]]),
+        labels=torch.tensor([[label for row in rows for label in row.labels]]),
+        starts=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
+    )
+
+
+def packed(rows: Sequence[StepRow], tokens: int) -> list[list[StepRow]]:
+    """The rows in as few passes of at most so many tokens as first fit finds; a longer row goes alone."""
+    passes: list[list[StepRow]] = []
+    left: list[int] = []
+    for item in sorted(rows, key=lambda item: -len(item.row.ids)):
+        length = len(item.row.ids)
+        place = next((i for i, room in enumerate(left) if length <= room), len(left))
+        if place == len(left):
+            passes.append([])
+            left.append(tokens)
+        passes[place].append(item)
+        left[place] -= length
+    return passes
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,10 @@ class GradientEngine(ABC):
     def compute(self, rows: Sequence[StepRow]) -> float:
         """Set the gradients and return the mean loss per trained token."""
 
+    @abstractmethod
+    def measure(self, rows: Sequence[TokenizedRow]) -> float:
+        """The mean loss per answer token of the rows, without dropout; no gradient is touched."""
+
     def parameters_changed(self) -> None:  # noqa: B027 - most engines read the parameters anew every time
         """To be called after every optimizer step."""
 
@@ -140,17 +157,21 @@ def make_engine(
     model: PeftModel,
     parameters: Sequence[torch.nn.Parameter],
     *,
-    fast: bool,
-    workers: int,
-    batch_size: int,
-    pad_id: int,
+    fast: bool = True,
+    workers: int = 0,
+    pack_tokens: int | None = None,
+    checkpointing: bool | None = None,
+    longest: int = 0,
 ) -> GradientEngine:
-    """The fast engine where it applies and is wanted, else the plain one; its `description` says which and why."""
+    """The fast engine where it applies and is wanted, else the plain one; its `description` says which and why.
+
+    Where `pack_tokens` or `checkpointing` are open, the GPU's memory and the `longest` row (tokens) decide.
+    """
     from po_assets.model.cpu import fast_training
 
     path = fast_training(model) if fast else "the recipe switches it off"
     if isinstance(path, str):
-        return PlainEngine(model, parameters, batch_size, pad_id, reason=path)
+        return PlainEngine(model, parameters, path, longest, pack_tokens=pack_tokens, checkpointing=checkpointing)
     return FastEngine(path, parameters, workers or available_cpus())
 
 
@@ -202,8 +223,18 @@ class FastEngine(GradientEngine):
             _give_back_memory()
         return loss / tokens
 
+    def measure(self, rows: Sequence[TokenizedRow]) -> float:  # noqa: D102
+        order = sorted(rows, key=lambda row: -len(row.ids))
+        return sum(self._pool.map(self._loss, order)) / sum(row.trained for row in rows)
+
     def parameters_changed(self) -> None:  # noqa: D102
         self._path.refresh()
+
+    def _loss(self, row: TokenizedRow) -> float:
+        import torch
+
+        with torch.no_grad():  # each thread has its own switch
+            return float(self._path.answer_loss(torch.tensor(row.ids), row.prompt_length, None))
 
     def _row(self, item: StepRow) -> tuple[float, list[torch.Tensor]]:
         import torch
@@ -219,49 +250,95 @@ def _give_back_memory() -> None:
 
 
 class PlainEngine(GradientEngine):
-    """Padded batches through the model's own forward pass: on GPUs, and for models that the fast path does not know."""
+    """The model's own layers: on GPUs, and for models that the fast path does not know.
+
+    Rows are packed into one pass one behind the other where the model is one of those that `model.packed` knows, and
+    the loss is taken in slices of the vocabulary's logits; else each row goes alone.
+    """
 
     def __init__(
-        self, model: PeftModel, parameters: Sequence[torch.nn.Parameter], batch_size: int, pad_id: int, reason: str
+        self,
+        model: PeftModel,
+        parameters: Sequence[torch.nn.Parameter],
+        reason: str,
+        longest: int = 0,
+        *,
+        pack_tokens: int | None = None,
+        checkpointing: bool | None = None,
     ) -> None:
+        from po_assets.model.packed import packing_problem
+
         self._model, self._parameters = model, list(parameters)
-        self._batch_size, self._pad_id = batch_size, pad_id
-        self.description = f"plain path ({reason}), {batch_size} row(s) a batch"
+        self._inner: Any = model.get_base_model()
+        self._device = self._parameters[0].device
+        problem = packing_problem(self._inner)
+        self._packs = problem is None
+        if problem:
+            plan = Passes(1, bool(checkpointing), f"one row a pass, since {problem}")
+        else:
+            free = free_bytes(self._device)
+            plan = plan_passes(self._inner, longest, pack_tokens=pack_tokens, checkpointing=checkpointing, free=free)
+        self._tokens = plan.tokens
+        if plan.recompute:
+            self._inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self._inner.enable_input_require_grads()
+        self.description = f"plain path ({reason}), {plan.described}"
 
     def compute(self, rows: Sequence[StepRow]) -> float:  # noqa: D102
         tokens = sum(item.row.trained for item in rows)
         for parameter in self._parameters:
             parameter.grad = None
-        # Rows of like length share a batch, so that hardly anything is padded.
-        order = sorted(rows, key=lambda item: -len(item.row.ids))
-        batches = [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)]
         loss = 0.0
-        for batch in batches:
-            part = self._loss(batch) / tokens
-            part.backward()
-            loss += part.item()
+        with self._attention():
+            for items in packed(rows, self._tokens):
+                part = self._loss(items) / tokens
+                part.backward()
+                loss += part.item()
         return loss
+
+    def measure(self, rows: Sequence[TokenizedRow]) -> float:  # noqa: D102
+        import torch
+
+        self._model.eval()
+        with torch.no_grad(), self._attention():
+            passes = packed([StepRow(row, 0) for row in rows], self._tokens)
+            loss = sum(float(self._loss(items)) for items in passes) / sum(row.trained for row in rows)
+        self._model.train()
+        return loss
+
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        from po_assets.model.packed import packed_rows
+
+        return packed_rows(self._inner) if self._packs else contextlib.nullcontext()
 
     def _loss(self, items: Sequence[StepRow]) -> torch.Tensor:
         import torch
         from torch.nn.functional import cross_entropy
 
-        device = self._parameters[0].device
+        from po_assets.model.cpu import linear_cross_entropy
+
         torch.manual_seed(items[0].seed)  # also seeds CUDA
-        batch = collate([item.row for item in items], self._pad_id)
-        # Only positions that predict an answer token of some row need logits.
-        first = min(item.row.prompt_length for item in items) - 1
-        targets = batch.labels[:, first + 1 :].to(device)
-        kept = torch.arange(first, batch.ids.shape[1] - 1, device=device)
-        compute_type: Any = getattr(self._model.get_base_model(), "dtype", torch.float32)
-        with torch.autocast(device.type, torch.bfloat16, enabled=compute_type == torch.bfloat16):
-            logits = self._model(
-                input_ids=batch.ids.to(device),
-                attention_mask=batch.attention.to(device),
+        batch = collate([item.row for item in items])
+        # Only what predicts a trained token needs logits.
+        predicting = (batch.labels[0, 1:] != NOT_TRAINED).nonzero()[:, 0]
+        targets, kept = batch.labels[0, predicting + 1].to(self._device), predicting.to(self._device)
+        ids = batch.ids.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._inner.dtype == torch.bfloat16):
+            if not self._packs:
+                logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0]
+                return cross_entropy(logits.float(), targets, reduction="sum")
+            starts = batch.starts.to(self._device)
+            hidden = self._inner.model(
+                input_ids=ids,
+                position_ids=batch.positions.to(self._device),
                 use_cache=False,
-                logits_to_keep=kept,
-            ).logits
-        return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+                cu_seq_lens_q=starts,
+                cu_seq_lens_k=starts,
+                max_length_q=max(len(item.row.ids) for item in items),
+                max_length_k=max(len(item.row.ids) for item in items),
+            ).last_hidden_state[0]
+        head = self._inner.get_output_embeddings().weight
+        return linear_cross_entropy(hidden[kept].to(head.dtype), head, targets)
 
 
 class OutOfStepError(RuntimeError):
@@ -318,6 +395,16 @@ class DataParallelEngine(GradientEngine):
         for parameter, total in zip(self._parameters, message[:-2].split(sizes), strict=True):
             parameter.grad = total.view_as(parameter)
         return float(message[-2])
+
+    def measure(self, rows: Sequence[TokenizedRow]) -> float:  # noqa: D102
+        import torch
+        import torch.distributed as group
+
+        mine = rows[self._rank :: self._workers]
+        weight = sum(row.trained for row in mine) / sum(row.trained for row in rows)
+        message = torch.tensor([self._inner.measure(mine) * weight if mine else 0.0], device=self._parameters[0].device)
+        group.all_reduce(message)
+        return float(message)
 
     def parameters_changed(self) -> None:  # noqa: D102
         self._inner.parameters_changed()

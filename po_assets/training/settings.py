@@ -18,13 +18,11 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "epochs": 0.75,
         "learning_rate": 2e-3,
         "gradient_accumulation": 4,
-        "gradient_checkpointing": False,
     },
     "paper": {
         "epochs": 4.0,
         "learning_rate": 8e-5,
         "gradient_accumulation": 12,
-        "gradient_checkpointing": True,
     },
 }
 
@@ -39,7 +37,7 @@ class TrainingSettings(Settings):
     """How the student is trained. What is left empty takes the default of the profile (see `base_model`)."""
 
     noun: ClassVar[str] = "the training recipe"
-    without_effect: ClassVar[frozenset[str]] = frozenset({"workers", "checkpoint_seconds"})
+    without_effect: ClassVar[frozenset[str]] = frozenset({"workers", "checkpoint_seconds", "gradient_checkpointing"})
 
     base_model: dg.ResourceDependency[BaseModel]
     rank: int = Field(default=32, ge=1, le=1024, description="Rank of the LoRA matrices.")
@@ -63,13 +61,22 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="Gradients are scaled down to this norm."
     )
-    batch_size: int = Field(default=1, ge=1, description="Rows computed at once on a GPU.")
+    batch_size: int = Field(
+        default=1, ge=1, description="Rows of a batch. How many are computed at once is pack_tokens' matter."
+    )
     gradient_accumulation: int = _as_the_profile(
         "Batches whose gradients make one optimizer step.", "gradient_accumulation", ge=1
     )
-    gradient_checkpointing: bool = open_field(
-        description="Compute activations twice to save memory. Empty: only in the profile `paper`. The faster "
-        "computation (fast_path) has no use for it.",
+    pack_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows go through a GPU one behind the other, without padding, up to so many tokens a pass. Empty: "
+        "8,192, or fewer where memory asks for it; on a CPU each row alone. It changes which places dropout falls on.",
+    )
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="Compute activations twice to save memory. Empty: only where those of the longest row do not fit "
+        "into the GPU. The faster computation (fast_path) has no use for it.",
     )
     seed: int = Field(
         default=42, ge=0, lt=2**32, description="Seed of the LoRA matrices, the order of rows and the dropout."
@@ -92,8 +99,27 @@ class TrainingSettings(Settings):
         "Train; they split the batches of gradient_accumulation among them. 1 needs no Ray. PO_NUM_WORKERS sets the "
         "default, and gives the step itself no GPU on Ray.",
     )
+    prompt_mix: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the rows that is shown under each of consumer_prompts (resource prompt) instead of the "
+        "own prompt, so that the student holds under all of them. 0: none.",
+    )
     checkpoint_seconds: float = Field(
         default=60.0, ge=0, allow_inf_nan=False, description="Least time between two checkpoints."
+    )
+    validation_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="Share of the rows that is not trained but measured: the validation loss, on whole prompts that no "
+        "trained row has, ten times in a training. 0: none.",
+    )
+    keep_best: bool = Field(
+        default=False,
+        description="Publish the matrices of the lowest validation loss instead of the last ones; needs a "
+        "validation_share.",
     )
 
     @field_validator("target_modules")
@@ -112,6 +138,12 @@ class TrainingSettings(Settings):
                 f"num_workers is {self.num_workers}; it must divide gradient_accumulation "
                 f"({self.gradient_accumulation}), so that all have the same work."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        if self.keep_best and not self.validation_share:
+            raise ValueError("keep_best is true; it needs a validation_share above 0, by which the best is known.")
         return self
 
     def resolved(self) -> "TrainingSettings":
@@ -134,4 +166,10 @@ class TrainingSettings(Settings):
         settings = super().effective()
         if self.num_workers == 1:  # the sum of several workers rounds differently
             del settings["num_workers"]
+        if self.pack_tokens is None:  # adapters made before there was such a setting stay valid
+            del settings["pack_tokens"]
+        if not self.validation_share:
+            del settings["validation_share"], settings["keep_best"]
+        if not self.prompt_mix:
+            del settings["prompt_mix"]
         return settings | {"model": {**self.base_model.identity(), "max_length": self.base_model.max_length}}

@@ -32,6 +32,7 @@ from po_assets.model import (
     load_tokenizer,
     require_hardware,
 )
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import (
     Layout,
     LockedError,
@@ -59,10 +60,12 @@ from po_assets.training.adapter import (
     write_adapter,
 )
 from po_assets.training.checkpoints import CheckpointStore, StepRecord
-from po_assets.training.gradients import is_leader, tokenize_rows
+from po_assets.training.gradients import TokenizedRow, is_leader, tokenize_rows
 from po_assets.training.handover import base_reference, write_handover
+from po_assets.training.memory import memory_named
+from po_assets.training.prompt_mix import MixedRows, Prompts, mixed
 from po_assets.training.settings import TrainingSettings
-from po_assets.training.training import Trained, memory_named, train
+from po_assets.training.training import Trained, train, validation_sentence
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -92,42 +95,54 @@ class _Plan:
     precision: Precision
     base_folder: Path
     inputs: dict[str, str]
+    prompts: Prompts
 
     @property
     def digest(self) -> str:
         """Digest of everything that the weights depend on."""
         settings = {**self.recipe.effective(), "precision": self.precision.dtype}
-        return digest_of({"inputs": self.inputs, "recipe": settings, "code": CODE_VERSION})
+        parts = {"inputs": self.inputs, "recipe": settings, "code": CODE_VERSION}
+        # The rows hold the user's turns; adapters made before there was another prompt stay valid.
+        used = (self.prompts.own, *(self.prompts.consumers if self.recipe.prompt_mix else ()))
+        return digest_of(parts | ({"prompts": [one.digest for one in used]} if used != (BUILT_IN,) else {}))
 
 
 def make_student(
-    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: TrainingSettings, progress: Progress
+    layout: Layout,
+    pairs: Sequence[tuple[str, str]],
+    recipe: TrainingSettings,
+    progress: Progress,
+    prompts: Prompts = Prompts(),  # noqa: B008 - frozen
 ) -> Student:
     """Train on (prompt, response) `pairs`, the content of `layout.supervised`, unless that was done already.
+
+    `prompts` are the one that the rows were written with, and others for the recipe's `prompt_mix`.
 
     Raises `UserError`, whose message names the reason and the way out; the adapter published before is untouched.
     """
     recipe = recipe.resolved()
     together = _make_together if recipe.num_workers > 1 else _make_here
-    student = together(layout, pairs, recipe, progress)
+    student = together(layout, pairs, recipe, progress, prompts)
     assert student is not None  # noqa: S101 - this process is the leader, or has the leader's student
     return student
 
 
 def _make_here(
-    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: TrainingSettings, progress: Progress
+    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: TrainingSettings, progress: Progress, prompts: Prompts
 ) -> Student | None:
     """This process's part of the work: all of it, or that of one worker, of whom one returns the student."""
     require_hardware(recipe.base_model)
     data_sha256 = file_digest(layout.supervised)
     if reason := refusal(layout.supervised_gate, data_sha256):
         raise UserError(reason)
+    _refuse_other_prompt(layout, prompts.own)
     base_folder = ensure_base_model(recipe.base_model, layout)
     plan = _Plan(
         recipe,
         choose_precision(recipe.precision),
         base_folder,
         {"supervised_dataset": data_sha256, "base_model": base_model_digest(base_folder)},
+        prompts,
     )
     with _training_lock(layout) if is_leader() else nullcontext():
         if student := _published(layout, plan):
@@ -136,6 +151,28 @@ def _make_here(
                 CheckpointStore(layout.checkpoints, plan.digest, progress.say).clear()
             return student
         return _train_and_publish(layout, pairs, plan, progress)
+
+
+def training_rows(
+    pairs: Sequence[tuple[str, str]], chat: ChatTemplate, recipe: TrainingSettings, prompts: Prompts
+) -> tuple[list[TokenizedRow], MixedRows]:
+    """The rows as they are trained; and under which prompts."""
+    longest = recipe.base_model.max_length
+    chosen = mixed(
+        pairs, prompts, recipe.prompt_mix, seed=recipe.seed, fits=lambda row: chat.row_length(*row) <= longest
+    )
+    return tokenize_rows(chosen.examples, chat, longest), chosen
+
+
+def _refuse_other_prompt(layout: Layout, own: Prompt) -> None:
+    manifest = read_manifest(layout.supervised)
+    written = (manifest.extra.get("prompt") if manifest else None) or {"name": BUILT_IN.name, "digest": BUILT_IN.digest}
+    if written["digest"] != own.digest:
+        raise UserError(
+            f"The training rows were written with the prompt {written['name']!r} ({written['digest'][:12]}), and the "
+            f"one set now is {own.name!r} ({own.digest[:12]}). Materialize supervised_dataset with its checks, then "
+            "lora_adapter; or set the template (resource prompt) back."
+        )
 
 
 def adapter_problem(adapter: UPath | Path, base_digest: str = "") -> str | None:
@@ -176,7 +213,9 @@ def _train_and_publish(
 ) -> Student | None:
     recipe = plan.recipe
     chat = ChatTemplate(load_tokenizer(plan.base_folder))
-    rows = tokenize_rows(pairs, chat, recipe.base_model.max_length)
+    rows, chosen = training_rows(pairs, chat, recipe, plan.prompts)
+    if chosen.described:
+        progress.say(chosen.described)
     checkpoints = CheckpointStore(layout.checkpoints, plan.digest, progress.say)
     if is_leader():
         checkpoints.drop_leftovers()
@@ -185,7 +224,7 @@ def _train_and_publish(
         model = add_adapter(base, recipe, plan.base_folder)
     held = frozen_precision(model, plan.precision.torch_dtype)
     progress.say(f"Base model {recipe.base_model.name} in {held}: {plan.precision.reason}.")
-    trained = train(model, rows, recipe, progress, checkpoints=checkpoints, pad_id=chat.eos_id)
+    trained = train(model, rows, recipe, progress, checkpoints=checkpoints)
     if not is_leader():
         return None
     parameters = sum(parameter.numel() for parameter in trainable(model).values())
@@ -193,8 +232,9 @@ def _train_and_publish(
         with atomic_directory(layout.adapter) as staging:
             write_adapter(model, staging, base_reference(recipe.base_model)["name"])
             longest = max(row.trained for row in rows)
-            write_handover(staging, recipe.base_model, plan.base_folder, chat, longest)
-            manifest = _complete(staging, layout, plan, trained, parameters=parameters, rows=len(rows))
+            model_and_chat = (recipe.base_model, plan.base_folder, chat)
+            write_handover(staging, *model_and_chat, longest_answer=longest, prompt=plan.prompts.own)
+            manifest = _complete(staging, layout, plan, trained, chosen, parameters=parameters)
     except Exception as error:
         if not is_disk_full(error):
             raise
@@ -207,9 +247,11 @@ def _train_and_publish(
     return Student(str(published_directory(layout.adapter)), manifest, trained.log, unchanged=False)
 
 
-def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, parameters: int, rows: int) -> Manifest:
+def _complete(
+    staging: Path, layout: Layout, plan: _Plan, trained: Trained, chosen: MixedRows, *, parameters: int
+) -> Manifest:
     """Add log, card and manifest to the adapter's files."""
-    log = trained.log
+    log, rows, own = trained.log, len(chosen.examples), plan.prompts.own
     files = {path.name: file_digest(path) for path in sorted(staging.iterdir())}
     supervised = read_manifest(layout.supervised)
     (staging / LOG).write_text("".join(json.dumps(asdict(record)) + "\n" for record in log))
@@ -225,6 +267,8 @@ def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, p
         seconds=sum(record.seconds for record in log),
         first_loss=log[0].loss,
         last_loss=sum(record.loss for record in tail) / len(tail),
+        validation=validation_sentence(log, trained.validation_rows, trained.published_step),
+        prompt=f"It is the prompt `{own.name}` (digest `{own.digest[:12]}`). {chosen.described}",
         weights_sha256=files[WEIGHTS],
     )
     (staging / CARD).write_text(render_card(plan.recipe, facts), encoding="utf-8")
@@ -235,7 +279,15 @@ def _complete(staging: Path, layout: Layout, plan: _Plan, trained: Trained, *, p
         **{key: getattr(facts, key) for key in ("precision", "engine", "steps", "tokens", "seconds")},
         **{key: getattr(facts, key) for key in ("first_loss", "last_loss")},
         "base_model": plan.recipe.base_model.name,
+        "prompt": {"name": own.name, "digest": own.digest},
+        "prompt_mix": chosen.described,
     }
+    if trained.validation_rows:
+        extra |= {
+            "validation_rows": trained.validation_rows,
+            "validation_loss": log[trained.published_step - 1].validation_loss,
+            "published_step": trained.published_step,
+        }
     # The base model's name says nothing about the student that its digest among the inputs does not.
     settings = json.loads((staging / CONFIG).read_text()) | {"base_model_name_or_path": None}
     sha256 = digest_of({"weights": files[WEIGHTS], "settings": settings})
@@ -269,10 +321,11 @@ class _Work:
     recipe: dict[str, Any]  # settings are Dagster resources, which cannot be pickled
     model: dict[str, Any]
     said: Queue
+    prompts: Prompts
 
 
 def _make_together(
-    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: TrainingSettings, progress: Progress
+    layout: Layout, pairs: Sequence[tuple[str, str]], recipe: TrainingSettings, progress: Progress, prompts: Prompts
 ) -> Student | None:
     """The work done by `recipe.num_workers` workers of Ray Train, on this machine or a Ray cluster.
 
@@ -297,7 +350,9 @@ def _make_together(
         trainer = TorchTrainer(
             _work,
             train_loop_config={
-                "work": _Work(layout, pairs, recipe.values() | {"base_model": None}, recipe.base_model.values(), said)
+                "work": _Work(
+                    layout, pairs, recipe.values() | {"base_model": None}, recipe.base_model.values(), said, prompts
+                )
             },
             scaling_config=ScalingConfig(num_workers=recipe.num_workers, use_gpu=on_gpus),
             run_config=RunConfig(name="lora_adapter", storage_path=folder),
@@ -322,7 +377,7 @@ def _work(config: dict[str, Any]) -> Student | None:
     if context.get_world_rank() == 0:
         progress = Progress(work.said.put, work.said.put)
     settings = work.recipe | {"workers": work.recipe["workers"] or cores, "base_model": BaseModel(**work.model)}
-    return _make_here(work.layout, work.pairs, TrainingSettings(**settings), progress)
+    return _make_here(work.layout, work.pairs, TrainingSettings(**settings), progress, work.prompts)
 
 
 @contextmanager

@@ -9,28 +9,35 @@ fixed (atomic additions), so that two trainings agree to a few digits; so do one
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import psutil
 
 from po_assets.errors import UserError
-from po_assets.text import Progress, duration
+from po_assets.storage import digest_of
+from po_assets.text import Progress, amount, duration
 from po_assets.training.adapter import trainable
 from po_assets.training.checkpoints import Checkpoint, CheckpointStore, StepRecord
 from po_assets.training.gradients import DataParallelEngine, StepRow, TokenizedRow, is_leader, make_engine
+from po_assets.training.memory import memory_named
 from po_assets.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+
+
+_MEASUREMENTS = 10
+"""Of the validation loss in a training."""
+_BEST = "best."
+"""Before the name of a matrix in a checkpoint: as it was at the lowest validation loss."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class Trained:
     """In words, how gradients were computed."""
     resumed_at: int
     """Finished steps that a checkpoint spared; 0 for a training from the start."""
+    validation_rows: int
+    """Rows that were not trained but measured."""
+    published_step: int
+    """The step after which the matrices are these: the last one, or with `keep_best` that of the lowest loss."""
 
 
 def train(
@@ -51,24 +62,25 @@ def train(
     progress: Progress,
     *,
     checkpoints: CheckpointStore | None = None,
-    pad_id: int = 0,
 ) -> Trained:
     """Train the LoRA matrices of `model` in place.
 
-    Raises `UserError` when the loss is no longer finite or memory runs out.
+    Raises `UserError` when the loss is no longer finite, memory runs out, or no prompt is left to be held out.
     """
     import torch
 
+    rows, held = split_rows(rows, recipe)
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, foreach=True
     )
     steps = plan_steps(len(rows), recipe)
     log: list[StepRecord] = []
+    best: dict[str, torch.Tensor] = {}
     resumed = checkpoints.latest() if checkpoints else None
     if resumed:
         _restore(resumed, parameters, optimizer)
-        log = list(resumed.log)
+        log, best = list(resumed.log), {k: v for k, v in resumed.tensors.items() if k.startswith(_BEST)}
     start = len(log)
     saved = time.monotonic()
     engine = make_engine(
@@ -76,14 +88,16 @@ def train(
         list(parameters.values()),
         fast=recipe.fast_path,
         workers=recipe.workers,
-        batch_size=recipe.batch_size,
-        pad_id=pad_id,
+        pack_tokens=recipe.pack_tokens,
+        checkpointing=recipe.gradient_checkpointing,
+        longest=max(len(row.ids) for row in rows),
     )
     if recipe.num_workers > 1:
         engine = DataParallelEngine(engine, list(parameters.values()))
     progress.say(
         f"Training on {len(rows):,} rows in {len(steps):,} steps of {recipe.rows_per_step} rows "
         f"({recipe.epochs:g} epochs); {engine.description}."
+        + (f" {amount(len(held), 'row')} of other prompts are held out for the validation loss." if held else "")
     )
     with engine:
         for step in steps[start:]:
@@ -92,23 +106,94 @@ def train(
                 loss = engine.compute([StepRow(rows[i], dropout_seed(recipe.seed, step.number, i)) for i in step.rows])
                 norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm).item()
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise UserError(
-                        f"The loss of step {step.number + 1} is {loss} with gradient norm {norm}: the training "
-                        f"diverged. Lower learning_rate (now {recipe.learning_rate:g}); the previous adapter is still "
-                        "in place."
-                    )
+                    raise _diverged(f"The loss of step {step.number + 1} is {loss} with gradient norm {norm}", recipe)
                 for group in optimizer.param_groups:
                     group["lr"] = step.learning_rate
                 optimizer.step()
                 engine.parameters_changed()
             log.append(_record(step, steps, rows, recipe, loss=loss, norm=norm, seconds=time.monotonic() - began))
+            if held and _is_measured(log[-1]):
+                with memory_named(lambda: "while the validation loss was measured"):
+                    measured = engine.measure(held)
+                if not math.isfinite(measured):
+                    raise _diverged(f"The validation loss after step {step.number + 1} is {measured}", recipe)
+                log[-1] = replace(log[-1], validation_loss=measured)
+                if recipe.keep_best and best_record(log) is log[-1]:
+                    best = {f"{_BEST}{name}": parameter.detach().clone() for name, parameter in parameters.items()}
             left = sum(len(rows[i].ids) for later in steps[step.number + 1 :] for i in later.rows)
             _report(progress, log, start, left)
             last = step.number + 1 == len(steps)
             if checkpoints and is_leader() and (last or time.monotonic() - saved >= recipe.checkpoint_seconds):
-                checkpoints.save(Checkpoint(step.number + 1, _state(parameters, optimizer), log))
+                checkpoints.save(Checkpoint(step.number + 1, _state(parameters, optimizer) | best, log))
                 saved = time.monotonic()
-    return Trained(log, engine.description, start)
+    published = log[-1]
+    if best and (lowest := best_record(log)):
+        published = lowest
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(best[f"{_BEST}{name}"])
+        progress.say(
+            f"The matrices after step {published.step} are published: their validation loss, "
+            f"{published.validation_loss:.3f}, is the lowest."
+        )
+    return Trained(log, engine.description, start, len(held), published.step)
+
+
+def split_rows(
+    rows: Sequence[TokenizedRow], recipe: TrainingSettings
+) -> tuple[Sequence[TokenizedRow], list[TokenizedRow]]:
+    """The rows to train on, and those to measure the validation loss on: whole prompts, drawn by the seed.
+
+    Each prompt's place in the draw depends on itself and the seed alone, so that new rows hardly move the others.
+    Raises `UserError` where nothing would be left to train on.
+    """
+    if not recipe.validation_share:
+        return rows, []
+    prompts = Counter(row.ids[: row.prompt_length] for row in rows)
+    held: set[tuple[int, ...]] = set()
+    room = max(1.0, recipe.validation_share * len(rows))
+    for prompt in sorted(prompts, key=lambda ids: digest_of([recipe.seed, ids])):
+        if prompts[prompt] <= room:
+            held.add(prompt)
+            room -= prompts[prompt]
+    if not held or len(held) == len(prompts):
+        raise UserError(
+            f"validation_share is {recipe.validation_share:g}, and {amount(len(rows), 'row')} of "
+            f"{amount(len(prompts), 'prompt')} cannot be split so that no prompt is on both sides: raise it, add rows "
+            "of other prompts, or set it to 0. The previous adapter is still in place."
+        )
+    trained = [row for row in rows if row.ids[: row.prompt_length] not in held]
+    return trained, [row for row in rows if row.ids[: row.prompt_length] in held]
+
+
+def best_record(log: Sequence[StepRecord]) -> StepRecord | None:
+    """The step of the lowest validation loss, the first of several; None where none was measured."""
+    measured = [record for record in log if record.validation_loss is not None]
+    return min(measured, key=lambda record: cast("float", record.validation_loss), default=None)
+
+
+def validation_sentence(log: Sequence[StepRecord], rows: int, published: int) -> str:
+    """The validation loss in words, and which step's matrices were published; empty where none was measured."""
+    lowest, last = best_record(log), log[-1]
+    if lowest is None:
+        return ""
+    return (
+        f"The validation loss on {amount(rows, 'row')} of prompts that were not trained was lowest after step "
+        f"{lowest.step:,} ({lowest.validation_loss:.3f}) and ended at {last.validation_loss:.3f}; the adapter is that "
+        f"of step {published:,}."
+    )
+
+
+def _is_measured(record: StepRecord) -> bool:
+    """Whether the validation loss is due after this step: evenly spread, the last time at the end."""
+    return record.step * _MEASUREMENTS // record.steps > (record.step - 1) * _MEASUREMENTS // record.steps
+
+
+def _diverged(what: str, recipe: TrainingSettings) -> UserError:
+    return UserError(
+        f"{what}: the training diverged. Lower learning_rate (now {recipe.learning_rate:g}); the previous adapter is "
+        "still in place."
+    )
 
 
 def _record(
@@ -139,15 +224,16 @@ def _record(
 def _report(progress: Progress, log: Sequence[StepRecord], start: int, tokens_left: int) -> None:
     """A log line and numbers to plot of the newest step, when they are due."""
     record, own = log[-1], log[start:]
-    if not progress.due(last=record.step == record.steps):
+    measured = "" if record.validation_loss is None else f", validation loss {record.validation_loss:.3f}"
+    if not progress.due(last=bool(measured) or record.step == record.steps):
         return
     seconds = sum(r.seconds for r in own)
     speed = sum(r.tokens for r in own) / seconds if seconds > 0 else math.nan
     progress.say(
-        f"step {record.step}/{record.steps}, epoch {record.epoch:.2f}, loss {record.loss:.3f}, "
+        f"step {record.step}/{record.steps}, epoch {record.epoch:.2f}, loss {record.loss:.3f}{measured}, "
         f"{speed:,.0f} tokens/s, {duration(tokens_left / speed)} left, {record.memory_gib:.1f} GiB"
     )
-    numbers = {key: float(value) for key, value in asdict(record).items() if key not in ("steps", "seconds")}
+    numbers = {k: float(v) for k, v in asdict(record).items() if v is not None and k not in ("steps", "seconds")}
     progress.observe({f"train/{key}": value for key, value in numbers.items()} | {"train/tokens_per_second": speed})
 
 
@@ -251,40 +337,5 @@ def dropout_seed(seed: int, step: int, row: int) -> int:
     return random.Random(f"{seed}:{step}:{row}").getrandbits(63)  # noqa: S311
 
 
-# Memory that runs out.
-
-
-@contextlib.contextmanager
-def memory_named(where: Callable[[], str]) -> Iterator[None]:
-    """Turn whatever says that memory ran out in the block into one `UserError`; `where` says in what."""
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"Memory ran out {where()}. {_less_memory()} and run lora_adapter again: it resumes from the last "
-            "checkpoint where only workers changed. The previous adapter is still in place."
-        ) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has no type of its own for it on the CPU, and the system says it in an OSError where files are mapped."""
-    import torch
-
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(text in str(error).lower() for text in ("can't allocate memory", "cannot allocate memory"))
-
-
 def _in_step(step: Step, rows: Sequence[TokenizedRow]) -> str:
     return f"in step {step.number + 1}, whose longest row has {max(len(rows[i].ids) for i in step.rows):,} tokens"
-
-
-def _less_memory() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "Switch gradient_checkpointing on, lower batch_size, or lower max_length"
-    return "Set workers to 1, or lower max_length"

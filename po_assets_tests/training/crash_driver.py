@@ -12,14 +12,14 @@ import transformers  # noqa: F401
 from po_assets.storage import Layout, artifact_root, files
 from po_assets.text import Progress
 from po_assets.training import checkpoints, gradients, student
-from po_assets_tests.training.tiny_training import PAIRS, tiny_recipe
+from po_assets_tests.training.tiny_training import OVERFITTING, PAIRS, UNLIKE_PAIRS, tiny_recipe
 
 
 def die(*_args: Any, **_options: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make(root: Path, moment: str = "", at: int = 1, artifacts: str = "") -> None:
+def make(root: Path, moment: str = "", at: int = 1, artifacts: str = "", *, best: bool = False) -> None:
     """Train and publish (into `artifacts`, where that is not `root`); die at the `at`-th time that `moment` comes."""
     torch.set_num_threads(1)
     left = [at]
@@ -55,9 +55,13 @@ def make(root: Path, moment: str = "", at: int = 1, artifacts: str = "") -> None
             files._exchanged = dying(files._exchanged, before=False)
         case "after the adapter is published":
             checkpoints.CheckpointStore.clear = dying(checkpoints.CheckpointStore.clear)
-    recipe = tiny_recipe(root / "tiny", checkpoint_seconds=0.0, dropout=0.1)
+    more: dict[str, Any] = OVERFITTING if best else {}
+    recipe = tiny_recipe(root / "tiny", checkpoint_seconds=0.0, dropout=0.1, **more)
     lines = (root / "log.txt").open("a", buffering=1)
     made = student.make_student(
-        Layout(artifact_root(artifacts or str(root))), PAIRS, recipe, Progress(lambda line: lines.write(line + "\n"))
+        Layout(artifact_root(artifacts or str(root))),
+        UNLIKE_PAIRS if best else PAIRS,
+        recipe,
+        Progress(lambda line: lines.write(line + "\n")),
     )
     lines.write(f"done, unchanged={made.unchanged}, resumed at {made.manifest.extra['resumed_at']}\n")

@@ -10,7 +10,7 @@ from upath import UPath
 from po_assets.storage.files import POINTER
 from po_assets.training import training
 from po_assets.training.checkpoints import KEPT, Checkpoint, CheckpointStore, StepRecord
-from po_assets_tests.training.tiny_training import FULL_DISK, run_training
+from po_assets_tests.training.tiny_training import FULL_DISK, OVERFITTING, UNLIKE_PAIRS, run_training
 
 
 class Interrupted(BaseException):
@@ -40,12 +40,12 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, fast: bool
+@pytest.mark.parametrize(("step", "more"), [(1, {}), (3, {}), (5, {}), (2, OVERFITTING), (9, OVERFITTING)])
+def test_a_resumed_run_equals_an_uninterrupted_one(  # noqa: PLR0917
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, more: dict[str, Any], fast: bool
 ):
-    """Matrices to the last bit and losses, wherever it stopped."""
-    settings = {"checkpoint_seconds": 0.0, "fast_path": fast, "dropout": 0.1}
+    """Matrices to the last bit, losses, and with `keep_best` the same step's matrices, wherever it stopped."""
+    settings = {"checkpoint_seconds": 0.0, "fast_path": fast, "dropout": 0.1, "pairs": UNLIKE_PAIRS, **more}
     whole, expected = run_training(tiny, **settings)
     with monkeypatch.context() as patch:
         stop_after(step, patch)
@@ -55,7 +55,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     resumed, matrices = run_training(tiny, checkpoints, **settings)
     assert resumed.resumed_at == step
     assert f"Resuming after step {step}" in lines[0]
-    assert [r.loss for r in resumed.log] == [r.loss for r in whole.log]
+    assert [(r.loss, r.validation_loss) for r in resumed.log] == [(r.loss, r.validation_loss) for r in whole.log]
+    assert resumed.published_step == whole.published_step
+    assert (whole.published_step < len(whole.log)) is bool(more)
     assert all(torch.equal(matrices[name], expected[name]) for name in expected)
 
 

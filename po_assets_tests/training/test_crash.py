@@ -12,7 +12,7 @@ import pytest
 from po_assets.storage import Layout, read_manifest
 from po_assets.training.student import adapter_problem
 from po_assets_tests.training import crash_driver
-from po_assets_tests.training.tiny_training import PAIRS, write_supervised
+from po_assets_tests.training.tiny_training import PAIRS, UNLIKE_PAIRS, write_supervised
 
 FILES = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -25,9 +25,9 @@ def processes() -> multiprocessing.context.ForkServerContext:
 
 
 def start(
-    processes: multiprocessing.context.ForkServerContext, root: Path, moment: str = "", at: int = 1
+    processes: multiprocessing.context.ForkServerContext, root: Path, moment: str = "", at: int = 1, **options: bool
 ) -> BaseProcess:
-    process = processes.Process(target=crash_driver.make, args=(root, moment, at))
+    process = processes.Process(target=crash_driver.make, args=(root, moment, at), kwargs=options)
     process.start()
     return process
 
@@ -88,6 +88,30 @@ def test_killed_training_resumes_to_the_same_adapter(  # noqa: PLR0917
     assert adapter_problem(layout.adapter) is None
     leftovers = [p.name for p in (root / "models").rglob("*") if "step-" in p.name]
     assert leftovers == []
+
+
+@pytest.mark.parametrize(("moment", "at"), [("while a checkpoint is written", 9), ("while the adapter is written", 1)])
+def test_killed_training_keeps_its_choice_of_the_best(
+    processes: multiprocessing.context.ForkServerContext, layout: Layout, moment: str, at: int
+):
+    """The step of the lowest validation loss lies before the kill; its matrices are published all the same."""
+    root = Path(str(layout.root))
+    write_supervised(layout, UNLIKE_PAIRS)
+    start(processes, root, best=True).join(120)
+    whole, manifest = adapter_bytes(layout), read_manifest(layout.adapter)
+    shutil.rmtree(root / "models")
+    killed = start(processes, root, moment, at, best=True)
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
+    assert not layout.adapter.exists()
+    again = start(processes, root, best=True)
+    again.join(120)
+    assert again.exitcode == 0
+    made = read_manifest(layout.adapter)
+    assert made
+    assert manifest
+    assert made.extra["resumed_at"] >= 8 > made.extra["published_step"] == manifest.extra["published_step"]
+    assert adapter_bytes(layout) == whole
 
 
 def test_killed_after_publication_nothing_is_trained_again(

@@ -35,19 +35,21 @@ def train_with(workers: int, base: Path, out: Path, **settings: Any) -> list[dic
     [
         {"dropout": 0.1, "epochs": 1.75},  # 21 rows: the last step has one, and a worker nothing to do
         {"dropout": 0.1, "fast_path": False},
-        {"dropout": 0.0, "fast_path": False, "batch_size": 2, "gradient_accumulation": 2},
+        {"dropout": 0.0, "fast_path": False, "pack_tokens": 150},
+        {"dropout": 0.1, "epochs": 4.0, "validation_share": 0.25, "keep_best": True},
     ],
-    ids=["fast path, a short last step", "plain path", "plain path, batches"],
+    ids=["fast path, a short last step", "plain path", "plain path, packed rows", "rows held out"],
 )
 def test_two_workers_have_the_loss_curve_of_one(tiny: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Gradient accumulation is split among them; dropout falls on the same places."""
+    """Gradient accumulation is split among them, and the rows held out; dropout falls on the same places."""
     one, _ = run_training(tiny, **settings)
     first, second = train_with(2, tiny, tmp_path, **settings)
     assert first["log"] == second["log"]
-    expected = [(record.loss, record.grad_norm) for record in one.log]
+    expected = [(record.loss, record.grad_norm, record.validation_loss) for record in one.log]
     assert len(expected) >= 6
     for got, wanted in zip(first["log"], expected, strict=True):
-        assert got == pytest.approx(wanted, rel=TOLERANCE)
+        assert got[:2] == pytest.approx(wanted[:2], rel=TOLERANCE)
+        assert got[2] == (wanted[2] and pytest.approx(wanted[2], rel=TOLERANCE))
     assert expected[-1][0] < expected[0][0]
     for name, matrix in first["matrices"].items():
         assert torch.equal(matrix, second["matrices"][name]), name

@@ -25,6 +25,11 @@ FULL_DISK = [
     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
 ]
 PAIRS = [(f"product {i}: {'a lamp ' * (i % 4 + 1)}", f"status aligned {'x' * (i % 5)} end") for i in range(12)]
+# The rows that `OVERFITTING` holds out have answers that no other row teaches: their loss falls, and then it rises.
+UNLIKE_PAIRS = [
+    (prompt, f"status {'QZJV' * 12}" if i in {2, 5, 6} else answer) for i, (prompt, answer) in enumerate(PAIRS)
+]
+OVERFITTING = {"epochs": 5.0, "validation_share": 0.25, "keep_best": True}
 
 
 def make_recipe(base: dict[str, Any] | None = None, **settings: Any) -> TrainingSettings:
@@ -39,9 +44,9 @@ def tiny_recipe(folder: Path, **settings: Any) -> TrainingSettings:
     return make_recipe(base, **{"precision": "float32", **defaults, **settings})
 
 
-def tiny_rows(folder: Path) -> list[TokenizedRow]:
+def tiny_rows(folder: Path, pairs: list[tuple[str, str]] = PAIRS) -> list[TokenizedRow]:
     """The pairs as tokens."""
-    return tokenize_rows(PAIRS, ChatTemplate(load_tokenizer(folder)), 2048)
+    return tokenize_rows(pairs, ChatTemplate(load_tokenizer(folder)), 2048)
 
 
 def tiny_student(folder: Path, recipe: TrainingSettings) -> Any:
@@ -49,12 +54,14 @@ def tiny_student(folder: Path, recipe: TrainingSettings) -> Any:
     return add_adapter(load_base_model(folder, recipe.precision, device="cpu"), recipe, folder)
 
 
-def run_training(folder: Path, checkpoints: Any = None, **settings: Any) -> tuple[Trained, dict[str, Any]]:
+def run_training(
+    folder: Path, checkpoints: Any = None, pairs: list[tuple[str, str]] = PAIRS, **settings: Any
+) -> tuple[Trained, dict[str, Any]]:
     """Train and return the result with the trained matrices."""
     recipe = tiny_recipe(folder, **settings)
     model = tiny_student(folder, recipe)
     lines: list[str] = []
-    trained = train(model, tiny_rows(folder), recipe, Progress(lines.append), checkpoints=checkpoints)
+    trained = train(model, tiny_rows(folder, pairs), recipe, Progress(lines.append), checkpoints=checkpoints)
     return trained, {name: p.detach().clone() for name, p in trainable(model).items()}
 
 

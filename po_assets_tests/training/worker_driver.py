@@ -28,5 +28,5 @@ def work(rank: int, workers: int, base: Path, out: Path, settings: dict[str, Any
         (out / f"error-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
         return
     matrices = {name: parameter.detach() for name, parameter in trainable(model).items()}
-    losses = [(record.loss, record.grad_norm) for record in trained.log]
+    losses = [(record.loss, record.grad_norm, record.validation_loss) for record in trained.log]
     torch.save({"log": losses, "matrices": matrices, "engine": trained.engine}, out / f"{rank}.pt")
