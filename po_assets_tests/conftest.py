@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 EXTRAS = {
+    "axe_playwright_python": "dev",
     "dagster_k8s": "kubernetes",
     "dagster_postgres": "postgres",
     "dagster_ray": "ray",
