@@ -6,7 +6,7 @@ import dagster as dg
 
 from po_assets.automation.catch_up import nightly_catch_up, with_settings_versions
 from po_assets.automation.executors import orphaned_runs, step_executor
-from po_assets.automation.jobs import ask_teacher, candidates_for_people, conflicts_on_demand, main_job
+from po_assets.automation.jobs import ask_teacher, candidates_for_people, conflicts_on_demand, export_student, main_job
 from po_assets.automation.landing import new_teacher_data, teacher_files
 from po_assets.automation.notifications import failure_messages
 from po_assets.automation.preflight import eval_cases_preflight
@@ -15,7 +15,7 @@ from po_assets.automation.run_summary import console
 from po_assets.dag import Artifacts, JsonlIOManager, Settings
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks
-from po_assets.dataset.settings import SelectionSettings
+from po_assets.dataset.settings import PromptSettings, SelectionSettings
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.settings import Decoding, GateProfile
@@ -25,6 +25,8 @@ from po_assets.model import BaseModel
 from po_assets.review.assets import review_candidates, synthetic_conflicts
 from po_assets.review.checks import synthetic_conflicts_checks
 from po_assets.review.settings import ReviewSettings
+from po_assets.serving.assets import exported_student, exported_student_checks
+from po_assets.serving.settings import ExportSettings
 from po_assets.teacher.assets import teacher_batch, teacher_batch_checks
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets.training.assets import lora_adapter
@@ -34,9 +36,11 @@ from po_assets.training.settings import TrainingSettings
 SETTINGS: dict[str, type[Settings]] = {
     "base_model": BaseModel,
     "selection": SelectionSettings,
+    "prompt": PromptSettings,
     "recipe": TrainingSettings,
     "decoding": Decoding,
     "gate": GateProfile,
+    "export": ExportSettings,
     "curation": ReviewSettings,
     "teacher_llm": TeacherLLM,
     "batch_plan": BatchPlan,
@@ -53,6 +57,7 @@ defs = dg.Definitions(
         teacher_batch,
         synthetic_conflicts,
         review_candidates,
+        exported_student,
         *with_settings_versions(
             [
                 raw_teacher,
@@ -68,6 +73,7 @@ defs = dg.Definitions(
             recipe=TrainingSettings(base_model=BaseModel(**given["base_model"]), **given["recipe"]),
             decoding=Decoding(**given["decoding"]),
             gate=GateProfile(**given["gate"]),
+            prompt=PromptSettings(**given["prompt"]),
         ),
     ],
     asset_checks=[
@@ -76,10 +82,11 @@ defs = dg.Definitions(
         *dataset_checks,
         lora_adapter_checks,
         *evaluation_checks,
+        exported_student_checks,
         synthetic_conflicts_checks,
         teacher_batch_checks,
     ],
-    jobs=[main_job, ask_teacher, conflicts_on_demand, candidates_for_people],
+    jobs=[main_job, ask_teacher, conflicts_on_demand, candidates_for_people, export_student],
     sensors=[new_teacher_data, orphaned_runs, failure_messages],
     schedules=[nightly_catch_up],
     resources={
@@ -87,9 +94,11 @@ defs = dg.Definitions(
         "io_manager": JsonlIOManager(artifacts=artifacts),
         "base_model": base_model,
         "selection": SelectionSettings.configure_at_launch(**given["selection"]),
+        "prompt": PromptSettings.configure_at_launch(**given["prompt"]),
         "recipe": TrainingSettings.configure_at_launch(base_model=base_model, **given["recipe"]),
         "decoding": Decoding.configure_at_launch(**given["decoding"]),
         "gate": GateProfile.configure_at_launch(**given["gate"]),
+        "export": ExportSettings.configure_at_launch(**given["export"]),
         "curation": ReviewSettings.configure_at_launch(**given["curation"]),
         "teacher_llm": TeacherLLM.configure_at_launch(**given["teacher_llm"]),
         "batch_plan": BatchPlan.configure_at_launch(**given["batch_plan"]),

@@ -11,7 +11,7 @@ bytes it trains on, whoever materializes it and however.)
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import dagster as dg
@@ -19,16 +19,18 @@ from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_C
 
 from po_assets.automation.jobs import main_job
 from po_assets.dag import Artifacts
-from po_assets.dataset.settings import SelectionSettings
+from po_assets.dataset.settings import PromptSettings, SelectionSettings
 from po_assets.errors import UserError
 from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel
-from po_assets.storage import Layout, digest_of, file_digest, published_directory, read_manifest
+from po_assets.storage import Layout, digest_of, file_digest, is_local, published_directory, read_manifest
 from po_assets.training.settings import TrainingSettings
 
 AssetGraph = Any
 """Dagster's graph of all assets with their checks; its class has no public name."""
 
+ROOT_TAG = ".dagster/po_assets_root"
+"""The prefix hides it from the runs list."""
 _CODE = "dagster/code_version"
 _DATA = "dagster/data_version"
 _INPUT = "dagster/input_data_version"
@@ -46,16 +48,24 @@ class GateProblem(NamedTuple):
 
     check: str
     failed: bool
+    elsewhere: bool = False
+    """Whether it is of another artifact root that this instance saw the asset made last."""
 
 
-def gate_problem(instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetKey) -> GateProblem | None:
-    """The blocking check that keeps the asset from passing, one that failed before one that was not run; or None."""
+def gate_problem(
+    instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetKey, layout: Layout | None = None
+) -> GateProblem | None:
+    """The blocking check that keeps the asset from passing, one that failed before one that was not run; or None.
+
+    With `layout`, a verdict on what another artifact root holds is none on this one.
+    """
     records = instance.get_asset_records([key])
     made = records[0].asset_entry.last_materialization_record if records else None
     not_run: list[str] = []
-    for check in sorted(check for check in graph.asset_check_keys if check.asset_key == key):
-        if not graph.get(check).blocking:
-            continue
+    blocking = [check for check in graph.asset_check_keys if check.asset_key == key and graph.get(check).blocking]
+    if layout and blocking and made_elsewhere(instance, layout, key):
+        return GateProblem(min(blocking).name, failed=False, elsewhere=True)
+    for check in sorted(blocking):
         evaluation = _evaluation(instance, check, made)
         if evaluation is None:
             not_run.append(check.name)
@@ -63,6 +73,24 @@ def gate_problem(instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetK
             return GateProblem(check.name, failed=True)
     # Of what this instance never saw made (files brought from elsewhere), it cannot be said that checks were left out.
     return GateProblem(not_run[0], failed=False) if not_run and made else None
+
+
+def root_tag(layout: Layout) -> dict[str, str]:
+    """The tag that says in which artifact root a run works: several may share one Dagster instance."""
+    return {ROOT_TAG: str(Path(str(layout.root)).resolve() if is_local(layout.root) else layout.root)}
+
+
+def made_elsewhere(instance: dg.DagsterInstance, layout: Layout, key: dg.AssetKey) -> bool:
+    """Whether a run in another artifact root made the asset last: what is known of that says nothing of this one."""
+    event = instance.get_latest_materialization_event(key)
+    run = instance.get_run_by_id(event.run_id) if event else None
+    return run is not None and works_elsewhere(run, layout)
+
+
+def works_elsewhere(run: dg.DagsterRun, layout: Layout) -> bool:
+    """Whether the run is known to work in another artifact root."""
+    own = root_tag(layout)[ROOT_TAG]
+    return run.tags.get(ROOT_TAG, own) != own
 
 
 def _evaluation(
@@ -84,7 +112,11 @@ def _evaluation(
 
 
 def refuse_below_failed_gate(
-    instance: dg.DagsterInstance, graph: AssetGraph, selected: Collection[dg.AssetKey], checked: Collection[dg.AssetKey]
+    instance: dg.DagsterInstance,
+    graph: AssetGraph,
+    selected: Collection[dg.AssetKey],
+    checked: Collection[dg.AssetKey],
+    layout: Layout | None = None,
 ) -> None:
     """Refuse a run of assets whose inputs did not pass their gate, unless the run makes or checks these anew.
 
@@ -93,13 +125,15 @@ def refuse_below_failed_gate(
         graph: all assets with their checks.
         selected: assets that the run makes.
         checked: assets whose checks the run runs.
+        layout: the artifact root, where several share the instance.
 
     Raises:
         UserError: naming every such input, its check and the way out.
     """
     parents = {parent for key in selected if graph.has(key) for parent in graph.get(key).parent_keys}
     inputs = sorted(parents - {*selected, *checked})
-    problems = {key.to_user_string(): problem for key in inputs if (problem := gate_problem(instance, graph, key))}
+    found = {key.to_user_string(): gate_problem(instance, graph, key, layout) for key in inputs}
+    problems = {name: problem for name, problem in found.items() if problem}
     if not problems:
         return
     said = [
@@ -109,6 +143,11 @@ def refuse_below_failed_gate(
     ]
     names = ", ".join(problems)
     way_out = f"Run the checks of {names}, or materialize {names} together with what is below."
+    if layout and any(problem.elsewhere for problem in problems.values()):
+        way_out = (
+            f"{names} was made last in another artifact root, which has the same DAGSTER_HOME. Materialize it in "
+            f"{layout.root} together with what is below."
+        )
     if failed := [asset for asset, problem in problems.items() if problem.failed]:
         way_out = f"See its page, correct what it names, and materialize {failed[0]} together with what is below it."
     raise UserError(f"Nothing was made: {'; '.join(said)}. {way_out}")
@@ -236,7 +275,13 @@ def nightly_catch_up(
     assert context.repository_def is not None  # noqa: S101 - for the type checker: set in every tick
     graph, layout = context.repository_def.asset_graph, artifacts.layout
     wanted = main_job.selection.resolve(graph)
-    found = catch_up(context.instance, graph, wanted, partial(artifact_problem, layout))
+
+    def problem(key: dg.AssetKey, data_version: str) -> str:
+        if made_elsewhere(context.instance, layout, key):
+            return "was made last in another artifact root"
+        return artifact_problem(layout, key, data_version)
+
+    found = catch_up(context.instance, graph, wanted, problem)
     if not found.stale:
         return dg.SkipReason(
             f"Nothing can be caught up: {found.described()}." if found.blocked else "Nothing is stale."
@@ -253,6 +298,7 @@ def with_settings_versions(
     recipe: TrainingSettings,
     decoding: Decoding,
     gate: GateProfile | None = None,
+    prompt: PromptSettings | None = None,
 ) -> list[dg.AssetsDefinition]:
     """The assets, with the digest of the settings that each depends on in its code version.
 
@@ -260,6 +306,7 @@ def with_settings_versions(
     makes stale what depends on it. Settings made in the Launchpad are that one run's choice and are not undone the next
     night; the artifacts' manifests know them, and what is downstream goes stale by its data version.
     """
+    prompts = prompt or PromptSettings()
     model: dict[str, Any] = {"base_model": lambda: base_model.resolved().identity()}
     settings: dict[str, dict[str, Callable[[], object]]] = {
         "normalized_teacher": {"status_aliases": lambda: selection.status_aliases},
@@ -267,13 +314,18 @@ def with_settings_versions(
             **model,
             "selection": selection.effective,
             "max_length": lambda: base_model.resolved().max_length,
+            "prompt": lambda: prompts.own.digest,
         },
-        "lora_adapter": {"recipe": lambda: recipe.resolved().effective()},
-        "baseline_report": {**model, "decoding": decoding.fingerprint},
+        "lora_adapter": {
+            "recipe": lambda: recipe.resolved().effective(),
+            "prompt": lambda: prompts.trained_on(recipe.prompt_mix),
+        },
+        "baseline_report": {**model, "decoding": decoding.fingerprint, "prompt": lambda: prompts.own.digest},
         "eval_report": {
             **model,
             "decoding": decoding.report_fingerprint,
             "gate": (gate or GateProfile()).fingerprint,
+            "prompt": prompts.fingerprint,
         },
     }
     versions = {asset: digest_of(_resolved(parts))[:8] for asset, parts in settings.items()}

@@ -16,12 +16,14 @@ import psutil
 from po_assets.dag import Artifacts, AssetChecks, Verdict
 from po_assets.dag.compute import EXECUTOR_VARIABLE
 from po_assets.dataset.cases import EvalCase, read_eval_cases
+from po_assets.dataset.settings import PromptSettings
 from po_assets.errors import UserError
 from po_assets.evaluation.answers import context_of, decoding_faults
 from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, ChatTemplate, ensure_tokenizer, load_tokenizer, require_hardware
 from po_assets.storage import Layout, is_local
 from po_assets.text import amount
+from po_assets.training.prompt_mix import mix_fault
 from po_assets.training.settings import TrainingSettings
 
 # Measured on the sample data, with room to spare: converted model, three adapters, a checkpoint; the training's peak.
@@ -39,6 +41,7 @@ class Plan:
     recipe: TrainingSettings
     decoding: Decoding
     gate: GateProfile
+    prompt: PromptSettings = PromptSettings()  # noqa: RUF009 - frozen
 
 
 checks = AssetChecks[Plan]("eval_cases")
@@ -69,6 +72,8 @@ def _faults(plan: Plan) -> list[str]:
     faults: list[str] = []
     with _collected(faults):
         plan.recipe.resolved()
+    if fault := mix_fault(plan.recipe.prompt_mix, plan.prompt.consumers):
+        faults.append(fault)
     with _collected(faults):
         spec = plan.base_model.resolved()
         if _work_is_done_here():
@@ -121,9 +126,14 @@ def _collected(faults: list[str]) -> Iterator[None]:
 
 
 @checks.step
-def eval_cases_preflight(
-    artifacts: Artifacts, base_model: BaseModel, recipe: TrainingSettings, decoding: Decoding, gate: GateProfile
+def eval_cases_preflight(  # noqa: PLR0917 - resources, by name
+    artifacts: Artifacts,
+    base_model: BaseModel,
+    recipe: TrainingSettings,
+    decoding: Decoding,
+    gate: GateProfile,
+    prompt: PromptSettings,
 ) -> Plan:
     """Settings, cases and machine."""
-    cases = read_eval_cases(artifacts.layout.eval_cases)
-    return Plan(artifacts.layout, cases, base_model, recipe, decoding, gate)
+    cases = read_eval_cases(artifacts.layout.eval_cases, prompt.own)
+    return Plan(artifacts.layout, cases, base_model, recipe, decoding, gate, prompt)

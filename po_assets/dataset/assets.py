@@ -20,7 +20,7 @@ from po_assets.dataset.cases import COLUMNS as CASE_COLUMNS
 from po_assets.dataset.cases import read_case_file, read_eval_cases
 from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised, conflicts_gone, token_budget
 from po_assets.dataset.selection import Array
-from po_assets.dataset.settings import SelectionSettings
+from po_assets.dataset.settings import PromptSettings, SelectionSettings
 from po_assets.intake.assets import OWNERS, normalized_teacher
 from po_assets.intake.ledger import Outcome
 from po_assets.model import BaseModel
@@ -90,23 +90,35 @@ def eval_cases(artifacts: Artifacts) -> dg.MaterializeResult[Any]:
 )
 @user_errors_fail_the_step()
 def supervised_dataset(
-    context: dg.AssetExecutionContext, artifacts: Artifacts, selection: SelectionSettings, base_model: BaseModel
+    context: dg.AssetExecutionContext,
+    artifacts: Artifacts,
+    selection: SelectionSettings,
+    base_model: BaseModel,
+    prompt: PromptSettings,
 ) -> dg.MaterializeResult[Any]:
     """Choose and write the training rows."""
     layout = artifacts.layout
     cases = read_eval_cases(layout.eval_cases)
-    budget = token_budget(base_model, layout)
+    budget = token_budget(base_model, layout, prompt.own)
     staged, chosen = build_supervised(layout, selection, cases, budget)
     staged = staged.with_manifest(
         inputs={
             "normalized_teacher": recorded_digest(layout.normalized),
             "eval_cases": file_digest(layout.eval_cases),
         },
-        config=digest_of({"selection": selection.effective(), "model": budget.model, "max_length": budget.max_length}),
+        config=digest_of(
+            {
+                "selection": selection.effective(),
+                "model": budget.model,
+                "max_length": budget.max_length,
+                "prompt": budget.prompt.digest,
+            }
+        ),
         code_version=SUPERVISED_CODE_VERSION,
         extra={
             "base_model": budget.model,
             "max_length": budget.max_length,
+            "prompt": {"name": budget.prompt.name, "digest": budget.prompt.digest},
             "outcomes": chosen.outcomes.by_outcome(),
             "statuses": dict(chosen.statuses),
             "ledger_sha256": chosen.ledger_sha256,
@@ -130,6 +142,7 @@ def _result(
         "outcomes": records_table(chosen.outcomes.table()),
         "preview": records_table(chosen.preview),
         "path": dg.MetadataValue.path(path),
+        "prompt": f"{budget.prompt.name} ({budget.prompt.digest[:12]})",
         "tokens": int(kept_tokens.sum()),
     }
     if len(decisions):

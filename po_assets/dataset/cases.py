@@ -18,8 +18,9 @@ from po_assets.errors import UserError, all_faults
 from po_assets.intake.formats import read_record
 from po_assets.intake.lines import Reason, Rejected, read_object
 from po_assets.intake.normalization import input_digest
-from po_assets.product_owner import STATUSES, build_prompt, read_alignment, read_status, read_yaml, requirement_entries
+from po_assets.product_owner import STATUSES, read_alignment, read_status, read_yaml, requirement_entries
 from po_assets.product_owner.documents import canonical_status, with_status
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import open_buffered
 from po_assets.text import amount
 
@@ -58,11 +59,12 @@ class EvalCase:
     status: str | None
     """The status that a right answer gives; None where nobody said."""
     existing_vision_yaml: str = ""
+    asked_with: Prompt = BUILT_IN
 
     @cached_property
     def prompt(self) -> str:
-        """The one prompt, as in training."""
-        return build_prompt(self.concept, self.requirements_yaml, self.existing_vision_yaml)
+        """The user's turn, as in training; the system text is that of `asked_with`."""
+        return self.asked_with.user(self.concept, self.requirements_yaml, self.existing_vision_yaml)
 
     @cached_property
     def requirement_ids(self) -> tuple[str, ...]:
@@ -95,9 +97,9 @@ class CaseFile:
     """`case` and `note`: a status read by an alias, a key that nothing reads."""
 
 
-def read_eval_cases(path: UPath) -> list[EvalCase]:
-    """The evaluation cases in the file's order; errors as `read_case_file`."""
-    return read_case_file(path).cases
+def read_eval_cases(path: UPath, asked_with: Prompt = BUILT_IN) -> list[EvalCase]:
+    """The evaluation cases in the file's order, to be asked with this prompt; errors as `read_case_file`."""
+    return [replace(case, asked_with=asked_with) for case in read_case_file(path).cases]
 
 
 def read_case_file(path: UPath) -> CaseFile:

@@ -20,13 +20,12 @@ from po_assets.dataset.evidence import DatasetEvidence, RowCheck, TrainingRow, s
 from po_assets.dataset.holdout import KINDS, HoldOut
 from po_assets.dataset.publication import PARTICULARS, publication_fault, token_budget
 from po_assets.dataset.selection import NEVER_SAMPLED_AWAY
-from po_assets.dataset.settings import SelectionSettings
+from po_assets.dataset.settings import PromptSettings, SelectionSettings
 from po_assets.intake.checks import balance_verdict
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import input_digest
 from po_assets.model import BaseModel
 from po_assets.product_owner import STATUSES, read_yaml, validate_answer
-from po_assets.product_owner.prompts import own_parts
 from po_assets.storage import file_digest, read_manifest
 from po_assets.storage.workers import BLOCK_ROWS
 from po_assets.text import amount, verb
@@ -48,7 +47,7 @@ class Schema(RowCheck):
         faults: list[str] = []
         if list(row.row) != ["prompt", "response"]:
             faults.append(f"its keys are {', '.join(map(str, row.row)) or 'none'}, expected are prompt, response")
-        if own_parts(row.prompt) is None:
+        if self.found.budget.prompt.parts(row.prompt) is None:
             faults.append("its prompt is not the one that evaluation uses")
         faults += row.answer.missing
         return {"fault": "; ".join(faults)} if faults else None
@@ -422,10 +421,10 @@ def record_gate(found: DatasetEvidence, verdicts: dict[str, Verdict]) -> None:
 
 
 def supervised_dataset_checks(
-    artifacts: Artifacts, selection: SelectionSettings, base_model: BaseModel
+    artifacts: Artifacts, selection: SelectionSettings, base_model: BaseModel, prompt: PromptSettings
 ) -> DatasetEvidence:
     """What training rows are worth; when all checks ran, their verdict becomes the dataset's gate."""
-    return DatasetEvidence(artifacts.layout, selection, token_budget(base_model, artifacts.layout))
+    return DatasetEvidence(artifacts.layout, selection, token_budget(base_model, artifacts.layout, prompt.own))
 
 
 def _plain(text: str) -> str:

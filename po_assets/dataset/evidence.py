@@ -17,6 +17,7 @@ from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.landing import sources_of
 from po_assets.intake.ledger import CLOSED_BY, Balance, Outcome, balance
 from po_assets.product_owner import ParsedAnswer, PromptParts, parse_answer, read_status, split_prompt
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import Layout, open_buffered, read_manifest, read_rows
 from po_assets.text import amount, verb
 
@@ -28,6 +29,7 @@ class TrainingRow:
     file: str
     line: int
     row: Mapping[str, Any]
+    asked_with: Prompt = BUILT_IN
 
     @property
     def prompt(self) -> str:
@@ -42,7 +44,7 @@ class TrainingRow:
     @cached_property
     def parts(self) -> PromptParts:
         """What the prompt holds."""
-        return split_prompt(self.prompt)
+        return self.asked_with.parts(self.prompt) or split_prompt(self.prompt)
 
     @cached_property
     def answer(self) -> ParsedAnswer:
@@ -75,7 +77,7 @@ class DatasetEvidence:
         kept = (entry for entry in read_rows(self.layout.ledger) if entry["outcome"] == Outcome.KEPT)
         for number, row in enumerate(read_rows(self.layout.supervised), start=1):
             entry = next(kept, {"file": self.layout.supervised.name, "line": number})
-            yield TrainingRow(entry["file"], entry["line"], row)
+            yield TrainingRow(entry["file"], entry["line"], row, self.budget.prompt)
 
     def conflicts_left_out(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Ledger entry and normalized row of every conflicts row that passed the score filter and is not trained on.

@@ -27,6 +27,7 @@ from po_assets.intake.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts
 from po_assets.intake.normalization import REPLACES
 from po_assets.model import BaseModel, ChatTemplate, ensure_tokenizer, load_tokenizer
 from po_assets.product_owner import format_answer
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import (
     Layout,
     LineWriter,
@@ -60,23 +61,26 @@ class TokenBudget:
     model: str
     max_length: int
     row_lengths: Callable[[Sequence[tuple[str, str]]], list[int]]
-    """From prompts and responses to the tokens of the training rows, with chat template and end of sequence."""
+    """From prompts and responses to the tokens of the training rows: with system text, chat template and end."""
+    prompt: Prompt = BUILT_IN
+    """What the rows are asked with."""
 
 
-def token_budget(base_model: BaseModel, layout: Layout) -> TokenBudget:
+def token_budget(base_model: BaseModel, layout: Layout, prompt: Prompt = BUILT_IN) -> TokenBudget:
     """The budget of the configured base model, by the tokenizer and chat template that training uses.
 
     Raises:
         UserError: the base model's settings are wrong, or it is not available.
     """
     spec = base_model.resolved()
-    return TokenBudget(spec.name, spec.max_length, _row_lengths(ensure_tokenizer(spec, layout)))
+    lengths = _row_lengths(ensure_tokenizer(spec, layout), prompt.system)
+    return TokenBudget(spec.name, spec.max_length, lengths, prompt)
 
 
 @lru_cache(maxsize=2)
-def _row_lengths(folder: Path) -> "RememberedLengths":
+def _row_lengths(folder: Path, system: str) -> "RememberedLengths":
     """The asset and its checks share a process and would each load the same tokenizer, which takes seconds."""
-    return RememberedLengths(ChatTemplate(load_tokenizer(folder)).row_lengths)
+    return RememberedLengths(partial(ChatTemplate(load_tokenizer(folder)).row_lengths, system=system))
 
 
 class RememberedLengths:
@@ -113,9 +117,9 @@ class SelectionResult:
     ledger_sha256: str = ""
     """Of the ledger that was closed for these rows."""
 
-    def keep(self, row: dict[str, Any]) -> bytes:
+    def keep(self, row: dict[str, Any], prompt: Prompt) -> bytes:
         """Count a normalized row that is trained on; its training row as a JSON line."""
-        pair = training_row(row)
+        pair = training_row(row, prompt)
         self.statuses[row["status"]] += 1
         self.tiers[row["tier"] or "not said"] += 1
         self.conflicts_by_file[row["file"]] += row["status"] == NEVER_SAMPLED_AWAY
@@ -125,10 +129,10 @@ class SelectionResult:
         return orjson.dumps(pair)
 
 
-def training_row(row: dict[str, Any]) -> dict[str, str]:
-    """The training row of a normalized row: the one prompt, and the teacher's answer in the one form."""
+def training_row(row: dict[str, Any], prompt: Prompt = BUILT_IN) -> dict[str, str]:
+    """The training row of a normalized row: the user's turn, and the teacher's answer in the one form."""
     return {
-        "prompt": prompt_of(row),
+        "prompt": prompt_of(row, prompt),
         "response": format_answer(row["vision_yaml"], row["review_yaml"]),
     }
 
@@ -242,7 +246,7 @@ def _lines(path: UPath) -> Iterator[bytes]:
 def _lengths(lines: Iterable[bytes], rows: Sequence[int], budget: TokenBudget) -> Iterator[int]:
     """Lengths in tokens of the rows with these (ascending) numbers."""
     for block in group(_numbered(lines, rows), size=len):
-        pairs = [training_row(orjson.loads(line)) for line in block]
+        pairs = [training_row(orjson.loads(line), budget.prompt) for line in block]
         yield from budget.row_lengths([(pair["prompt"], pair["response"]) for pair in pairs])
 
 
@@ -282,7 +286,7 @@ def _close_ledger(
                 if entry["outcome"] == Outcome.KEPT:
                     row = orjson.loads(line)
                     entry["detail"] = _replaces(row["metadata"], number, decisions)
-                    yield chosen.keep(row)
+                    yield chosen.keep(row, budget.prompt)
             chosen.outcomes.add(entry)
             closed.append(orjson.dumps(entry))
         ledger.write(closed)

@@ -18,7 +18,7 @@ from po_assets.dataset.holdout import KINDS, HoldOut
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import content_digest, replaced_record
 from po_assets.intake.records import EXISTING_VISION
-from po_assets.product_owner import build_prompt
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 
 SCORE_COLUMN = {"declared": "score", "metric": "metric_score"}
 """The normalized rows' column, by the setting `score_source`."""
@@ -161,9 +161,9 @@ _JUDGED: dict[str, Any] = {
 }
 
 
-def prompt_of(row: Mapping[str, Any]) -> str:
-    """The one prompt of a normalized row; a vision that the product has already is part of what is asked."""
-    return build_prompt(row["concept"], row["requirements_yaml"], row.get("metadata", {}).get(EXISTING_VISION, ""))
+def prompt_of(row: Mapping[str, Any], prompt: Prompt = BUILT_IN) -> str:
+    """The user's turn of a normalized row; a vision that the product has already is part of what is asked."""
+    return prompt.user(row["concept"], row["requirements_yaml"], row.get("metadata", {}).get(EXISTING_VISION, ""))
 
 
 def gather(judged: Iterable[dict[str, Array]], files: list[str], case_ids: list[str]) -> Decisions:

@@ -208,7 +208,7 @@ def decoding_faults(
             f"(case {case_id}): an answer could be cut. Leave it empty, or set it to {needed} or more."
         )
     if chat and context:
-        lengths = {case.case_id: len(chat.prompt_ids(case.prompt)) for case in cases}
+        lengths = {case.case_id: len(chat.prompt_ids(case.prompt, case.asked_with.system)) for case in cases}
         room = {
             case.case_id: decoding.max_new_tokens or limits.longest_answer(len(case.requirement_ids)) for case in cases
         }
@@ -251,10 +251,10 @@ class _Question:
 
 def _question(case: EvalCase, decoding: Decoding, limits: GrammarLimits) -> _Question:
     most = decoding.max_new_tokens or limits.longest_answer(len(case.requirement_ids))
-    if decoding.mode == "free":  # only here does the limit decide what comes out
-        return _Question(case, None, most, asked=digest_of([case.prompt, most, ENGINE_VERSION]))
-    grammar = answer_grammar(case.requirement_ids, limits)
-    return _Question(case, grammar, most, asked=digest_of([case.prompt, grammar, ENGINE_VERSION]))
+    # Only without a grammar does the limit decide what comes out.
+    grammar = None if decoding.mode == "free" else answer_grammar(case.requirement_ids, limits)
+    system = [case.asked_with.system] if case.asked_with.system else []
+    return _Question(case, grammar, most, asked=digest_of([*system, case.prompt, grammar or most, ENGINE_VERSION]))
 
 
 def _answered(
@@ -293,7 +293,7 @@ def _requests(answering: AnsweringModel, questions: list[_Question], decoding: D
         requests.append(
             Request(
                 key=question.case.case_id,
-                prompt_ids=answering.chat.prompt_ids(_prompt(question)),
+                prompt_ids=answering.chat.prompt_ids(_prompt(question), question.case.asked_with.system),
                 constraint=answering.constraint(question.grammar),
                 seed=int.from_bytes(seed[:8], "big") >> 1,
                 max_new_tokens=question.max_new_tokens,

@@ -20,13 +20,15 @@ from po_assets.dag import (
 )
 from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
 from po_assets.dataset.cases import read_eval_cases
+from po_assets.dataset.settings import PromptSettings
+from po_assets.evaluation.consumers import consumer_rows
 from po_assets.evaluation.evaluate import Evaluation, answer_with_baseline, evaluate_student
 from po_assets.evaluation.gate import verdict_rows
 from po_assets.evaluation.report import answers_summary, evaluation_figures, reference_note
 from po_assets.evaluation.scoring import COLUMNS, ScoredAnswer, answers_frame
 from po_assets.evaluation.settings import ENGINE_VERSION, Decoding, GateProfile
 from po_assets.evaluation.statistics import judgement_rows, summarize
-from po_assets.intake.assets import OWNERS
+from po_assets.intake.assets import FRESHNESS, OWNERS
 from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
 from po_assets.storage import digest_of, file_digest, recorded_digest, replace_file
@@ -54,21 +56,30 @@ _COLUMNS = column_schema(COLUMNS)
 )
 @user_errors_fail_the_step()
 def baseline_report(
-    context: dg.AssetExecutionContext, artifacts: Artifacts, base_model: BaseModel, decoding: Decoding
+    context: dg.AssetExecutionContext,
+    artifacts: Artifacts,
+    base_model: BaseModel,
+    decoding: Decoding,
+    prompt: PromptSettings,
 ) -> dg.MaterializeResult[Any]:
     """Answer all cases with the base model."""
     layout, spec = artifacts.layout, base_model.resolved()
-    cases = read_eval_cases(layout.eval_cases)
+    cases = read_eval_cases(layout.eval_cases, prompt.own)
     scored = answer_with_baseline(cases, layout, spec, decoding, context.log.info)
     summary = answers_summary(scored, spec.name, decoding)
     replace_file(layout.baseline_report, json.dumps(summary, indent=1).encode())
     return _answers_result(
         scored,
         layout.baseline_answers,
-        inputs={"eval_cases": file_digest(layout.eval_cases), "base_model": scored[0].model_digest},
+        inputs={
+            "eval_cases": file_digest(layout.eval_cases),
+            "base_model": scored[0].model_digest,
+            "prompt": prompt.own.digest,
+        },
         config=decoding.fingerprint(),
         metadata={
             "model": spec.name,
+            "prompt": f"{prompt.own.name} ({prompt.own.digest[:12]})",
             "references": reference_note(cases),
             "decoding": decoding.described(),
             "report": dg.MetadataValue.path(str(layout.baseline_report)),
@@ -84,6 +95,7 @@ def baseline_report(
     op_tags=GPU_STEP,
     retry_policy=CRASH_RETRY,
     code_version=CODE_VERSION,
+    freshness_policy=FRESHNESS,
     deps=["eval_cases", "baseline_report", "lora_adapter"],
     # Without its columns, which are those of baseline_report: the verdict is what people come for.
     description="One row per evaluation case: the student's answer and its score (columns as in baseline_report), with "
@@ -91,17 +103,27 @@ def baseline_report(
     "gate's criteria are its checks.",
 )
 @user_errors_fail_the_step()
-def eval_report(
+def eval_report(  # noqa: PLR0917 - resources, by name
     context: dg.AssetExecutionContext,
     artifacts: Artifacts,
     base_model: BaseModel,
     decoding: Decoding,
     gate: GateProfile,
+    prompt: PromptSettings,
 ) -> dg.MaterializeResult[Any]:
     """Answer all cases with the student, compare it with the baseline, gate it, report it, promote it."""
     layout = artifacts.layout
-    cases = read_eval_cases(layout.eval_cases)
-    evaluation = evaluate_student(cases, layout, base_model.resolved(), decoding, gate=gate, log=context.log.info)
+    cases = read_eval_cases(layout.eval_cases, prompt.own)
+    evaluation = evaluate_student(
+        cases,
+        layout,
+        base_model.resolved(),
+        decoding,
+        gate=gate,
+        log=context.log.info,
+        consumers=prompt.consumers,
+        consumer_cases=prompt.consumer_share(cases),
+    )
     return _answers_result(
         evaluation.found.student,
         layout.student_answers,
@@ -110,7 +132,7 @@ def eval_report(
             "baseline_report": recorded_digest(layout.baseline_answers),
             "lora_adapter": evaluation.record.sha256,
         },
-        config=digest_of([decoding.report_fingerprint(), gate.fingerprint()]),
+        config=digest_of([decoding.report_fingerprint(), gate.fingerprint(), prompt.fingerprint()]),
         metadata=_report_metadata(evaluation, layout.report_html, layout.report_json),
     )
 
@@ -167,6 +189,10 @@ def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict
         "gate_table": records_table(verdict_rows(record)),
         "judgement": records_table(judgement_rows(found.judgement)),
         "contrast": evaluation.contrast.described if evaluation.contrast else "No contrast case could be judged.",
+        "prompt": record.context["prompt"],
+        "consumer_prompts": records_table(consumer_rows(found.student, found.consumers))
+        if found.consumers
+        else "No other prompt was asked.",
         # A path with a copy button: browsers refuse to follow a link from the UI to a file.
         "report": dg.MetadataValue.path(str(html)),
         "report_json": dg.MetadataValue.path(str(report)),

@@ -13,6 +13,7 @@ import dagster as dg
 
 from po_assets.dag import Artifacts, AssetChecks, Verdict
 from po_assets.errors import UserError
+from po_assets.evaluation.consumers import Compared, UnderPrompt, compare, read_consumers, worst_answers
 from po_assets.evaluation.scoring import ScoredAnswer, read_scored
 from po_assets.evaluation.settings import GateProfile
 from po_assets.evaluation.statistics import (
@@ -41,6 +42,8 @@ class Evidence:
     baseline: Sequence[ScoredAnswer]
     student: Sequence[ScoredAnswer]
     profile: GateProfile = field(default_factory=GateProfile)
+    consumers: Sequence[UnderPrompt] = ()
+    """The student again, under consumers' prompts."""
 
     def __post_init__(self) -> None:
         refuse_unpaired(self.baseline, self.student)
@@ -65,6 +68,11 @@ class Evidence:
     def difference(self) -> PairedDifference:
         """Student less baseline."""
         return paired_difference([b.total for b, _ in self.pairs], [s.total for _, s in self.pairs])
+
+    @cached_property
+    def compared(self) -> list[Compared]:
+        """Consumers' prompts against the own one."""
+        return compare(self.student, self.consumers)
 
     @cached_property
     def judgement(self) -> Judgement:
@@ -295,11 +303,38 @@ def worst_case(found: Evidence) -> Verdict:
     )
 
 
+@criterion
+def consumer_prompts(found: Evidence) -> Verdict:
+    """Under each consumer's prompt, too, scores and valid answers are what the gate asks for, on some of the cases."""
+    least, valid = found.profile.mean_score, found.profile.valid_answers
+    good = [one for one in found.compared if one.summary.mean >= least and one.summary.valid_share >= valid]
+    faults = [f"Through {one.prompt} it could not be asked: {one.fault}" for one in found.consumers if one.fault]
+    said = [one.described for one in found.compared]
+    lowest = min(found.compared, key=lambda one: one.summary.mean, default=None)
+    nothing = "No consumer's prompt was asked: what the gate says holds under the own prompt only."
+    return Verdict(
+        # Where nothing was asked, nothing is known; only a profile that wants to know fails for it.
+        passed=len(good) == len(found.consumers) if found.consumers else not found.profile.blocks("consumer_prompts"),
+        required=f">= {least:.2f}, {valid:.0%} valid",
+        value=f"{lowest.summary.mean:.3f}, {lowest.summary.valid_share:.0%}" if lowest else "not asked",
+        summary=" ".join([*said, *faults]) or nothing,
+        next_step="The table has the answers that lost most beside those under the own prompt. Ask the student with "
+        "the prompt that travels with it; or train it under these prompts too (prompt_mix in the resource recipe), or "
+        "make one of them the own prompt (template in the resource prompt)."
+        if found.consumers
+        else "Name the prompts in consumer_prompts, and how many cases in consumer_cases (resource prompt).",
+        rows=worst_answers(found.student, found.consumers),
+        numbers={f"mean score ({one.prompt})": one.summary.mean for one in found.compared},
+    )
+
+
 @checks.step
 def eval_report_gate(artifacts: Artifacts, gate: GateProfile) -> Evidence:
     """The two answers tables, the unit of truth, against the gate's criteria."""
     layout = artifacts.layout
-    return Evidence(read_scored(layout.baseline_answers), read_scored(layout.student_answers), gate)
+    student = read_scored(layout.student_answers)
+    consumers = read_consumers(layout.consumer_answers, student)
+    return Evidence(read_scored(layout.baseline_answers), student, gate, consumers)
 
 
 evaluation_checks = [eval_report_gate]

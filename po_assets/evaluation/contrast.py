@@ -191,10 +191,12 @@ def judge_contrasts(
     pairs = [pair for pair in contrasts if visions.get(pair.original.case_id)]
     if not pairs:
         return None
-    asked: dict[str, tuple[str, str]] = {}
+    asked: dict[str, tuple[str, ...]] = {}
     for pair in pairs:
         prefix = f"{visions[pair.original.case_id]}{_STATUS_KEY}"
-        asked |= {one.prompt: (one.prompt, prefix) for one in (pair.original, pair.changed)}
+        system = pair.original.asked_with.system
+        question = (prefix, system) if system else (prefix,)
+        asked |= {one.prompt: (one.prompt, *question) for one in (pair.original, pair.changed)}
     known: dict[str, str] = json.loads(cache.read_text()) if cache.exists() else {}
     if missing := [question for question in asked.values() if digest_of(question) not in known]:
         found = likeliest_statuses(load_model(), missing)
@@ -224,13 +226,13 @@ def judge_contrasts(
     )
 
 
-def likeliest_statuses(answering: "AnsweringModel", questions: Sequence[tuple[str, str]]) -> list[str]:
+def likeliest_statuses(answering: "AnsweringModel", questions: Sequence[tuple[str, ...]]) -> list[str]:
     """The likeliest status after each prompt and the beginning of its answer, which ends with `status:`."""
     return [max(STATUSES, key=one.__getitem__) for one in status_probabilities(answering, questions)]
 
 
-def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
-    """The probability of each status where one has to follow, for pairs of prompt and beginning of the answer.
+def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[str, ...]]) -> list[dict[str, float]]:
+    """The probability of each status where one has to follow, for prompt, beginning of the answer and any system text.
 
     Of the tokens with which a status is written in training. A model that never saw them begins it in other pieces too,
     which the grammar permits: of the untrained embedded model's full answers 7 of 12 agree.
@@ -244,7 +246,7 @@ def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[
 
     tokenizer: Any = answering.chat.tokenizer
     rows = []
-    for prompt, prefix in questions:
+    for prompt, prefix, *system in questions:
         written = [tokenizer(f"{prefix} {status}", add_special_tokens=False)["input_ids"] for status in STATUSES]
         common = next(i for i, ids in enumerate(zip(*written, strict=False)) if len(set(ids)) > 1)
         first = [ids[common] for ids in written]
@@ -252,7 +254,7 @@ def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[
             raise UserError(
                 f"This model's tokenizer begins the statuses with the tokens {first}: one token does not tell."
             )
-        rows.append((answering.chat.prompt_ids(prompt) + written[0][:common], first))
+        rows.append((answering.chat.prompt_ids(prompt, *system) + written[0][:common], first))
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index][0]))
     probabilities: dict[int, dict[str, float]] = {}
     for start in range(0, len(order), _BATCH):

@@ -23,6 +23,7 @@ from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.evaluation.answers import Answer, AnswerCache, Log, answer_cases, load_baseline, load_student
 from po_assets.evaluation.checks import Evidence, refuse_unpaired
+from po_assets.evaluation.consumers import ask_consumers, consumer_rows, write_consumers
 from po_assets.evaluation.contrast import ContrastResult, contrast_cases, judge_contrasts
 from po_assets.evaluation.gate import judge, settle, verdict_rows
 from po_assets.evaluation.report import (
@@ -38,8 +39,10 @@ from po_assets.evaluation.scoring import ScoredAnswer, read_scored, score_answer
 from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model, require_hardware
 from po_assets.product_owner import format_answer
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_manifest
 from po_assets.text import say
+from po_assets.training.handover import travelled_prompt
 from po_assets.training.student import adapter_problem
 
 _ELSEWHERE = "elsewhere"
@@ -78,12 +81,16 @@ def evaluate_student(
     *,
     gate: GateProfile,
     log: Log,
+    consumers: Sequence[Prompt] = (),
+    consumer_cases: Sequence[EvalCase] = (),
 ) -> Evaluation:
     """Answer with the student, gate it against the baseline, write report and gate record, promote if it passed.
 
+    The cases say what they are asked with; `consumer_cases` are asked through the prompts of `consumers`, too.
+
     Raises:
-        UserError: there is no adapter, it is damaged or was trained on another base model, or the baseline was made
-            with other cases, decoding or base model.
+        UserError: there is no adapter, it is damaged or was trained on another base model or prompt, or the baseline
+            was made with other cases, prompt, decoding or base model.
     """
     require_hardware(spec)
     folder = ensure_base_model(spec, layout)
@@ -92,6 +99,8 @@ def evaluate_student(
     refuse_other_baseline(baseline, cases, decoding, base_digest, layout)
 
     with _adapter_snapshot(layout, base_model_digest(folder)) as (adapter, adapter_sha256):
+        own = cases[0].asked_with if cases else BUILT_IN
+        _refuse_other_prompt(travelled_prompt(adapter), own)
         digest = digest_of([base_digest, adapter_sha256])
         load = functools.cache(lambda: load_student(folder, spec, adapter))
 
@@ -115,13 +124,18 @@ def evaluate_student(
             log(f"The contrast cases are not judged. {error}")
         if contrast:
             log(contrast.described)
-        found = Evidence(baseline, student, gate)
+        others = ask_consumers(consumer_cases, consumers, lambda some, name: ask(some, decoding, name))
+        write_consumers(layout.consumer_answers, others)
+        for row in consumer_rows(student, others):
+            log(", ".join(f"{name} {value}" for name, value in row.items()))
+        found = Evidence(baseline, student, gate, others)
         record = judge(
             found,
             adapter_sha256,
             cases_sha256=file_digest(layout.eval_cases),
             decoding=decoding.described(),
             contrast=contrast.described if contrast else "",
+            prompt=f"The own prompt is {own.name} (digest {own.digest[:12]}).",
         )
         report = build_report(
             cases,
@@ -156,12 +170,23 @@ def refuse_other_baseline(
         faults.append(f"it was decoded with other settings than the student's ({decoding.described()})")
     if any(answer.model_digest != base_digest for answer in baseline):
         faults.append("it is of another base model than the student's")
+    if manifest is not None and cases and manifest.inputs.get("prompt", BUILT_IN.digest) != cases[0].asked_with.digest:
+        faults.append(f"it was asked under another prompt than the student is ({cases[0].asked_with.name})")
     if faults:
         raise UserError(
             f"The baseline does not fit this evaluation: {'; '.join(faults)}. Materialize baseline_report with the "
             "same settings, then eval_report again."
         )
     refuse_unpaired(baseline, baseline)
+
+
+def _refuse_other_prompt(trained: Prompt, own: Prompt) -> None:
+    if trained.digest != own.digest:
+        raise UserError(
+            f"The adapter was trained under the prompt {trained.name!r} ({trained.digest[:12]}), and the one set now "
+            f"is {own.name!r} ({own.digest[:12]}): what passes under one may fail under the other. Materialize "
+            "supervised_dataset and lora_adapter, then eval_report; or set the template (resource prompt) back."
+        )
 
 
 def spread(cases: Sequence[EvalCase], count: int) -> list[EvalCase]:

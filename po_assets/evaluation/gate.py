@@ -17,8 +17,17 @@ from upath import UPath
 from po_assets.dag import GateRecord, gate_record, read_gate, write_gate
 from po_assets.errors import UserError
 from po_assets.evaluation.checks import Evidence, checks
+from po_assets.evaluation.consumers import consumer_rows
 from po_assets.evaluation.settings import SCORES
-from po_assets.storage import Layout, atomic_directory, is_local, published_directory, read_manifest, replace_file
+from po_assets.storage import (
+    Layout,
+    atomic_directory,
+    is_local,
+    lock,
+    published_directory,
+    read_manifest,
+    replace_file,
+)
 from po_assets.training.adapter import write_gate_section
 
 GATE_FILE = "gate.json"
@@ -28,12 +37,14 @@ _KEPT_VERSIONS = 3
 _KEPT_VERDICTS = 500
 _LIMITS = (
     "What it cannot do: its status is no judgement to rely on unless `judges` passed; the metric behind the scores "
-    "does not see whether a status is right. It was measured under this project's prompt and decoding only."
+    "does not see whether a status is right. It was measured under the prompts named here and this decoding only."
 )
 
 
-def judge(found: Evidence, adapter_sha256: str, *, cases_sha256: str, decoding: str, contrast: str = "") -> GateRecord:
-    """The gate's verdict on an adapter; `decoding` and what the contrast cases showed in words."""
+def judge(
+    found: Evidence, adapter_sha256: str, *, cases_sha256: str, decoding: str, contrast: str = "", prompt: str = ""
+) -> GateRecord:
+    """The gate's verdict on an adapter; `decoding`, `prompt` and what the contrast cases showed in words."""
     verdicts = checks.verdicts(found)
     failed = [name for name, one in verdicts.items() if not one.passed and one.severity == "ERROR"]
     context = {
@@ -44,6 +55,8 @@ def judge(found: Evidence, adapter_sha256: str, *, cases_sha256: str, decoding: 
         "sentence": _sentence(found, failed, [name for name in SCORES if not verdicts[name].passed]),
         "judgement": found.judgement.figures,
         "contrast": contrast,
+        "prompt": prompt,
+        "consumer_prompts": consumer_rows(found.student, found.consumers),
     }
     return gate_record(adapter_sha256, verdicts, context)
 
@@ -93,8 +106,13 @@ def gate_sentence(layout: Layout) -> str:
 def settle(layout: Layout, record: GateRecord, adapter: Path) -> str:
     """Keep the verdict (record, history, the cards of this adapter), promote if it passed; says what became of it.
 
-    `adapter` is the folder of the evaluated copy.
+    `adapter` is the folder of the evaluated copy. One at a time: what two runs promote takes its turn.
     """
+    with lock(layout.current.parent / ".gate.lock", wait=True):
+        return _settle(layout, record, adapter)
+
+
+def _settle(layout: Layout, record: GateRecord, adapter: Path) -> str:
     write_gate(gate_path(layout), record)
     verdicts = [*_history(layout), record]
     replace_file(
@@ -155,6 +173,7 @@ def _card_section(verdicts: Sequence[GateRecord]) -> str:
         "",
         *(text for text in (last.context.get("judgement"), last.context.get("contrast")) if text),
         "",
+        *_consumer_table(last),
         _LIMITS,
     ]
     if len(verdicts) > 1:
@@ -165,6 +184,15 @@ def _card_section(verdicts: Sequence[GateRecord]) -> str:
             for one in reversed(verdicts[:-1])
         ]
     return "\n".join(lines)
+
+
+def _consumer_table(record: GateRecord) -> list[str]:
+    rows = record.context.get("consumer_prompts") or []
+    if not rows:
+        return []
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    title = "Under other prompts than the own one, on a share of the cases:"
+    return [title, "", *("| " + " | ".join(line) + " |" for line in lines), ""]
 
 
 def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:

@@ -18,6 +18,7 @@ from upath import UPath
 from po_assets.dag import GateRecord
 from po_assets.dataset.cases import EvalCase
 from po_assets.evaluation.checks import Evidence, checks
+from po_assets.evaluation.consumers import consumer_rows, worst_answers
 from po_assets.evaluation.contrast import ContrastResult, contrast_record
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
@@ -119,6 +120,9 @@ def build_report(
         "references": reference_note(cases),
         "judgement": judgement_rows(found.judgement),
         "contrast": contrast_record(contrast),
+        "prompt": record.context.get("prompt", ""),
+        "consumer_prompts": consumer_rows(found.student, found.consumers),
+        "consumer_answers": worst_answers(found.student, found.consumers),
         "free": None if free is None else {**asdict(free), "described": free.described},
         "previous": _against_previous(found.student, record.sha256, previous),
         "cases": [_case(case, *pairs[case.case_id]) for case in cases],

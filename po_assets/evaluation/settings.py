@@ -113,6 +113,7 @@ CRITERIA = (
     "non_inferiority",
     "status_accuracy",
     "worst_case",
+    "consumer_prompts",
 )
 """The gate's criteria, each a check of `eval_report`."""
 SCORES = CRITERIA[:5]

@@ -63,9 +63,9 @@ class ChatTemplate:
         """The token that ends an answer."""
         return int(cast("int", self.tokenizer.eos_token_id))
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Tokens of the user turn up to and including the opening of the assistant's turn."""
-        return self.conversation_ids([{"role": "user", "content": prompt}])
+    def prompt_ids(self, prompt: str, system: str = "") -> list[int]:
+        """Tokens of system text and user turn up to and including the opening of the assistant's turn."""
+        return self.conversation_ids(_turns(prompt, system))
 
     def conversation_ids(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens of the turns (`role`, `content`) up to and including the opening of the assistant's next turn.
@@ -88,25 +88,25 @@ class ChatTemplate:
         """Tokens of the answer and one end-of-sequence token, the only one among them."""
         return [*self._encode(response, split_special_tokens=self._names_special_token(response)), self.eos_id]
 
-    def row_length(self, prompt: str, response: str) -> int:
+    def row_length(self, prompt: str, response: str, system: str = "") -> int:
         """Tokens of the whole training row, which is never cut."""
-        return len(self.prompt_ids(prompt)) + len(self.answer_ids(response))
+        return len(self.prompt_ids(prompt, system)) + len(self.answer_ids(response))
 
-    def row_lengths(self, rows: Sequence[tuple[str, str]]) -> list[int]:
+    def row_lengths(self, rows: Sequence[tuple[str, str]], system: str = "") -> list[int]:
         """`row_length` of many rows (prompt, response) at once: at half the cost, and on all cores."""
-        odd = [self._names_special_token(prompt) or self._names_special_token(response) for prompt, response in rows]
+        odd = [any(map(self._names_special_token, (*row, system))) for row in rows]
         texts = [
             text
             for row, is_odd in zip(rows, odd, strict=True)
             if not is_odd
-            for text in (self._render([{"role": "user", "content": row[0]}]), row[1])
+            for text in (self._render(_turns(row[0], system)), row[1])
         ]
         encoded = (
             self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False) if texts else {}
         )
         lengths = map(len, encoded.get("input_ids", ()))
         return [
-            self.row_length(*row) if is_odd else next(lengths) + next(lengths) + 1
+            self.row_length(*row, system) if is_odd else next(lengths) + next(lengths) + 1
             for row, is_odd in zip(rows, odd, strict=True)
         ]
 
@@ -139,6 +139,10 @@ class ChatTemplate:
 
     def _names_special_token(self, text: str) -> bool:
         return any(token in text for token in self._special_texts)
+
+
+def _turns(prompt: str, system: str) -> list[dict[str, str]]:
+    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
 
 
 def first_line(error: BaseException) -> str:

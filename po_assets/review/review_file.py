@@ -7,14 +7,14 @@ not JSON lines, because answers are documents of many lines: in block scalars th
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 import yaml
 from upath import UPath
 
-from po_assets.dataset.cases import EvalCase, read_eval_cases
+from po_assets.dataset.cases import COLUMNS, EvalCase, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import REPLACES, normalize
@@ -349,7 +349,7 @@ def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed, fau
 def _own_form(row: dict[str, Any], case: EvalCase) -> dict[str, Any]:
     """The row itself where it has the form of cases; a row of a record format in that form."""
     own = {"case_id", "reference_review_yaml"} <= row.keys()
-    return row if own else {key: value for key, value in asdict(case).items() if value}
+    return row if own else {key: value for key in COLUMNS if (value := getattr(case, key))}
 
 
 def _corrected(entry: Entry, original: Entry, name: str, landed: Landed, faults: list[str]) -> dict[str, Any] | None:

@@ -57,10 +57,14 @@ class Layout:
     """Student against baseline, with the gate."""
     report_html = _Place("evaluation", "po_eval_report.html")
     """The same for people."""
+    consumer_answers = _Place("evaluation", "po_consumer_answers.json")
+    """The student's answers under consumers' prompts."""
     adapter = _Place("models", "po_student_v2")
     """The student's LoRA adapter (a PEFT folder)."""
     current = _Place("models", "current")
     """The last adapter whose gate passed."""
+    exported = _Place("models", "exported")
+    """The current student for other runtimes."""
     base_models = _Place("models", "base")
     """Folder of converted base models."""
     checkpoints = _Place("models", "checkpoints")

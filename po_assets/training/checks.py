@@ -190,9 +190,7 @@ def training_is_sane(student: StudentUnderTest) -> Verdict:
 
 
 @checks.step(pool=POOL, op_tags=GPU_STEP, retry_policy=CRASH_RETRY)  # type: ignore[untyped-decorator]
-def lora_adapter_checks(
-    artifacts: Artifacts, recipe: TrainingSettings, prompt: PromptSettings
-) -> StudentUnderTest:
+def lora_adapter_checks(artifacts: Artifacts, recipe: TrainingSettings, prompt: PromptSettings) -> StudentUnderTest:
     """Check the published adapter and the rows it was trained on."""
     return StudentUnderTest(artifacts.layout, recipe.resolved(), prompts_of(prompt))
 

@@ -12,31 +12,35 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from po_assets.errors import UserError
 from po_assets.model import EMBEDDED_MODEL, BaseModel, ChatTemplate, base_model_digest
-from po_assets.product_owner import PROMPT_VERSION, build_prompt, contract
+from po_assets.product_owner import PROMPT_VERSION, contract
 from po_assets.product_owner.grammar import answer_grammar
+from po_assets.product_owner.templates import BUILT_IN, VARIABLES, Prompt
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 TEMPLATE, RECORD = "prompt.jinja", "prompt.json"
-VARIABLES = ("concept", "requirements_yaml", "existing_vision_yaml")
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EXAMPLE_IDS = ("FR001", "NFR001")
 _ROOM = 1.25  # of the longest answer that was trained, for longer ones
 
 
-def write_handover(folder: Path, model: BaseModel, base_folder: Path, chat: ChatTemplate, longest_answer: int) -> None:
+def write_handover(
+    folder: Path, model: BaseModel, base_folder: Path, chat: ChatTemplate, *, longest_answer: int, prompt: Prompt
+) -> None:
     """Add the files to an adapter's folder; `longest_answer` in tokens bounds what is generated."""
-    template = prompt_template()
     record = {
         "version": PROMPT_VERSION,
+        "name": prompt.name,
         "template": TEMPLATE,
-        "sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "sha256": hashlib.sha256(prompt.source.encode()).hexdigest(),
+        "system": prompt.system,
         "variables": dict(
             zip(VARIABLES, ("text", "YAML, without a fence", "YAML, without a fence; may be empty"), strict=True)
         ),
-        "role": "the one user turn of the chat template",
+        "role": "the user's turn of the chat template, after the system text where there is one",
         "base_model": {**base_reference(model), "digest": base_model_digest(base_folder)},
         "answer": {
             "fenced_blocks": [contract.VISION, contract.REVIEW],
@@ -54,31 +58,26 @@ def write_handover(folder: Path, model: BaseModel, base_folder: Path, chat: Chat
             "text": answer_grammar(_EXAMPLE_IDS),
         },
     }
-    (folder / TEMPLATE).write_text(template, encoding="utf-8")
+    (folder / TEMPLATE).write_text(prompt.source, encoding="utf-8")
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     chat.tokenizer.save_pretrained(folder)
     _generation_config(chat, round(longest_answer * _ROOM)).save_pretrained(folder)
 
 
-def prompt_template() -> str:
-    """`build_prompt` as a Jinja template of `VARIABLES`, read off what it writes."""
-    concept, requirements, vision = marks = ("\ue000C\ue001", "\ue000R\ue001", "\ue000V\ue001")
-    short, long = build_prompt(concept, requirements), build_prompt(concept, requirements, vision)
-    head, separator, _ = short.partition(f"\n\n{contract.REQUIREMENTS}:")
-    tail = short[len(head) :]
-    middle = long[len(head) : len(long) - len(tail)]
-    if head + middle + tail != long or not separator or "{{" in long or "{%" in long:
-        raise TypeError("the prompt has another shape than the template that is made of it")
-    template = f"{head}{{% if existing_vision_yaml | default('') | trim %}}{middle}{{% endif %}}{tail}"
-    # A line of a text that would read as the next section is indented, as `build_prompt` does it.
-    indented = "".join(
-        f' | replace("\\n\\n{name}:\\n", "\\n\\n {name}:\\n")'
-        for name in (contract.EXISTING_VISION, contract.REQUIREMENTS)
-    )
-    filters = (indented, "", indented)
-    for mark, name, extra in zip(marks, VARIABLES, filters, strict=True):
-        template = template.replace(mark, f"{{{{ {name} | trim{extra} }}}}")
-    return template
+def travelled_prompt(folder: Path) -> Prompt:
+    """The prompt that travels with an adapter; the built-in one where none does, as before prompts travelled.
+
+    Raises:
+        UserError: the folder's prompt files are damaged.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        source = (folder / TEMPLATE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return BUILT_IN
+    except ValueError as error:
+        raise UserError(f"{str(folder / RECORD)!r} cannot be read: {error}. Publish the adapter again.") from error
+    return Prompt(record.get("name", BUILT_IN.name), source, record.get("system", ""))
 
 
 def base_reference(model: BaseModel) -> dict[str, Any]:

@@ -106,8 +106,17 @@ class TrainingSettings(Settings):
         description="Share of the rows that is shown under each of consumer_prompts (resource prompt) instead of the "
         "own prompt, so that the student holds under all of them. 0: none.",
     )
+    deterministic: bool = Field(
+        default=False,
+        description="On a GPU: only algorithms that give the same matrices each time, on the same card with the same "
+        "versions; slower. On a CPU they do anyway.",
+    )
     checkpoint_seconds: float = Field(
-        default=60.0, ge=0, allow_inf_nan=False, description="Least time between two checkpoints."
+        default=60.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Least time between two checkpoints, which are written beside the training; 0: one after each "
+        "step, for which the next step waits.",
     )
     validation_share: float = Field(
         default=0.0,
@@ -166,8 +175,9 @@ class TrainingSettings(Settings):
         settings = super().effective()
         if self.num_workers == 1:  # the sum of several workers rounds differently
             del settings["num_workers"]
-        if self.pack_tokens is None:  # adapters made before there was such a setting stay valid
-            del settings["pack_tokens"]
+        for name in ("pack_tokens", "deterministic"):  # adapters made before there were such settings stay valid
+            if not settings[name]:
+                del settings[name]
         if not self.validation_share:
             del settings["validation_share"], settings["keep_best"]
         if not self.prompt_mix:

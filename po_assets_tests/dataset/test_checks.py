@@ -1,6 +1,7 @@
 """The assets and checks of the dataset in Dagster: passing on good data, and what they say on bad data."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from po_assets.dataset import assets, checks
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks
 from po_assets.dataset.publication import TokenBudget, publication_fault, refusal
-from po_assets.dataset.settings import SelectionSettings
+from po_assets.dataset.settings import PromptSettings, SelectionSettings
 from po_assets.errors import UserError
 from po_assets.intake.assets import normalized_teacher, raw_teacher
 from po_assets.intake.checks import teacher_checks
@@ -37,13 +38,14 @@ def words_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 def budget_of(monkeypatch: pytest.MonkeyPatch, budget: TokenBudget) -> None:
     """Use this token budget in the asset and in its checks."""
     for module in (assets, checks):
-        monkeypatch.setattr(module, "token_budget", lambda base_model, layout: budget)
+        monkeypatch.setattr(module, "token_budget", lambda _model, _layout, prompt: replace(budget, prompt=prompt))
 
 
 def run(
     layout: Layout,
     selection: Any = None,
     cases: Iterable[Mapping[str, Any]] | None = (case(900), case(901)),
+    prompt: PromptSettings | None = None,
     **policy: Any,
 ) -> dg.ExecuteInProcessResult:
     """Materialize the graph up to the dataset with all checks, or only what is selected."""
@@ -58,6 +60,7 @@ def run(
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "selection": SelectionSettings(**policy),
             "base_model": BaseModel(),
+            "prompt": prompt or PromptSettings(),
         },
         raise_on_error=False,
     )

@@ -11,6 +11,7 @@ import pytest
 from upath import UPath
 
 from po_assets.dag import Artifacts, JsonlIOManager, read_frame, read_gate
+from po_assets.dataset.settings import PromptSettings
 from po_assets.evaluation import answers, evaluate, generate
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
@@ -66,7 +67,12 @@ def layout(tmp_path: Path, base_folder: Path) -> Layout:
 
 
 def run(
-    layout: Layout, base: Path, *selection: str, decoding: Decoding = DECODING, gate: GateProfile | None = None
+    layout: Layout,
+    base: Path,
+    *selection: str,
+    decoding: Decoding = DECODING,
+    gate: GateProfile | None = None,
+    prompt: PromptSettings | None = None,
 ) -> Any:
     artifacts = Artifacts(root=str(layout.root))
     return dg.materialize(
@@ -78,6 +84,7 @@ def run(
             "base_model": BaseModel(profile="embedded", base_model=str(base)),
             "decoding": decoding,
             "gate": gate or GateProfile(),
+            "prompt": prompt or PromptSettings(),
         },
         raise_on_error=False,
     )

@@ -1,6 +1,7 @@
 """The asset and its checks through Dagster: what people see when it goes well, and what each check says when it does not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.dataset.settings import PromptSettings
 from po_assets.errors import UserError
 from po_assets.model import BaseModel
 from po_assets.storage import Layout, file_digest, read_manifest, write_manifest
@@ -35,6 +37,7 @@ def _run(layout: Layout, selection: dg.AssetSelection, settings: dict[str, Any])
         resources={
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
+            "prompt": PromptSettings(),
             "recipe": TrainingSettings(base_model=base_model, precision="float32", **settings),
         },
         raise_on_error=False,
@@ -279,15 +282,15 @@ def test_rows_trained_on_the_wrong_tokens_are_found(row: TokenizedRow, reason: s
     assert label_faults([long, row], EOS) == [{"row": 2, "tokens": len(row.ids), "reason": reason}]
 
 
-def test_padding_that_is_trained_is_found(monkeypatch: pytest.MonkeyPatch):
-    """A collation that leaves padding to the loss would teach the student to repeat its end."""
+def test_labels_that_slip_by_a_row_are_found(monkeypatch: pytest.MonkeyPatch):
+    """Rows stand one behind the other in a batch: a shifted border would train prompts and miss answers."""
     collate = checks.collate
 
-    def trains_padding(rows: list[TokenizedRow], pad_id: int) -> Any:
-        batch = collate(rows, pad_id)
-        batch.labels[batch.attention == 0] = pad_id
-        return batch
+    def shifted(rows: list[TokenizedRow]) -> Any:
+        batch = collate(rows)
+        return replace(batch, labels=batch.labels.roll(1, dims=1))
 
-    monkeypatch.setattr(checks, "collate", trains_padding)
+    monkeypatch.setattr(checks, "collate", shifted)
     long = TokenizedRow((1, 2, 3, 4, 5, 6, EOS), 3)
-    assert label_faults([long, GOOD], EOS) == [{"row": 2, "tokens": 5, "reason": "padding is trained"}]
+    reasons = [fault["reason"] for fault in label_faults([long, GOOD], EOS)]
+    assert reasons == ["a prompt token is trained; an answer token is not trained"] * 2

@@ -11,9 +11,10 @@ import pytest
 
 from po_assets.model import BaseModel, load_tokenizer
 from po_assets.product_owner import build_prompt
+from po_assets.product_owner.templates import BUILT_IN
 from po_assets.storage import Layout
 from po_assets.text import Progress
-from po_assets.training.handover import base_reference, prompt_template
+from po_assets.training.handover import base_reference
 from po_assets.training.student import make_student
 from po_assets_tests.training.tiny_training import PAIRS, make_recipe, tiny_recipe
 
@@ -37,7 +38,7 @@ def adapter(layout: Layout) -> Path:
 def test_the_template_writes_what_the_project_asks(texts: tuple[str, ...]):
     """To the byte, with and without an existing vision, also where a text looks like a section or like a template."""
     values = dict(zip(("concept", "requirements_yaml", "existing_vision_yaml"), texts, strict=False))
-    assert jinja2.Template(prompt_template()).render(**values) == build_prompt(*texts)
+    assert jinja2.Template(BUILT_IN.source).render(**values) == build_prompt(*texts)
 
 
 def test_the_folder_says_what_the_student_needs(adapter: Path, layout: Layout):
