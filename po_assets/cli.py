@@ -13,6 +13,7 @@ A `UserError` becomes a line on standard error here and nowhere else; the exit s
 """
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -36,12 +37,10 @@ COMMANDS = {
     ),
     "rejected": ("po_assets.review.commands:add_rejected", "correct rejected lines and land them again"),
     "review": ("po_assets.review.commands:add_review", "land answers that people corrected in the review file"),
-    "ask": ("po_assets.serving.commands:add_ask", "ask the student about one product"),
-    "export": (
-        "po_assets.serving.commands:add_export",
-        "write the student for other runtimes: safetensors, GGUF, Ollama, vLLM",
-    ),
-    "serve": ("po_assets.serving.commands:add_serve", "serve the student to OpenAI-compatible clients"),
+    "ask": ("po_assets.cli:add_ask", "ask the student about one product"),
+    "export": ("po_assets.cli:add_export", "write the student for other runtimes: safetensors, GGUF, Ollama, vLLM"),
+    "push": ("po_assets.cli:add_push", "upload the student to a Hugging Face Hub repository"),
+    "serve": ("po_assets.cli:add_serve", "serve the student to OpenAI-compatible clients"),
     "ui-ray": ("po_assets.automation.ray:add_ui_ray", "Ray on this machine, and the Dagster UI on it"),
     "sample-data": ("po_assets.cli:add_sample_data", "write the committed sample data anew"),
 }
@@ -89,6 +88,20 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     from po_assets.automation import run
 
     run.add_init(parser, _code_location)
+
+
+def _add_on_project(name: str, parser: argparse.ArgumentParser) -> None:
+    """A command that uses the student, on the artifacts and settings of a project."""
+    from po_assets.automation import run
+    from po_assets.serving import commands
+
+    getattr(commands, name)(parser)
+    run.add_project(parser, _code_location)
+
+
+add_ask, add_export, add_push, add_serve = (
+    functools.partial(_add_on_project, name) for name in ("add_ask", "add_export", "add_push", "add_serve")
+)
 
 
 def _code_location() -> ModuleType:

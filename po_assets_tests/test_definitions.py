@@ -22,6 +22,7 @@ EDGES = {
     "lora_adapter": {"supervised_dataset"},
     "baseline_report": {"eval_cases"},
     "eval_report": {"lora_adapter", "eval_cases", "baseline_report"},
+    "exported_student": {"eval_report"},
     "teacher_batch": set(),
     "synthetic_conflicts": {"normalized_teacher", "eval_cases"},
     "review_candidates": {"normalized_teacher", "eval_cases", "baseline_report", "eval_report"},
@@ -59,6 +60,7 @@ CHECKS = {
         "status_accuracy": True,
         "worst_case": True,
     },
+    "exported_student": {"export_parity": True},
     "synthetic_conflicts": {"share_reached": False, "rows_are_sound": True, "style_leakage": True},
     "teacher_batch": {"ledger_balances": True, "acceptance_rate": False, "within_budget": True},
 }

@@ -29,6 +29,13 @@ candidates_for_people = dg.define_asset_job(
     selection=dg.AssetSelection.assets("review_candidates"),
 )
 
+export_student = dg.define_asset_job(
+    name="export_student",
+    description="The current student for other runtimes, with the check that they answer as the adapter does. Forms "
+    "and number of cases are set in the Launchpad under resource export.",
+    selection=dg.AssetSelection.assets("exported_student"),
+)
+
 ask_teacher = dg.define_asset_job(
     name="ask_teacher",
     description="New teacher rows from an LLM, landed as one file; the sensor then runs the graph on them. Model, "

@@ -160,10 +160,9 @@ def open_project(folder: Path, settings: Path | None) -> None:
     Raises:
         UserError: the folder holds no rows or no cases.
     """
-    if not folder.is_dir():
-        raise UserError(f"The folder {folder} does not exist. `po-assets init {folder}` makes one.")
+    layout = enter_project(folder, settings)
     folder = folder.resolve()
-    is_project = (folder / "incoming").is_dir()
+    is_project = _is_project(folder)
     rows = [path for path in sorted(folder.glob("*.jsonl")) if not _holds_cases(path)]
     rows += sorted(path for path in (folder / "incoming").glob("*.jsonl"))
     cases = [path for path in sorted(folder.iterdir()) if path.suffix in _CASE_SUFFIXES and _holds_cases(path)]
@@ -178,18 +177,33 @@ def open_project(folder: Path, settings: Path | None) -> None:
         )
     if faults:
         raise all_faults(f"The folder {folder} cannot be run", faults)
-    if not os.environ.get(ROOT_VARIABLE):
-        os.environ[ROOT_VARIABLE] = str(folder if is_project else folder / "artifacts")
     home = folder / "dagster" if is_project else folder / "artifacts" / "dagster"
     if not os.environ.get(HOME_VARIABLE):
         _make_home(home)
         os.environ[HOME_VARIABLE] = str(home)
+    _place_rows(layout, rows)
+    _place_cases(layout, cases)
+
+
+def enter_project(folder: Path, settings: Path | None) -> Layout:
+    """Point this process to the folder's artifacts and settings; `PO_ARTIFACTS_ROOT` wins where it is set.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"The folder {folder} does not exist. `po-assets init {folder}` makes one.")
+    folder = folder.resolve()
+    if not os.environ.get(ROOT_VARIABLE):
+        os.environ[ROOT_VARIABLE] = str(folder if _is_project(folder) else folder / "artifacts")
     own = folder / "settings.yaml"
     if settings or own.is_file():
         os.environ[SETTINGS_VARIABLE] = str((settings or own).resolve())
-    layout = Layout(artifact_root(os.environ[ROOT_VARIABLE]))
-    _place_rows(layout, rows)
-    _place_cases(layout, cases)
+    return Layout(artifact_root(os.environ[ROOT_VARIABLE]))
+
+
+def _is_project(folder: Path) -> bool:
+    return (folder / "incoming").is_dir()
 
 
 def _holds_cases(path: Path) -> bool:

@@ -24,9 +24,17 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
+from po_assets.automation.catch_up import root_tag
 from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
 from po_assets.automation.jobs import main_job
-from po_assets.automation.project import HOME_VARIABLE, REPOSITORY, SETTINGS_VARIABLE, make_project, open_project
+from po_assets.automation.project import (
+    HOME_VARIABLE,
+    REPOSITORY,
+    SETTINGS_VARIABLE,
+    enter_project,
+    make_project,
+    open_project,
+)
 from po_assets.automation.run_summary import run_summary
 from po_assets.dag import Artifacts
 from po_assets.errors import UserError
@@ -63,6 +71,20 @@ def add_init(parser: argparse.ArgumentParser, location: CodeLocation) -> None:
     parser.set_defaults(handle=lambda options: _init(options, location))
 
 
+def add_project(parser: argparse.ArgumentParser, location: CodeLocation) -> None:
+    """Let a command work on a project's artifacts and settings, as `run` does; `options.spec` is its base model."""
+    _add_data(parser)
+    handle = parser.get_default("handle")
+
+    def on_project(options: argparse.Namespace) -> int:
+        _enter(options, enter_project)
+        options.spec = BaseModel(**location().given["base_model"])
+        options.error_status = 1
+        return int(handle(options))
+
+    parser.set_defaults(handle=on_project)
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
@@ -93,14 +115,18 @@ def _init(options: argparse.Namespace, location: CodeLocation) -> int:
 
 def _prepare(options: argparse.Namespace) -> None:
     """Point this process to data, settings and instance; wrong use until this is done."""
+    _enter(options, open_project)
+    _find_instance()
+
+
+def _enter(options: argparse.Namespace, enter: Callable[[Path, Path | None], object]) -> None:
     options.error_status = 2 if options.data or options.config else 1
     if options.config and not options.config.is_file():
         raise UserError(f"The settings {options.config} do not exist.")
     if options.data:
-        open_project(options.data, options.config)
+        enter(options.data, options.config)
     elif options.config:
         os.environ[SETTINGS_VARIABLE] = str(options.config.resolve())
-    _find_instance()
 
 
 def _ui(options: argparse.Namespace) -> int:
@@ -136,7 +162,7 @@ def _run(options: argparse.Namespace, location: CodeLocation) -> int:
         # Named here, because Dagster falls back to a logger of its own that prints every event.
         run_config: dict[str, Any] = {"loggers": {"console": {}}}
         # Who started it here is looking at it: the daemon of an open UI is not to start it again.
-        tags = {**process_tag(), **NEVER_RETRIED}
+        tags = {**process_tag(), **root_tag(layout), **NEVER_RETRIED}
         result = job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False, tags=tags)
     return _report(result, layout, time.monotonic() - started, options.data)
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from po_assets.errors import UserError
+from po_assets.model import BaseModel
 from po_assets.product_owner import (
     ProductOwnerScore,
-    build_prompt,
     cited_ids,
     parse_answer,
     read_status,
@@ -15,7 +15,8 @@ from po_assets.product_owner import (
     score_product_owner,
     validate_answer,
 )
-from po_assets.serving.engine import Engine, Generated, Sampling, load_engine
+from po_assets.serving.engine import Generated, ModelEngine, Sampling, load_engine
+from po_assets.serving.question import Documents
 from po_assets.storage import Layout
 
 
@@ -40,14 +41,13 @@ class StudentAnswer:
 
 
 def ask(
-    concept: str,
-    requirements_yaml: str,
+    documents: Documents,
     layout: Layout,
     *,
     adapter: Path | None = None,
     base: bool = False,
     grammar: bool = True,
-    model: str | None = None,
+    spec: BaseModel | None = None,
     sampling: Sampling | None = None,
 ) -> StudentAnswer:
     """The answer of the current student; or of an adapter, or of the base model (see `load_engine`).
@@ -55,35 +55,35 @@ def ask(
     Raises:
         UserError: the question cannot be asked, or there is no such model.
     """
-    check_question(concept, requirements_yaml)
-    engine = load_engine(layout, adapter=adapter, base=base, grammar=grammar, model=model)
-    return ask_engine(engine, concept, requirements_yaml, sampling)
+    check_question(documents)
+    engine = load_engine(layout, adapter=adapter, base=base, grammar=grammar, spec=spec)
+    return ask_engine(engine, documents, sampling)
 
 
-def check_question(concept: str, requirements_yaml: str) -> None:
+def check_question(documents: Documents) -> None:
     """Refuse what no answer could be right for.
 
     Raises:
         UserError: the concept is blank, or the requirements do not parse or hold no entry.
     """
-    if not concept.strip():
+    if not documents.concept.strip():
         raise UserError("The concept is blank; give a few sentences on the product.")
-    if problem := read_yaml(requirements_yaml).error:
+    if problem := read_yaml(documents.requirements_yaml).error:
         raise UserError(f"The requirements do not parse as YAML: {problem}.")
-    if not requirement_entries(requirements_yaml):
+    if not requirement_entries(documents.requirements_yaml):
         raise UserError(
             "The requirements hold no entry with an id or a description under functional_requirements, "
             "non_functional_requirements or constraints, so that nothing could be reviewed."
         )
 
 
-def ask_engine(engine: Engine, concept: str, requirements_yaml: str, sampling: Sampling | None = None) -> StudentAnswer:
+def ask_engine(engine: ModelEngine, documents: Documents, sampling: Sampling | None = None) -> StudentAnswer:
     """The answer of a loaded model, validated and scored."""
-    turns = [{"role": "user", "content": build_prompt(concept, requirements_yaml)}]
-    generated = engine.generate(engine.prepare(turns, sampling or Sampling()))
+    generated = engine.generate(engine.prepare(engine.prompt.turns(*documents), sampling or Sampling()))
     parsed = parse_answer(generated.text)
     vision, review = parsed.vision_yaml or "", parsed.review_yaml or ""
     verdict = validate_answer(parsed.vision_yaml, parsed.review_yaml)
+    requirements_yaml = documents.requirements_yaml
     known = {entry.id.upper() for entry in requirement_entries(requirements_yaml) if entry.id}
     return StudentAnswer(
         model=engine.name,

@@ -1,16 +1,25 @@
-"""The commands `ask`, `serve` and `export`: their arguments, and what they print."""
+"""The commands `ask`, `serve`, `export` and `push`: their arguments, and what they print.
+
+`options.spec` is the base model of the project's settings, which `cli` puts there.
+"""
 
 import argparse
+import contextlib
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from po_assets.dag import Artifacts
 from po_assets.errors import UserError
+from po_assets.model import BaseModel
 from po_assets.serving.ask import StudentAnswer, ask
-from po_assets.serving.engine import load_engine
-from po_assets.serving.export import FORMATS, check_parity, export_student
+from po_assets.serving.engine import load_engine, promotions, student_folder
+from po_assets.serving.export import DEFAULT_FORMS, FORMS, export_student
+from po_assets.serving.parity import Exported, exported_checks, keep_verdict
+from po_assets.serving.question import Documents, edited, read_question, read_text
+from po_assets.storage import local_copy
 from po_assets.text import amount, say
 
 _INVALID = 3
@@ -19,14 +28,14 @@ _INVALID = 3
 def add_ask(parser: argparse.ArgumentParser) -> None:
     """One question; the answer on standard output, what it is worth on standard error."""
     parser.description = (
-        f"{parser.description} The student is models/current. Its answer goes to standard output, "
-        f"its verdict to standard error. Exit status: 0 for a valid answer, {_INVALID} for an invalid one, 1 for an "
-        "error."
+        f"{parser.description} The student is models/current. The question comes from files, an editor, or standard "
+        "input: `CONCEPT:` and the concept, then `REQUIREMENTS:` and the requirements as YAML. The answer goes to "
+        f"standard output, its verdict to standard error. Exit status: 0 for a valid answer, {_INVALID} for an "
+        "invalid one, 1 for an error."
     )
-    parser.add_argument("--concept", required=True, metavar="FILE", help="text of the concept; - is standard input")
-    parser.add_argument(
-        "--requirements", required=True, metavar="FILE", help="requirements as YAML; - is standard input"
-    )
+    parser.add_argument("--concept", metavar="FILE", help="text of the concept; - is standard input")
+    parser.add_argument("--requirements", metavar="FILE", help="requirements as YAML; - is standard input")
+    parser.add_argument("--edit", action="store_true", help="write the question in $VISUAL or $EDITOR")
     _add_model(parser)
     parser.set_defaults(handle=_ask)
 
@@ -34,9 +43,10 @@ def add_ask(parser: argparse.ArgumentParser) -> None:
 def add_serve(parser: argparse.ArgumentParser) -> None:
     """An OpenAI-compatible server."""
     parser.description = (
-        f"{parser.description} The student is models/current, as it is now. Paths: /v1/chat/completions, "
-        "/v1/models, /health. Product Owner questions are answered within the grammar, greedily unless a request "
-        "sets a temperature. The environment variable PO_SERVE_KEY sets a key that clients must send."
+        f"{parser.description} The student is models/current; one that is promoted meanwhile answers from the next "
+        "request on. Paths: /v1/chat/completions, /v1/models, /health. Product Owner questions are answered within the "
+        "grammar, greedily unless a request sets a temperature. The environment variable PO_SERVE_KEY sets a key that "
+        "clients must send."
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at; any but this machine's own needs PO_SERVE_KEY"
@@ -51,22 +61,52 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         f"{parser.description} The student is models/current. The folder holds merged safetensors (vLLM),"
         " GGUF files (llama.cpp), an Ollama Modelfile, and a README.md with the commands that serve them. With "
-        "--parity each GGUF file answers evaluation cases, and is compared with the adapter; exit status "
+        "--parity each form answers evaluation cases, and is compared with the adapter; exit status "
         f"{_INVALID} if it is worse."
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: models/exported of the artifacts")
-    parser.add_argument("--adapter", type=Path, metavar="PATH", help="folder of another LoRA adapter")
-    parser.add_argument("--base-model", metavar="NAME", help="folder or Hub id instead of the profile's base model")
-    parser.add_argument("--format", nargs="+", choices=FORMATS, default=FORMATS, help="default: all of them")
+    _add_adapter(parser)
+    parser.add_argument(
+        "--format", nargs="+", choices=FORMS, default=DEFAULT_FORMS, help=f"default: {' '.join(DEFAULT_FORMS)}"
+    )
     parser.add_argument("--parity", type=int, default=0, metavar="CASES", help="how many cases to compare on")
     parser.set_defaults(handle=_export)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_push(parser: argparse.ArgumentParser) -> None:
+    """The student to a Hub repository."""
+    parser.description = (
+        f"{parser.description} The student is models/current, with card, prompt and digests; all in one commit, after "
+        "which the repository holds nothing else. An adapter whose gate did not pass, or an export whose parity did "
+        "not, is refused. HF_TOKEN holds the token, HF_ENDPOINT another address than https://huggingface.co."
+    )
+    parser.add_argument("repository", metavar="REPO_ID", help="owner/name")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--adapter", type=Path, metavar="PATH", help="folder of another LoRA adapter")
+    what.add_argument(
+        "--exported", nargs="?", const=True, metavar="FOLDER", help="the exported forms (default: models/exported)"
+    )
+    parser.add_argument("--create", action="store_true", help="make the repository, a private one, if it is missing")
+    parser.add_argument("--force", action="store_true", help="push in spite of a failed or missing verdict")
+    parser.set_defaults(handle=_push)
+
+
+def _add_adapter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", type=Path, metavar="PATH", help="folder of another LoRA adapter")
+    parser.add_argument("--base-model", metavar="NAME", help="folder or Hub id instead of the settings' base model")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    _add_adapter(parser)
     parser.add_argument("--base", action="store_true", help="the base model alone, to compare")
-    parser.add_argument("--base-model", metavar="NAME", help="folder or Hub id instead of the profile's base model")
     parser.add_argument("--no-grammar", action="store_true", help="let the model alone keep to the answer's form")
+
+
+def _spec(options: argparse.Namespace) -> BaseModel:
+    spec: BaseModel = options.spec
+    if options.base_model:  # a revision belongs to one model
+        spec = BaseModel(**{**spec.values(), "base_model": options.base_model, "revision": None})
+    return spec.resolved()
 
 
 def _model(options: argparse.Namespace) -> dict[str, Any]:
@@ -74,14 +114,19 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
         "adapter": options.adapter,
         "base": options.base,
         "grammar": not options.no_grammar,
-        "model": options.base_model,
+        "spec": _spec(options),
     }
 
 
 def _ask(options: argparse.Namespace) -> int:
-    if options.concept == options.requirements == "-":
-        raise UserError("Only one of --concept and --requirements can be standard input; give the other as a file.")
-    answer = ask(_read(options.concept), _read(options.requirements), Artifacts().layout, **_model(options))
+    given = (options.concept, options.requirements)
+    asking: contextlib.AbstractContextManager[Documents]
+    if options.edit:
+        asking = edited(*(read_text(name) if name else "" for name in given))
+    else:
+        asking = contextlib.nullcontext(read_question(*given))
+    with asking as documents:
+        answer = ask(documents, Artifacts().layout, **_model(options))
     print(answer.text)  # noqa: T201 - the command line speaks on standard output
     print(described(answer), file=sys.stderr)  # noqa: T201
     return 0 if answer.valid else _INVALID
@@ -101,29 +146,39 @@ def described(answer: StudentAnswer) -> str:
     return "\n".join(lines)
 
 
-def _read(name: str) -> str:
-    try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return content.decode()
-    except OSError as error:
-        raise UserError(f"The file {name!r} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The file {name!r} must be UTF-8 text: {error}.") from error
-
-
 def _export(options: argparse.Namespace) -> int:
-    layout = Artifacts().layout
-    target = options.to or Path(str(layout.base_models)).parent / "exported"
-    student: dict[str, Any] = {"adapter": options.adapter, "model": options.base_model}
-    export_student(layout, target, formats=options.format, say=say, **student)
+    layout, spec = Artifacts().layout, _spec(options)
+    target = options.to or layout.exported
+    export_student(layout, target, adapter=options.adapter, spec=spec, forms=options.format, say=say)
     say(f"Exported to {target}; {target / 'README.md'} says how to serve it.")
-    passed = True
-    for name, verdict in check_parity(layout, target, options.parity, **student) if options.parity else ():
-        passed = passed and verdict.passed
-        say(f"{name}: {verdict.summary}" + ("" if verdict.passed else f" {verdict.next_step}"))
-        for row in () if verdict.passed else verdict.rows:
-            say(f"\n{row['case']}\n--- adapter\n{row['adapter']}\n--- exported\n{row['exported']}")
-    return 0 if passed else _INVALID
+    if not options.parity:
+        return 0
+    found = Exported(layout, target, spec, options.parity, options.adapter)
+    verdicts = exported_checks.verdicts(found)
+    keep_verdict(found, verdicts)
+    verdict = verdicts["export_parity"]
+    say(verdict.summary + ("" if verdict.passed else f" {verdict.next_step}"))
+    for row in () if verdict.passed else verdict.rows:
+        say(f"\n{row['form']}, {row['case']}\n--- adapter\n{row['adapter']}\n--- exported\n{row['exported']}")
+    return 0 if verdict.passed else _INVALID
+
+
+def _push(options: argparse.Namespace) -> int:
+    from po_assets.serving.push import faults_of_adapter, faults_of_export, push
+
+    layout = Artifacts().layout
+    with contextlib.ExitStack() as copies:
+        if options.exported:
+            place = layout.exported if options.exported is True else Path(options.exported)
+            folder = copies.enter_context(local_copy(place))
+            faults = faults_of_export(folder)
+        else:
+            folder = copies.enter_context(student_folder(layout, options.adapter))
+            faults = faults_of_adapter(layout, folder)
+        url = push(folder, options.repository, faults, force=options.force, create=options.create)
+        names = ", ".join(sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")))
+    say(f"Pushed {folder} to {options.repository}: {names}.\n{url}")
+    return 0
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -136,6 +191,10 @@ def _serve(options: argparse.Namespace) -> int:
             "on 127.0.0.1."
         )
 
+    layout, load = Artifacts().layout, partial(load_engine, **_model(options))
     with listen(options.host, options.port) as listening:
-        serve(load_engine(Artifacts().layout, **_model(options)), listening, key=key, say=say)
+        engine = load(layout)
+        another = promotions(layout, engine.digest)
+        newer = None if options.adapter or options.base else lambda: load(layout) if another() else None
+        serve(engine, listening, key=key, say=say, newer=newer)
     return 0

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from upath import UPath
 
+from po_assets.dag import read_gate
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.evaluation.answers import AnsweringModel, context_of, load_baseline, load_student, reference_limits
+from po_assets.evaluation.gate import GATE_FILE
 from po_assets.evaluation.settings import Decoding
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model
 from po_assets.product_owner import requirement_entries, split_prompt
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
-from po_assets.storage import Layout, local_copy, read_manifest
+from po_assets.product_owner.templates import BUILT_IN, Prompt
+from po_assets.storage import Layout, directory_digest, local_copy, published_directory, read_manifest, recorded_digest
+from po_assets.training.handover import travelled_prompt
 from po_assets.training.student import adapter_problem
 
 if TYPE_CHECKING:
@@ -72,6 +77,8 @@ class Engine(Protocol):
     """What the server needs of a model."""
 
     name: str
+    digest: str
+    """sha256 (hex) of the adapter, or of the base model that answers without one."""
 
     def prepare(self, turns: Sequence[Turn], sampling: Sampling) -> Any:
         """The question as the model gets it. Raises `UserError` for one that it cannot answer."""
@@ -84,10 +91,17 @@ class ModelEngine:
     """A loaded model, asked for one answer at a time."""
 
     def __init__(
-        self, answering: AnsweringModel, name: str, *, grammar: bool = True, limits: GrammarLimits | None = None
+        self,
+        answering: AnsweringModel,
+        name: str,
+        digest: str = "",
+        *,
+        grammar: bool = True,
+        limits: GrammarLimits | None = None,
+        prompt: Prompt = BUILT_IN,
     ) -> None:
-        """`limits` bound the answers within the grammar."""
-        self.name = name
+        """`limits` bound the answers within the grammar; `prompt` is what the model was trained with."""
+        self.name, self.digest, self.prompt = name, digest, prompt
         self._answering, self._grammar, self._limits = answering, grammar, limits or GrammarLimits()
 
     def prepare(self, turns: Sequence[Turn], sampling: Sampling) -> Question:
@@ -128,7 +142,8 @@ class ModelEngine:
 
     def _ids_to_cite(self, turns: Sequence[Turn]) -> list[str] | None:
         """The requirement ids of a Product Owner question; None for any other, which no grammar fits."""
-        requirements = split_prompt(turns[-1]["content"]).requirements_yaml if self._grammar else None
+        asked = turns[-1]["content"]
+        requirements = (self.prompt.parts(asked) or split_prompt(asked)).requirements_yaml if self._grammar else None
         entries = requirement_entries(requirements) if requirements else []
         return list(dict.fromkeys(entry.id for entry in entries if entry.id)) if entries else None
 
@@ -198,43 +213,61 @@ class _Watched:
 
 
 def load_engine(
-    layout: Layout, *, adapter: Path | None = None, base: bool = False, grammar: bool = True, model: str | None = None
+    layout: Layout,
+    *,
+    adapter: Path | None = None,
+    base: bool = False,
+    grammar: bool = True,
+    spec: BaseModel | None = None,
 ) -> ModelEngine:
     """The current student; or an adapter, or the base model alone.
 
     Args:
         layout: where student, base model and evaluation cases are.
         adapter: folder of a LoRA adapter.
-        base: the base model without adapter.
+        base: the base model without adapter, asked as the current student is.
         grammar: whether Product Owner questions are answered within the grammar.
-        model: folder or Hub id instead of the profile's base model.
+        spec: the base model; the profile's by default.
 
     Raises:
         UserError: there is no such student or adapter, or it does not fit the base model.
     """
     if adapter and base:
         raise UserError("--adapter and --base exclude each other: the base model is what answers without an adapter.")
-    spec = base_spec(model)
+    spec = (spec or BaseModel()).resolved()
     with contextlib.ExitStack() as copies:
         instead = ", or take the base model with --base"
         found = None if base else copies.enter_context(student_folder(layout, adapter, instead))
         folder = ensure_base_model(spec, layout)
-        name = Path(spec.name).name
+        name, digest = Path(spec.name).name, base_model_digest(folder)
         if found is None:
             answering = load_baseline(folder, spec)
         else:
-            if read_manifest(found) and (problem := adapter_problem(found, base_model_digest(folder))):
+            if read_manifest(found) and (problem := adapter_problem(found, digest)):
                 raise UserError(
                     f"The adapter cannot be used: {problem}. --base-model names its base model, --adapter another."
                 )
             answering = load_student(folder, spec, found)
             name = f"{name}+{adapter.resolve().name}" if adapter else STUDENT_NAME
-    return ModelEngine(answering, name, grammar=grammar, limits=_limits(layout))
+            digest = adapter_digest(found)
+        prompt = travelled_prompt(found or published_directory(layout.current))
+    return ModelEngine(answering, name, digest, grammar=grammar, limits=_limits(layout), prompt=prompt)
 
 
-def base_spec(model: str | None) -> BaseModel:
-    """The profile's base model; `model`, a folder or Hub id, goes before it."""
-    return (BaseModel(base_model=model) if model else BaseModel()).resolved()
+def adapter_digest(folder: Path) -> str:
+    """What tells this adapter from others: its manifest's sha256, or that of its files where another tool wrote it."""
+    return recorded_digest(folder) or directory_digest(folder)
+
+
+def promotions(layout: Layout, known: str) -> Callable[[], bool]:
+    """A question to ask now and then: is a student current that was not when it was asked last (at first: `known`)?"""
+
+    def another() -> bool:
+        nonlocal known
+        before, known = known, recorded_digest(layout.current) or known
+        return known != before
+
+    return another
 
 
 @contextlib.contextmanager
@@ -248,11 +281,18 @@ def student_folder(layout: Layout, adapter: Path | None, instead: str = "") -> I
         folder = adapter
         if folder is None:
             with contextlib.suppress(FileNotFoundError):
-                folder = copies.enter_context(local_copy(layout.current))
+                folder = copies.enter_context(local_copy(layout.current)).resolve()  # another may be promoted now
             if folder is None or not folder.is_dir():
                 raise UserError(
                     f"There is no student yet: {str(layout.current)!r} is missing, since no adapter has passed its "
                     f"gate. Materialize the graph (po-assets run), or name an adapter with --adapter{instead}."
+                )
+            record, digest = read_gate(UPath(folder) / GATE_FILE), recorded_digest(folder)
+            if record and digest != record.sha256:
+                raise UserError(
+                    f"{str(layout.current)!r} does not hold the adapter that passed the gate ({record.sha256[:12]}), "
+                    f"but {digest[:12] or 'one without manifest.json'}. Materialize eval_report, which promotes what "
+                    f"passes, or name an adapter with --adapter{instead}."
                 )
         if not (folder / "adapter_config.json").is_file():
             raise UserError(

@@ -8,39 +8,38 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from upath import UPath
 
-from po_assets.dag import Verdict
-from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
+from po_assets.evaluation.gate import GATE_FILE
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model, load_base_model, load_tokenizer
-from po_assets.product_owner import build_prompt
-from po_assets.serving.engine import base_spec, student_folder
+from po_assets.serving.engine import adapter_digest, student_folder
 from po_assets.serving.gguf_file import check_gguf, write_gguf
-from po_assets.serving.parity import ask_adapter, ask_gguf, parity
+from po_assets.serving.parity import MERGED, RECORD
 from po_assets.storage import (
     Layout,
     atomic_directory,
-    directory_digest,
     file_digest,
     is_disk_full,
+    published_directory,
     read_manifest,
 )
+from po_assets.training.handover import RECORD as PROMPT_RECORD
+from po_assets.training.handover import TEMPLATE, travelled_prompt
 from po_assets.training.student import adapter_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Format = Literal["safetensors", "f16", "q8_0"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-RECORD = "export.json"
-MERGED = "merged"
+Form = Literal["safetensors", "f16", "q8_0", "q4_0"]
+FORMS: tuple[Form, ...] = get_args(Form)
+DEFAULT_FORMS: tuple[Form, ...] = ("safetensors", "f16", "q8_0")
+"""Without q4_0, which a small model does not survive unharmed."""
 MODELFILE = "Modelfile"
-_BYTES = {"safetensors": 2.0, "f16": 2.0, "q8_0": 1.07}
+_BYTES = {"safetensors": 2.0, "f16": 2.0, "q8_0": 1.07, "q4_0": 0.57}
 """Bytes a parameter."""
 _ADAPTER_ONLY = {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "README.md"}
 _MARKS = ("\ue000S\ue001", "\ue000U\ue001", "\ue000A\ue001", "\ue000V\ue001")
@@ -50,67 +49,54 @@ Say = Callable[[str], object]
 
 def export_student(
     layout: Layout,
-    target: Path,
+    target: UPath | Path,
     *,
     adapter: Path | None = None,
-    model: str | None = None,
-    formats: Sequence[Format] = FORMATS,
+    spec: BaseModel | None = None,
+    forms: Sequence[Form] = DEFAULT_FORMS,
     say: Say = lambda _text: None,
-) -> Path:
+) -> dict[str, Any]:
     """Write the current student, or an adapter, to the folder `target`, which is replaced if it is an earlier export.
+
+    Returns the record that stands there as `export.json`: `base_model`, `adapter_digest`, the sha256 of all `files`.
 
     Raises:
         UserError: there is no such student, it does not fit the base model, the disk is full, or the folder is in use
             for something else. Nothing half-written is left.
     """
-    if target.exists() and not (target / RECORD).is_file() and not (target.is_dir() and not any(target.iterdir())):
+    there = published_directory(target)
+    if there.exists() and not (there / RECORD).is_file() and not (there.is_dir() and not any(there.iterdir())):
         raise UserError(f"{str(target)!r} exists and is not an earlier export. Name another folder or remove it first.")
-    spec = base_spec(model)
+    spec = (spec or BaseModel()).resolved()
     with student_folder(layout, adapter) as folder:
         base = ensure_base_model(spec, layout)
-        if read_manifest(UPath(folder)) and (problem := adapter_problem(folder, base_model_digest(base))):
+        digest = base_model_digest(base)
+        if read_manifest(UPath(folder)) and (problem := adapter_problem(folder, digest)):
             raise UserError(f"The adapter cannot be exported: {problem}.")
-        if set(formats) - {"safetensors"}:
+        ggufs = [form for form in ("f16", "q8_0", "q4_0") if form in forms]
+        if ggufs:
             check_gguf(base)
         parameters = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 2  # which have 16 bits
-        needed = parameters * sum(_BYTES[kind] for kind in {*formats, "safetensors"})
+        needed = parameters * sum(_BYTES[form] for form in {*forms, "safetensors"})
         with _disk_full_is_an_error(target, needed), atomic_directory(target) as staging:
             merged = _merge(base, spec, folder, staging / MERGED)
             say(f"Merged {folder} into {spec.name}")
-            _write_card(folder, merged)
-            for quantization in ("f16", "q8_0"):
-                if quantization in formats:
-                    file = staging / f"student-{quantization}.gguf"
-                    write_gguf(merged, file, quantization, f"{Path(spec.name).name} Product Owner student")
-                    say(f"Wrote {file.name} ({file.stat().st_size / 1e6:,.0f} MB)")
-            _write_instructions(staging, merged, formats)
-            if "safetensors" not in formats:
+            for form in ggufs:
+                file = staging / f"student-{form}.gguf"
+                write_gguf(merged, file, form, f"{Path(spec.name).name} Product Owner student")
+                say(f"Wrote {file.name} ({file.stat().st_size / 1e6:,.0f} MB)")
+            _write_instructions(folder, staging, merged, forms)
+            if "safetensors" not in forms:
                 shutil.rmtree(merged)
             files = [file for file in sorted(staging.rglob("*")) if file.is_file()]
             record = {
                 "base_model": spec.name,
-                "base_model_digest": base_model_digest(base),
-                "adapter_digest": directory_digest(UPath(folder)),
+                "base_model_digest": digest,
+                "adapter_digest": adapter_digest(folder),
                 "files": {file.relative_to(staging).as_posix(): file_digest(file) for file in files},
             }
             (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    return target
-
-
-def check_parity(
-    layout: Layout, exported: Path, cases: int, *, adapter: Path | None = None, model: str | None = None
-) -> Iterator[tuple[str, Verdict]]:
-    """Each GGUF file of an export against the adapter, on the first so many evaluation cases.
-
-    Raises:
-        UserError: as `export_student`; the runtime of GGUF files is not installed, or the cases cannot be used.
-    """
-    asked = read_eval_cases(layout.eval_cases)[:cases]
-    spec = base_spec(model)
-    with student_folder(layout, adapter) as folder:
-        ours = cache(ask_adapter(ensure_base_model(spec, layout), spec, folder))
-        for file in sorted(exported.glob("*.gguf")):
-            yield file.name, parity(asked, ours, ask_gguf(file))
+    return record
 
 
 def merge_adapter(base: Path, spec: BaseModel, adapter: Path) -> "PreTrainedModel":
@@ -138,8 +124,10 @@ def merge_adapter(base: Path, spec: BaseModel, adapter: Path) -> "PreTrainedMode
     return merged
 
 
-def modelfile(tokenizer: Any, gguf: str, context: int) -> str:
+def modelfile(tokenizer: Any, gguf: str, context: int, system_text: str = "") -> str:
     """Ollama's Modelfile for a GGUF file beside it: template, system text, stop tokens, greedy decoding.
+
+    The system text is the prompt's; where it has none, the chat template's own.
 
     The template is read off the chat template by rendering a conversation with marks in it.
 
@@ -173,7 +161,7 @@ def modelfile(tokenizer: Any, gguf: str, context: int) -> str:
         f"{open_user}{{{{ .Prompt }}}}{whole}{{{{ .Response }}}}{close_answer}"
     )
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
-    lines += [f'SYSTEM """{default}"""'] if default else []
+    lines += [f'SYSTEM """{system_text or default}"""'] if system_text or default else []
     lines += [f'PARAMETER stop "{token}"' for token in _stop_tokens(tokenizer)]
     return "\n".join([*lines, "PARAMETER temperature 0", f"PARAMETER num_ctx {context}"]) + "\n"
 
@@ -214,40 +202,49 @@ def _merge(base: Path, spec: BaseModel, adapter: Path, folder: Path) -> Path:
     return folder
 
 
-def _write_card(adapter: Path, merged: Path) -> None:
+def _card(adapter: Path, note: str) -> str:
+    """The adapter's model card for its merged copies, with a note at the end."""
     from huggingface_hub import ModelCard
 
     source = adapter / "README.md"
     card = ModelCard(source.read_text(encoding="utf-8") if source.exists() else "---\n---\n\n# Product Owner student\n")
     card.data.library_name = "transformers"
     card.data.tags = [tag for tag in card.data.tags or [] if tag not in ("lora", "peft")] or None
-    note = "\n\n## This copy\n\nThe adapter is merged into the base model's weights (bfloat16).\n"
-    (merged / "README.md").write_text(f"{str(card).rstrip()}{note}", encoding="utf-8")
+    note = f"The adapter is merged into the base model's weights (bfloat16).\n\n{note}"
+    return f"{str(card).rstrip()}\n\n## This copy\n\n{note.rstrip()}\n"
 
 
-def _write_instructions(staging: Path, merged: Path, formats: Sequence[Format]) -> None:
+def _write_instructions(adapter: Path, staging: Path, merged: Path, forms: Sequence[Form]) -> None:
+    """The cards, the Modelfile, and what travels with the adapter: its prompt, and the verdict of its gate."""
+    prompt = travelled_prompt(adapter)
     config = json.loads((merged / "config.json").read_text())
     context = int(config["max_position_embeddings"])
-    ggufs = [f"student-{kind}.gguf" for kind in ("q8_0", "f16") if kind in formats]
-    parts = ["# The Product Owner student, exported\n"]
-    if "safetensors" in formats:
+    ggufs = [f"student-{form}.gguf" for form in ("q8_0", "f16", "q4_0") if form in forms]
+    parts = []
+    if "safetensors" in forms:
         parts.append(f"`{MERGED}/`: safetensors (bfloat16), tokenizer, chat template, generation settings. vLLM:\n")
         parts.append(f"    {vllm_command(f'./{MERGED}', context)}\n")
+        (merged / "README.md").write_text(_card(adapter, ""), encoding="utf-8")
     if ggufs:
-        (staging / MODELFILE).write_text(modelfile(load_tokenizer(merged), ggufs[0], context), encoding="utf-8")
+        (staging / MODELFILE).write_text(modelfile(load_tokenizer(merged), ggufs[0], context, prompt.system), encoding="utf-8")
         parts.append(f"{', '.join(f'`{name}`' for name in ggufs)}: GGUF files. llama.cpp:\n")
         parts.append(f"    llama-server -m {ggufs[0]} --jinja --temp 0\n")
         parts.append(f"`{MODELFILE}`: for Ollama, with `{ggufs[0]}`:\n\n    ollama create po-student -f {MODELFILE}\n")
-    prompt = build_prompt("{concept}", "{requirements}")
+    asked = prompt.user("{concept}", "{requirements}")
     parts.append(
         "The user's turn is this prompt, the one that the student was trained and evaluated with; another one gives "
-        f"worse answers. Decode greedily.\n\n~~~\n{prompt}\n~~~\n"
+        f"worse answers. Decode greedily.\n\n~~~\n{asked}\n~~~\n"
     )
-    (staging / "README.md").write_text("\n".join(parts), encoding="utf-8")
+    if prompt.system:
+        parts.append(f"The system text before it (the Modelfile has it):\n\n~~~\n{prompt.system}\n~~~\n")
+    (staging / "README.md").write_text(_card(adapter, "\n".join(parts)), encoding="utf-8")
+    for name in (TEMPLATE, PROMPT_RECORD, GATE_FILE):
+        if (adapter / name).is_file():
+            shutil.copy(adapter / name, staging)
 
 
 @contextlib.contextmanager
-def _disk_full_is_an_error(target: Path, needed: float) -> Iterator[None]:
+def _disk_full_is_an_error(target: UPath | Path, needed: float) -> Iterator[None]:
     try:
         yield
     except Exception as error:

@@ -17,12 +17,12 @@ from po_assets.model import load_tokenizer
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-Quantization = Literal["f16", "q8_0"]
+Quantization = Literal["f16", "q8_0", "q4_0"]
 
 _PERMUTED = {"llama": True, "qwen2": False}
 """Families, and whether llama.cpp wants the halves of queries and keys interleaved (its rotary embedding differs)."""
 _BLOCK = 32
-"""Numbers that share a scale in q8_0."""
+"""Numbers that share a scale in q8_0 and q4_0. (The package `gguf` writes no K-quants, such as q4_k.)"""
 
 
 def write_gguf(folder: Path, target: Path, quantization: Quantization, name: str) -> None:
@@ -46,13 +46,13 @@ def write_gguf(folder: Path, target: Path, quantization: Quantization, name: str
         _add_tokenizer(writer, folder, config, pre_tokenizer)
         tied = bool(config.get("tie_word_embeddings"))
         for source, shape, _ in _tensors(folder, tied=tied):
-            _announce(writer, _named(names, source), shape, _kind(shape, quantization))
+            _announce(writer, _named(names, source), shape, _kind(source, shape, quantization))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for source, shape, read in _tensors(folder, tied=tied):
             values = _permuted(source, read(), config) if _PERMUTED[family] else read()
-            writer.write_tensor_data(gguf.quants.quantize(values, _kind(shape, quantization)))
+            writer.write_tensor_data(gguf.quants.quantize(values, _kind(source, shape, quantization)))
     finally:
         writer.close()
 
@@ -112,8 +112,7 @@ def _add_model(writer: "GGUFWriter", config: Mapping[str, Any], name: str, quant
     writer.add_rope_freq_base(float(rope.get("rope_theta", 10_000.0)))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    types = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
-    writer.add_file_type(types[quantization])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantization.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
@@ -172,19 +171,22 @@ def _named(names: Any, source: str) -> str:
     return str(name)
 
 
-def _kind(shape: tuple[int, ...], quantization: Quantization) -> "GGMLQuantizationType":
+def _kind(source: str, shape: tuple[int, ...], quantization: Quantization) -> "GGMLQuantizationType":
     from gguf import GGMLQuantizationType
 
     if len(shape) == 1:
         return GGMLQuantizationType.F32
-    whole_blocks = shape[-1] % _BLOCK == 0
-    return GGMLQuantizationType.Q8_0 if quantization == "q8_0" and whole_blocks else GGMLQuantizationType.F16
+    if quantization == "f16" or shape[-1] % _BLOCK:
+        return GGMLQuantizationType.F16
+    # As llama.cpp has it: what all words go through keeps more bits.
+    whole = quantization == "q8_0" or source in ("model.embed_tokens.weight", "lm_head.weight")
+    return GGMLQuantizationType.Q8_0 if whole else GGMLQuantizationType.Q4_0
 
 
 def _announce(writer: "GGUFWriter", name: str, shape: tuple[int, ...], kind: "GGMLQuantizationType") -> None:
     from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
 
-    if kind == GGMLQuantizationType.Q8_0:
+    if kind not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
         in_bytes = quant_shape_to_byte_shape(shape, kind)
         writer.add_tensor_info(name, in_bytes, np.dtype(np.uint8), int(np.prod(in_bytes)), kind)
     else:

@@ -48,7 +48,13 @@ MOST_WAITING = 64
 MOST_CONNECTIONS = 512
 KEEP_ALIVE_SECONDS = 10.0
 """After so long without a word a comment line keeps a stream open."""
+RENEW_SECONDS = 5.0
+"""How often it is asked whether another model is to answer."""
 _POLL_SECONDS = 0.5
+
+
+Newer = Callable[[], Engine | None]
+"""Loads the model that is to answer from now on; None while that is the one that answers already."""
 
 
 class _Desk:
@@ -66,8 +72,10 @@ class _Desk:
         if self._waiting >= MOST_WAITING:
             raise Refused(503, f"{MOST_WAITING} questions are waiting already; ask again later.")
 
-    async def answer(self, question: Any, gone: threading.Event, on_text: OnText | None = None) -> Generated:
-        """The answer; stops early when `gone` is set."""
+    async def answer(
+        self, engine: Engine, question: Any, gone: threading.Event, on_text: OnText | None = None
+    ) -> Generated:
+        """The answer of the engine that prepared the question; stops early when `gone` is set."""
 
         def tell(piece: str) -> bool:
             return not (gone.is_set() or self.closing.is_set()) and (on_text is None or on_text(piece))
@@ -75,7 +83,7 @@ class _Desk:
         def generate() -> Generated:
             if gone.is_set() or self.closing.is_set():
                 return Generated("", "stop", 0, 0, 0.0)
-            return self.engine.generate(question, tell)
+            return engine.generate(question, tell)
 
         self._waiting += 1
         try:
@@ -83,29 +91,51 @@ class _Desk:
         finally:
             self._waiting -= 1
 
+    async def renew(self, newer: Newer, say: Callable[[str], object]) -> None:
+        """Take up another model whenever there is one; one that does not load leaves the present one in its place."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            old = self.engine.digest[:12]
+            try:
+                engine = await asyncio.to_thread(newer)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the present model goes on
+                say(f"The model that is current now cannot be loaded, {old} goes on answering: {error}")
+                continue
+            if engine:
+                self.engine = engine
+                say(f"{engine.name} is now {engine.digest[:12]}; requests that came before end with {old}.")
+
     def close(self) -> None:
         """End what is being written and take no more."""
         self.closing.set()
         self._one.shutdown(cancel_futures=True)
 
 
-def make_app(engine: Engine, *, key: str = "", any_host: bool = False) -> ASGIApp:
+def make_app(
+    engine: Engine,
+    *,
+    key: str = "",
+    any_host: bool = False,
+    newer: Newer | None = None,
+    say: Callable[[str], object] = lambda _text: None,
+) -> ASGIApp:
     """The server as an ASGI application.
 
     Args:
         engine: what answers.
         key: where given, every request but `/health` must carry it.
         any_host: not only requests to this machine's own names are answered.
+        newer: asked now and then for another engine, which answers all later requests.
+        say: gets a line when the engine changes.
     """
     desk = _Desk(engine)
 
     async def health(_request: Request) -> Response:
-        return JSONResponse({"status": "ok", "model": engine.name})
+        return JSONResponse({"status": "ok", "model": desk.engine.name, "digest": desk.engine.digest})
 
     async def models(_request: Request) -> Response:
-        return JSONResponse(
-            {"object": "list", "data": [{"id": engine.name, "object": "model", "owned_by": "po-assets"}]}
-        )
+        served = {"id": desk.engine.name, "object": "model", "owned_by": "po-assets", "digest": desk.engine.digest}
+        return JSONResponse({"object": "list", "data": [served]})
 
     async def completions(_request: Request) -> Response:
         raise Refused(
@@ -113,6 +143,7 @@ def make_app(engine: Engine, *, key: str = "", any_host: bool = False) -> ASGIAp
         )
 
     async def chat(request: Request) -> Response:
+        engine = desk.engine
         asked = read_question(await _body(request), engine.name)
         desk.refuse_when_full()
         try:
@@ -120,9 +151,9 @@ def make_app(engine: Engine, *, key: str = "", any_host: bool = False) -> ASGIAp
         except UserError as error:
             raise Refused(400, str(error)) from None
         if asked.stream:
-            events = _events(desk, question, include_usage=asked.stream_options.include_usage)
+            events = _events(desk, engine, question, include_usage=asked.stream_options.include_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        generated = await _unless_gone(request, desk, question)
+        generated = await _unless_gone(request, desk, engine, question)
         message = {"role": "assistant", "content": generated.text}
         answer = {"index": 0, "message": message, "finish_reason": generated.finish_reason}
         head = record("chat.completion", engine.name)
@@ -130,7 +161,10 @@ def make_app(engine: Engine, *, key: str = "", any_host: bool = False) -> ASGIAp
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        renewing = asyncio.create_task(desk.renew(newer, say)) if newer else None
         yield
+        if renewing:
+            renewing.cancel()
         desk.close()
 
     app = Starlette(
@@ -160,10 +194,10 @@ async def _body(request: Request) -> bytes:
     return content
 
 
-async def _unless_gone(request: Request, desk: _Desk, question: Any) -> Generated:
+async def _unless_gone(request: Request, desk: _Desk, engine: Engine, question: Any) -> Generated:
     """The answer; given up when the client is gone."""
     gone = threading.Event()
-    task = asyncio.create_task(desk.answer(question, gone))
+    task = asyncio.create_task(desk.answer(engine, question, gone))
     while not task.done():
         await asyncio.wait([task], timeout=_POLL_SECONDS)
         if not task.done() and await request.is_disconnected():
@@ -171,7 +205,7 @@ async def _unless_gone(request: Request, desk: _Desk, question: Any) -> Generate
     return task.result()
 
 
-async def _events(desk: _Desk, question: Any, *, include_usage: bool) -> AsyncIterator[bytes]:
+async def _events(desk: _Desk, engine: Engine, question: Any, *, include_usage: bool) -> AsyncIterator[bytes]:
     """The answer as server-sent events, piece by piece; a comment line every few seconds while nothing comes."""
     loop, gone = asyncio.get_running_loop(), threading.Event()
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
@@ -180,8 +214,8 @@ async def _events(desk: _Desk, question: Any, *, include_usage: bool) -> AsyncIt
         loop.call_soon_threadsafe(pieces.put_nowait, piece)
         return True
 
-    head = record("chat.completion.chunk", desk.engine.name)
-    task = asyncio.create_task(desk.answer(question, gone, on_text))
+    head = record("chat.completion.chunk", engine.name)
+    task = asyncio.create_task(desk.answer(engine, question, gone, on_text))
     task.add_done_callback(lambda _task: pieces.put_nowait(None))
     try:
         yield event(head | choice({"role": "assistant", "content": ""}))
@@ -334,10 +368,17 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(engine: Engine, listening: socket.socket, *, key: str, say: Callable[[str], None]) -> None:
-    """Serve until interrupted."""
+def serve(
+    engine: Engine,
+    listening: socket.socket,
+    *,
+    key: str,
+    say: Callable[[str], object],
+    newer: Newer | None = None,
+) -> None:
+    """Serve until interrupted; `newer` as in `make_app`."""
     host, port = listening.getsockname()[:2]
-    app = make_app(engine, key=key, any_host=not is_loopback(host))
+    app = make_app(engine, key=key, any_host=not is_loopback(host), newer=newer, say=say)
     say(f"{engine.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
     config = uvicorn.Config(
         app,

@@ -1,0 +1,49 @@
+"""The asset `exported_student` and the step of its check. Thin: forms are written by `export`, judged by `parity`."""
+
+from typing import Any, cast
+
+import dagster as dg
+
+from po_assets.dag import Artifacts, records_table, user_errors_fail_the_step
+from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
+from po_assets.intake.assets import OWNERS
+from po_assets.model import BaseModel
+from po_assets.product_owner import PROMPT_VERSION
+from po_assets.serving.export import Form, export_student
+from po_assets.serving.parity import Exported, exported_checks, keep_verdict
+from po_assets.serving.settings import ExportSettings
+from po_assets.storage import digest_of
+
+
+@dg.asset(
+    deps=["eval_report"],
+    group_name="serving",
+    owners=OWNERS,
+    kinds={"python", "pytorch", "huggingface"},
+    code_version=f"1+prompt.{PROMPT_VERSION}",
+    description="The current student (models/current) for other runtimes, in models/exported: merged safetensors, GGUF "
+    "files, an Ollama Modelfile, card and prompt. Not part of the main job: the job export_student makes it.",
+)
+@user_errors_fail_the_step()
+def exported_student(
+    context: dg.AssetExecutionContext, artifacts: Artifacts, base_model: BaseModel, export: ExportSettings
+) -> dg.MaterializeResult[Any]:
+    """Write the forms that the settings name."""
+    layout = artifacts.layout
+    forms = cast("list[Form]", export.forms)
+    record = export_student(layout, layout.exported, spec=base_model, forms=forms, say=context.log.info)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(digest_of(record)),
+        metadata={
+            "path": dg.MetadataValue.path(str(layout.exported)),
+            "adapter": record["adapter_digest"],
+            "files": records_table([{"file": name, "sha256": digest} for name, digest in record["files"].items()]),
+        },
+    )
+
+
+@exported_checks.step(complete=keep_verdict, pool=POOL, op_tags=GPU_STEP, retry_policy=CRASH_RETRY)
+def exported_student_checks(artifacts: Artifacts, base_model: BaseModel, export: ExportSettings) -> Exported:
+    """Ask adapter and forms the same cases."""
+    layout = artifacts.layout
+    return Exported(layout, layout.exported, base_model.resolved(), export.cases)
