@@ -173,7 +173,7 @@ def _ours(count: int, make_rows: Callable[[int], list[TokenizedRow]]) -> dict[st
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     chunks = [rows[i : i + recipe.rows_per_step] for i in range(0, len(rows), recipe.rows_per_step)]
-    with make_engine(model, parameters, fast=True, workers=0, batch_size=1, pad_id=0) as engine:
+    with make_engine(model, parameters) as engine:
 
         def step(part: Sequence[TokenizedRow]) -> None:
             engine.compute([StepRow(row, 1) for row in part])

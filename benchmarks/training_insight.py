@@ -96,7 +96,7 @@ def print_profile() -> None:
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     torch.set_num_threads(1)
-    with make_engine(model, parameters, fast=True, workers=1, batch_size=1, pad_id=0) as engine:
+    with make_engine(model, parameters, workers=1) as engine:
 
         def step(part: Sequence[TokenizedRow]) -> None:
             engine.compute([StepRow(row, 1) for row in part])

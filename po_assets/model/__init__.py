@@ -2,7 +2,7 @@
 
 Used by the token budget of the data, by training and by evaluation, which must agree on all four. Nothing is trained
 here. Importing this package is cheap: torch and transformers are imported by the functions that need them; only `cpu`
-imports torch.
+and `packed` import torch.
 """
 
 from po_assets.model.chat import ChatTemplate, load_tokenizer

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from upath import UPath
 
@@ -76,12 +77,36 @@ class CheckpointStore:
     def __init__(self, folder: UPath | Path, run_digest: str, report: Callable[[str], None]) -> None:
         """`report` is told which checkpoint is used and why others are not."""
         self._folder, self._digest, self._report = UPath(folder), run_digest, report
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        """Nothing is being written any more when this returns: whoever trains next may tidy up."""
+        if self._writing:
+            wait([self._writing])
+            if kind is None:
+                self._writing.result()
+
+    def save(self, checkpoint: Checkpoint, *, beside: bool = False) -> None:
         """Write a checkpoint, then drop this training's old ones.
 
-        A full disk costs the checkpoint, not the training: it is reported, and training goes on.
+        `beside`: a copy of it, in a thread, unless the one before is still being written. What stopped that one is
+        raised here. A full disk costs the checkpoint, not the training: it is reported, and training goes on.
         """
+        if self._writing:
+            if beside and not self._writing.done():
+                return
+            self._writing.result()
+        if not beside:
+            self._write(checkpoint)
+            return
+        copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in checkpoint.tensors.items()}
+        self._writing = self._writer.submit(self._write, replace(checkpoint, tensors=copy, log=list(checkpoint.log)))
+
+    def _write(self, checkpoint: Checkpoint) -> None:
         from safetensors.torch import save_file
 
         target = self._folder / f"{_PREFIX}{checkpoint.step:06d}"

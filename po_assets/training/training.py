@@ -4,16 +4,20 @@ Loss is the cross-entropy of the answer and its end-of-sequence token, averaged 
 AdamW on float32 matrices, gradient clipping, a plan of steps that is known in advance. The same rows, recipe and
 processor give the same matrices to the last bit, also when the training is interrupted and resumed, and with any number
 of rows side by side. On a GPU the same seeds draw the same rows and masks, but sums are rounded in an order that is not
-fixed (atomic additions), so that two trainings agree to a few digits; so do one worker's and several (`num_workers`).
+fixed (atomic additions in attention's backward pass), so that two trainings agree to a few digits, unless the recipe
+asks for `deterministic` algorithms: then the same card and versions give the same matrices. One worker's and several
+(`num_workers`) agree to a few digits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -99,7 +103,7 @@ def train(
         f"({recipe.epochs:g} epochs); {engine.description}."
         + (f" {amount(len(held), 'row')} of other prompts are held out for the validation loss." if held else "")
     )
-    with engine:
+    with _algorithms(recipe), checkpoints or contextlib.nullcontext(), engine:
         for step in steps[start:]:
             began = time.monotonic()
             with memory_named(partial(_in_step, step, rows)):
@@ -124,7 +128,9 @@ def train(
             _report(progress, log, start, left)
             last = step.number + 1 == len(steps)
             if checkpoints and is_leader() and (last or time.monotonic() - saved >= recipe.checkpoint_seconds):
-                checkpoints.save(Checkpoint(step.number + 1, _state(parameters, optimizer) | best, log))
+                # The last one must be there before anything is published; so must each, where every step's is wanted.
+                beside = not last and recipe.checkpoint_seconds > 0
+                checkpoints.save(Checkpoint(step.number + 1, _state(parameters, optimizer) | best, log), beside=beside)
                 saved = time.monotonic()
     published = log[-1]
     if best and (lowest := best_record(log)):
@@ -194,6 +200,21 @@ def _diverged(what: str, recipe: TrainingSettings) -> UserError:
         f"{what}: the training diverged. Lower learning_rate (now {recipe.learning_rate:g}); the previous adapter is "
         "still in place."
     )
+
+
+@contextlib.contextmanager
+def _algorithms(recipe: TrainingSettings) -> Iterator[None]:
+    """PyTorch's deterministic algorithms where the recipe asks for them; it raises where there is none."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _record(

@@ -4,7 +4,7 @@ Design.md counts eleven; every test is named by the fault's number.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -14,7 +14,7 @@ from upath import UPath
 
 from po_assets.dag import Artifacts
 from po_assets.dataset.assets import supervised_dataset
-from po_assets.dataset.cases import read_eval_cases
+from po_assets.dataset.cases import COLUMNS, read_eval_cases
 from po_assets.dataset.publication import TokenBudget
 from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.checks import evaluation_checks
@@ -150,7 +150,7 @@ def test_4_evaluation_inputs_do_not_reach_the_training_rows(tmp_path: Path) -> N
 
 def test_4_a_reference_answer_under_another_prompt_is_held_out(tmp_path: Path) -> None:
     """The row asks something else, and teaches what a case's answer is."""
-    cases = [asdict(one) for one in read_eval_cases(UPath(SAMPLES))]
+    cases = [{name: getattr(one, name) for name in COLUMNS} for one in read_eval_cases(UPath(SAMPLES))]
     given = texts(50) | {"vision": cases[0]["reference_vision_yaml"], "review": cases[0]["reference_review_yaml"]}
     layout = land(tmp_path, a=[*GOOD, row(50) | teacher_row(given, score=0.95)])
     result = run(layout, cases=cases)
@@ -216,14 +216,14 @@ def test_8_no_row_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_8_training_on_the_wrong_tokens_is_noticed(tmp_path: Path) -> None:
-    """Rows were padded, the loss was computed on the prompt, too, and no row ended in an end-of-sequence token."""
+    """The loss was computed on the prompt, too, and no row ended in an end-of-sequence token."""
     layout = make_artifacts(tmp_path / "artifacts")
     assert train(layout).success
     whole = ChatTemplate.answer_ids
 
-    def all_tokens(rows: Sequence[TokenizedRow], pad_id: int) -> Batch:
-        batch = collate(rows, pad_id)
-        return Batch(batch.ids, batch.attention, batch.ids.clone())
+    def all_tokens(rows: Sequence[TokenizedRow]) -> Batch:
+        batch = collate(rows)
+        return replace(batch, labels=batch.ids)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_checks, "collate", all_tokens)
@@ -234,10 +234,7 @@ def test_8_training_on_the_wrong_tokens_is_noticed(tmp_path: Path) -> None:
     for found in (everything, endless):
         assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
         assert "12 of 12 rows are trained on the wrong tokens." in found.description
-    assert {one["reason"] for one in table(everything)} == {
-        "a prompt token is trained",  # the longest row of a batch has no padding
-        "a prompt token is trained; padding is trained",
-    }
+    assert {one["reason"] for one in table(everything)} == {"a prompt token is trained"}
     assert {one["reason"] for one in table(endless)} == {"it does not end in a trained end-of-sequence token"}
 
 

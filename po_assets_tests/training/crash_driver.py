@@ -39,7 +39,7 @@ def make(root: Path, moment: str = "", at: int = 1, artifacts: str = "", *, best
     match moment:
         case "during a step":
             gradients.FastEngine._row = dying(gradients.FastEngine._row)
-        case "while a checkpoint is written":
+        case "while a checkpoint is written" | "while one is written beside the training":
             checkpoints.write_manifest = dying(checkpoints.write_manifest)
         case "between the renames of a checkpoint":
             files._swap_directory = dying(files._swap_directory)
@@ -56,7 +56,8 @@ def make(root: Path, moment: str = "", at: int = 1, artifacts: str = "", *, best
         case "after the adapter is published":
             checkpoints.CheckpointStore.clear = dying(checkpoints.CheckpointStore.clear)
     more: dict[str, Any] = OVERFITTING if best else {}
-    recipe = tiny_recipe(root / "tiny", checkpoint_seconds=0.0, dropout=0.1, **more)
+    waits = 1e-9 if "beside" in moment else 0.0
+    recipe = tiny_recipe(root / "tiny", checkpoint_seconds=waits, dropout=0.1, **more)
     lines = (root / "log.txt").open("a", buffering=1)
     made = student.make_student(
         Layout(artifact_root(artifacts or str(root))),

@@ -1,5 +1,6 @@
 import errno
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from upath import UPath
 
 from po_assets.storage.files import POINTER
+from po_assets.training import checkpoints as checkpoints_module
 from po_assets.training import training
 from po_assets.training.checkpoints import KEPT, Checkpoint, CheckpointStore, StepRecord
 from po_assets_tests.training.tiny_training import FULL_DISK, OVERFITTING, UNLIKE_PAIRS, run_training
@@ -31,8 +33,8 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupt the training after the checkpoint of a step."""
     save = CheckpointStore.save
 
-    def save_and_stop(self: CheckpointStore, saved: Checkpoint) -> None:
-        save(self, saved)
+    def save_and_stop(self: CheckpointStore, saved: Checkpoint, **options: bool) -> None:
+        save(self, saved, **options)
         if saved.step == step:
             raise Interrupted
 
@@ -166,6 +168,46 @@ def test_half_written_folders_of_a_killed_run_are_removed(tmp_path: Path):
     checkpoints.drop_leftovers()
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
     assert "half-written" in lines[0]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A copy is written in a thread; a second one is left out meanwhile, and leaving the training waits for the first."""
+    begun, go_on = threading.Event(), threading.Event()
+    digest = checkpoints_module.file_digest
+
+    def held_up(path: UPath) -> str:
+        begun.set()
+        assert go_on.wait(60)
+        return digest(path)
+
+    monkeypatch.setattr(checkpoints_module, "file_digest", held_up)
+    checkpoints, _ = store(tmp_path)
+    one = checkpoint(1)
+    with checkpoints:
+        checkpoints.save(one, beside=True)
+        assert begun.wait(60)
+        one.tensors["parameter.a"].zero_()  # as the next step changes the matrices
+        one.log.clear()
+        checkpoints.save(checkpoint(2), beside=True)
+        go_on.set()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+    found = checkpoints.latest()
+    assert found is not None
+    assert found.tensors["parameter.a"].tolist() == [1.0, 1.0, 1.0]
+    assert len(found.log) == 1
+
+
+def test_what_stops_a_checkpoint_beside_the_training_stops_the_training(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An error in the thread is not lost."""
+
+    def broken(*_args: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(checkpoints_module, "write_manifest", broken)
+    with pytest.raises(PermissionError, match="read-only"):
+        run_training(tiny, store(tmp_path)[0], checkpoint_seconds=1e-9)
 
 
 def test_checkpoints_live_in_an_object_store_too():

@@ -61,6 +61,8 @@ def expected(processes: multiprocessing.context.ForkServerContext, layout: Layou
         ("during a step", 22, 5),
         ("while a checkpoint is written", 1, 0),
         ("while a checkpoint is written", 4, 3),
+        ("while one is written beside the training", 1, 0),
+        ("while one is written beside the training", 2, 1),
         ("between the renames of a checkpoint", 3, 2),
         ("while the adapter is written", 1, 6),
         ("before the adapter's manifest", 1, 6),

@@ -44,10 +44,10 @@ def test_loss_and_gradients_equal_those_of_the_model_itself(family: str, setting
         StepRow(TokenizedRow(tuple(torch.randint(0, 97, (n,)).tolist()), p), 1)
         for n, p in [(300, 120), (7, 3), (33, 32)]
     ]
-    plain = PlainEngine(student, parameters, batch_size=2, pad_id=0, reason="reference")
+    plain = PlainEngine(student, parameters, "reference", pack_tokens=310)
     expected_loss = plain.compute(rows)
     expected = [p.grad.clone() for p in parameters]
-    with make_engine(student, parameters, fast=True, workers=2, batch_size=1, pad_id=0) as engine:
+    with make_engine(student, parameters, fast=True, workers=2) as engine:
         assert "fast path" in engine.description
         loss = engine.compute(rows)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
@@ -64,7 +64,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tiny: Path):
         student = tiny_student(tiny, recipe)
         parameters = list(trainable(student).values())
         rows = [StepRow(row, seed) for seed, row in enumerate(tiny_rows(tiny))]
-        with make_engine(student, parameters, fast=True, workers=workers, batch_size=1, pad_id=1) as engine:
+        with make_engine(student, parameters, fast=True, workers=workers) as engine:
             results.append((engine.compute(rows), [p.grad.clone() for p in parameters]))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
@@ -79,7 +79,7 @@ def test_layers_that_are_computed_twice_change_nothing(tiny: Path, monkeypatch: 
     for kept in (1 << 30, 0):
         monkeypatch.setattr("po_assets.model.cpu.training.KEPT_BYTES", kept)
         assert FastPath(student).computed_twice(100) == (0 if kept else 2)
-        with make_engine(student, parameters, fast=True, workers=2, batch_size=1, pad_id=1) as engine:
+        with make_engine(student, parameters, fast=True, workers=2) as engine:
             results.append((engine.compute(rows), [p.grad.clone() for p in parameters]))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
@@ -91,7 +91,7 @@ def test_threads_are_given_back_after_training(tiny: Path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with make_engine(student, list(trainable(student).values()), fast=True, workers=1, batch_size=1, pad_id=1):
+        with make_engine(student, list(trainable(student).values()), fast=True, workers=1):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:
@@ -121,7 +121,7 @@ def test_dropout_is_drawn_from_the_seed(tiny: Path):
 def test_models_that_do_not_fit_are_trained_the_plain_way(tiny: Path, settings: dict[str, object], reason: str):
     """And the description says why."""
     student = tiny_student(tiny, tiny_recipe(tiny, **settings))
-    engine = make_engine(student, list(trainable(student).values()), fast=True, workers=1, batch_size=2, pad_id=1)
+    engine = make_engine(student, list(trainable(student).values()), fast=True, workers=1)
     assert reason in engine.description
     with engine:
         assert engine.compute([StepRow(row, 1) for row in tiny_rows(tiny)]) > 0

@@ -43,12 +43,15 @@ def test_no_rows_at_all_are_refused(chat: ChatTemplate):
         tokenize_rows([], chat, 2048)
 
 
-def test_padding_is_not_trained_even_when_it_is_the_end_of_sequence_token(chat: ChatTemplate):
-    """Pad and end-of-sequence are one token here; the real end stays trained, the padding does not."""
+def test_rows_of_a_batch_stand_one_behind_the_other(chat: ChatTemplate):
+    """Nothing is padded; positions begin anew, and no row is trained to predict the first token of the next."""
     short, long = tokenize_rows([("a", "b"), ("a" * 9, "b" * 9)], chat, 2048)
-    batch = collate([short, long], pad_id=chat.eos_id)
+    batch = collate([short, long])
     length = len(short.ids)
+    assert batch.ids[0].tolist() == [*short.ids, *long.ids]
+    assert batch.positions[0].tolist() == [*range(length), *range(len(long.ids))]
+    assert batch.labels[0].tolist() == [*short.labels, *long.labels]
     assert batch.labels[0, length - 1] == chat.eos_id
-    assert (batch.labels[0, length:] == NOT_TRAINED).all()
-    assert batch.attention.sum(1).tolist() == [length, len(long.ids)]
+    assert batch.labels[0, length] == NOT_TRAINED
+    assert batch.starts.tolist() == [0, length, length + len(long.ids)]
     assert label_faults([short, long], chat.eos_id) == []

@@ -26,6 +26,7 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 _FAMILY = ("llama", "qwen2", "mistral")
 
 LOSS_CHUNK = 64  # tokens; 64 float32 rows of 49,152 logits are 12 MB, which a CPU's last cache holds
+_GPU_LOGITS = 1 << 26  # of a slice on a GPU: 256 MiB in float32, 441 tokens of 152,064 logits
 _ALIGN = 32  # elements; keeps windows of dropout masks on a cache line
 _SLACK = 1 << 20  # elements beyond the largest window, which is what the windows' offsets vary over
 
@@ -330,10 +331,11 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
-        for start in range(0, hidden.shape[0], LOSS_CHUNK):
-            part = slice(start, start + LOSS_CHUNK)
+        chunk = LOSS_CHUNK if hidden.device.type == "cpu" else max(LOSS_CHUNK, _GPU_LOGITS // weight.shape[0])
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
             logits = functional.linear(hidden[part], weight).float()
             wanted = targets[part].unsqueeze(1)
             top = logits.amax(dim=1, keepdim=True)

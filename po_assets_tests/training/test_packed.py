@@ -1,0 +1,185 @@
+"""Rows packed into one pass without padding: the same loss and gradients as row by row, and what a GPU has room for."""
+
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from po_assets.model import packed as packing
+from po_assets.training.adapter import add_adapter, trainable
+from po_assets.training.gradients import PlainEngine, StepRow, TokenizedRow, make_engine, packed
+from po_assets.training.memory import PACK_TOKENS, activation_bytes, plan_passes
+from po_assets_tests.training.test_fast_path import SIZES
+from po_assets_tests.training.tiny_training import make_recipe
+
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+    "mistral with a window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)),
+}
+GIB = 2**30
+QWEN_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 28,
+}
+
+
+def student_of(family: str) -> Any:
+    torch.manual_seed(3)
+    recipe = make_recipe(rank=4, dropout=0.0)
+    student = add_adapter(FAMILIES[family]().eval(), recipe, Path("base"))
+    for name, parameter in trainable(student).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return student
+
+
+def some_rows() -> list[StepRow]:
+    lengths = [(60, 20), (7, 3), (33, 32), (41, 5)]
+    return [StepRow(TokenizedRow(tuple(torch.randint(0, 97, (n,)).tolist()), p), 1) for n, p in lengths]
+
+
+def by_the_model(student: Any, rows: list[StepRow]) -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients of one row after the other by transformers' own attention and loss."""
+    tokens, loss = sum(item.row.trained for item in rows), 0.0
+    for parameter in trainable(student).values():
+        parameter.grad = None
+    for item in rows:
+        ids, labels = torch.tensor([item.row.ids]), torch.tensor([item.row.labels])
+        part = student(input_ids=ids, labels=labels, num_items_in_batch=tokens).loss
+        part.backward()
+        loss += part.item()
+    return loss, [p.grad.clone() for p in trainable(student).values()]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_loss_and_gradients_equal_those_row_by_row(family: str, *, checkpointing: bool) -> None:
+    """All rows in one pass, some in two, and each alone; activations kept or computed twice; float32."""
+    student, rows = student_of(family), some_rows()
+    before = student.get_base_model().config._attn_implementation
+    expected_loss, expected = by_the_model(student, rows)
+    for tokens in (1_000, 100, 1):
+        parameters = list(trainable(student).values())
+        engine = PlainEngine(student, parameters, "asked for", 60, pack_tokens=tokens, checkpointing=checkpointing)
+        assert engine.compute(rows) == pytest.approx(expected_loss, rel=1e-6)
+        for parameter, reference in zip(parameters, expected, strict=True):
+            assert (parameter.grad - reference).norm() <= 1e-5 * reference.norm()
+        assert engine.measure([item.row for item in rows]) == pytest.approx(expected_loss, rel=1e-6)
+    assert student.get_base_model().config._attn_implementation == before
+
+
+def test_other_models_go_row_by_row(tmp_path: Path) -> None:
+    """A model whose attention or output layer is not known to fit is trained as its author wrote it."""
+    torch.manual_seed(3)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=2, n_positions=128)).eval()
+    student = add_adapter(model, make_recipe(rank=4, dropout=0.0), tmp_path)
+    rows, parameters = some_rows(), list(trainable(student).values())
+    expected_loss, expected = by_the_model(student.eval(), rows)
+    engine = make_engine(student, parameters, pack_tokens=1_000)
+    assert "one row a pass, since the model type 'gpt2' is none of llama" in engine.description
+    assert engine.compute(rows) == pytest.approx(expected_loss, rel=1e-6)
+    for parameter, reference in zip(parameters, expected, strict=True):
+        assert (parameter.grad - reference).norm() <= 1e-5 * reference.norm()
+
+
+def test_passes_hold_as_many_rows_as_fit() -> None:
+    """First fit, longest first; every row once, and one that is too long alone."""
+    rows = [StepRow(TokenizedRow((1,) * n, 1), n) for n in (40, 90, 60, 150, 30, 10)]
+    passes = [[len(item.row.ids) for item in one] for one in packed(rows, 100)]
+    assert passes == [[150], [90, 10], [60, 40], [30]]
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_the_gpu_kernel_is_called_as_pytorch_wants_it(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    """Its own shape function accepts the arguments; it is causal, and knows shared heads; which needs no GPU."""
+    monkeypatch.setattr(packing, "has_kernel", lambda _query: True)
+    called: dict[str, Any] = {}
+    kernel = packing.varlen_attn
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        called.update(inspect.signature(kernel).bind(*arguments, **options).arguments)
+        return kernel(*arguments, **options)
+
+    monkeypatch.setattr(packing, "varlen_attn", watched)
+    shape = {"dtype": torch.bfloat16, "device": "meta"}
+    query, key = torch.empty(1, 8, 100, 64, **shape), torch.empty(1, 2, 100, 64, **shape)
+    starts = torch.empty(4, dtype=torch.int32, device="meta")
+    out, _ = packing.packed_attention(
+        None, query, key, key, None, cu_seq_lens_q=starts, max_length_q=50, scaling=0.1, sliding_window=window
+    )
+    assert out.shape == (1, 100, 8, 64)
+    assert (called["max_q"], called["max_k"], called["scale"], called["enable_gqa"]) == (50, 50, 0.1, True)
+    assert called["window_size"] == (-1 if window is None else 15, 0)
+
+
+def shape_of(**changes: int) -> Any:
+    lora = [torch.empty(40_000_000, device="meta", requires_grad=True)]
+    return SimpleNamespace(config=SimpleNamespace(**QWEN_7B | changes), parameters=lambda: lora)
+
+
+@pytest.mark.parametrize(
+    ("free", "longest", "tokens", "recompute"),
+    [
+        (120 * GIB, 1_500, PACK_TOKENS, False),
+        (60 * GIB, 1_500, 6_514, False),  # smaller passes rather than everything twice
+        (18 * GIB, 1_500, 1_915, False),
+        (8 * GIB, 1_500, PACK_TOKENS, True),  # the longest row alone would not fit
+    ],
+)
+def test_activations_are_computed_twice_only_where_memory_asks_for_it(
+    free: int, longest: int, tokens: int, *, recompute: bool
+) -> None:
+    """For the shape of Qwen2.5-7B; the decision stands in the description."""
+    plan = plan_passes(shape_of(), longest, pack_tokens=None, checkpointing=None, free=free)
+    assert (plan.tokens, plan.recompute) == (pytest.approx(tokens, rel=0.02), recompute)
+    assert f"activations are {'computed twice' if recompute else 'kept'}" in plan.described
+    asked = plan_passes(shape_of(), longest, pack_tokens=700, checkpointing=not recompute, free=free)
+    assert (asked.tokens, asked.recompute) == (700, not recompute)
+
+
+def test_the_estimate_is_that_of_what_autograd_keeps() -> None:
+    """Counted on a layer with LoRA and dropout under autocast, as a GPU computes it."""
+    sizes = SIZES | {"hidden_size": 64, "intermediate_size": 192}
+    kept: list[int] = []
+    for layers in (2, 4):
+        torch.manual_seed(0)
+        config = LlamaConfig(**sizes | {"num_hidden_layers": layers})
+        student = add_adapter(LlamaForCausalLM(config).bfloat16(), make_recipe(rank=4, dropout=0.1), Path("base"))
+        frozen = {p.untyped_storage().data_ptr() for p in student.parameters()}
+        seen: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, frozen: set[int] = frozen, seen: dict[int, int] = seen) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in frozen:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        engine = PlainEngine(student, list(trainable(student).values()), "asked for", 256, pack_tokens=1)
+        row = StepRow(TokenizedRow(tuple(torch.randint(0, 97, (256,)).tolist()), 200), 1)
+        with engine._attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = engine._loss([row])
+        kept.append(sum(seen.values()))
+        del loss
+    measured = (kept[1] - kept[0]) / 2 / 256
+    masks = 3 * (6 * config.hidden_size + config.intermediate_size)  # a CPU keeps them in float32, a GPU as bytes
+    assert activation_bytes(config)[0] + masks == pytest.approx(measured, rel=0.05)
