@@ -39,6 +39,7 @@ class StopReason(StrEnum):
     FINISHED = "finished"
     BUDGET = "budget"
     OUTAGE = "outage"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class Batch:
         self.histories = {key: settle(history) for key, history in self.histories.items()}
         attempts = [scored for history in self.histories.values() for scored in history]
         self._budget = Budget(plan, sum(map(self._amount, attempts), Amount()))
-        self._limiter = RateLimiter(llm.requests_per_minute, llm.tokens_per_minute)
+        self._hosted = llm.delivery == "batch"
+        pace = (None, None) if self._hosted else (llm.requests_per_minute, llm.tokens_per_minute)
+        self._limiter = RateLimiter(*pace)
         self._requests = len(attempts)
         self._answers = sum(scored.answered for scored in attempts)
         self._settled = 0
@@ -123,7 +126,7 @@ class Batch:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._llm.concurrency, len(pending))):
+                for _ in range(len(pending) if self._hosted else min(self._llm.concurrency, len(pending))):
                     self._workers.append(group.create_task(work()))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -167,7 +170,7 @@ class Batch:
         messages = teacher_messages(payload.concept, payload.requirements_yaml, self._llm.instructions, reminder)
         prompt = sum(len(m["content"].encode()) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS for m in messages)
         completion = self._llm.max_output_tokens
-        most = Amount(1, prompt + completion, self._llm.cost(prompt, completion))
+        most = Amount(1, prompt + completion, self._llm.cost(prompt, completion, hosted=self._hosted))
         if used_up := await self._budget.reserve(most):
             self._halt(StopReason.BUDGET, used_up)
             return None, None
@@ -186,6 +189,7 @@ class Batch:
                     max_output_tokens=completion,
                     reserved_prompt=prompt,
                     reserved_completion=completion,
+                    hosted=self._hosted,
                 )
                 scored, fault = await self._exchange(attempt, messages)
             finally:
@@ -202,8 +206,8 @@ class Batch:
         """Note the request, send it, keep what comes, score it."""
         await self._journal.keep(attempt)
         started = time.monotonic()
-        reply = await self._client.ask(messages)
-        attempt = _answered(attempt, reply, time.monotonic() - started)
+        reply = await self._client.ask(messages, attempt.id)
+        attempt = answered(attempt, reply, time.monotonic() - started)
         await self._journal.keep(attempt)
         scored = score_attempt(attempt, self._plan.min_score)
         self.histories[attempt.key].append(scored)
@@ -220,7 +224,8 @@ class Batch:
 
     def _amount(self, scored: Scored) -> Amount:
         prompt, completion = scored.attempt.tokens
-        return Amount(int(scored.accepted), prompt + completion, self._llm.cost(prompt, completion))
+        cost = self._llm.cost(prompt, completion, hosted=scored.attempt.hosted)
+        return Amount(int(scored.accepted), prompt + completion, cost)
 
     def _count_failure(self, scored: Scored) -> None:
         self._failed_in_a_row += 1
@@ -277,7 +282,7 @@ class Batch:
         )
 
 
-def _answered(attempt: Attempt, reply: Reply, seconds: float) -> Attempt:
+def answered(attempt: Attempt, reply: Reply, seconds: float) -> Attempt:
     """The attempt with what came back."""
     fault, usage, estimated = reply.fault, reply.usage, False
     if usage is None and fault and fault.free:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from po_assets.teacher.settings import TeacherLLM
 
 if TYPE_CHECKING:
-    from openai import APIConnectionError, APIStatusError
+    from openai import APIConnectionError
 
 _DETAIL_CHARACTERS = 300
 _REQUEST_TIMEOUT, _CONFLICT, _RATE_LIMITED, _SERVER_ERROR = 408, 409, 429, 500
@@ -86,35 +86,43 @@ class TeacherClient:
         """Close the connections."""
         await self._client.close()
 
-    async def ask(self, messages: list[dict[str, str]]) -> Reply:
+    async def ask(self, messages: list[dict[str, str]], name: str = "") -> Reply:  # noqa: ARG002 - for a batch
         """Send one request; whatever happens to it is in the reply. Only cancellation is raised."""
-        import openai
-
-        received = _Received()
+        received = Received()
         try:
             async with asyncio.timeout(self._llm.timeout_seconds):
                 await self._send(messages, received)
-        except (TimeoutError, openai.APITimeoutError) as error:
-            fault = self._time_out(error)
-        except openai.APIConnectionError as error:
-            fault = self._lost(error)
-        except openai.APIStatusError as error:
-            fault = self._refused_by_status(error)
-        except _RedirectError as error:
-            fault = self._fault("redirected elsewhere", error, stops=True, free=True)
-        except _AnswerError as error:
-            fault = self._fault("server error in the answer", error, cut=True, again=True)
         except Exception as error:  # noqa: BLE001 - what no server should send still has to end in the ledger
-            fault = self._broken(error)
-        else:
-            return received.reply(self._redacted)
-        return Reply(text="".join(received.parts), model=received.model, usage=received.usage, fault=fault)
+            fault = self.fault_of(error)
+            return Reply(text="".join(received.parts), model=received.model, usage=received.usage, fault=fault)
+        return received.reply(self._redacted)
 
-    async def _send(self, messages: list[dict[str, str]], received: "_Received") -> None:
+    def fault_of(self, error: Exception) -> Fault:
+        """What went wrong with a request, by the exception that it ended in."""
+        import openai
+
+        match error:
+            case TimeoutError() | openai.APITimeoutError():
+                return self._time_out(error)
+            case openai.APIConnectionError():
+                return self._lost(error)
+            case openai.APIStatusError():
+                wait = retry_after(error.response.headers)
+                return self._refused_by_status(error.status_code, error.code, error, wait)
+            case _RedirectError():
+                return self._fault("redirected elsewhere", error, stops=True, free=True)
+            case AnswerError():
+                return self._fault("server error in the answer", error, cut=True, again=True)
+        return self._broken(error)
+
+    def _options(self) -> dict[str, Any]:
+        """The fields of a request besides model and messages."""
         llm = self._llm
         options: dict[str, Any] = {llm.token_limit_parameter: llm.max_output_tokens}
-        if llm.temperature is not None:
-            options["temperature"] = llm.temperature
+        return options | ({} if llm.temperature is None else {"temperature": llm.temperature})
+
+    async def _send(self, messages: list[dict[str, str]], received: "Received") -> None:
+        llm, options = self._llm, self._options()
         if llm.extra_body:
             options["extra_body"] = llm.extra_body
         if llm.stream:
@@ -159,15 +167,13 @@ class TeacherClient:
         detail = self._redacted(f"{type(error).__name__}: {error}")
         return Fault("request cannot be sent", detail, stops=True, free=True)
 
-    def _refused_by_status(self, error: "APIStatusError") -> Fault:
-        status = error.status_code
-        if error.code == _OUT_OF_MONEY:
+    def _refused_by_status(self, status: int, code: object, error: Exception, wait: float | None = None) -> Fault:
+        if code == _OUT_OF_MONEY:
             return self._fault("account without credit", error, stops=True, free=True)
         if status in _USELESS:
             return self._fault(f"{_USELESS[status]} ({status})", error, stops=True, free=True)
         if status >= _SERVER_ERROR or status in (_REQUEST_TIMEOUT, _CONFLICT, _RATE_LIMITED):
             kind = "rate limited" if status == _RATE_LIMITED else "server error"
-            wait = retry_after(error.response.headers)
             return self._fault(f"{kind} ({status})", error, again=True, wait=wait, free=True)
         return self._fault(f"request refused ({status})", error, free=True)
 
@@ -202,11 +208,11 @@ async def _stay_at_this_origin(response: Any) -> None:
         )
 
 
-class _AnswerError(Exception):
+class AnswerError(Exception):
     """A response of status 200 that reports an error."""
 
 
-class _Received:
+class Received:
     """An answer as far as it has come."""
 
     def __init__(self) -> None:
@@ -220,12 +226,12 @@ class _Received:
         """Add a piece of a stream, or a whole answer; anything in it may be missing or of another type.
 
         Raises:
-            _AnswerError: it reports an error.
+            AnswerError: it reports an error.
         """
         if not isinstance(record, dict):
             return
         if error := record.get("error"):
-            raise _AnswerError(error.get("message") or str(error) if isinstance(error, dict) else str(error))
+            raise AnswerError(error.get("message") or str(error) if isinstance(error, dict) else str(error))
         if isinstance(model := record.get("model"), str):
             self.model = model
         self.usage = _usage(record.get("usage")) or self.usage

@@ -56,6 +56,8 @@ class Attempt:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     estimated: bool = False
+    hosted: bool = False
+    """Asked in a batch of the provider, at its price."""
     landed_in: str | None = None
     """The file in incoming/ that holds its row, from the moment at which the file is announced."""
 
@@ -76,8 +78,10 @@ _COLUMNS = [field.name for field in fields(Attempt)]
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS requests (number INTEGER PRIMARY KEY, {", ".join(_COLUMNS)}, UNIQUE (id));
 CREATE TABLE IF NOT EXISTS landings (file TEXT PRIMARY KEY, content BLOB);
+CREATE TABLE IF NOT EXISTS rounds (name TEXT PRIMARY KEY, content BLOB, batch TEXT);
 """
-# `content` holds the announced file's bytes until it is published; then it is NULL.
+# A landing's `content` holds the announced file's bytes until it is published; then it is NULL. A round is what the
+# provider is handed as one batch: the file's bytes, and once it has accepted them its name for the batch.
 _KEEP = (
     f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 - field names
     f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
@@ -86,7 +90,7 @@ _KEEP = (
 
 def _as_values(row: tuple[Any, ...]) -> dict[str, Any]:
     values = dict(zip(_COLUMNS, row, strict=True))
-    return values | {name: bool(values[name]) for name in ("cut", "estimated")}  # SQLite knows no booleans
+    return values | {name: bool(values[name]) for name in ("cut", "estimated", "hosted")}  # SQLite knows no booleans
 
 
 class Journal:
@@ -107,6 +111,10 @@ class Journal:
         database.execute("PRAGMA journal_mode = WAL")  # readable by people while a batch writes
         database.execute("PRAGMA synchronous = FULL")  # a transaction that is done survives a power cut
         database.executescript(_SCHEMA)
+        if "hosted" not in [
+            row[1] for row in database.execute("PRAGMA table_info(requests)")
+        ]:  # made by an older version
+            database.execute("ALTER TABLE requests ADD COLUMN hosted")
 
     async def keep(self, attempt: Attempt) -> None:
         """Keep a request that is about to be sent, or what came back for it: then it is on disk when this returns.
@@ -141,6 +149,19 @@ class Journal:
         query = f"SELECT {', '.join(_COLUMNS)} FROM requests ORDER BY number"  # noqa: S608 - names of fields
         rows = self._do(lambda database: database.execute(query).fetchall())
         return [Attempt(**_as_values(row)) for row in rows]
+
+    async def keep_round(self, name: str, content: bytes, batch: str | None = None) -> None:
+        """Note what is about to be handed to the provider as one batch, or which `batch` it became there."""
+
+        def note(database: sqlite3.Connection) -> None:
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", (name, content, batch))
+
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._do, note)
+
+    def rounds(self) -> list[tuple[str, bytes, str | None]]:
+        """What was handed to the provider, or was about to be: name, content and the provider's name for the batch."""
+        return self._do(lambda database: database.execute("SELECT * FROM rounds ORDER BY rowid").fetchall())
 
     def announce(self, file: str, content: bytes, ids: Sequence[str]) -> None:
         """Note a file of accepted answers before it is published: its bytes, and whose rows it holds."""

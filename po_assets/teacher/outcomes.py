@@ -81,7 +81,11 @@ class Scored:
 def score_attempt(attempt: Attempt, min_score: float) -> Scored:
     """What the attempt came to."""
     if attempt.answered_at is None:
-        detail = "the process ended before the answer came; the teacher may have charged it"
+        detail = (
+            "it is with the provider's batch endpoint; the next run collects it"
+            if attempt.hosted
+            else "the process ended before the answer came; the teacher may have charged it"
+        )
         return Scored(attempt, AttemptOutcome.ERROR, INTERRUPTED, detail)
     if attempt.fault:
         outcome = AttemptOutcome.CUT if attempt.cut else AttemptOutcome.ERROR
@@ -191,7 +195,8 @@ def ledger_rows(
                 "prompt_tokens": prompt,
                 "completion_tokens": completion,
                 "estimated": scored.estimated,
-                "cost": llm.cost(prompt, completion),
+                "cost": llm.cost(prompt, completion, hosted=attempt.hosted),
+                "hosted": attempt.hosted,
                 "seconds": attempt.seconds,
                 "sent_at": attempt.sent_at,
                 "landed_in": attempt.landed_in,

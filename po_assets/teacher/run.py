@@ -24,6 +24,7 @@ from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
 from po_assets.storage import Layout, atomic_file, is_local, replace_file
 from po_assets.teacher.batch import Batch, BatchState, Stop, StopReason
 from po_assets.teacher.client import TeacherClient
+from po_assets.teacher.hosted import HostedBatches, finish_rounds
 from po_assets.teacher.journal import Journal, open_journal
 from po_assets.teacher.outcomes import PayloadState, Scored, Totals, ledger_rows, score_attempt, settle, state_of
 from po_assets.teacher.payloads import Payloads, choose, generate_payloads, read_payloads
@@ -109,8 +110,10 @@ def run_batch(
     for left_out in payloads.left_out[:_SHOWN_LEFT_OUT]:
         progress.say(f"{left_out['payload']} is left out: {left_out['reason']}")
     with open_journal(working / llm.folder_name(TEACHER_PROMPT_VERSION)) as journal:
-        run = _Run(llm, plan, layout, progress, journal, payloads, client or TeacherClient(llm))
-        return run.run()
+        asyncio.run(finish_rounds(llm, journal, progress, cancel=plan.cancel))
+        if client is None:
+            client = HostedBatches(llm, journal, progress) if llm.delivery == "batch" else TeacherClient(llm)
+        return _Run(llm, plan, layout, progress, journal, payloads, client).run()
 
 
 def working_folder(plan: BatchPlan, layout: Layout) -> Path:
@@ -201,6 +204,8 @@ class _Run:
 
     async def _ask(self, batch: Batch) -> Stop:
         try:
+            if self.plan.cancel:
+                return Stop(StopReason.CANCELLED, "nothing was asked, since `cancel` is set")
             return await batch.run()
         finally:
             await self.client.close()

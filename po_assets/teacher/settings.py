@@ -42,6 +42,7 @@ class TeacherLLM(Settings):
             ),
             *("requests_per_minute", "tokens_per_minute", "retries", "retry_wait_seconds"),
             *("price_per_million_input_tokens", "price_per_million_output_tokens"),
+            *("delivery", "batch_price_share", "batch_poll_seconds"),
         }
     )
 
@@ -96,6 +97,16 @@ class TeacherLLM(Settings):
         default=0.0, ge=0, description="Money per million answer tokens, thinking included."
     )
 
+    delivery: Literal["live", "batch"] = Field(
+        default="live",
+        description="`live`, or `batch`: questions are handed to the provider's batch endpoint and collected when it "
+        "is done, within 24 hours, at a lower price; pace, stream and concurrency do not matter then.",
+    )
+    batch_price_share: float = Field(
+        default=0.5, ge=0, le=1, description="What a request in a batch costs, as a share of the prices."
+    )
+    batch_poll_seconds: float = Field(default=60.0, gt=0, description="How often a batch is looked at.")
+
     @field_validator("base_url")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
@@ -140,10 +151,11 @@ class TeacherLLM(Settings):
         """The key from the environment; a stand-in where none is wanted, because the client insists on one."""
         return os.environ[self.api_key_variable].strip() if self.api_key_variable else "none"
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What this many tokens cost, in whatever currency the prices are in."""
+    def cost(self, prompt_tokens: int, completion_tokens: int, *, hosted: bool = False) -> float:
+        """What this many tokens cost, live or in a `hosted` batch, in whatever currency the prices are in."""
         prompt, completion = self.price_per_million_input_tokens, self.price_per_million_output_tokens
-        return (prompt_tokens * prompt + completion_tokens * completion) / 1e6
+        share = self.batch_price_share if hosted else 1.0
+        return (prompt_tokens * prompt + completion_tokens * completion) / 1e6 * share
 
     def folder_name(self, prompt_version: str) -> str:
         """The journal's folder: the model in readable form, and a digest of all that decides the answers."""
@@ -178,6 +190,10 @@ class BatchPlan(Settings):
     max_cost: float | None = Field(default=None, ge=0, description="Budget: money, in the currency of the prices.")
     min_acceptance: float = Field(
         default=0.5, ge=0, le=1, description="Share of answers that should be accepted; a check warns below it."
+    )
+    cancel: bool = Field(
+        default=False,
+        description="Ask nothing, and cancel what is with the provider's batch endpoint: what is answered lands.",
     )
     working_folder: str = Field(
         default="",

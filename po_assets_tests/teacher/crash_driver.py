@@ -14,7 +14,7 @@ from po_assets.text import Progress
 from po_assets_tests.teacher.scenes import llm
 
 
-def ask(root: Path, payloads: Path, url: str, moment: str = "", at: int = 1) -> None:
+def ask(root: Path, payloads: Path, url: str, moment: str = "", at: int = 1, **settings: Any) -> None:
     """Ask and land; die at the `at`-th time that `moment` comes."""
     left = [at]
 
@@ -53,4 +53,5 @@ def ask(root: Path, payloads: Path, url: str, moment: str = "", at: int = 1) -> 
         case "before the ledger is written":
             run.write_ledger = dying(run.write_ledger)
     plan = run.BatchPlan(payloads=str(payloads))
-    run.run_batch(llm(url), plan, Layout(UPath(root)), Progress(lambda _line: None))
+    teacher = llm(url, batch_poll_seconds=0.05, **settings)
+    run.run_batch(teacher, plan, Layout(UPath(root)), Progress(lambda _line: None))
