@@ -59,6 +59,7 @@ CHECKS = {
         "non_inferiority": True,
         "status_accuracy": True,
         "worst_case": True,
+        "consumer_prompts": True,
     },
     "exported_student": {"export_parity": True},
     "synthetic_conflicts": {"share_reached": False, "rows_are_sound": True, "style_leakage": True},

@@ -60,11 +60,17 @@ class EvalCase:
     """The status that a right answer gives; None where nobody said."""
     existing_vision_yaml: str = ""
     asked_with: Prompt = BUILT_IN
+    """Of the run, not of the case."""
 
     @cached_property
     def prompt(self) -> str:
         """The user's turn, as in training; the system text is that of `asked_with`."""
         return self.asked_with.user(self.concept, self.requirements_yaml, self.existing_vision_yaml)
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The whole conversation (`role`, `content`): a system text where there is one, and the user's turn."""
+        return self.asked_with.turns(self.concept, self.requirements_yaml, self.existing_vision_yaml)
 
     @cached_property
     def requirement_ids(self) -> tuple[str, ...]:

@@ -140,13 +140,13 @@ def _rendered(source: str, texts: Sequence[str]) -> str:
 
 @lru_cache(maxsize=16)
 def _patterns(source: str) -> list[re.Pattern[str]]:
-    """What the template writes with and without an existing vision, with a group for each variable."""
+    """What the template writes with and without an existing vision; of a heading that stands twice the last counts."""
     patterns = []
     for vision in (_MARKS[VARIABLES[2]], ""):
         pattern = ""
         for piece in _MARK.split(_rendered(source, [*map(_MARKS.__getitem__, _NEEDED), vision])):
             name = next((name for name, mark in _MARKS.items() if mark == piece), None)
-            group = f"(?P={name})" if f"(?P<{name}>" in pattern else f"(?P<{name}>.*?)"
+            group = f"(?P={name})" if f"(?P<{name}>" in pattern else f"(?P<{name}>.*)"
             pattern += group if name else re.escape(piece)
         patterns.append(re.compile(pattern, re.DOTALL))
     return patterns

@@ -47,7 +47,7 @@ class MixedRows:
         if not self.shown:
             return ""
         others = ", ".join(f"{count:,} under {name}" for name, count in self.shown.items())
-        kept = f" ({amount(self.kept, 'more')} would not fit under one and stayed)" if self.kept else ""
+        kept = f" ({self.kept:,} more would not fit under one and stayed)" if self.kept else ""
         own = len(self.examples) - sum(self.shown.values())
         return f"Of {amount(len(self.examples), 'row')} {own:,} are trained under the own prompt, {others}{kept}."
 

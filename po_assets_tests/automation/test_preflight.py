@@ -11,6 +11,7 @@ from upath import UPath
 from po_assets.automation import preflight
 from po_assets.automation.preflight import Plan
 from po_assets.dag import Verdict
+from po_assets.dataset.settings import PromptSettings
 from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel
 from po_assets.storage import Layout
@@ -47,6 +48,15 @@ def test_answers_that_would_be_cut_are_refused(plan: Plan) -> None:
     verdict = judged(plan, decoding=Decoding(max_new_tokens=8))
     assert (verdict.passed, verdict.severity) == (False, "ERROR")
     assert "max_new_tokens is 8, but the grammar allows answers of up to" in verdict.summary
+
+
+def test_a_mix_of_prompts_that_cannot_be_had_is_refused(plan: Plan) -> None:
+    """Before anything is trained."""
+    recipe = TrainingSettings(base_model=plan.base_model, prompt_mix=0.5)
+    assert judged(plan, recipe=recipe).passed
+    verdict = judged(plan, recipe=recipe, prompt=PromptSettings(consumer_prompts=[]))
+    assert (verdict.passed, verdict.severity) == (False, "ERROR")
+    assert "prompt_mix is 0.5, and no other prompt is named" in verdict.summary
 
 
 def test_all_faults_are_told_at_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from po_assets.dataset.cases import EvalCase
+from po_assets.dataset.cases import COLUMNS, EvalCase
 from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.scoring import ScoredAnswer, score_answer
 from po_assets.product_owner import format_answer
@@ -86,8 +86,7 @@ def cases(count: int) -> list[EvalCase]:
 
 def cases_table(wanted: list[EvalCase]) -> pd.DataFrame:
     """The cases as the table that the asset gets."""
-    columns = list(EvalCase.__dataclass_fields__)
-    return pd.DataFrame([{column: getattr(item, column) for column in columns} for item in wanted])
+    return pd.DataFrame([{column: getattr(item, column) for column in COLUMNS} for item in wanted])
 
 
 def scored(of: EvalCase, text: str = GOOD, *, model: str = "student", **changes: Any) -> ScoredAnswer:

@@ -109,7 +109,7 @@ def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(evaluated
     checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
     assert set(checks) == {
         "case_count", "mean_score", "score_std", "delta_vs_baseline", "valid_answers", "non_inferiority",
-        "judges", "status_accuracy", "worst_case",
+        "judges", "status_accuracy", "worst_case", "consumer_prompts",
     }  # fmt: skip
     assert not checks["case_count"].passed
     assert "3 cases were evaluated, 40 are wanted." in checks["case_count"].description
@@ -213,6 +213,34 @@ def test_a_baseline_of_other_settings_is_refused(evaluated: tuple[Layout, Any], 
     text = failure(run(layout, base_folder, "eval_report", decoding=other), "eval_report")
     assert "it was decoded with other settings than the student's (free, greedy, at most 11 new tokens" in text
     assert "Materialize baseline_report with the same settings, then eval_report again." in text
+
+
+def test_the_student_is_asked_through_consumers_prompts_too(evaluated: tuple[Layout, Any], base_folder: Path) -> None:
+    """By default the agent's, on all of so few cases; table and report show it, and nothing is asked twice."""
+    layout, result = evaluated
+    (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key == dg.AssetKey("eval_report")]
+    (row,) = event.materialization.metadata["consumer_prompts"].value.records
+    assert (row.data["prompt"], row.data["cases"]) == ("agent", "3")
+    check = {check.check_name: check for check in result.get_asset_check_evaluations()}["consumer_prompts"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "Through the prompt agent the student scores" in check.description
+    assert json.loads(layout.report_json.read_text())["consumer_prompts"] == [row.data]
+    cached = {path.name: path.read_bytes() for path in layout.answer_cache.iterdir()}
+    assert run(layout, base_folder, "eval_report").get_asset_materialization_events()
+    assert {path.name: path.read_bytes() for path in layout.answer_cache.iterdir()} == cached
+
+
+def test_an_adapter_or_a_baseline_of_another_prompt_is_refused(
+    evaluated: tuple[Layout, Any], base_folder: Path
+) -> None:
+    """By name, with the way out; nothing is evaluated that would be certified for another prompt."""
+    layout, _ = evaluated
+    agents = PromptSettings(template="agent", consumer_prompts=[])
+    text = failure(run(layout, base_folder, "eval_report", prompt=agents), "eval_report")
+    assert "it was asked under another prompt than the student is (agent)" in text
+    text = failure(run(layout, base_folder, prompt=agents), "eval_report")
+    assert "The adapter was trained under the prompt 'built-in'" in text
+    assert "the one set now is 'agent'" in text
 
 
 def test_without_adapter_or_with_an_untrained_one_nothing_is_evaluated(layout: Layout, base_folder: Path) -> None:

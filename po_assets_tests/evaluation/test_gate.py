@@ -40,7 +40,7 @@ def test_a_good_student_passes_every_criterion() -> None:
     """In the order of the design."""
     found = rows(*both_sides(GOOD_TOTALS))
     assert [name for name, verdict in found.items() if not verdict.passed] == []
-    warnings = {"judges", "non_inferiority", "status_accuracy", "worst_case"}
+    warnings = {"judges", "non_inferiority", "status_accuracy", "worst_case", "consumer_prompts"}
     assert {name for name, verdict in found.items() if verdict.severity == "WARN"} == warnings
     assert passes(*both_sides(GOOD_TOTALS))
     assert list(found) == [
@@ -53,6 +53,7 @@ def test_a_good_student_passes_every_criterion() -> None:
         "non_inferiority",
         "status_accuracy",
         "worst_case",
+        "consumer_prompts",
     ]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from po_assets.dag import stage_frames
-from po_assets.dataset.cases import EvalCase, read_eval_cases
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.scoring import score_answer
@@ -33,7 +33,7 @@ def answered(layout: Layout, name: str, texts: dict[str, str]) -> None:
     for case in read_eval_cases(layout.eval_cases):
         reference = format_answer(case.reference_vision_yaml, case.reference_review_yaml)
         answer = Answer(case.case_id, texts.get(case.case_id, reference), "stop", tokens=300, seconds=1.0)
-        scored = score_answer(EvalCase(**asdict(case)), answer, model=name, model_digest="m", decoding="d")
+        scored = score_answer(case, answer, model=name, model_digest="m", decoding="d")
         rows.append(asdict(scored))
     path = layout.baseline_answers if name == "baseline" else layout.student_answers
     table = stage_frames(path, [pd.DataFrame(rows)])
