@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -41,7 +41,7 @@ class Plan:
     recipe: TrainingSettings
     decoding: Decoding
     gate: GateProfile
-    prompt: PromptSettings = PromptSettings()  # noqa: RUF009 - frozen
+    prompt: PromptSettings = field(default_factory=PromptSettings)
 
 
 checks = AssetChecks[Plan]("eval_cases")

@@ -105,7 +105,7 @@ class PromptSettings(Settings):
         "them.",
     )
     consumer_cases: int = Field(
-        default=4, ge=0, description="On how many evaluation cases the student is asked through each of them."
+        default=10, ge=0, description="On how many evaluation cases the student is asked through each of them."
     )
     seed: int = Field(default=42, ge=0, description="Changes which cases these are.")
 

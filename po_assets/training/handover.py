@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upath import UPath
+
 from po_assets.errors import UserError
 from po_assets.model import EMBEDDED_MODEL, BaseModel, ChatTemplate, base_model_digest
 from po_assets.product_owner import PROMPT_VERSION, contract
@@ -64,7 +66,7 @@ def write_handover(
     _generation_config(chat, round(longest_answer * _ROOM)).save_pretrained(folder)
 
 
-def travelled_prompt(folder: Path) -> Prompt:
+def travelled_prompt(folder: UPath | Path) -> Prompt:
     """The prompt that travels with an adapter; the built-in one where none does, as before prompts travelled.
 
     Raises:
