@@ -19,11 +19,20 @@ from upath import UPath
 from po_assets.dataset.cases import EvalCase
 from po_assets.errors import UserError
 from po_assets.evaluation.settings import ENGINE_VERSION, Decoding
-from po_assets.model import BaseModel, ChatTemplate, best_device, choose_precision, load_base_model, load_tokenizer
+from po_assets.model import (
+    BaseModel,
+    ChatTemplate,
+    best_device,
+    choose_precision,
+    decide_quantization,
+    load_base_model,
+    load_tokenizer,
+)
 from po_assets.product_owner import parse_answer, validate_answer
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
 from po_assets.storage import digest_of, is_local, replace_file
 from po_assets.text import Progress
+from po_assets.training.memory import memory_named
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -110,7 +119,7 @@ def load_baseline(folder: Path, spec: BaseModel) -> AnsweringModel:
     """The base model as it is."""
     from po_assets.model.cpu import prepare_for_decoding
 
-    model = load_base_model(folder, quantization=spec.quantization)
+    model = load_base_model(folder, quantization=decide_quantization(spec)[0])
     prepare_for_decoding(model)
     return AnsweringModel(model, ChatTemplate(load_tokenizer(folder)))
 
@@ -118,8 +127,8 @@ def load_baseline(folder: Path, spec: BaseModel) -> AnsweringModel:
 def load_student(folder: Path, spec: BaseModel, adapter: Path) -> AnsweringModel:
     """The base model with the adapter.
 
-    Merged where the weights allow it, in float32 and then rounded once to the precision that the baseline runs in: each
-    forward pass is then as fast as the base model's. A quantized base keeps its adapter beside it.
+    Merged where the weights allow it, each layer in float32 and rounded once to the precision that the baseline runs
+    in: each forward pass is then as fast as the base model's. A quantized base keeps its adapter beside it.
 
     Raises:
         UserError: the folder holds no adapter for this base model, or one that changes nothing.
@@ -128,8 +137,8 @@ def load_student(folder: Path, spec: BaseModel, adapter: Path) -> AnsweringModel
 
     from po_assets.model.cpu import prepare_for_decoding
 
-    quantized = spec.quantization != "none"
-    base = load_base_model(folder, None if quantized else "float32", quantization=spec.quantization, device="cpu")
+    quantization, _ = decide_quantization(spec)
+    base = load_base_model(folder, quantization=quantization)
     try:
         student = PeftModel.from_pretrained(base, str(adapter))
     except (OSError, ValueError, RuntimeError) as error:
@@ -140,11 +149,32 @@ def load_student(folder: Path, spec: BaseModel, adapter: Path) -> AnsweringModel
     student.eval()
     if not _changes_weights(student):
         raise UserError(f"The adapter changes no weight of {spec.name}: it was not trained. Materialize lora_adapter.")
-    if quantized:
-        return AnsweringModel(student, ChatTemplate(load_tokenizer(folder)))
-    merged = student.merge_and_unload().to(device=best_device(), dtype=choose_precision().torch_dtype)
-    prepare_for_decoding(merged.eval())
-    return AnsweringModel(merged, ChatTemplate(load_tokenizer(folder)))
+    if quantization == "none":
+        student = merged(student).eval()
+        prepare_for_decoding(student)
+    return AnsweringModel(student, ChatTemplate(load_tokenizer(folder)))
+
+
+def merged(student: Any) -> Any:
+    """The base model with the adapter of a PEFT model in its weights; layer by layer, so that 16 bits stay 16."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in student.modules():
+        if isinstance(module, LoraLayer):
+            layer = module.get_base_layer()
+            dtype = layer.weight.dtype
+            layer.float()
+            module.merge()
+            layer.to(dtype)
+    return student.unload()
+
+
+def computed_in() -> str:
+    """Where and in which precision this machine answers: the same question has other last bits elsewhere."""
+    import torch
+
+    device = torch.cuda.get_device_name() if best_device() == "cuda" else "cpu"
+    return f"{device}, {choose_precision().dtype}"
 
 
 def answer_cases(
@@ -169,17 +199,25 @@ def answer_cases(
         asked = [question.case for question in questions]
         _refuse(decoding_faults(asked, decoding, limits))
         log(f"{name}: {len(known)} of {len(cases)} answers are cached, {len(questions)} are to be generated")
-        answering = load_model()
-        _refuse(decoding_faults(asked, decoding, limits, answering.chat, context_of(answering.model.config)))
-        meter = _Meter(name, len(questions), log)
-        for question, answer in _answered(answering, questions, decoding, meter):
-            cache.add(question.asked, answer)
-            known[question.case.case_id] = answer
+        with memory_named(lambda: f"while {name} answered", lambda: _smaller(decoding)):
+            answering = load_model()
+            _refuse(decoding_faults(asked, decoding, limits, answering.chat, context_of(answering.model.config)))
+            meter = _Meter(name, len(questions), log)
+            for question, answer in _answered(answering, questions, decoding, meter):
+                cache.add(question.asked, answer)
+                known[question.case.case_id] = answer
         meter.finish()
     else:
         log(f"{name}: all {len(cases)} answers are cached, nothing is generated")
     # A cached answer belongs to the question, whatever the case was called when it was asked.
     return [replace(known[case.case_id], case_id=case.case_id) for case in cases]
+
+
+def _smaller(decoding: Decoding) -> str:
+    return (
+        f"Lower batch_size of the decoding settings (now {decoding.batch_size}) and materialize baseline_report and "
+        "eval_report again: the adapter stays in place, nothing is trained anew."
+    )
 
 
 def reference_limits(cases: Sequence[EvalCase]) -> GrammarLimits:

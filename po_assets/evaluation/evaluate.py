@@ -21,7 +21,16 @@ from upath import UPath
 from po_assets.dag import Artifacts, GateRecord
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import Answer, AnswerCache, Log, answer_cases, load_baseline, load_student
+from po_assets.evaluation.answers import (
+    Answer,
+    AnswerCache,
+    Log,
+    answer_cases,
+    computed_in,
+    load_baseline,
+    load_student,
+    reference_limits,
+)
 from po_assets.evaluation.checks import Evidence, refuse_unpaired
 from po_assets.evaluation.consumers import ask_consumers, consumer_rows, write_consumers
 from po_assets.evaluation.contrast import ContrastResult, contrast_cases, judge_contrasts
@@ -37,7 +46,7 @@ from po_assets.evaluation.report import (
 )
 from po_assets.evaluation.scoring import ScoredAnswer, read_scored, score_answers
 from po_assets.evaluation.settings import Decoding, GateProfile
-from po_assets.model import BaseModel, base_model_digest, ensure_base_model, require_hardware
+from po_assets.model import BaseModel, base_model_digest, decide_quantization, ensure_base_model, require_hardware
 from po_assets.product_owner import format_answer
 from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_manifest
@@ -68,7 +77,7 @@ def answer_with_baseline(
     require_hardware(spec)
     folder = ensure_base_model(spec, layout)
     digest = _model_digest(folder, spec)
-    cache = AnswerCache(layout.answer_cache, digest, decoding.fingerprint())
+    cache = AnswerCache(layout.answer_cache, digest_of([digest, computed_in()]), decoding.fingerprint())
     answers = answer_cases(cases, decoding, cache, lambda: load_baseline(folder, spec), log=log, name="baseline")
     return score_answers(cases, answers, model="baseline", model_digest=digest, decoding=decoding.fingerprint())
 
@@ -105,7 +114,7 @@ def evaluate_student(
         load = functools.cache(lambda: load_student(folder, spec, adapter))
 
         def ask(some: Sequence[EvalCase], how: Decoding, name: str) -> list[ScoredAnswer]:
-            cache = AnswerCache(layout.answer_cache, digest, how.fingerprint())
+            cache = AnswerCache(layout.answer_cache, digest_of([digest, computed_in()]), how.fingerprint())
             answers = answer_cases(some, how, cache, load, log=log, name=name)
             return score_answers(some, answers, model="student", model_digest=digest, decoding=how.fingerprint())
 
@@ -116,12 +125,10 @@ def evaluate_student(
             free = free_run(ask(some, decoding.free(), "student without grammar"))
             log(free.described if free else "")
 
-        contrast = None
-        try:
-            cache = layout.answer_cache / f"{digest[:16]}-contrast.json"
-            contrast = judge_contrasts(contrast_cases(cases), student, cache, load)
-        except UserError as error:  # figures beside the gate, which stands without them
-            log(f"The contrast cases are not judged. {error}")
+        cache = layout.answer_cache / f"{digest[:16]}-contrast.json"
+        contrast = judge_contrasts(
+            contrast_cases(cases), student, cache, load, decoding=decoding, limits=reference_limits(cases)
+        )
         if contrast:
             log(contrast.described)
         others = ask_consumers(consumer_cases, consumers, lambda some, name: ask(some, decoding, name))
@@ -212,7 +219,7 @@ def _adapter_snapshot(layout: Layout, base_digest: str) -> Iterator[tuple[Path, 
 
 
 def _model_digest(folder: Path, spec: BaseModel) -> str:
-    return digest_of([base_model_digest(folder), spec.quantization])
+    return digest_of([base_model_digest(folder), decide_quantization(spec)[0]])
 
 
 def _pictures(found: Evidence) -> dict[str, str]:

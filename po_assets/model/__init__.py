@@ -6,7 +6,14 @@ and `packed` import torch.
 """
 
 from po_assets.model.chat import ChatTemplate, load_tokenizer
-from po_assets.model.loading import Precision, best_device, choose_precision, load_base_model, require_hardware
+from po_assets.model.loading import (
+    Precision,
+    best_device,
+    choose_precision,
+    decide_quantization,
+    load_base_model,
+    require_hardware,
+)
 from po_assets.model.settings import EMBEDDED_MODEL, BaseModel
 from po_assets.model.sources import base_model_digest, ensure_base_model, ensure_tokenizer
 
@@ -18,6 +25,7 @@ __all__ = [
     "base_model_digest",
     "best_device",
     "choose_precision",
+    "decide_quantization",
     "ensure_base_model",
     "ensure_tokenizer",
     "load_base_model",

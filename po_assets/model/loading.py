@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DType = Literal["bfloat16", "float32"]
+_ROOM_FOR_16_BITS = 40e9
+"""Bytes of a GPU from which on the profile's 7B model is trained in 16 bits: 15 GB of weights, the rest activations."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,24 @@ def choose_precision(requested: str | None = None) -> Precision:
     return Precision("float32", "this CPU has no bfloat16 instructions")
 
 
+def gpu_bytes() -> int:
+    """Memory of this process's GPU; 0 without one."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(own_device()).total_memory) if best_device() == "cuda" else 0
+
+
+def decide_quantization(spec: BaseModel) -> tuple[Quantization, str]:
+    """`none` or `nf4`, and in words why; `auto` is decided from the memory of this machine's GPU."""
+    if spec.quantization != "auto":
+        return spec.quantization, f"quantization is {spec.quantization}"
+    size = gpu_bytes()
+    fits = size >= _ROOM_FOR_16_BITS
+    return "none" if fits else "nf4", (
+        f"the GPU has {size / 1e9:.0f} GB, {'enough for' if fits else 'less than the 40 that go with'} 16-bit weights"
+    )
+
+
 def require_hardware(spec: BaseModel) -> None:
     """Raise `UserError` where the profile or the quantization needs what this machine lacks; before any download.
 
@@ -75,7 +95,7 @@ def require_hardware(spec: BaseModel) -> None:
     """
     import torch
 
-    if spec.profile != "paper" and spec.quantization != "nf4":
+    if spec.profile != "paper" and spec.quantization == "none":
         return
     what = f"The profile {spec.profile!r}" if spec.profile == "paper" else f"The quantization {spec.quantization!r}"
     if not torch.cuda.is_available():
@@ -83,7 +103,7 @@ def require_hardware(spec: BaseModel) -> None:
             f"{what} needs a CUDA GPU, and {_why_no_gpu()} Or choose the profile 'embedded' (PO_PROFILE=embedded), "
             "which runs anywhere."
         )
-    if spec.quantization == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+    if decide_quantization(spec)[0] == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{what} needs the package bitsandbytes, which is not installed: make setup EXTRAS=cuda.")
 
 

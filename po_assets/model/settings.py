@@ -35,7 +35,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "base_model": "Qwen/Qwen2.5-7B-Instruct",
         "revision": "a09a35458c702b33eeacc393d103063234e8bc28",
         "max_length": 4096,
-        "quantization": "nf4",
+        "quantization": "auto",
     },
 }
 
@@ -53,15 +53,15 @@ def open_field(**options: Any) -> Any:
 class BaseModel(Settings):
     """Profile and base model, shared by the token budget, the training and the evaluation.
 
-    What is left open is None or `auto` until `resolved` fills it.
+    What is left open is None or `auto` until `resolved` fills it; `loading.decide_quantization` fills the last.
     """
 
     noun: ClassVar[str] = "the base model's settings"
 
     profile: Profile = Field(
         default_factory=default_profile,
-        description="`embedded` (SmolLM2-135M-Instruct; no network, no GPU) or `paper` (Qwen2.5-7B-Instruct in 4 bits "
-        "on a CUDA GPU). The environment variable PO_PROFILE sets the default.",
+        description="`embedded` (SmolLM2-135M-Instruct; no network, no GPU) or `paper` (Qwen2.5-7B-Instruct on a "
+        "CUDA GPU). The environment variable PO_PROFILE sets the default.",
     )
     base_model: str = open_field(
         description="Instead of the profile's model: a local folder with safetensors weights and a tokenizer, or a "
@@ -75,7 +75,8 @@ class BaseModel(Settings):
     )
     quantization: Quantization = Field(
         default="auto",
-        description="`none`, `nf4` (4-bit bitsandbytes, needs a CUDA GPU), or `auto`: as the profile has it.",
+        description="`none` (16 bits on a GPU), `nf4` (4-bit bitsandbytes, needs a CUDA GPU), or `auto`: in the "
+        "profile `embedded` `none`; in `paper` decided where it is loaded: `none` on a GPU of 40 GB, else `nf4`.",
     )
 
     @model_validator(mode="before")
@@ -93,7 +94,7 @@ class BaseModel(Settings):
         return self
 
     def resolved(self) -> BaseModel:
-        """The same choice with nothing left open.
+        """The same choice with nothing left open but a quantization that the hardware decides.
 
         Raises:
             UserError: `PO_PROFILE` names no profile, or the filled settings do not go together.

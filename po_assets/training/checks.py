@@ -17,7 +17,14 @@ import dagster as dg
 from po_assets.dag import Artifacts, AssetChecks, CannotJudge, Verdict, read_frame
 from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
 from po_assets.dataset.settings import PromptSettings
-from po_assets.model import ChatTemplate, base_model_digest, ensure_base_model, load_base_model, load_tokenizer
+from po_assets.model import (
+    ChatTemplate,
+    base_model_digest,
+    decide_quantization,
+    ensure_base_model,
+    load_base_model,
+    load_tokenizer,
+)
 from po_assets.model.chat import first_line
 from po_assets.storage import Layout, file_digest, local_copy, read_manifest
 from po_assets.text import verb
@@ -65,7 +72,7 @@ class StudentUnderTest:
             sha256 = file_digest(self.layout.supervised)
             table = read_frame(self.layout.supervised)
             pairs = list(table[["prompt", "response"]].itertuples(index=False, name=None))
-            rows, _ = training_rows(pairs, self.chat, self._recipe, self._prompts)
+            rows = training_rows(pairs, self.chat, self._recipe, self._prompts).rows
         except (FileNotFoundError, KeyError, ValueError) as error:
             again = "Materialize supervised_dataset, then lora_adapter."
             raise CannotJudge(f"The training rows cannot be read: {error}", again) from error
@@ -83,7 +90,7 @@ class StudentUnderTest:
         from safetensors import SafetensorError
 
         try:
-            base = load_base_model(self.folder, quantization=self.model.quantization)
+            base = load_base_model(self.folder, quantization=decide_quantization(self.model)[0])
             with local_copy(self.layout.adapter) as adapter:
                 loaded: PeftModel = PeftModel.from_pretrained(base, adapter).eval()
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

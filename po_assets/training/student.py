@@ -27,6 +27,7 @@ from po_assets.model import (
     Precision,
     base_model_digest,
     choose_precision,
+    decide_quantization,
     ensure_base_model,
     load_base_model,
     load_tokenizer,
@@ -60,12 +61,13 @@ from po_assets.training.adapter import (
     write_adapter,
 )
 from po_assets.training.checkpoints import CheckpointStore, StepRecord
-from po_assets.training.gradients import TokenizedRow, is_leader, tokenize_rows
+from po_assets.training.comparisons import Evidence, make_lessons, teachers_words, with_evidence
+from po_assets.training.gradients import TokenizedRow, is_leader, tokenize_parts, tokenize_rows
 from po_assets.training.handover import base_reference, write_handover
 from po_assets.training.memory import memory_named
-from po_assets.training.prompt_mix import MixedRows, Prompts, mixed
+from po_assets.training.prompt_mix import Prompts, mixed
 from po_assets.training.settings import TrainingSettings
-from po_assets.training.training import Trained, train, validation_sentence
+from po_assets.training.training import Trained, split_rows, train, validation_sentence
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -101,6 +103,8 @@ class _Plan:
     def digest(self) -> str:
         """Digest of everything that the weights depend on."""
         settings = {**self.recipe.effective(), "precision": self.precision.dtype}
+        if self.recipe.base_model.quantization == "auto":
+            settings["quantization"] = decide_quantization(self.recipe.base_model)[0]
         parts = {"inputs": self.inputs, "recipe": settings, "code": CODE_VERSION}
         # The rows hold the user's turns; adapters made before there was another prompt stay valid.
         used = (self.prompts.own, *(self.prompts.consumers if self.recipe.prompt_mix else ()))
@@ -153,15 +157,44 @@ def _make_here(
         return _train_and_publish(layout, pairs, plan, progress)
 
 
+@dataclass(frozen=True)
+class TrainingRows:
+    """All that is trained on."""
+
+    rows: list[TokenizedRow]
+    comparisons: list[TokenizedRow]
+    contrasts: list[TokenizedRow]
+    described: str
+    """What was made of the rows and how many are shown under which prompt, in words; may be empty."""
+
+
 def training_rows(
     pairs: Sequence[tuple[str, str]], chat: ChatTemplate, recipe: TrainingSettings, prompts: Prompts
-) -> tuple[list[TokenizedRow], MixedRows]:
-    """The rows as they are trained; and under which prompts."""
+) -> TrainingRows:
+    """The rows as they are trained, and what is made of them: of those only that the validation loss does not need."""
     longest = recipe.base_model.max_length
+    if recipe.comparisons or recipe.contrasts:
+        system = prompts.own.system
+        evidence = with_evidence(pairs, prompts.own, lambda row: chat.row_length(*row, system) <= longest)
+    else:
+        evidence = Evidence(teachers_words(pairs), [], "")
     chosen = mixed(
-        pairs, prompts, recipe.prompt_mix, seed=recipe.seed, fits=lambda row: chat.row_length(*row) <= longest
+        evidence.rows, prompts, recipe.prompt_mix, seed=recipe.seed, fits=lambda row: chat.row_length(*row) <= longest
     )
-    return tokenize_rows(chosen.examples, chat, longest), chosen
+    rows = tokenize_rows(chosen.examples, chat, longest)
+    trained = set(split_rows(rows, recipe)[0])
+    made = make_lessons(
+        [case for row, case in zip(rows, evidence.cases, strict=False) if row in trained],
+        comparisons=recipe.comparisons,
+        contrasts=recipe.contrasts,
+        seed=recipe.seed,
+    )
+    lessons = [
+        [row for text in texts if len((row := tokenize_parts(text, chat, prompts.own.system)).ids) <= longest]
+        for texts in (made.comparisons, made.contrasts)
+    ]
+    described = " ".join(filter(None, [evidence.described, made.described, chosen.described]))
+    return TrainingRows(rows, *lessons, described)
 
 
 def _refuse_other_prompt(layout: Layout, own: Prompt) -> None:
@@ -213,25 +246,27 @@ def _train_and_publish(
 ) -> Student | None:
     recipe = plan.recipe
     chat = ChatTemplate(load_tokenizer(plan.base_folder))
-    rows, chosen = training_rows(pairs, chat, recipe, plan.prompts)
+    chosen = training_rows(pairs, chat, recipe, plan.prompts)
     if chosen.described:
         progress.say(chosen.described)
     checkpoints = CheckpointStore(layout.checkpoints, plan.digest, progress.say)
     if is_leader():
         checkpoints.drop_leftovers()
     with memory_named(lambda: f"while {recipe.base_model.name} was loaded"):
-        base = load_base_model(plan.base_folder, plan.precision, quantization=recipe.base_model.quantization)
+        quantization, why = decide_quantization(recipe.base_model)
+        base = load_base_model(plan.base_folder, plan.precision, quantization=quantization)
         model = add_adapter(base, recipe, plan.base_folder)
     held = frozen_precision(model, plan.precision.torch_dtype)
-    progress.say(f"Base model {recipe.base_model.name} in {held}: {plan.precision.reason}.")
-    trained = train(model, rows, recipe, progress, checkpoints=checkpoints)
+    progress.say(f"Base model {recipe.base_model.name} in {held}: {plan.precision.reason}; {why}.")
+    lessons = {"comparisons": chosen.comparisons, "contrasts": chosen.contrasts}
+    trained = train(model, chosen.rows, recipe, progress, checkpoints=checkpoints, **lessons)
     if not is_leader():
         return None
     parameters = sum(parameter.numel() for parameter in trainable(model).values())
     try:
         with atomic_directory(layout.adapter) as staging:
             write_adapter(model, staging, base_reference(recipe.base_model)["name"])
-            longest = max(row.trained for row in rows)
+            longest = max(row.trained for row in chosen.rows)
             model_and_chat = (recipe.base_model, plan.base_folder, chat)
             write_handover(staging, *model_and_chat, longest_answer=longest, prompt=plan.prompts.own)
             manifest = _complete(staging, layout, plan, trained, chosen, parameters=parameters)
@@ -248,10 +283,10 @@ def _train_and_publish(
 
 
 def _complete(
-    staging: Path, layout: Layout, plan: _Plan, trained: Trained, chosen: MixedRows, *, parameters: int
+    staging: Path, layout: Layout, plan: _Plan, trained: Trained, chosen: TrainingRows, *, parameters: int
 ) -> Manifest:
     """Add log, card and manifest to the adapter's files."""
-    log, rows, own = trained.log, len(chosen.examples), plan.prompts.own
+    log, rows, own = trained.log, len(chosen.rows), plan.prompts.own
     files = {path.name: file_digest(path) for path in sorted(staging.iterdir())}
     supervised = read_manifest(layout.supervised)
     (staging / LOG).write_text("".join(json.dumps(asdict(record)) + "\n" for record in log))

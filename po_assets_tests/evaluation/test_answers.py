@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from upath import UPath
 
 from po_assets.errors import UserError
@@ -16,6 +17,7 @@ from po_assets.evaluation.answers import (
     AnsweringModel,
     answer_cases,
     decoding_faults,
+    merged,
     reference_limits,
     tokens_left,
 )
@@ -24,6 +26,7 @@ from po_assets.model import ChatTemplate, load_base_model, load_tokenizer
 from po_assets.product_owner import parse_answer
 from po_assets_tests.evaluation.scenes import GOOD, case, cases
 from po_assets_tests.model.tiny_model import make_tiny_model
+from po_assets_tests.training.tiny_training import tiny_recipe, tiny_student
 
 FREE = Decoding(mode="free", max_new_tokens=12, batch_size=2)
 
@@ -126,6 +129,43 @@ def test_a_prompt_without_room_for_the_answer_is_refused(tmp_path: Path, answeri
         UserError, match=rf"The prompt of case EVAL-\d+ has .*more than the model's context of {context:,}"
     ):
         answer_cases(cases(2), decoding, cache_in(tmp_path, decoding), lambda: answering)
+
+
+def test_out_of_memory_says_what_leaves_the_training_alone(
+    tmp_path: Path, answering: AnsweringModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sentence with a setting of the decoding; answers that were finished are kept."""
+    real = generate.complete_batch
+    batches: list[int] = []
+
+    def second_too_large(*arguments: Any) -> Any:
+        batches.append(1)
+        if len(batches) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        yield from real(*arguments)
+
+    monkeypatch.setattr(generate, "complete_batch", second_too_large)
+    with pytest.raises(
+        UserError, match=r"ran out while student answered.*batch_size .*\(now 2\).*nothing is trained anew"
+    ):
+        answer_cases(cases(5), FREE, cache_in(tmp_path), lambda: answering, name="student")
+    assert len(cache_in(tmp_path)._answers) == 2
+
+
+def test_an_adapter_is_merged_in_float32_layer_by_layer(tmp_path: Path) -> None:
+    """Each merged weight is the sum in float32, rounded once; what was 16 bits is 16 bits again."""
+    folder = make_tiny_model(tmp_path / "tiny")
+    student = tiny_student(folder, tiny_recipe(folder, precision="bfloat16"))
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    layer = student.get_base_model().model.layers[1].mlp.up_proj
+    expected = (layer.get_base_layer().weight.float() + layer.get_delta_weight("default")).bfloat16()
+    assert expected.ne(layer.get_base_layer().weight).any()
+    whole = merged(student)
+    assert torch.equal(whole.model.layers[1].mlp.up_proj.weight, expected)
+    assert {parameter.dtype for parameter in whole.parameters()} == {torch.bfloat16}
+    assert not [name for name, _ in whole.named_parameters() if "lora" in name]
 
 
 def test_a_line_that_a_crash_cut_is_ignored_and_shut_off(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from po_assets.errors import UserError
-from po_assets.model import BaseModel, choose_precision, load_base_model, require_hardware
+from po_assets.model import BaseModel, choose_precision, decide_quantization, load_base_model, loading, require_hardware
 from po_assets.model.loading import own_device
 from po_assets_tests.model.tiny_model import edit_json
 
@@ -75,8 +75,32 @@ def test_4_bits_without_bitsandbytes_are_refused_before_any_download(monkeypatch
     """With the extra to install."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr(loading, "gpu_bytes", lambda: 24e9)
     with pytest.raises(UserError, match=r"'paper' needs the package bitsandbytes.*EXTRAS=cuda"):
         require_hardware(BaseModel(profile="paper").resolved())
+
+
+@pytest.mark.parametrize(
+    ("size", "decided", "why"),
+    [
+        (85e9, "none", "the GPU has 85 GB, enough for 16-bit weights"),
+        (42.3e9, "none", "the GPU has 42 GB, enough for 16-bit weights"),  # what a card of 40 GiB says
+        (25.4e9, "nf4", "the GPU has 25 GB, less than the 40 that go with 16-bit weights"),
+    ],
+)
+def test_the_gpus_memory_decides_between_16_and_4_bits(
+    monkeypatch: pytest.MonkeyPatch, size: float, decided: str, why: str
+) -> None:
+    """Only where it is left open; then 4-bit weights need bitsandbytes, and 16-bit ones do not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr(loading, "gpu_bytes", lambda: size)
+    spec = BaseModel(profile="paper").resolved()
+    assert decide_quantization(spec) == (decided, why)
+    if decided == "none":
+        require_hardware(spec)
+    asked = BaseModel(profile="paper", quantization="nf4").resolved()
+    assert decide_quantization(asked) == ("nf4", "quantization is nf4")
 
 
 def test_each_worker_of_a_machine_loads_onto_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ def test_the_default_profile_is_embedded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_environment_chooses_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PO_PROFILE=paper is the one setting that switches to the paper's model in 4 bits, with a pinned revision."""
+    """PO_PROFILE=paper is the one setting that switches to the paper's model, with a pinned revision."""
     monkeypatch.setenv("PO_PROFILE", "paper")
     spec = BaseModel().resolved()
-    assert (spec.name, spec.quantization, spec.kind) == ("Qwen/Qwen2.5-7B-Instruct", "nf4", "hub")
+    assert (spec.name, spec.quantization, spec.kind) == ("Qwen/Qwen2.5-7B-Instruct", "auto", "hub")
     assert spec.revision is not None
     assert len(spec.revision) == 40
 

@@ -15,7 +15,7 @@ def test_paper_has_the_settings_of_the_manual_process():
     assert (recipe.rank, recipe.alpha, recipe.dropout) == (32, 64, 0.05)
     assert (recipe.epochs, recipe.learning_rate, recipe.scheduler) == (4.0, 8e-5, "cosine")
     assert (recipe.warmup_ratio, recipe.gradient_accumulation) == (0.05, 12)
-    assert (recipe.base_model.name, recipe.base_model.quantization) == ("Qwen/Qwen2.5-7B-Instruct", "nf4")
+    assert (recipe.base_model.name, recipe.base_model.quantization) == ("Qwen/Qwen2.5-7B-Instruct", "auto")
 
 
 def test_every_wrong_key_and_value_is_reported_at_once():
