@@ -2,14 +2,14 @@
 
 40 cases hardly resolve whether a student judges; a changed document shows it at once: a student that reads changes its
 verdict, one that does not keeps it (contrast sets, Gardner et al. 2020). Plain seeded functions over the cases, never
-over training rows; a case is left out where its reference leaves a doubt about the right status. The student is asked
-for the status alone: the probabilities of the three after the vision that it wrote itself, one forward pass a case.
+over training rows; a case is left out where its reference leaves a doubt about the right status. The student goes on
+from the vision that it wrote for the case itself, and stops after the status: evidence and verdict are its own.
 """
 
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,20 @@ import yaml
 from upath import UPath
 
 from po_assets.dataset.cases import EvalCase
-from po_assets.errors import UserError
 from po_assets.evaluation.scoring import ScoredAnswer
+from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import wilson
 from po_assets.product_owner import STATUSES, cited_ids, read_alignment, read_yaml
-from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
+from po_assets.product_owner.concept import stated_exclusion, stated_needs
+from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, REVIEW
+from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
 from po_assets.storage import digest_of, replace_file
 
 if TYPE_CHECKING:
     from po_assets.evaluation.answers import AnsweringModel
 
 SEED = 42
-_BATCH = 8
-_STATUS_KEY = "```yaml REVIEW\nstatus:"
+_REVIEW = f"```yaml {REVIEW}\n"
 _FUNCTIONAL = REQUIREMENT_SECTIONS[0]
 _SHARED_WORDS = 2  # in a row with the concept, before words of a reference count as the concept's
 
@@ -43,6 +44,8 @@ class Contrast:
     original: EvalCase
     changed: EvalCase
     """With the status that is right now, and without reference answer."""
+    asked_as_it_is: str | None
+    """The original's prompt, where it is the case's own to the letter, so that the student has answered it."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,6 @@ class ContrastResult:
     """95 % interval of that share (Wilson)."""
     by_kind: dict[str, tuple[int, int]]
     """Consistent pairs, and all, by kind."""
-    agreeing: int
-    """Originals whose likeliest status is the one in the student's full answer."""
-    originals: int
 
     @property
     def described(self) -> str:
@@ -66,9 +66,7 @@ class ContrastResult:
         share = self.consistent / self.pairs
         return (
             f"Contrast consistency {share:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f}): in "
-            f"{self.consistent} of {self.pairs} pairs of a case and its changed twin both statuses are right. The "
-            "verdict is the likeliest status after the student's own vision, which is the one in its full answer in "
-            f"{self.agreeing} of {self.originals} cases."
+            f"{self.consistent} of {self.pairs} pairs of a case and its changed twin both statuses are right."
         )
 
 
@@ -92,7 +90,10 @@ def contrast_cases(cases: Sequence[EvalCase], seed: int = SEED) -> list[Contrast
                     status=status,
                 )
                 # Both are written by the same hand, so that the form does not tell.
-                contrasts.append(Contrast(kind, replace(case, requirements_yaml=_dumped(document)), twin))
+                original = replace(case, requirements_yaml=_dumped(document))
+                contrasts.append(
+                    Contrast(kind, original, twin, case.prompt if original.prompt == case.prompt else None)
+                )
     return contrasts
 
 
@@ -131,11 +132,11 @@ def _exclusion_demanded(
     case: EvalCase, document: dict[str, Any], _cases: Sequence[EvalCase], draw: random.Random
 ) -> _Changed:
     """What the concept says that the product does *not* do is demanded: → conflicts."""
-    excluded = re.search(r"\b(?:does|do|will|shall|must|should|is to) not (\w[^.,;:\n]+)", case.concept)
+    excluded = stated_exclusion(case.concept)
     if case.status == "conflicts" or not excluded:
         return None
     entries = list(document[_FUNCTIONAL])
-    demand = {"id": "", "description": f"Let users {excluded[1].strip()}"}
+    demand = {"id": "", "description": f"Let users {excluded}"}
     entries.insert(draw.randrange(len(entries) + 1), demand)
     return "conflicts", _with_entries(document, entries)
 
@@ -182,33 +183,40 @@ def judge_contrasts(
     student: Sequence[ScoredAnswer],
     cache: UPath,
     load_model: "Callable[[], AnsweringModel]",
+    *,
+    decoding: Decoding,
+    limits: GrammarLimits,
 ) -> ContrastResult | None:
     """The student's verdict on every pair; None where there is none.
 
-    The model is loaded only for what is not in the file `cache`, which belongs to this student.
+    The verdict on a case is the one in the student's answer to it. The model is loaded only for what is not in the file
+    `cache`, which belongs to this student.
     """
-    visions = {answer.case_id: _own_vision(answer.text) for answer in student}
+    answers = {answer.case_id: answer for answer in student}
+    visions = {case_id: _own_vision(answer.text) for case_id, answer in answers.items()}
     pairs = [pair for pair in contrasts if visions.get(pair.original.case_id)]
     if not pairs:
         return None
-    asked: dict[str, tuple[str, ...]] = {}
-    for pair in pairs:
-        prefix = f"{visions[pair.original.case_id]}{_STATUS_KEY}"
-        system = pair.original.asked_with.system
-        question = (prefix, system) if system else (prefix,)
-        asked |= {one.prompt: (one.prompt, *question) for one in (pair.original, pair.changed)}
+    verdicts = {
+        pair.asked_as_it_is: answers[pair.original.case_id].status for pair in pairs if pair.asked_as_it_is is not None
+    }
+    asked = {
+        one.prompt: (one, visions[pair.original.case_id]) for pair in pairs for one in (pair.original, pair.changed)
+    }
     known: dict[str, str] = json.loads(cache.read_text()) if cache.exists() else {}
-    if missing := [question for question in asked.values() if digest_of(question) not in known]:
-        found = likeliest_statuses(load_model(), missing)
-        known |= {digest_of(question): status for question, status in zip(missing, found, strict=True)}
-        replace_file(cache, json.dumps(known, indent=1).encode())
-    said = {prompt: known[digest_of(question)] for prompt, question in asked.items()}
-    full = {answer.case_id: answer.status for answer in student}
+    digests = {prompt: digest_of((prompt, vision)) for prompt, (_, vision) in asked.items() if prompt not in verdicts}
+    if missing := [asked[prompt] for prompt, digest in digests.items() if digest not in known]:
+        for case, status in own_verdicts(load_model(), missing, decoding, limits):
+            known[digests[case.prompt]] = status
+            replace_file(cache, json.dumps(known, indent=1).encode())
+    said = verdicts | {prompt: known[digest] for prompt, digest in digests.items() if digest in known}
+    pairs = [pair for pair in pairs if {pair.original.prompt, pair.changed.prompt} <= set(said)]
+    if not pairs:
+        return None
     right = [
         said[pair.original.prompt] == pair.original.status and said[pair.changed.prompt] == pair.changed.status
         for pair in pairs
     ]
-    originals = {pair.original.case_id: said[pair.original.prompt] for pair in pairs}
     kinds = dict.fromkeys(pair.kind for pair in pairs)
     return ContrastResult(
         pairs=len(pairs),
@@ -221,57 +229,37 @@ def judge_contrasts(
             )
             for kind in kinds
         },
-        agreeing=sum(full[case_id] == status for case_id, status in originals.items()),
-        originals=len(originals),
     )
 
 
-def likeliest_statuses(answering: "AnsweringModel", questions: Sequence[tuple[str, ...]]) -> list[str]:
-    """The likeliest status after each prompt and the beginning of its answer, which ends with `status:`."""
-    return [max(STATUSES, key=one.__getitem__) for one in status_probabilities(answering, questions)]
+def own_verdicts(
+    answering: "AnsweringModel",
+    questions: Sequence[tuple[EvalCase, str]],
+    decoding: Decoding,
+    limits: GrammarLimits,
+) -> Iterator[tuple[EvalCase, str]]:
+    """The status of each case after the evidence that the model writes, going on from this vision; greedily.
 
-
-def status_probabilities(answering: "AnsweringModel", questions: Sequence[tuple[str, ...]]) -> list[dict[str, float]]:
-    """The probability of each status where one has to follow, for prompt, beginning of the answer and any system text.
-
-    Of the tokens with which a status is written in training. A model that never saw them begins it in other pieces too,
-    which the grammar permits: of the untrained embedded model's full answers 7 of 12 agree.
-
-    Raises:
-        UserError: the tokenizer writes two statuses with the same first token, so one forward pass cannot tell them.
+    The grammar is that of an answer, and ends after the status; what it does not permit to begin with is left out.
     """
-    import torch
+    from po_assets.evaluation.generate import Request, batches_by_length, complete_batch
 
-    from po_assets.evaluation.generate import left_padded
-
-    tokenizer: Any = answering.chat.tokenizer
-    rows = []
-    for prompt, prefix, *system in questions:
-        written = [tokenizer(f"{prefix} {status}", add_special_tokens=False)["input_ids"] for status in STATUSES]
-        common = next(i for i, ids in enumerate(zip(*written, strict=False)) if len(set(ids)) > 1)
-        first = [ids[common] for ids in written]
-        if len(set(first)) < len(first):
-            raise UserError(
-                f"This model's tokenizer begins the statuses with the tokens {first}: one token does not tell."
-            )
-        rows.append((answering.chat.prompt_ids(prompt, *system) + written[0][:common], first))
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index][0]))
-    probabilities: dict[int, dict[str, float]] = {}
-    for start in range(0, len(order), _BATCH):
-        some = order[start : start + _BATCH]
-        ids, mask = left_padded([rows[index][0] for index in some])
-        device = answering.model.device
-        with torch.inference_mode():
-            logits = answering.model(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(device),
-                logits_to_keep=1,
-            ).logits[:, -1]
-        for at, index in enumerate(some):
-            shares = torch.softmax(logits[at, rows[index][1]].float(), dim=-1).tolist()
-            probabilities[index] = dict(zip(STATUSES, shares, strict=True))
-    return [probabilities[index] for index in range(len(rows))]
+    requests, cases = [], {case.case_id: case for case, _ in questions}
+    for case, vision in questions:
+        begun = answering.chat.piece_ids(vision)
+        constraint = answering.constraint(answer_grammar(case.requirement_ids, limits, until_status=True))
+        try:
+            for token in begun if constraint else ():
+                constraint.advance(token)
+        except ValueError:  # a vision that was written without the grammar
+            continue
+        ids = answering.chat.prompt_ids(case.prompt, case.asked_with.system) + begun
+        requests.append(Request(case.case_id, ids, constraint))
+    greedy = decoding.with_values(temperature=0.0, retries=0)
+    for batch in batches_by_length(requests, decoding.batch_size):
+        for completion in complete_batch(answering.model, batch, greedy, answering.eos_ids):
+            text = answering.chat.answer_text(completion.token_ids)
+            yield cases[completion.key], text.rpartition("status:")[2].strip()
 
 
 def contrast_record(result: ContrastResult | None) -> dict[str, Any] | None:
@@ -280,9 +268,9 @@ def contrast_record(result: ContrastResult | None) -> dict[str, Any] | None:
 
 
 def _own_vision(text: str) -> str:
-    """The student's answer up to its REVIEW; empty where the status does not come first there."""
-    start = text.find(_STATUS_KEY)
-    return text[:start] if start >= 0 else ""
+    """The student's answer up to its REVIEW; empty where it has none."""
+    start = text.find(_REVIEW)
+    return text[: start + len(_REVIEW)] if start >= 0 else ""
 
 
 def _document(case: EvalCase) -> dict[str, Any] | None:
@@ -295,8 +283,7 @@ def _document(case: EvalCase) -> dict[str, Any] | None:
 
 def _needs(case: EvalCase) -> list[str]:
     """What the concept says that the product must do; empty where its words and the reference's do not agree on it."""
-    asked = re.search(r"\b(?:must|shall|should|has to|have to|is to) (?!not)([^.;:]+)", case.concept)
-    needs = re.split(r", and |, | and ", asked[1]) if asked else []
+    needs = stated_needs(case.concept)
     named = read_yaml(case.reference_vision_yaml).value.get("key_capabilities")
     capabilities = {str(one).lower() for one in named} if isinstance(named, list) else set()
     return needs if capabilities and capabilities <= {need.lower() for need in needs} else []

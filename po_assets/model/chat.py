@@ -88,6 +88,10 @@ class ChatTemplate:
         """Tokens of the answer and one end-of-sequence token, the only one among them."""
         return [*self._encode(response, split_special_tokens=self._names_special_token(response)), self.eos_id]
 
+    def piece_ids(self, text: str) -> list[int]:
+        """A piece of a text by itself, without special tokens."""
+        return self._encode(text, split_special_tokens=self._names_special_token(text))
+
     def row_length(self, prompt: str, response: str, system: str = "") -> int:
         """Tokens of the whole training row, which is never cut."""
         return len(self.prompt_ids(prompt, system)) + len(self.answer_ids(response))

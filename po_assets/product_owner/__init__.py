@@ -9,6 +9,7 @@ from po_assets.product_owner.answer import (
     ParsedAnswer,
     column_document,
     format_answer,
+    in_order,
     parse_answer,
     validate_answer,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "column_document",
     "consumer_messages",
     "format_answer",
+    "in_order",
     "parse_answer",
     "read_alignment",
     "read_status",

@@ -25,6 +25,7 @@ from po_assets.product_owner.contract import (
     NEEDED_VISION_KEYS,
     REVIEW,
     REVIEW_KEYS,
+    REVIEW_ORDER,
     VISION,
     VISION_KEYS,
 )
@@ -67,6 +68,24 @@ def format_answer(vision_yaml: str, review_yaml: str) -> str:
     """The answer that training teaches and `parse_answer` reads."""
     vision, review = (without_outer_fence(text).strip() for text in (vision_yaml, review_yaml))
     return f"```yaml {VISION}\n{vision}\n```\n\n```yaml {REVIEW}\n{review}\n```"
+
+
+def in_order(answer: str) -> str:
+    """The answer with the keys of its REVIEW in the order of the contract, its texts as they are."""
+    parsed = parse_answer(answer)
+    review = parsed.review_yaml
+    if not (parsed.vision_yaml and review):
+        return answer
+    blocks: dict[str, list[str]] = {}
+    for line in review.splitlines():
+        if key := re.match(r"(\w+):", line):
+            blocks[key[1]] = []
+        if not blocks:
+            return answer
+        next(reversed(blocks.values())).append(line)
+    if set(blocks) != set(REVIEW_ORDER):
+        return answer
+    return format_answer(parsed.vision_yaml, "\n".join("\n".join(blocks[key]) for key in REVIEW_ORDER))
 
 
 def parse_answer(text: str) -> ParsedAnswer:

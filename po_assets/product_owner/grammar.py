@@ -45,16 +45,17 @@ class GrammarLimits:
         default_factory=lambda: dict.fromkeys(_LISTS, 40) | {"product_name": 6, "product_summary": 60, "narrative": 100}
     )
     items: Mapping[str, int] = field(
-        default_factory=lambda: dict.fromkeys(_LISTS, 4) | dict.fromkeys(("aligned", "conflicts"), 30)
+        default_factory=lambda: dict.fromkeys(_LISTS, 4) | dict.fromkeys(("aligned", "conflicts", "summary"), 30)
     )
-    """`aligned` and `conflicts` have no more items than the case has requirements either."""
+    """`aligned` and `conflicts` have no more items than the case has requirements either, `summary` no more than twice
+    that: what is said of each requirement, and of each need."""
     tokens_per_word: int = 2
     """English prose has 1.3, the longest reference 1.9. For a tokenizer of bytes it is 30."""
 
     def most_items(self, key: str, requirements: int) -> int:
         """The items that a list may have in a case with this many requirement ids."""
-        by_requirement = key in {"aligned", "conflicts"}
-        return min(self.items[key], max(requirements, 1)) if by_requirement else self.items[key]
+        by_requirement = {"aligned": 1, "conflicts": 1, "summary": 2}
+        return min(self.items[key], by_requirement.get(key, self.items[key]) * max(requirements, 1))
 
     def longest_answer(self, requirements: int) -> int:
         """An upper bound of an answer's tokens, for a case with this many requirement ids."""
@@ -91,6 +92,9 @@ def limits_of(answers: Iterable[tuple[str, str]]) -> GrammarLimits:
     counts = {key: math.ceil(_bound(items[key], 1.0)) + 1 for key in items}
     if "recommended_actions" in counts:
         counts["recommended_actions"] = max(counts["recommended_actions"], MIN_ACTIONS + 1)
+    # The student's summary holds its evidence (`training.comparisons`), whatever the references sum up.
+    counts.pop("summary", None)
+    room["summary"] = max(room.get("summary", 0), default.words["summary"])
     return GrammarLimits(
         words={key: room.get(key, bound) for key, bound in default.words.items()},
         items={key: counts.get(key, bound) for key, bound in default.items.items()},
@@ -121,8 +125,13 @@ _DATE = (
 )
 
 
-def answer_grammar(requirement_ids: Sequence[str], limits: GrammarLimits | None = None) -> str:
-    """The grammar for a case with these requirement ids; the review can name no other id."""
+def answer_grammar(
+    requirement_ids: Sequence[str], limits: GrammarLimits | None = None, *, until_status: bool = False
+) -> str:
+    """The grammar for a case with these requirement ids; the review can name no other id.
+
+    With `until_status` the answer ends with the line of the status.
+    """
     limits = limits or GrammarLimits()
     # A word of the review is no id, or one that this very case has.
     known = "".join(f" | {json.dumps(identifier)}" for identifier in dict.fromkeys(requirement_ids))
@@ -139,12 +148,14 @@ def answer_grammar(requirement_ids: Sequence[str], limits: GrammarLimits | None 
         r'''"last_updated: '" DATE "'\n```"''',
     ]
     review = [
-        rf'"```yaml REVIEW\nstatus: " ( {statuses} ) "\nsummary:\n" summary_item{counts["summary"]}',
-        r'"requirements_alignment:\n"',
+        rf'"```yaml REVIEW\nsummary:\n" summary_item{counts["summary"]} "requirements_alignment:\n"',
         *(rf'"  {key}:" ( " []\n" | "\n" {key}_item{counts[key]} )' for key in ALIGNMENT_KEYS),
+        rf'"status: " ( {statuses} ) "\n"',
         rf'"recommended_actions:\n" recommended_actions_item{{{MIN_ACTIONS},{limits.items["recommended_actions"]}}}',
         r'"narrative: " narrative "\n```"',
     ]
+    if until_status:
+        del review[-2:]
     last = {key: words - 1 for key, words in limits.words.items()}  # words after the first
     terminals = {
         "product_name": rf"FIRST (BETWEEN WORD){{0,{last['product_name']}}} & ~/{_NO_TEXT}/",

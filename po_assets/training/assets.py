@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pandas as pd
 
-from po_assets.dag import Artifacts, line_chart, user_errors_fail_the_step
+from po_assets.dag import Artifacts, Tracking, line_chart, user_errors_fail_the_step
 from po_assets.dag.compute import CRASH_RETRY, POOL, TRAINING_STEP
 from po_assets.dataset.settings import PromptSettings
 from po_assets.intake.assets import OWNERS
@@ -40,20 +40,29 @@ def lora_adapter(
     artifacts: Artifacts,
     recipe: TrainingSettings,
     prompt: PromptSettings,
+    tracking: Tracking,
 ) -> dg.MaterializeResult[Any]:
     """Train and publish the adapter."""
     from po_assets.training.student import make_student
 
-    def observe(numbers: dict[str, float]) -> None:
-        # Plotted by the UI while the asset is still being made.
-        context.log_event(dg.AssetObservation(asset_key=context.asset_key, metadata=numbers))
-
+    recipe = recipe.resolved()
     pairs: list[tuple[str, str]] = []
     if not supervised_dataset.empty:
         pairs = list(supervised_dataset[["prompt", "response"]].itertuples(index=False, name=None))
-    progress = Progress(context.log.info, observe)
-    student = make_student(artifacts.layout, pairs, recipe.resolved(), progress, prompts_of(prompt))
-    return dg.MaterializeResult(data_version=dg.DataVersion(student.manifest.sha256), metadata=_metadata(student))
+    with tracking.run("lora_adapter", context.run_id, context.log.info, recipe.effective()) as tracked:
+
+        def observe(numbers: dict[str, float]) -> None:
+            # Plotted by the UI while the asset is still being made.
+            context.log_event(dg.AssetObservation(asset_key=context.asset_key, metadata=numbers))
+            tracked.metrics([(int(numbers["train/step"]), numbers)])
+
+        progress = Progress(context.log.info, observe)
+        student = make_student(artifacts.layout, pairs, recipe, progress, prompts_of(prompt))
+        metadata = _metadata(student)
+        if not student.unchanged:
+            tracked.metrics([(record.step, record.numbers) for record in student.log])
+            tracked.result(metadata)
+    return dg.MaterializeResult(data_version=dg.DataVersion(student.manifest.sha256), metadata=metadata)
 
 
 def _metadata(student: "Student") -> dict[str, Any]:

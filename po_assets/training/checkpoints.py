@@ -61,6 +61,12 @@ class StepRecord:
     validation_loss: float | None = None
     """Mean cross-entropy per answer token of the rows held out, after the step, in nats; None where not measured."""
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What is plotted, by name."""
+        left_out = ("steps", "seconds")
+        return {f"train/{k}": float(v) for k, v in asdict(self).items() if v is not None and k not in left_out}
+
 
 @dataclass(frozen=True)
 class Checkpoint:

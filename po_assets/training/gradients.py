@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from po_assets.errors import UserError
 from po_assets.model import ChatTemplate
 from po_assets.storage.workers import available_cpus
+from po_assets.training.comparisons import PartlyTrained
 from po_assets.training.memory import Passes, free_bytes, plan_passes
 
 if TYPE_CHECKING:
@@ -34,20 +35,25 @@ NOT_TRAINED = -100
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """One row: `ids` is the prompt, the answer and the end-of-sequence token."""
+    """One row: `ids` is the prompt, the answer and the end-of-sequence token (none where only pieces are trained)."""
 
     ids: tuple[int, ...]
     prompt_length: int
+    given: frozenset[int] = frozenset()
+    """Places after the prompt that are not trained either."""
 
     @property
     def labels(self) -> list[int]:
         """The token to be predicted *at* each position of `ids` (not shifted), `NOT_TRAINED` in the prompt."""
-        return [NOT_TRAINED] * self.prompt_length + list(self.ids[self.prompt_length :])
+        return [
+            NOT_TRAINED if place < self.prompt_length or place in self.given else token
+            for place, token in enumerate(self.ids)
+        ]
 
     @property
     def trained(self) -> int:
-        """Number of trained tokens: the answer's and the end-of-sequence token."""
-        return len(self.ids) - self.prompt_length
+        """Number of trained tokens: the answer's and the end-of-sequence token, less what is given."""
+        return len(self.ids) - self.prompt_length - len(self.given)
 
 
 def tokenize_rows(pairs: Iterable[tuple[str, ...]], chat: ChatTemplate, max_length: int) -> list[TokenizedRow]:
@@ -78,6 +84,20 @@ def tokenize_rows(pairs: Iterable[tuple[str, ...]], chat: ChatTemplate, max_leng
             "There are no training rows: supervised_dataset is empty. Land teacher rows and materialize it."
         )
     return rows
+
+
+def tokenize_parts(text: PartlyTrained, chat: ChatTemplate, system: str = "") -> TokenizedRow:
+    """A text of which only some pieces are trained; each piece is tokenized by itself."""
+    ids = chat.prompt_ids(text.prompt, system) if text.prompt else []
+    begin, given = len(ids), set[int]()
+    for piece, trained in text.parts:
+        piece_ids = chat.piece_ids(piece)
+        if not trained:
+            given |= set(range(len(ids), len(ids) + len(piece_ids)))
+        ids = [*ids, *piece_ids]
+    if not begin:  # the first piece is what is asked
+        begin = next(place for place in range(len(ids)) if place not in given)
+    return TokenizedRow(tuple(ids), begin, frozenset(place for place in given if place >= begin))
 
 
 @dataclass(frozen=True)
@@ -234,12 +254,12 @@ class FastEngine(GradientEngine):
         import torch
 
         with torch.no_grad():  # each thread has its own switch
-            return float(self._path.answer_loss(torch.tensor(row.ids), row.prompt_length, None))
+            return float(self._path.answer_loss(torch.tensor(row.ids), torch.tensor(row.labels), None))
 
     def _row(self, item: StepRow) -> tuple[float, list[torch.Tensor]]:
         import torch
 
-        loss = self._path.answer_loss(torch.tensor(item.row.ids), item.row.prompt_length, item.seed)
+        loss = self._path.answer_loss(torch.tensor(item.row.ids), torch.tensor(item.row.labels), item.seed)
         return loss.item(), list(torch.autograd.grad(loss, self._parameters))
 
 

@@ -12,13 +12,14 @@ asks for `deterministic` algorithms: then the same card and versions give the sa
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _MEASUREMENTS = 10
 """Of the validation loss in a training."""
 _BEST = "best."
+_FIRST = 0.75  # of the comparisons come before all rows; measured, docs/judgement.md
 """Before the name of a matrix in a checkpoint: as it was at the lowest validation loss."""
 
 
@@ -66,8 +68,10 @@ def train(
     progress: Progress,
     *,
     checkpoints: CheckpointStore | None = None,
+    comparisons: Sequence[TokenizedRow] = (),
+    contrasts: Sequence[TokenizedRow] = (),
 ) -> Trained:
-    """Train the LoRA matrices of `model` in place.
+    """Train the LoRA matrices of `model` in place, on `rows` in epochs and on what is made of them (once each).
 
     Raises `UserError` when the loss is no longer finite, memory runs out, or no prompt is left to be held out.
     """
@@ -78,7 +82,8 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, foreach=True
     )
-    steps = plan_steps(len(rows), recipe)
+    steps = plan_steps(len(rows), recipe, comparisons=len(comparisons), contrasts=len(contrasts))
+    own, rows = len(rows), [*rows, *comparisons, *contrasts]
     log: list[StepRecord] = []
     best: dict[str, torch.Tensor] = {}
     resumed = checkpoints.latest() if checkpoints else None
@@ -98,8 +103,9 @@ def train(
     )
     if recipe.num_workers > 1:
         engine = DataParallelEngine(engine, list(parameters.values()))
+    made = f", {len(comparisons):,} comparisons and {len(contrasts):,} contrast rows" if len(rows) > own else ""
     progress.say(
-        f"Training on {len(rows):,} rows in {len(steps):,} steps of {recipe.rows_per_step} rows "
+        f"Training on {own:,} rows{made} in {len(steps):,} steps of {recipe.rows_per_step} rows "
         f"({recipe.epochs:g} epochs); {engine.description}."
         + (f" {amount(len(held), 'row')} of other prompts are held out for the validation loss." if held else "")
     )
@@ -115,7 +121,7 @@ def train(
                     group["lr"] = step.learning_rate
                 optimizer.step()
                 engine.parameters_changed()
-            log.append(_record(step, steps, rows, recipe, loss=loss, norm=norm, seconds=time.monotonic() - began))
+            log.append(_record(step, steps, rows, loss=loss, norm=norm, seconds=time.monotonic() - began))
             if held and _is_measured(log[-1]):
                 with memory_named(lambda: "while the validation loss was measured"):
                     measured = engine.measure(held)
@@ -135,14 +141,22 @@ def train(
     published = log[-1]
     if best and (lowest := best_record(log)):
         published = lowest
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(best[f"{_BEST}{name}"])
-        progress.say(
-            f"The matrices after step {published.step} are published: their validation loss, "
-            f"{published.validation_loss:.3f}, is the lowest."
-        )
+        _take_best(parameters, best, published, progress)
     return Trained(log, engine.description, start, len(held), published.step)
+
+
+def _take_best(
+    parameters: dict[str, torch.nn.Parameter], best: dict[str, torch.Tensor], published: StepRecord, progress: Progress
+) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(best[f"{_BEST}{name}"])
+    progress.say(
+        f"The matrices after step {published.step} are published: their validation loss, "
+        f"{published.validation_loss:.3f}, is the lowest."
+    )
 
 
 def split_rows(
@@ -221,17 +235,15 @@ def _record(
     step: Step,
     steps: Sequence[Step],
     rows: Sequence[TokenizedRow],
-    recipe: TrainingSettings,
     *,
     loss: float,
     norm: float,
     seconds: float,
 ) -> StepRecord:
-    seen = min((step.number + 1) * recipe.rows_per_step, sum(len(s.rows) for s in steps))
     return StepRecord(
         step=step.number + 1,
         steps=len(steps),
-        epoch=seen / len(rows),
+        epoch=step.epoch,
         loss=loss,
         learning_rate=step.learning_rate,
         grad_norm=norm,
@@ -254,8 +266,7 @@ def _report(progress: Progress, log: Sequence[StepRecord], start: int, tokens_le
         f"step {record.step}/{record.steps}, epoch {record.epoch:.2f}, loss {record.loss:.3f}{measured}, "
         f"{speed:,.0f} tokens/s, {duration(tokens_left / speed)} left, {record.memory_gib:.1f} GiB"
     )
-    numbers = {k: float(v) for k, v in asdict(record).items() if v is not None and k not in ("steps", "seconds")}
-    progress.observe({f"train/{key}": value for key, value in numbers.items()} | {"train/tokens_per_second": speed})
+    progress.observe(record.numbers | {"train/tokens_per_second": speed})
 
 
 def peak_memory_gib() -> float:
@@ -298,18 +309,19 @@ class Step:
 
     number: int
     """From 0."""
-    epoch: int
-    """Epoch of its first row, from 0."""
+    epoch: float
+    """Passes over the rows that are complete when it ends."""
     rows: tuple[int, ...]
     """Indices of its rows, in seeded order."""
     learning_rate: float
 
 
-def plan_steps(row_count: int, recipe: TrainingSettings) -> list[Step]:
-    """All steps of a training on `row_count` rows.
+def plan_steps(row_count: int, recipe: TrainingSettings, *, comparisons: int = 0, contrasts: int = 0) -> list[Step]:
+    """All steps of a training on `row_count` rows, whose indices are followed by those of what is made of them.
 
-    Every epoch passes over all rows in its own seeded order; a fractional epoch stops part way. Steps are filled across
-    the border of epochs, so that only the last one can be smaller.
+    Every epoch passes over all rows in its own seeded order; a fractional epoch stops part way. Most comparisons come
+    first, as the shortest lesson; the rest and the contrast rows, each once, stand among the rows. Steps are filled
+    across the border of epochs, so that only the last one can be smaller.
     """
     wanted = max(1, round(recipe.epochs * row_count))
     order: list[int] = []
@@ -320,12 +332,18 @@ def plan_steps(row_count: int, recipe: TrainingSettings) -> list[Step]:
         order += rows
         epoch += 1
     order = order[:wanted]
+    first = round(comparisons * _FIRST)
+    if comparisons or contrasts:
+        order += range(row_count + first, row_count + comparisons + contrasts)
+        random.Random(f"{recipe.seed}:among").shuffle(order)  # noqa: S311
+        order = [*range(row_count, row_count + first), *order]
     size = recipe.rows_per_step
-    count = math.ceil(wanted / size)
+    count = math.ceil(len(order) / size)
+    passed = [0, *itertools.accumulate(index < row_count for index in order)]
     return [
         Step(
             number=i,
-            epoch=i * size // row_count,
+            epoch=passed[min((i + 1) * size, len(order))] / row_count,
             rows=tuple(order[i * size : (i + 1) * size]),
             learning_rate=learning_rate(i, count, recipe),
         )

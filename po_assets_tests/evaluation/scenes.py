@@ -43,7 +43,6 @@ success_metrics:
 - 80 percent of skippers book ahead
 last_updated: '2026-05-29'"""
 REVIEW = """\
-status: aligned
 summary:
 - Every need in the concept has a requirement
 - Nothing reaches into what the concept excludes
@@ -54,6 +53,7 @@ requirements_alignment:
   - NFR001 and C001 fit the concept on speed and hosting
   gaps: []
   conflicts: []
+status: aligned
 recommended_actions:
 - Show FR001 to harbour staff in an early draft
 - Test NFR001 with real data before the pilot

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from upath import UPath
 
-from po_assets.dag import Artifacts, JsonlIOManager, read_frame, read_gate
+from po_assets.dag import Artifacts, JsonlIOManager, Tracking, read_frame, read_gate
 from po_assets.dataset.settings import PromptSettings
 from po_assets.evaluation import answers, evaluate, generate
 from po_assets.evaluation.assets import baseline_report, eval_report
@@ -73,6 +73,7 @@ def run(
     decoding: Decoding = DECODING,
     gate: GateProfile | None = None,
     prompt: PromptSettings | None = None,
+    tracking: Tracking | None = None,
 ) -> Any:
     artifacts = Artifacts(root=str(layout.root))
     return dg.materialize(
@@ -85,6 +86,7 @@ def run(
             "decoding": decoding,
             "gate": gate or GateProfile(),
             "prompt": prompt or PromptSettings(),
+            "tracking": tracking or Tracking(),
         },
         raise_on_error=False,
     )

@@ -1,19 +1,21 @@
-"""Contrast cases: each changes what is right for a reason that stands in the case, and is judged in one forward pass."""
+"""Contrast cases: each changes what is right for a reason that stands in the case, and is judged by the student's own evidence."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from upath import UPath
 
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.evaluation import contrast as module
 from po_assets.evaluation.answers import AnsweringModel
-from po_assets.evaluation.contrast import Contrast, contrast_cases, judge_contrasts, status_probabilities
+from po_assets.evaluation.contrast import Contrast, contrast_cases, judge_contrasts, own_verdicts
+from po_assets.evaluation.settings import Decoding
 from po_assets.model import ChatTemplate, load_base_model, load_tokenizer
 from po_assets.product_owner import STATUSES
+from po_assets.product_owner.contract import ALIGNMENT_KEYS
+from po_assets.product_owner.grammar import GrammarLimits
 from po_assets_tests.evaluation.scenes import NEEDS_ADJUSTMENT, REVIEW, VISION, case, scored
 from po_assets_tests.model.tiny_model import make_tiny_model
 
@@ -94,39 +96,41 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> AnsweringModel:
     return AnsweringModel(load_base_model(folder, "float32", device="cpu"), ChatTemplate(load_tokenizer(folder)))
 
 
-def test_the_probabilities_are_those_of_the_next_token(answering: AnsweringModel) -> None:
-    """As one row alone gives them, whatever is padded beside it."""
-    prefix = f"```yaml VISION\n{VISION}\n```\n\n```yaml REVIEW\nstatus:"
-    questions = [(case().prompt, prefix), ("Short.", prefix), (case(2).prompt, prefix)]
-    found = status_probabilities(answering, questions)
-    for (prompt, begun), shares in zip(questions, found, strict=True):
-        tokenizer: Any = answering.chat.tokenizer
-        ids = answering.chat.prompt_ids(prompt) + tokenizer(f"{begun} ", add_special_tokens=False)["input_ids"]
-        logits = answering.model(torch.tensor([ids])).logits[0, -1]
-        first = [tokenizer(status, add_special_tokens=False)["input_ids"][0] for status in STATUSES]
-        expected = torch.softmax(logits[first], dim=-1).tolist()
-        assert list(shares.values()) == pytest.approx(expected, abs=1e-4)
-        assert sum(shares.values()) == pytest.approx(1)
+def test_the_verdict_follows_from_the_students_own_vision_and_evidence(answering: AnsweringModel) -> None:
+    """What an untrained model writes there is nonsense, within the grammar of an answer, and ends after the status."""
+    vision = f"```yaml VISION\n{VISION}\n```\n\n```yaml REVIEW\n"
+    cases = [case(), case(2)]
+    words = {key: 6 if key in ("summary", *ALIGNMENT_KEYS) else most for key, most in GrammarLimits().words.items()}
+    limits = GrammarLimits(words, dict.fromkeys(GrammarLimits().items, 2), tokens_per_word=30)
+    questions = [(case(), "no vision"), *((one, vision) for one in cases)]
+    found = own_verdicts(answering, questions, Decoding(), limits)
+    assert {one.case_id: status in STATUSES for one, status in found} == {one.case_id: True for one in cases}
 
 
 def test_a_pair_is_consistent_when_both_statuses_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A student that reads gets all, one that always says aligned none; and nothing is asked twice."""
     pairs = contrast_cases([case(concept=CONCEPT), case(2, concept=f"New: {CONCEPT}", **NEEDS_ADJUSTMENT)])
-    student = [scored(case(), status="aligned"), scored(case(2), status="aligned")]
     right = {one.prompt: one.status for pair in pairs for one in (pair.original, pair.changed)}
+    student = [scored(pair.original, status=pair.original.status) for pair in pairs]
     loaded: list[str] = []
 
     def judged(statuses: dict[str, str], cache: str) -> Any:
         monkeypatch.setattr(
-            module, "likeliest_statuses", lambda _model, asked: [statuses[prompt] for prompt, _ in asked]
+            module, "own_verdicts", lambda _model, asked, *_: [(one, statuses[one.prompt]) for one, _ in asked]
         )
-        return judge_contrasts(pairs, student, UPath(tmp_path / cache), lambda: loaded.append(cache))  # type: ignore[arg-type,func-returns-value]
+
+        def load() -> Any:
+            loaded.append(cache)
+
+        return judge_contrasts(
+            pairs, student, UPath(tmp_path / cache), load, decoding=Decoding(), limits=GrammarLimits()
+        )
 
     reads = judged(right, "reads.json")
     assert (reads.pairs, reads.consistent) == (len(pairs), len(pairs))
-    assert (reads.agreeing, reads.originals) == (1, 2)
     assert judged(dict.fromkeys(right, "aligned"), "aligned.json").consistent == 0
     assert judged({}, "reads.json") == reads
     assert loaded == ["reads.json", "aligned.json"]
     assert "Contrast consistency 1.00" in reads.described
-    assert judge_contrasts(pairs, [scored(case(), "nothing")], UPath(tmp_path / "none"), lambda: None) is None  # type: ignore[arg-type,return-value]
+    student = [scored(case(), "nothing")]
+    assert judged({}, "none") is None

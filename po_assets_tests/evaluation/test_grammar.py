@@ -11,7 +11,15 @@ import torch
 
 from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
 from po_assets.model import load_tokenizer
-from po_assets.product_owner import STATUSES, cited_ids, format_answer, parse_answer, read_yaml, validate_answer
+from po_assets.product_owner import (
+    STATUSES,
+    cited_ids,
+    format_answer,
+    in_order,
+    parse_answer,
+    read_yaml,
+    validate_answer,
+)
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
 from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION
 from po_assets_tests.model.tiny_model import make_tiny_tokenizer
@@ -205,7 +213,7 @@ def test_every_reference_answer_of_the_evaluation_cases_is_in_the_grammar(tokeni
     limits = replace(limits, tokens_per_word=30)
     outside = []
     for case in cases:
-        answer = format_answer(case.reference_vision_yaml, case.reference_review_yaml)
+        answer = in_order(format_answer(case.reference_vision_yaml, case.reference_review_yaml))
         if not accepts(answer, tokenizer, grammar_view, list(case.requirement_ids), limits):
             outside.append(case.case_id)
     assert outside == []

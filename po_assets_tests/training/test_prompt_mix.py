@@ -86,7 +86,7 @@ def test_the_mix_is_trained_and_stands_in_log_card_and_digest(layout: Layout) ->
     plain_weights = load_file(Path(plain.folder) / "adapter_model.safetensors")
     student, said = train(layout, prompt_mix=0.25)
     sentence = "Of 24 rows 12 are trained under the own prompt, 6 under agent, 6 under short."
-    assert sentence in said
+    assert any(sentence in line for line in said)
     assert student.manifest.config != plain.manifest.config
     weights = load_file(Path(student.folder) / "adapter_model.safetensors")
     assert any((weights[name] != plain_weights[name]).any() for name in weights)

@@ -144,13 +144,13 @@ class FastPath:
         """How many layers of such a row are: the first, since what later ones kept is free when their turn comes."""
         return max(0, len(self._layers) - KEPT_BYTES // self._layers[0].kept_bytes(tokens))
 
-    def answer_loss(self, ids: Tensor, prompt_length: int, seed: int | None) -> Tensor:
-        """Sum of the answer tokens' cross-entropy, float32.
+    def answer_loss(self, ids: Tensor, labels: Tensor, seed: int | None) -> Tensor:
+        """Sum of the trained tokens' cross-entropy, float32.
 
-        `ids` (tokens,) is prompt and answer; the first `prompt_length` tokens are not trained. `seed` draws the dropout
-        masks; None switches dropout off.
+        `ids` (tokens,) is prompt and answer; `labels` the same, negative where a token is not trained. `seed` draws the
+        dropout masks; None switches dropout off.
         """
-        inputs, targets = _rounded_up(ids[:-1]), ids[prompt_length:]
+        inputs, trained = _rounded_up(ids[:-1]), labels[1:] >= 0
         x = self._model.embed_tokens(inputs)
         cos, sin = self._model.rotary_emb(x.unsqueeze(0), torch.arange(inputs.shape[0]).unsqueeze(0))
         pool = None
@@ -163,8 +163,8 @@ class FastPath:
                 x = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(*arguments)
-        predicting = x[prompt_length - 1 : prompt_length - 1 + targets.shape[0]]
-        return linear_cross_entropy(_norm(self._model.norm, predicting), self._head, targets)
+        predicting = x[: len(trained)][trained]
+        return linear_cross_entropy(_norm(self._model.norm, predicting), self._head, ids[1:][trained])
 
 
 @dataclass
