@@ -226,7 +226,8 @@ def _write_instructions(adapter: Path, staging: Path, merged: Path, forms: Seque
         parts.append(f"    {vllm_command(f'./{MERGED}', context)}\n")
         (merged / "README.md").write_text(_card(adapter, ""), encoding="utf-8")
     if ggufs:
-        (staging / MODELFILE).write_text(modelfile(load_tokenizer(merged), ggufs[0], context, prompt.system), encoding="utf-8")
+        written = modelfile(load_tokenizer(merged), ggufs[0], context, prompt.system)
+        (staging / MODELFILE).write_text(written, encoding="utf-8")
         parts.append(f"{', '.join(f'`{name}`' for name in ggufs)}: GGUF files. llama.cpp:\n")
         parts.append(f"    llama-server -m {ggufs[0]} --jinja --temp 0\n")
         parts.append(f"`{MODELFILE}`: for Ollama, with `{ggufs[0]}`:\n\n    ollama create po-student -f {MODELFILE}\n")

@@ -7,7 +7,6 @@ import json
 import os
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from upath import UPath
@@ -15,6 +14,7 @@ from upath import UPath
 from po_assets.dag import GateRecord, read_gate
 from po_assets.errors import UserError, all_faults
 from po_assets.evaluation.gate import GATE_FILE, gate_path
+from po_assets.model.chat import first_line
 from po_assets.serving.parity import RECORD, VERDICT
 from po_assets.storage import Layout, file_digest, read_manifest
 from po_assets.training.student import adapter_problem
@@ -101,8 +101,8 @@ def push(folder: Path, repository: str, faults: list[str], *, force: bool = Fals
         if status in (401, 403):
             way_out = "Give a token with the right to write in HF_TOKEN, or log in with `hf auth login`."
         raise UserError(f"{endpoint} refused to take {repository!r} (HTTP {status}). {unchanged}. {way_out}") from error
-    except (httpx.HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    except Exception as error:  # which HTTP library the client uses, and what that raises, is the client's own matter
+        reason = first_line(error.__cause__ or error)
         raise UserError(
             f"{endpoint} cannot be reached, or went away before all was there ({reason}). {unchanged}; push again."
         ) from error

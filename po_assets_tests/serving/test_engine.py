@@ -1,5 +1,6 @@
 """A loaded model answers as the evaluation would, and a question on the command line ends with its verdict."""
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -14,9 +15,11 @@ from po_assets.errors import UserError
 from po_assets.evaluation.answers import AnsweringModel, load_baseline
 from po_assets.model import BaseModel
 from po_assets.product_owner import build_prompt
+from po_assets.product_owner.templates import read_prompt
 from po_assets.serving import commands
-from po_assets.serving.ask import ask, check_question
-from po_assets.serving.engine import ModelEngine, Sampling, load_engine
+from po_assets.serving.ask import ask, ask_engine, check_question
+from po_assets.serving.engine import Generated, ModelEngine, Sampling, load_engine
+from po_assets.serving.question import Documents
 from po_assets.serving.server import make_app
 from po_assets.storage import Layout
 from po_assets_tests.evaluation.scenes import CONCEPT, REQUIREMENTS
@@ -118,19 +121,43 @@ def test_the_current_student_answers_unless_another_adapter_is_named(tiny: Path,
     current = Path(str(layout.current))
     make_adapter(tiny, current)
     make_adapter(tiny, other)
-    student = load_engine(layout, model=str(tiny))
-    named = load_engine(layout, adapter=other, model=str(tiny))
-    base = load_engine(layout, base=True, model=str(tiny))
+    student = load_engine(layout, spec=BaseModel(base_model=str(tiny)))
+    named = load_engine(layout, adapter=other, spec=BaseModel(base_model=str(tiny)))
+    base = load_engine(layout, base=True, spec=BaseModel(base_model=str(tiny)))
     assert (student.name, named.name, base.name) == ("po-student", "tiny+other", "tiny")
     texts = [generate(one, HELLO, max_tokens=20).text for one in (student, named, base)]
     assert texts[0] == texts[1] != texts[2]
     with (other / "adapter_config.json").open("a") as file:
         file.write(" ")
     with pytest.raises(UserError, match=r"adapter_config.json .* was changed or damaged"):
-        load_engine(layout, adapter=other, model=str(tiny))
+        load_engine(layout, adapter=other, spec=BaseModel(base_model=str(tiny)))
     wider = make_tiny_model(tmp_path / "wider", context=8192, seed=1)
     with pytest.raises(UserError, match="was trained on another base model"):
-        load_engine(layout, model=str(wider))
+        load_engine(layout, spec=BaseModel(base_model=str(wider)))
+
+
+def test_the_prompt_that_travels_with_the_adapter_is_asked(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """System text and template, also where the base model is compared; the grammar finds the question in it."""
+    layout = Layout(UPath(tmp_path))
+    ours = read_prompt(
+        "{% block system %}Guard it.{% endblock %}Idea: {{ concept }}\nSpec: {{ requirements_yaml }}", "ours"
+    )
+    adapter = Path(str(layout.current))
+    make_adapter(tiny, adapter)
+    (adapter / "prompt.jinja").write_text(ours.source)
+    (adapter / "prompt.json").write_text(json.dumps({"name": "ours", "system": ours.system}))
+    spec = BaseModel(base_model=str(tiny))
+    assert [load_engine(layout, base=base, spec=spec).prompt for base in (False, True)] == [ours, ours]
+    engine, asked = load_engine(layout, spec=spec), []
+    monkeypatch.setattr(engine, "prepare", lambda turns, sampling: asked.append(turns) or sampling)
+    monkeypatch.setattr(engine, "generate", lambda _: Generated("", "stop", 1, 1, 0.1))
+    ask_engine(engine, Documents(CONCEPT, REQUIREMENTS))
+    assert asked == [ours.turns(CONCEPT, REQUIREMENTS)]
+    monkeypatch.undo()
+    grammars = [one.prepare(asked[0], Sampling(9)).grammar for one in (engine, ModelEngine(engine._answering, "x"))]
+    assert grammars[0] is not None
+    assert "FR002" in grammars[0]
+    assert grammars[1] is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +171,7 @@ def test_the_current_student_answers_unless_another_adapter_is_named(tiny: Path,
 def test_a_question_that_no_answer_fits_is_refused(concept: str, requirements: str, said: str) -> None:
     """Before any model is loaded."""
     with pytest.raises(UserError, match=said):
-        check_question(concept, requirements)
+        check_question(Documents(concept, requirements))
 
 
 def test_ask_prints_the_answer_and_its_verdict(tiny: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -3,27 +3,25 @@
 import errno
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from upath import UPath
 
-from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
+from po_assets.evaluation.answers import load_student
 from po_assets.model import BaseModel, load_base_model, load_tokenizer
 from po_assets.model.gguf import find_embedded_gguf
-from po_assets.product_owner import format_answer
 from po_assets.serving import export
 from po_assets.serving.export import export_student, modelfile
 from po_assets.serving.gguf_file import check_gguf, write_gguf
-from po_assets.serving.parity import Ask, Said, ask_adapter, ask_gguf, parity
+from po_assets.serving.parity import ask_gguf, ask_model
 from po_assets.storage import Layout
 from po_assets_tests.model.tiny_model import edit_json, make_tiny_model
-from po_assets_tests.sample_data.sample_rows import ARTIFACTS
 
-PROMPTS = ("Say hello.", "List three fruits, please!", "requirements:\n- id: FR001\n  text: naïve 123")
+TEXTS = ("Say hello.", "List three fruits, please!", "requirements:\n- id: FR001\n  text: naïve 123")
+PROMPTS = [[{"role": "user", "content": text}] for text in TEXTS]
 
 
 def make_base(folder: Path) -> Path:
@@ -69,7 +67,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, base: Path, adapter: Path) -> Path:
     root = tmp_path_factory.mktemp("root")
-    return export_student(Layout(UPath(root)), root / "out", adapter=adapter, model=str(base))
+    export_student(Layout(UPath(root)), root / "out", adapter=adapter, spec=BaseModel(base_model=str(base)))
+    return root / "out"
 
 
 def test_all_forms_are_there_with_their_digests_and_instructions(exported: Path) -> None:
@@ -103,12 +102,10 @@ def test_merged_weights_give_the_adapters_logits(exported: Path, base: Path, ada
 def test_the_runtime_answers_as_the_adapter_does(exported: Path, base: Path, adapter: Path) -> None:
     """llama.cpp with the f16 file: the same text, token by token, of a model that rounding would soon lead astray."""
     pytest.importorskip("xllamacpp", reason="needs the extra export")
-    spec = BaseModel(base_model=str(base)).resolved()
-    ours, theirs = ask_adapter(base, spec, adapter, max_tokens=8), ask_gguf(exported / "student-f16.gguf", max_tokens=8)
-    unchanged = ask_gguf(exported / "student-q8_0.gguf", max_tokens=8)
-    for prompt in PROMPTS:
-        assert theirs(prompt) == ours(prompt)
-        assert unchanged(prompt).text
+    student = load_student(base, BaseModel(base_model=str(base)).resolved(), adapter)
+    ours = [said for turns in PROMPTS for said in ask_model(student, [turns], max_tokens=8)]
+    assert ask_gguf(exported / "student-f16.gguf", PROMPTS, max_tokens=8) == ours
+    assert all(said.text for said in ask_gguf(exported / "student-q8_0.gguf", PROMPTS, max_tokens=8))
 
 
 @pytest.mark.slow
@@ -121,15 +118,18 @@ def test_the_embedded_student_answers_the_same_as_gguf(tmp_path: Path) -> None:
     spec = BaseModel(profile="embedded").resolved()
     folder = export.ensure_base_model(spec, layout)
     adapter = make_adapter(folder, tmp_path / "adapter", strength=0.002)
-    out = export_student(layout, tmp_path / "out", adapter=adapter, formats=["f16"])
+    out = tmp_path / "out"
+    export_student(layout, out, adapter=adapter, forms=["f16"])
     original, written = GGUFReader(find_embedded_gguf()), GGUFReader(out / "student-f16.gguf")
     for key, field in original.fields.items():
         # transformers reads no splitting of digits off a GGUF file, and the student is trained with what it reads.
         if key.startswith(("tokenizer.", "llama.")) and key not in ("tokenizer.chat_template", "tokenizer.ggml.pre"):
             assert written.fields[key].contents() == field.contents(), key
-    ours, theirs = ask_adapter(folder, spec, adapter, max_tokens=12), ask_gguf(out / "student-f16.gguf", max_tokens=12)
-    for prompt in ("Say hello in one sentence.", "What is the capital of France?"):
-        assert theirs(prompt) == ours(prompt)
+    texts = ("Say hello in one sentence.", "What is the capital of France?")
+    asked = [[{"role": "user", "content": text}] for text in texts]
+    student = load_student(folder, spec, adapter)
+    ours = [said for turns in asked for said in ask_model(student, [turns], max_tokens=12)]
+    assert ask_gguf(out / "student-f16.gguf", asked, max_tokens=12) == ours
 
 
 def test_the_modelfile_follows_the_chat_template(base: Path) -> None:
@@ -144,6 +144,8 @@ def test_the_modelfile_follows_the_chat_template(base: Path) -> None:
     assert text.startswith("FROM ./student.gguf\n")
     assert 'PARAMETER stop "<|im_end|>"' in text
     assert "PARAMETER num_ctx 2048" in text
+
+    assert 'SYSTEM """Guard it."""' in modelfile(tokenizer, "student.gguf", 2048, "Guard it.")
 
     default = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
     tokenizer.chat_template = default + tokenizer.chat_template
@@ -160,7 +162,7 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path: Path, 
     """Nobody loses a folder to a misspelt --to."""
     layout, target = Layout(UPath(tmp_path)), tmp_path / "out"
     for _ in range(2):
-        export_student(layout, target, adapter=adapter, model=str(base), formats=["q8_0"])
+        export_student(layout, target, adapter=adapter, spec=BaseModel(base_model=str(base)), forms=["q8_0"])
     assert sorted(path.name for path in target.iterdir()) == [
         "Modelfile",
         "README.md",
@@ -171,7 +173,7 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path: Path, 
     mine.mkdir()
     (mine / "thesis.txt").write_text("years")
     with pytest.raises(UserError, match="exists and is not an earlier export"):
-        export_student(layout, mine, adapter=adapter, model=str(base))
+        export_student(layout, mine, adapter=adapter, spec=BaseModel(base_model=str(base)))
     assert (mine / "thesis.txt").read_text() == "years"
 
 
@@ -191,11 +193,11 @@ def test_a_wrong_adapter_or_base_is_one_sentence(tmp_path: Path, base: Path, ada
     """And nothing is written."""
     layout, target = Layout(UPath(tmp_path / "root")), tmp_path / "root" / "out"
     with pytest.raises(UserError, match=r"no student yet: .*no adapter has passed its gate.*--adapter"):
-        export_student(layout, target, model=str(base))
+        export_student(layout, target, spec=BaseModel(base_model=str(base)))
     with pytest.raises(UserError, match=r"holds no LoRA adapter .*--adapter"):
-        export_student(layout, target, adapter=tmp_path, model=str(base))
+        export_student(layout, target, adapter=tmp_path, spec=BaseModel(base_model=str(base)))
     with pytest.raises(UserError, match=r"does not fit the base model .*size mismatch.*--base-model"):
-        export_student(layout, target, adapter=adapter, model=str(other_shape(tmp_path / "wide")))
+        export_student(layout, target, adapter=adapter, spec=BaseModel(base_model=str(other_shape(tmp_path / "wide"))))
     odd = shutil.copytree(base, tmp_path / "odd")
     edit_json(odd / "config.json", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0})
     with pytest.raises(UserError, match=r"No GGUF file can be written of a model of type 'llama' with .*'yarn'"):
@@ -203,7 +205,7 @@ def test_a_wrong_adapter_or_base_is_one_sentence(tmp_path: Path, base: Path, ada
     assert not target.exists()
 
 
-@pytest.mark.parametrize("step", ["write_gguf", "_write_card"])
+@pytest.mark.parametrize("step", ["write_gguf", "_write_instructions"])
 def test_a_full_disk_leaves_nothing_behind(
     tmp_path: Path, base: Path, adapter: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,48 +215,13 @@ def test_a_full_disk_leaves_nothing_behind(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     layout, target = Layout(UPath(tmp_path)), tmp_path / "out"
-    export_student(layout, target, adapter=adapter, model=str(base), formats=["safetensors"])
+    export_student(layout, target, adapter=adapter, spec=BaseModel(base_model=str(base)), forms=["safetensors"])
     before = (target / "export.json").read_bytes()
     monkeypatch.setattr(export, step, full)
     with pytest.raises(UserError, match=r"The disk of .* is full: the export needs about .* GB\. Free space"):
-        export_student(layout, target, adapter=adapter, model=str(base))
+        export_student(layout, target, adapter=adapter, spec=BaseModel(base_model=str(base)))
     assert (target / "export.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def reference(case: EvalCase) -> str:
-    return format_answer(case.reference_vision_yaml, case.reference_review_yaml)
-
-
-def answers(change: Callable[[str], str] = str, *, finished: bool = True) -> Ask:
-    by_prompt = {case.prompt: reference(case) for case in CASES}
-    return lambda prompt: Said(change(by_prompt[prompt]), finished)
-
-
-CASES = read_eval_cases(UPath(ARTIFACTS / "evaluation" / "po_eval_cases.jsonl"))[:12]
-
-
-@pytest.mark.parametrize(
-    ("exported", "fault"),
-    [
-        (answers(lambda text: text.replace("narrative:", "comment:")), "its mean score is 0."),
-        (answers(finished=False), "12 of 12 answers did not end where the adapter's did"),
-        (answers(lambda text: f"Sure! {text}"), "12 of 12 answers begin otherwise"),
-    ],
-)
-def test_damage_is_found_and_shown_answer_beside_answer(exported: Ask, fault: str) -> None:
-    """Worse answers, a lost stop token, another template."""
-    verdict = parity(CASES, answers(), exported)
-    assert not verdict.passed
-    assert fault in verdict.summary
-    assert {"case", "adapter", "exported", "adapter_score", "exported_score"} <= set(verdict.rows[0])
-
-
-def test_other_words_of_the_same_worth_pass() -> None:
-    """Rounding leads greedy answers apart; what counts is what they are worth."""
-    verdict = parity(CASES, answers(), answers(lambda text: text.replace("product_summary: ", "product_summary: So, ")))
-    assert verdict.passed, verdict.summary
-    assert "0 are the same" in verdict.summary
 
 
 def test_a_head_of_its_own_and_short_rows_are_written_too(tmp_path: Path) -> None:
@@ -267,6 +234,13 @@ def test_a_head_of_its_own_and_short_rows_are_written_too(tmp_path: Path) -> Non
     config.tie_word_embeddings, config.intermediate_size = False, 40
     LlamaForCausalLM(config).save_pretrained(folder)
     write_gguf(folder, tmp_path / "x.gguf", "q8_0", "x")
+    write_gguf(folder, tmp_path / "y.gguf", "q4_0", "y")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "x.gguf").tensors}
     assert kinds["output.weight"] == kinds["blk.0.ffn_up.weight"] == "Q8_0"
     assert (kinds["blk.0.ffn_down.weight"], kinds["output_norm.weight"]) == ("F16", "F32")
+    small = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "y.gguf").tensors}
+    assert (small["blk.0.ffn_up.weight"], small["output.weight"], small["token_embd.weight"]) == (
+        "Q4_0",
+        "Q8_0",
+        "Q8_0",
+    )

@@ -25,6 +25,7 @@ class EchoEngine:
     """Answers with the last turn, word by word; `before` is called in front of each word."""
 
     name = "echo"
+    digest = "d" * 64
 
     def __init__(self, before: Callable[[], None] = lambda: None) -> None:
         self.asked: list[tuple[Sequence[Turn], Sampling]] = []
@@ -72,8 +73,9 @@ def events(text: str) -> list[Any]:
 
 def test_models_and_health_name_what_is_served() -> None:
     """As clients ask before they begin."""
-    assert client().get("/health").json() == {"status": "ok", "model": "echo"}
-    assert [one["id"] for one in client().get("/v1/models").json()["data"]] == ["echo"]
+    assert client().get("/health").json() == {"status": "ok", "model": "echo", "digest": "d" * 64}
+    (served,) = client().get("/v1/models").json()["data"]
+    assert (served["id"], served["digest"]) == ("echo", "d" * 64)
 
 
 def test_an_answer_comes_whole_with_its_tokens() -> None:
@@ -311,3 +313,48 @@ def test_a_taken_port_is_one_sentence() -> None:
     """With the way out."""
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="Take another port with --port"):
         listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_newly_promoted_model_answers_from_the_next_request_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request that is being written ends on the old one; one that does not load is told, and the old goes on."""
+    monkeypatch.setattr(server, "RENEW_SECONDS", 0.01)
+    writing, promoted, changed, failed = (threading.Event() for _ in range(4))
+
+    def wait_for_the_change() -> None:
+        writing.set()
+        assert changed.wait(20)
+
+    old, new = EchoEngine(before=wait_for_the_change), EchoEngine()
+    new.digest = "e" * 64
+    coming: list[EchoEngine | Exception] = [UserError("The adapter cannot be used: a file is missing."), new]
+
+    def newer() -> EchoEngine | None:
+        if not promoted.is_set() or not coming:
+            return None
+        if isinstance(one := coming.pop(0), Exception):
+            raise one
+        return one
+
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        (failed if "cannot be loaded" in text else changed).set()
+
+    with client(old, newer=newer, say=say) as asked:
+        assert asked.get("/v1/models").json()["data"][0]["digest"] == "d" * 64
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(asked.post(CHAT, json=asking("to the old"))))
+        thread.start()
+        assert writing.wait(20)
+        promoted.set()
+        assert failed.wait(20)
+        assert changed.wait(20)
+        assert asked.get("/v1/models").json()["data"][0]["digest"] == "e" * 64
+        assert asked.post(CHAT, json=asking("to the new")).is_success
+        thread.join(20)
+        assert answers[0].json()["choices"][0]["message"]["content"] == "to the old "
+    went_on, renewed = said
+    assert went_on.endswith(f"{'d' * 12} goes on answering: The adapter cannot be used: a file is missing.")
+    assert renewed == f"echo is now {'e' * 12}; requests that came before end with {'d' * 12}."
+    assert [(turns[-1]["content"]) for turns, _ in new.asked] == ["to the new"]
