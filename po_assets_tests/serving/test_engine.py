@@ -18,7 +18,7 @@ from po_assets.product_owner import build_prompt
 from po_assets.product_owner.templates import read_prompt
 from po_assets.serving import commands
 from po_assets.serving.ask import ask, ask_engine, check_question
-from po_assets.serving.engine import Generated, ModelEngine, Sampling, load_engine
+from po_assets.serving.engine import Generated, ModelEngine, Sampling, load_engine, promotions
 from po_assets.serving.question import Documents
 from po_assets.serving.server import make_app
 from po_assets.storage import Layout
@@ -158,6 +158,25 @@ def test_the_prompt_that_travels_with_the_adapter_is_asked(tiny: Path, tmp_path:
     assert grammars[0] is not None
     assert "FR002" in grammars[0]
     assert grammars[1] is None
+
+
+def test_a_promotion_is_seen_once(tiny: Path, tmp_path: Path) -> None:
+    """By its digest, which the loaded student names, too; a student that is gone is none."""
+    layout, spec = Layout(UPath(tmp_path)), BaseModel(base_model=str(tiny))
+    current, versions = Path(str(layout.current)), tmp_path / "models" / "promoted"
+    for digest in ("a", "b"):
+        make_adapter(tiny, versions / digest, digest=digest * 64)
+    current.symlink_to(versions / "a")
+    student = load_engine(layout, spec=spec)
+    assert student.digest == "a" * 64
+    another = promotions(layout, student.digest)
+    assert not another()
+    current.unlink()
+    assert not another()
+    current.symlink_to(versions / "b")
+    assert another()
+    assert not another()
+    assert load_engine(layout, spec=spec).digest == "b" * 64
 
 
 @pytest.mark.parametrize(
