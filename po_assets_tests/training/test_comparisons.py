@@ -1,0 +1,183 @@
+"""What a student compares before it judges: read from the teacher's own lists, and never told wrong."""
+
+import random
+import re
+
+import pytest
+import yaml
+
+from po_assets.model import ChatTemplate, load_tokenizer
+from po_assets.product_owner import build_prompt, format_answer, in_order, parse_answer, read_yaml, validate_answer
+from po_assets.product_owner.concept import stated_exclusion, stated_needs
+from po_assets.product_owner.contract import REVIEW_ORDER, STATUSES
+from po_assets.product_owner.templates import BUILT_IN
+from po_assets.sample_data.records import generate_rows
+from po_assets.training import comparisons as module
+from po_assets.training.comparisons import Case, make_lessons, read_cases, teachers_words, with_evidence
+from po_assets.training.gradients import NOT_TRAINED, tokenize_parts
+from po_assets_tests.model.tiny_model import make_tiny_tokenizer
+
+CONCEPT = "TideTable must list free berths and book a berth. It does not sell fuel."
+VISION = (
+    "product_name: TideTable\nproduct_summary: A berth book.\ntarget_users:\n- Skippers\nlast_updated: '2026-01-02'"
+)
+
+
+def requirements(*texts: str) -> str:
+    entries = [{"id": f"FR{at:03}", "description": text} for at, text in enumerate(texts, start=1)]
+    return yaml.safe_dump({"title": "TideTable", "functional_requirements": entries}, sort_keys=False).strip()
+
+
+def review(status: str, aligned: str = "[]", gaps: str = "[]", conflicts: str = "[]") -> str:
+    return (
+        f"status: {status}\nsummary:\n- Read.\nrequirements_alignment:\n  aligned: {aligned}\n  gaps: {gaps}\n"
+        f"  conflicts: {conflicts}\nrecommended_actions:\n- One\n- Two\nnarrative: In the teacher's words."
+    )
+
+
+def pair(texts: list[str], answer: str, concept: str = CONCEPT) -> tuple[str, str]:
+    return build_prompt(concept, requirements(*texts)), format_answer(VISION, answer)
+
+
+LISTS, BOOKS, SELLS = "Skippers can see which berth is free", "Let skippers reserve a place", "Staff can sell fuel"
+ALIGNED = pair(
+    [LISTS, BOOKS], review("aligned", "[FR001 helps to list free berths, FR002 answers the need to book a berth]")
+)
+MISSING = pair(
+    [LISTS], review("needs_adjustment", "[FR001 helps to list free berths]", "[Nothing helps to book a berth]")
+)
+AGAINST = pair([LISTS, SELLS], review("conflicts", "[FR001 helps to list free berths]", conflicts="[FR002 sells fuel]"))
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[tuple[str, str]]:
+    rows = [row for row in generate_rows(400) if "concept" in row]
+    return [
+        (
+            build_prompt(row["concept"], row["requirements_yaml"]),
+            format_answer(row["teacher_product_vision"], row["teacher_product_owner_review"]),
+        )
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def cases(samples: list[tuple[str, str]]) -> list[Case]:
+    return read_cases(samples, BUILT_IN)
+
+
+@pytest.mark.parametrize("form", ["must", "has to", "is to", "shall"])
+def test_a_concept_states_needs_and_exclusion(form: str) -> None:
+    concept = f"It is red. It {form} list free berths, book a berth and warn of gales. It will not sell fuel, ever."
+    assert stated_needs(concept) == ["list free berths", "book a berth", "warn of gales"]
+    assert stated_exclusion(concept) == "sell fuel"
+    assert (stated_needs("It must not sink."), stated_exclusion("Boats.")) == ([], "")
+
+
+def test_what_a_requirement_is_for_is_read_from_the_teachers_lists() -> None:
+    found = read_cases([ALIGNED, MISSING, AGAINST], BUILT_IN)
+    assert [case.status for case in found] == ["aligned", "needs_adjustment", "conflicts"]
+    assert found[0].purposes == ("list free berths", "book a berth")
+    assert found[1].missing == ["book a berth"]
+
+
+def test_it_may_stand_in_another_row() -> None:
+    """A row that does not name the need is read by one that does, for the same requirement in other words."""
+    silent = pair([f"Allow {LISTS[:8].lower()} to {LISTS[13:]}", BOOKS], review("aligned", "[FR001 and FR002 fit]"))
+    assert read_cases([silent], BUILT_IN) == []
+    assert read_cases([ALIGNED, silent], BUILT_IN)[1].purposes == ("list free berths", "book a berth")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pair([LISTS, BOOKS], review("conflicts", "[FR001 helps to list free berths, FR002 helps to book a berth]")),
+        pair([LISTS, BOOKS], review("aligned", "[FR001 helps to list free berths and book a berth]")),
+        pair([LISTS], review("needs_adjustment", "[FR001 helps to list free berths]"), concept="A berth book."),
+        ("no prompt of ours", ALIGNED[1]),
+        (ALIGNED[0], "no answer"),
+    ],
+)
+def test_a_row_that_leaves_a_doubt_is_no_case(row: tuple[str, str]) -> None:
+    """The status does not follow, a purpose is not known, nothing is stated, or it cannot be read."""
+    assert read_cases([row], BUILT_IN) == []
+
+
+def test_the_evidence_stands_before_the_verdict(samples: list[tuple[str, str]]) -> None:
+    found = with_evidence([*samples, ALIGNED], BUILT_IN, lambda _pair: True)
+    parsed = parse_answer(found.rows[-1][1])
+    written = read_yaml(parsed.review_yaml).value
+    assert written["summary"] == [
+        f"FR001 ({LISTS}) helps to list free berths",
+        f"FR002 ({BOOKS}) helps to book a berth",
+        "List free berths is met by FR001",
+        "Book a berth is met by FR002",
+    ]
+    assert tuple(written) == REVIEW_ORDER
+    assert written["narrative"] == "In the teacher's words."
+    assert read_yaml(parsed.vision_yaml).value["non_goals"] == ["Sell fuel"]
+    assert f"{len(found.rows)} of {len(samples) + 1} rows" in found.described
+
+
+def test_every_row_with_evidence_is_valid_and_keeps_its_status(samples: list[tuple[str, str]]) -> None:
+    statuses = {asked: read_yaml(parse_answer(answer).review_yaml).value["status"] for asked, answer in samples}
+    found = with_evidence(samples, BUILT_IN, lambda _pair: True)
+    assert len(found.rows) > len(samples) / 2
+    for asked, answer in found.rows:
+        parsed = parse_answer(answer)
+        assert validate_answer(parsed.vision_yaml, parsed.review_yaml).ok
+        assert read_yaml(parsed.review_yaml).value["status"] == statuses[asked]
+
+
+def test_rows_that_state_too_little_stay_the_teachers_words() -> None:
+    found = with_evidence([ALIGNED], BUILT_IN, lambda _pair: True)
+    assert found.rows == teachers_words([ALIGNED]) == [(ALIGNED[0], in_order(ALIGNED[1]))]
+    assert found.cases == []
+    assert "too few" in found.described
+    assert with_evidence([ALIGNED] * 30, BUILT_IN, lambda _pair: False).cases == []
+
+
+def test_the_order_of_the_keys_changes_and_no_text() -> None:
+    answer = in_order(ALIGNED[1])
+    assert sorted(answer.splitlines()) == sorted(ALIGNED[1].splitlines())
+    assert re.findall(r"^(\w+):", parse_answer(answer).review_yaml or "", re.MULTILINE) == list(REVIEW_ORDER)
+    for odd in ("no answer", ALIGNED[1].replace("narrative:", "closing:")):
+        assert in_order(odd) == odd
+
+
+def test_contrast_rows_are_right_about_their_status(cases: list[Case]) -> None:
+    """As the teacher's lists of all rows say what each requirement is for."""
+    told = [pair for case in cases for pair in zip(case.texts, case.purposes, strict=True)]
+    purposes = {text: purpose for text, purpose in told if purpose != module._FOREIGN}
+    pool, draw, seen = module._pool(cases), random.Random(1), set()
+    for _ in range(200):
+        base = draw.choice(cases)
+        if (twin := module._contrast(base, cases, pool, draw)) is None:
+            continue
+        seen.add(twin.status)
+        known = [purposes.get(text) for text in twin.texts]
+        if twin.status == "conflicts":
+            assert any(purpose not in base.needs for purpose in known)
+        else:
+            missing = set(base.needs) - set(known)
+            assert bool(missing) == (twin.status == "needs_adjustment")
+            assert set(known) <= set(base.needs)
+        assert twin.document["functional_requirements"][0]["id"] == "FR001"
+        assert twin.requirements_yaml in twin.prompt
+    assert seen == set(STATUSES)
+
+
+def test_lessons_are_seeded_and_only_their_verdicts_are_trained(
+    cases: list[Case], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    chat = ChatTemplate(load_tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
+    lessons = make_lessons(cases, comparisons=5, contrasts=20, seed=42)
+    assert lessons == make_lessons(cases, comparisons=5, contrasts=20, seed=42)
+    assert lessons.comparisons != make_lessons(cases, comparisons=5, contrasts=20, seed=7).comparisons
+    for text in (*lessons.comparisons, *lessons.contrasts):
+        row = tokenize_parts(text, chat)
+        trained = "".join(piece for piece, wanted in text.parts if wanted)
+        assert chat.answer_text([label for label in row.labels if label != NOT_TRAINED]) == trained
+        assert row.trained == len([label for label in row.labels if label != NOT_TRAINED])
+        assert chat.answer_text(list(row.ids)).endswith("".join(piece for piece, _ in text.parts))
+    assert make_lessons([], comparisons=5, contrasts=20, seed=42).comparisons == []
