@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 from po_assets.errors import UserError
-from po_assets.text import say
+from po_assets.text import printable, say
 
 COMMANDS = {
     "run": ("po_assets.cli:add_run", "materialize the whole graph with its checks, then print the gate"),
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.parse_args(given, options)
         return int(options.handle(options))
     except UserError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(printable(str(error)), file=sys.stderr)  # noqa: T201
         return int(options.error_status)
 
 

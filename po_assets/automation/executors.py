@@ -12,13 +12,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, cast
 
 import dagster as dg
 import psutil
 from dagster._core.errors import raise_execution_interrupts
 
-from po_assets.automation.catch_up import refuse_below_failed_gate
+from po_assets.automation.catch_up import refuse_below_failed_gate, root_tag
 from po_assets.dag.compute import EXECUTOR_VARIABLE, POOL
 from po_assets.errors import UserError
 from po_assets.model import BaseModel, require_hardware
@@ -129,8 +130,8 @@ def one_run_per_root(plan_context: Any, _execution_plan: Any) -> Iterator[None]:
     """Wait for the artifact root, saying so in the run, tidy it, and look at the gates of what the run starts from."""
     run: dg.DagsterRun = plan_context.dagster_run
     instance: dg.DagsterInstance = plan_context.instance
-    instance.add_run_tags(run.run_id, process_tag())
     layout = Layout(artifact_root(root_of(run.run_config)))
+    instance.add_run_tags(run.run_id, {**process_tag(), **root_tag(layout)})
     with wait_for_root(layout, plan_context.log.info):
         for folder in layout.written_folders:
             for left in remove_stale_staging(folder):
@@ -138,7 +139,7 @@ def one_run_per_root(plan_context: Any, _execution_plan: Any) -> Iterator[None]:
         graph = plan_context.job.get_repository_definition().asset_graph
         layer = plan_context.job.get_definition().asset_layer
         checked = {check.asset_key for check in layer.asset_graph.asset_check_keys}
-        refuse_below_failed_gate(instance, graph, layer.selected_asset_keys, checked)
+        refuse_below_failed_gate(instance, graph, layer.selected_asset_keys, checked, layout)
         yield
 
 
@@ -190,7 +191,14 @@ def wait_for_root(layout: Layout, say: Callable[[str], None]) -> Iterator[None]:
 def process_tag() -> dict[str, str]:
     """The tag by which a run's process is found again."""
     process = psutil.Process()
-    return {PROCESS_TAG: f"{socket.gethostname()}/{process.pid}/{process.create_time():.2f}"}
+    return {PROCESS_TAG: f"{socket.gethostname()}/{process.pid}/{_started(process)}"}
+
+
+def _started(process: psutil.Process) -> str:
+    """Which start of the machine, and how many seconds after it: the time of day can be set back while a run lives."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    start = boot.read_text().strip() if boot.is_file() else ""
+    return f"{start}:{process.create_time() - psutil.boot_time():.2f}"
 
 
 def end_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
@@ -237,12 +245,12 @@ def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
 
 def _is_dead(tag: str) -> bool:
     try:
-        host, pid, created = tag.split("/")
+        host, pid, started = tag.split("/")
         if host != socket.gethostname():
             return False  # of another machine or container: this one cannot tell
         process = psutil.Process(int(pid))
         # A zombie is dead; and a process of the same number that started at another time is another one.
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - float(created)) > 1
+        return process.status() == psutil.STATUS_ZOMBIE or _started(process) != started
     except psutil.NoSuchProcess:
         return True
     except (ValueError, psutil.AccessDenied):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import dagster as dg
 from upath import UPath
 
+from po_assets.automation.catch_up import works_elsewhere
 from po_assets.automation.jobs import main_job
 from po_assets.dag import Artifacts, user_errors_fail_the_step
 from po_assets.errors import UserError
@@ -155,7 +156,7 @@ def scan(incoming: UPath, found: dict[str, Stat], cache: Cache, settle_seconds: 
             known[name] = before
             continue
         first = cache.young.get(name)
-        since = first[1] if first and first[0] == stat else now
+        since = min(first[1], now) if first and first[0] == stat else now  # the clock may have been set back
         if now - stat.modified >= settle_seconds or now - since >= settle_seconds:
             try:
                 known[name] = (stat, file_digest(incoming / name))
@@ -219,7 +220,7 @@ def new_teacher_data(
         return dg.SensorResult(skip_reason=unchanged, cursor=position.to_cursor())
     # Looked for after the listing, since what has read nothing by now will read all that was listed; and before the
     # look at what was taken in, lest a run fall between the two.
-    wait = _whole_run_to_wait_for(context.instance)
+    wait = _whole_run_to_wait_for(context.instance, layout)
     if run := _whole_run_of(context.instance, layout, seen):
         reason = f"Run {run[:8]} has taken in {files} with this content already."
         return dg.SensorResult(skip_reason=reason, cursor=position.to_cursor())
@@ -253,17 +254,19 @@ def _whole_run_of(instance: dg.DagsterInstance, layout: Layout, seen: Scan) -> s
         return None
     event = instance.get_latest_materialization_event(_TAKEN_IN_BY) if taken_in == seen.files else None
     run = instance.get_run_by_id(event.run_id) if event else None
+    if run and works_elsewhere(run, layout):
+        return None
     return run.run_id if run and run.job_name == main_job.name and _is_whole(run) else None
 
 
-def _whole_run_to_wait_for(instance: dg.DagsterInstance) -> str | None:
+def _whole_run_to_wait_for(instance: dg.DagsterInstance, layout: Layout) -> str | None:
     """What is said of a run of the whole graph that is still to read the landing folder, or may be reading it."""
     last = instance.get_latest_materialization_event(_TAKEN_IN_BY)
     on_their_way = dg.RunsFilter(job_name=main_job.name, statuses=[*_NOT_STARTED, dg.DagsterRunStatus.STARTED])
     for record in instance.get_run_records(on_their_way):
         run = record.dagster_run
         steps = run.step_keys_to_execute  # of a run that is repeated from where it failed
-        if not _is_whole(run) or (steps and _TAKEN_IN_BY.to_user_string() not in steps):
+        if not _is_whole(run) or works_elsewhere(run, layout) or (steps and _TAKEN_IN_BY.to_user_string() not in steps):
             continue
         if run.status in _NOT_STARTED:
             return f"Run {run.run_id[:8]}, which has not started, will take this in."

@@ -23,6 +23,8 @@ MAX_ATTEMPTS = 20
 
 _FINISHED = {kind.value: kind for kind in (dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_SUCCESS)}
 _LISTED = 5
+_CHARACTERS = 1_000
+"""Of a point."""
 _RUNS_A_TICK = 20
 
 
@@ -145,5 +147,7 @@ def _link(run_id: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Slack's three control characters, and no line break within a point."""
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
+    """Slack's three control characters, no line break within a point, and no more than a phone shows."""
+    text = " ".join(text.split())
+    text = text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 1]}…"
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from po_assets.dag.verdict import unescaped
+from po_assets.text import printable
 
 _STEP_WIDTH = 20
 
@@ -31,12 +32,12 @@ class FailedCheck:
     @property
     def plain(self) -> str:
         """The description on one line, without markup."""
-        return " ".join(unescaped(self.description).split())
+        return " ".join(unescaped(printable(self.description)).split())
 
     @property
     def sentence(self) -> str:
         """What failed, with numbers; without the table's caption and the next step."""
-        return " ".join(unescaped(self.description).split("\n\n")[0].split())
+        return " ".join(unescaped(printable(self.description)).split("\n\n")[0].split())
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run_summary(events: Iterable[dg.DagsterEvent]) -> RunSummary:
             data = event.step_failure_data
             reason = (data.user_failure_data and data.user_failure_data.description) or error_text(data.error)
             if "DagsterAssetCheckFailedError" not in error_text(data.error):
-                steps.append((event.step_key or "", reason))
+                steps.append((event.step_key or "", printable(reason)))
         elif event.event_type == dg.DagsterEventType.RUN_FAILURE:
             refusal = error_text(event.job_failure_data.error)
     errors = [check for check in failed if check.severity == "ERROR"]
@@ -93,7 +94,7 @@ def error_text(error: Any) -> str:
         return "no reason was recorded"
     while error.cause and error.cls_name != "UserError":
         error = error.cause
-    return str(error.message).strip().removeprefix("po_assets.errors.UserError: ")
+    return printable(str(error.message)).strip().removeprefix("po_assets.errors.UserError: ")
 
 
 class _ShortFormatter(logging.Formatter):
@@ -104,7 +105,7 @@ class _ShortFormatter(logging.Formatter):
         level = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
         if check := _failed_check(record):
             message = f"the check {check.check_name} FAILED: {unescaped(check.description or '').partition(chr(10))[0]}"
-        return f"{self.formatTime(record, '%H:%M:%S')}  {step:<{_STEP_WIDTH}}  {level}{message}"
+        return printable(f"{self.formatTime(record, '%H:%M:%S')}  {step:<{_STEP_WIDTH}}  {level}{message}")
 
 
 class _PeopleOnly(logging.Filter):

@@ -26,7 +26,7 @@ from po_assets.evaluation.statistics import (
     paired_difference,
     summarize,
 )
-from po_assets.text import amount, verb
+from po_assets.text import amount, shown, verb
 
 _SHOWN_CASES = 10
 
@@ -296,7 +296,7 @@ def worst_case(found: Evidence) -> Verdict:
         required=f">= {line:.2f}",
         value=f"{worst.total:.3f}",
         summary=f"{len(low) or 'None'} of {len(ordered)} cases {verb(len(low), 'scores', 'score')} under {line:.2f}; "
-        f"the lowest is {worst.case_id} with {worst.total:.3f}.",
+        f"the lowest is {shown(worst.case_id)} with {worst.total:.3f}.",
         next_step="Open these cases in the HTML report: prompt, both answers, the reference and what cost points.",
         rows=_case_rows(low),
         numbers={"worst score": worst.total, "cases under the line": len(low)},

@@ -24,6 +24,7 @@ from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import breakdown, confusion_matrix, judgement_rows, summarize
 from po_assets.storage import replace_file
+from po_assets.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +147,9 @@ def read_report(path: UPath) -> dict[str, Any] | None:
 
 def render_html(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """One page without outside files. Everything is escaped: answers are text from a model, never markup."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_plain
+    )
     page, script = (
         files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("report.html.j2", "report.js")
     )
@@ -155,6 +158,11 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return environment.from_string(page).render(
         report=report, pictures=pictures, script=script, script_hash=f"sha256-{digest}"
     )
+
+
+def _plain(value: object) -> object:
+    """Text without what turns, hides or controls it; markup, which only the page itself brings, as it is."""
+    return printable(value) if type(value) is str else value
 
 
 def evaluation_figures(found: Evidence) -> "dict[str, Figure]":

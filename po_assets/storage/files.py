@@ -198,9 +198,11 @@ def _upload(staging: Path, target: UPath) -> None:
     version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{uuid.uuid4().hex[:8]}"
     for file in sorted(file for file in staging.rglob("*") if file.is_file()):
         target.fs.put_file(str(file), (target / version / file.relative_to(staging).as_posix()).path)
+    before = published_directory(target).name
     _point(target, version)
-    versions = sorted(path.name for path in target.iterdir() if path.is_dir() and path.name != version)
-    for old in versions[: -(_KEPT_VERSIONS - 1)]:
+    # The one before is named, not found by its time: a clock that was set back makes it older than it is.
+    versions = sorted(path.name for path in target.iterdir() if path.is_dir() and path.name not in {version, before})
+    for old in versions[: -(_KEPT_VERSIONS - 2)]:
         target.fs.rm((target / old).path, recursive=True)
 
 
@@ -229,18 +231,18 @@ class LockedError(Exception):
 
 
 @contextlib.contextmanager
-def lock(place: UPath) -> Iterator[None]:
+def lock(place: UPath, *, wait: bool = False) -> Iterator[None]:
     """Hold `place` while the block runs; does nothing in an object store.
 
     Raises:
-        LockedError: another process on this machine holds it.
+        LockedError: another process on this machine holds it, and this one is not to wait.
     """
     if not is_local(place):
         yield
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(str(place), timeout=0):
+        with FileLock(str(place), timeout=-1 if wait else 0):
             yield
     except Timeout as error:
         raise LockedError("a process on this machine holds the lock") from error

@@ -27,6 +27,9 @@ _CHECKS = """query($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key){... o
 success severity description metadataEntries{label}}}}}}}}}"""
 _REEXECUTE = """mutation($id: String!) {launchRunReexecution(reexecutionParams:
 {parentRunId: $id, strategy: FROM_FAILURE}){__typename ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"""
+_LAUNCH = """mutation($p: ExecutionParams!) {launchRun(executionParams: $p){__typename
+... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"""
+_LOGS = """query($id: ID!) {logsForRun(runId: $id){... on EventConnection{events{... on MessageEvent{message}}}}}"""
 _STEPS = "query($id: ID!) {runOrError(runId: $id){... on Run{stepStats{stepKey}}}}"
 _STALE = "{assetNodes{assetKey{path} staleStatus staleCauses{category reason}}}"
 _TICKS = """query($s: SensorSelector!) {sensorOrError(sensorSelector: $s){... on Sensor{sensorState{ticks(limit: 20){
@@ -69,6 +72,17 @@ class Server:
         """What the button of the run's page does."""
         answer = self.ask(_REEXECUTE, id=run_id)["launchRunReexecution"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
+
+    def launch(self, job: str) -> str:
+        """What the button Materialize does; the run's id."""
+        selector = {"repositoryName": "__repository__", "repositoryLocationName": LOCATION, "jobName": job}
+        answer = self.ask(_LAUNCH, p={"selector": selector, "runConfigData": {}, "mode": "default"})["launchRun"]
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
+    def messages(self, run_id: str) -> str:
+        """What a run's log says."""
+        return "\n".join(event.get("message", "") for event in self.ask(_LOGS, id=run_id)["logsForRun"]["events"])
 
     def steps(self, run_id: str) -> set[str]:
         """The steps that a run started."""

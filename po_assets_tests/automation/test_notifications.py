@@ -110,6 +110,16 @@ def test_a_step_that_fails_of_itself_is_told_with_its_reason(instance: dg.Dagste
     assert text.splitlines()[1] == "• rows: The landing folder does not exist."
 
 
+def test_a_hostile_reason_is_text_of_bounded_length(instance: dg.DagsterInstance, hook: Webhook) -> None:
+    """Escape sequences and right-to-left marks are shown, markup is escaped, and a phone is not flooded."""
+    _, cursor = tick(instance, None)
+    run(instance, crash="\x1b[31m \u202egpj.exe <script> & {{ 7*7 }} <!channel>\n" + "x" * 100_000)
+    tick(instance, cursor)
+    (text,) = hook.texts
+    assert "\\x1b[31m U+202Egpj.exe &lt;script&gt; &amp; {{ 7*7 }} &lt;!channel&gt; xxx" in text
+    assert len(text) < 1_500
+
+
 def test_many_failures_are_shortened(instance: dg.DagsterInstance, hook: Webhook) -> None:
     """A message is to be read on a phone."""
     _, cursor = tick(instance, None)

@@ -55,9 +55,10 @@ def test_a_run_whose_process_is_gone_is_marked_failed(instance: dg.DagsterInstan
 
 
 def test_a_number_that_another_process_has_now_is_no_sign_of_life(instance: dg.DagsterInstance) -> None:
-    """Told by the time the process started."""
-    host, pid, created = process_tag()[PROCESS_TAG].split("/")
-    tag = f"{host}/{pid}/{float(created) - 100:.2f}"
+    """Told by when the process started."""
+    host, pid, started = process_tag()[PROCESS_TAG].split("/")
+    start, seconds = started.split(":")
+    tag = f"{host}/{pid}/{start}:{float(seconds) - 100:.2f}"
     run = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: tag})
     assert end_orphaned_runs(instance) == [run.run_id]
 

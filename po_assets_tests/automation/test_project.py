@@ -53,7 +53,7 @@ def command(*arguments: str | Path, **variables: str) -> subprocess.CompletedPro
 
 def test_a_new_project_takes_rows_and_cases_to_a_verdict(tmp_path: Path) -> None:
     """Under a path with spaces, quotes and letters beyond ASCII; a random student fails the gate: exit status 1."""
-    project = tmp_path / "my 'first' pröject"
+    project = tmp_path / """my 'first' "pröject" ñ"""
     made = command("init", project)
     assert made.returncode == 0, made.stderr
     fill(project / "incoming" / "rows.jsonl", project / "cases" / "first.jsonl")

@@ -119,6 +119,19 @@ def test_a_file_from_the_future_is_taken_once_it_rests(
     assert len(tick(artifacts, instance).run_requests) == 1
 
 
+def test_a_clock_set_back_keeps_no_file_waiting(
+    artifacts: Artifacts, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was first seen an hour "later" is taken when it has rested from now on."""
+    land(artifacts, "a.jsonl", "{}\n", age=0)
+    assert reason(tick(artifacts, instance)).startswith("Waiting until 1 file")
+    real = time.time() - 3_600
+    monkeypatch.setattr(landing.time, "time", lambda: real)
+    assert reason(tick(artifacts, instance)).startswith("Waiting until 1 file")
+    monkeypatch.setattr(landing.time, "time", lambda: real + landing.SETTLE_SECONDS + 1)
+    assert len(tick(artifacts, instance).run_requests) == 1
+
+
 def test_nothing_landed_is_a_reason_to_skip(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     """A missing and an empty folder are told apart; folders and files of other names do not count, whatever is inside.
 

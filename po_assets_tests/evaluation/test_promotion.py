@@ -1,6 +1,7 @@
 """Promotion: only what passed, in one switch, and the old one stays when something goes wrong."""
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -142,3 +143,29 @@ def test_one_adapter_has_one_card_with_the_history_of_its_verdicts(layout: Layou
     assert "- 2026-11-22T10:00, profile literal: passed. The student passes." in card
     assert card.count("2026-11-22") == 2
     assert "What it cannot do" in card
+
+
+def promote_often(root: Path, adapters: str) -> None:
+    """Evaluate and promote adapters in turn, as a run does at its end."""
+    layout, source = Layout(UPath(root)), root / adapters
+    source.mkdir()
+    for adapter in adapters * 5:
+        (source / "adapter_model.safetensors").write_text(adapter)
+        settle(layout, record(adapter), source)
+
+
+def test_runs_that_race_for_current_take_turns(layout: Layout) -> None:
+    """Four processes, forty promotions: none fails, no verdict is lost, and what is current is whole at any moment."""
+    root = Path(str(layout.root))
+    context = multiprocessing.get_context("fork")
+    racers = [context.Process(target=promote_often, args=(root, adapters)) for adapters in ("ab", "cd", "ac", "ef")]
+    for racer in racers:
+        racer.start()
+    link = root / "models" / "current"
+    while any(racer.is_alive() for racer in racers):
+        assert link.exists() or not link.is_symlink()
+        racers[0].join(0.005)
+    assert [racer.exitcode for racer in racers] == [0] * 4
+    assert len((root / "evaluation" / "po_eval_gate_history.jsonl").read_text().splitlines()) == 40
+    assert current_gate(layout).sha256 == (link / "adapter_model.safetensors").read_text() * 64
+    assert len(list((root / "models" / "promoted").iterdir())) == 3

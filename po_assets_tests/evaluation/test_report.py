@@ -7,7 +7,7 @@ from typing import Any
 
 from upath import UPath
 
-from po_assets.evaluation.checks import Evidence
+from po_assets.evaluation.checks import Evidence, checks
 from po_assets.evaluation.gate import judge
 from po_assets.evaluation.report import (
     build_report,
@@ -84,6 +84,27 @@ def test_what_a_model_writes_stays_text() -> None:
     assert found.handlers == []
     assert render_html(report_of(baseline, student), {}).count('<details class="case') == 3
     assert "{{ 7*7 }}" in render_html(report_of(baseline, student), {})
+
+
+def test_no_character_turns_or_hides_the_page(tmp_path: Any) -> None:
+    """Escape sequences and right-to-left marks, in ids, answers and reasons, are shown by their code points.
+
+    Also an id of thousands of characters with half a formula is drawn.
+    """
+    hostile = f"\x1b[31m \u202egpj.exe $\\frac{{$ {ATTACK} {'x' * 3_000}"
+    baseline, student = both_sides([0.9] * 3)
+    student[0] = replace(
+        student[0], text=hostile, status=hostile, invalid_reason=hostile, problems=[hostile], total=0.1
+    )
+    page = render_html(report_of(baseline, student), {})
+    assert not {"\x1b", "\u202e"} & set(page)
+    assert "U+202Egpj.exe" in page
+    baseline[0], student[0] = (replace(side[0], case_id=hostile, tier=hostile) for side in (baseline, student))
+    found = Evidence(baseline, student)
+    assert all(data_uri(figure) for figure in evaluation_figures(found).values())
+    summary = checks.verdicts(found)["worst_case"].summary
+    assert "\x1b" not in summary
+    assert len(summary) < 300
 
 
 def test_the_page_needs_no_other_file() -> None:

@@ -11,8 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 from upath import UPath
 
+from po_assets.dag import gate_record, write_gate
 from po_assets.errors import UserError
 from po_assets.evaluation.answers import AnsweringModel, load_baseline
+from po_assets.evaluation.gate import GATE_FILE
 from po_assets.model import BaseModel
 from po_assets.product_owner import build_prompt
 from po_assets.product_owner.templates import read_prompt
@@ -127,6 +129,10 @@ def test_the_current_student_answers_unless_another_adapter_is_named(tiny: Path,
     assert (student.name, named.name, base.name) == ("po-student", "tiny+other", "tiny")
     texts = [generate(one, HELLO, max_tokens=20).text for one in (student, named, base)]
     assert texts[0] == texts[1] != texts[2]
+    write_gate(layout.current / GATE_FILE, gate_record("f" * 64, {}))  # another was put in the place of what passed
+    with pytest.raises(UserError, match=r"does not hold the adapter that passed the gate \(f{12}\), but [0-9a-f]{12}"):
+        load_engine(layout, model=str(tiny))
+    (current / "gate.json").unlink()
     with (other / "adapter_config.json").open("a") as file:
         file.write(" ")
     with pytest.raises(UserError, match=r"adapter_config.json .* was changed or damaged"):

@@ -2,8 +2,9 @@
 
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from upath import UPath
@@ -14,6 +15,7 @@ from po_assets.storage import (
     atomic_file,
     directory_digest,
     file_digest,
+    files,
     published_directory,
     remove_stale_staging,
     staging_path,
@@ -67,6 +69,21 @@ def test_a_directory_is_replaced_as_a_whole(folder: UPath) -> None:
             (staging / "sub" / name).write_text(name)
     assert sorted(path.name for path in (published_directory(folder / "model") / "sub").iterdir()) == ["two"]
     assert [path.name for path in folder.iterdir()] == ["model"]
+
+
+def test_a_clock_set_back_takes_no_version_from_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an object store, whose versions are named by their time: the current one and the one before stay."""
+    model = UPath("memory://clock/model")
+    for year in (2030, 2031, 2032, 2025, 2024):  # set back after the third
+        monkeypatch.setattr(
+            files, "datetime", SimpleNamespace(now=lambda zone, year=year: datetime(year, 1, 1, tzinfo=zone))
+        )
+        before = published_directory(model)
+        with atomic_directory(model) as staging:
+            (staging / "weights").write_text(str(year))
+        assert (published_directory(model) / "weights").read_text() == str(year)
+        assert year == 2030 or (before / "weights").exists()
+    assert sum(path.is_dir() for path in model.iterdir()) == 3
 
 
 def test_a_failed_directory_leaves_the_old_one(folder: UPath) -> None:

@@ -1,12 +1,14 @@
 """Kill -9 at many moments: the next run ends with the same adapter as an uninterrupted one, and nothing is ever half there."""
 
 import multiprocessing
+import os
 import random
 import shutil
 import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from po_assets.storage import Layout, read_manifest
@@ -129,6 +131,25 @@ def test_killed_after_publication_nothing_is_trained_again(
     assert "done, unchanged=True" in log(root)
     assert adapter_bytes(layout) == expected
     assert list(layout.checkpoints.iterdir()) == []
+
+
+def test_a_stopped_training_goes_on_to_the_same_adapter(
+    processes: multiprocessing.context.ForkServerContext, layout: Layout, expected: list[bytes]
+):
+    """SIGSTOP in the middle, SIGCONT: nothing is lost and nothing is done twice."""
+    root = Path(str(layout.root))
+    process = start(processes, root)
+    assert process.pid is not None
+    while not (root / "log.txt").exists() or "step 1/" not in log(root):
+        process.join(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        process.join(0.01)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(120)
+    assert process.exitcode == 0
+    assert "done, unchanged=False, resumed at 0" in log(root)
+    assert adapter_bytes(layout) == expected
 
 
 def test_killed_again_and_again_at_random_times(

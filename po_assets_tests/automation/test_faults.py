@@ -1,0 +1,248 @@
+"""What happens to machines and people: killed and stopped processes, clocks set back, two at once, many files."""
+
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+from upath import UPath
+
+from po_assets.automation import executors
+from po_assets.automation.catch_up import ROOT_TAG, gate_problem, made_elsewhere, refuse_below_failed_gate, root_tag
+from po_assets.automation.executors import PROCESS_TAG, end_orphaned_runs, process_tag
+from po_assets.automation.jobs import main_job
+from po_assets.automation.landing import new_teacher_data
+from po_assets.dag import Artifacts
+from po_assets.dag.gate import read_gate
+from po_assets.definitions import defs
+from po_assets.errors import UserError
+from po_assets.evaluation.gate import gate_path
+from po_assets.intake.landing import sources_of
+from po_assets.storage import Layout, read_manifest
+from po_assets_tests.automation.live import Server, dagster_dev
+from po_assets_tests.automation.test_live import settled
+from po_assets_tests.automation.test_processes import read_until, start
+from po_assets_tests.automation.workplace import REPOSITORY, Workplace, good_row, make_workplace
+
+RUN = """
+import po_assets.definitions
+from po_assets_tests.automation.tiny_location import defs
+po_assets.definitions.defs = defs
+from po_assets.cli import main
+raise SystemExit(main(["run"]))
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return make_workplace(tmp_path)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+def landed(place: Workplace) -> set[str]:
+    """The files of the last snapshot."""
+    layout = Layout(UPath(place.root))
+    return {source.file for source in sources_of(read_manifest(layout.raw), layout.raw)}
+
+
+def whole(place: Workplace) -> None:
+    """The last verdict is about the adapter that is there, and nobody left anything half written."""
+    layout = Layout(UPath(place.root))
+    record, manifest = read_gate(gate_path(layout)), read_manifest(layout.adapter)
+    assert record is not None
+    assert manifest is not None
+    assert record.sha256 == manifest.sha256
+    assert list(place.root.rglob(".staging-*")) == []
+
+
+def daemon_tick(place: Workplace, moment: str = "") -> int:
+    """The exit status of a daemon that ticks once, or dies in the tick."""
+    command = [sys.executable, "-W", "ignore", "-m", "po_assets_tests.automation.daemon_driver", moment]
+    return subprocess.run(command, cwd=REPOSITORY, env=place.environment(), check=False, timeout=240).returncode
+
+
+@pytest.mark.slow
+def test_a_daemon_killed_in_mid_tick_or_stopped_runs_every_landing_once(place: Workplace) -> None:
+    """Killed at every moment of a tick, with a landing before and after each: one run, which takes in all of them.
+
+    Then the daemon of `dagster dev` is stopped while more lands, and goes on: one more run.
+    """
+    moments = ("TICK_CREATED", "TICK_HELD", "RUN_CREATED", "RUN_LAUNCHED")
+    for number, moment in enumerate(moments):
+        place.land(f"before-{moment}", good_row(f"CrossPlan{number}1"))
+        # Where the run exists already there is no such moment any more, and the tick ends.
+        assert daemon_tick(place, moment) in (-signal.SIGKILL, 0)
+        place.land(f"after-{moment}", good_row(f"CrossPlan{number}2"))
+    assert daemon_tick(place) == 0
+    with dg.DagsterInstance.from_config(str(place.home)) as instance:
+        (run,) = [record.dagster_run for record in instance.get_run_records()]
+        assert run.status == dg.DagsterRunStatus.QUEUED
+    with dagster_dev(place) as server:
+        server.wait_for_run(1, 300)
+        settled(server, 1)
+        assert landed(place) == {path.name for path in place.incoming.iterdir()}
+        stopped_daemon(server, place)
+
+
+def stopped_daemon(server: Server, place: Workplace) -> None:
+    """SIGSTOP, two landings, SIGCONT: they are one run."""
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    (daemon,) = [one for one in family if "dagster._daemon" in one.cmdline() and "grpc" not in one.cmdline()]
+    daemon.suspend()
+    place.land("while-stopped-1", good_row("CrossPlan91"))
+    place.land("while-stopped-2", good_row("CrossPlan92"))
+    daemon.resume()
+    server.wait_for_run(2, 300)
+    settled(server, 2)
+    assert landed(place) == {path.name for path in place.incoming.iterdir()}
+    whole(place)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_is_alive_and_goes_on(place: Workplace) -> None:
+    """SIGSTOP while it trains: another is refused in a sentence, nobody calls it dead; SIGCONT: it ends as it would."""
+    run = start(place, "-c", RUN)
+    read_until(run, "lora_adapter")
+    run.send_signal(signal.SIGSTOP)
+    with dg.DagsterInstance.from_config(str(place.home)) as instance:
+        assert end_orphaned_runs(instance) == []
+    other = start(place, "-c", RUN)
+    said, _ = other.communicate(timeout=120)
+    assert other.returncode == 1
+    assert said.startswith(f"Another run writes to {place.root} right now")
+    assert len(said.splitlines()) == 1
+    run.send_signal(signal.SIGCONT)
+    assert "3 cases were evaluated" in run.communicate(timeout=240)[0]
+    assert run.returncode == 1
+    whole(place)
+
+
+@pytest.mark.slow
+def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
+    """A run of the UI waits for the command line's and says so; the command line is refused while the UI's works.
+
+    What lies there has times in the future, as after a clock that was set back.
+    """
+    with dagster_dev(place) as server:
+        server.wait_for_run(1, 300)
+        settled(server, 1)
+        for path in place.root.rglob("*"):
+            os.utime(path, (path.stat().st_mtime + 86_400,) * 2)
+        run = start(place, "-c", RUN)
+        read_until(run, "raw_teacher")
+        launched = server.launch(main_job.name)
+        server.wait("the other to wait", lambda: "Waiting until it ends" in server.messages(launched), 120)
+        assert run.poll() is None
+        assert "3 cases were evaluated" in run.communicate(timeout=240)[0]
+        server.wait("the UI's run to have its turn", lambda: "raw_teacher" in server.steps(launched), 120)
+        other = start(place, "-c", RUN)
+        said, _ = other.communicate(timeout=120)
+        ended = server.wait_for_run(3, 300)
+        assert ended["runId"] == launched
+        assert "right now" in said or "3 cases were evaluated" in said  # it may have come too late to be refused
+        whole(place)
+
+
+@pytest.mark.slow
+def test_two_roots_at_once_do_not_mix(tmp_path: Path) -> None:
+    """One DAGSTER_HOME: both run at the same time, each to the verdict on its own adapter."""
+    places = [make_workplace(tmp_path / name) for name in ("one", "other")]
+    places[1].land("more", good_row("CrossPlan21"))
+    home = {"DAGSTER_HOME": str(places[0].home)}
+    command = [sys.executable, "-W", "ignore", "-c", RUN]
+    runs = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, env=place.environment(**home), text=True, stdout=subprocess.PIPE, stderr=-2
+        )
+        for place in places
+    ]
+    for place, run in zip(places, runs, strict=True):
+        said, _ = run.communicate(timeout=300)
+        assert "3 cases were evaluated" in said, said
+        whole(place)
+    assert [landed(place) for place in places] == [{"good.jsonl"}, {"good.jsonl", "more.jsonl"}]
+    adapters = {read_manifest(Layout(UPath(place.root)).adapter).sha256 for place in places}  # type: ignore[union-attr]
+    assert len(adapters) == 2
+    with dg.DagsterInstance.from_config(str(places[0].home)) as instance:
+        roots = {record.dagster_run.tags[ROOT_TAG] for record in instance.get_run_records()}
+    assert roots == {str(place.root) for place in places}
+
+
+def test_a_verdict_on_one_root_says_nothing_of_another(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    """A gate that passed there lets nothing through here, and the sentence says why and what to do."""
+    here, there = (Layout(UPath(tmp_path / name)) for name in ("here", "there"))
+    graph, key = defs.resolve_asset_graph(), dg.AssetKey("normalized_teacher")
+    blocking = [check for check in graph.asset_check_keys if check.asset_key == key and graph.get(check).blocking]
+
+    @dg.asset(check_specs=[dg.AssetCheckSpec(check.name, asset=key, blocking=True) for check in blocking], key=key)
+    def made() -> Iterator[Any]:
+        yield dg.MaterializeResult()
+        for check in blocking:
+            yield dg.AssetCheckResult(passed=True, check_name=check.name)
+
+    dg.materialize([made], instance=instance, tags=root_tag(there))
+    below = [dg.AssetKey("supervised_dataset")]
+    others = {*graph.get(below[0]).parent_keys} - {key}
+    assert gate_problem(instance, graph, key, there) is None
+    refuse_below_failed_gate(instance, graph, below, others, there)
+    assert made_elsewhere(instance, here, key)
+    with pytest.raises(UserError) as refused:
+        refuse_below_failed_gate(instance, graph, below, others, here)
+    assert "has not been run on the data that normalized_teacher holds now" in str(refused.value)
+    assert f"made last in another artifact root, which has the same DAGSTER_HOME. Materialize it in {here.root}" in str(
+        refused.value
+    )
+
+
+def test_a_clock_set_back_makes_no_living_run_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's time of the machine's start moves with the clock; a process is known by the seconds since then."""
+    before = process_tag()
+    boot = psutil._psplatform.boot_time()  # type: ignore[attr-defined]
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot - 3_600)  # type: ignore[attr-defined]
+    assert psutil.boot_time() == boot - 3_600
+    assert process_tag() == before
+    assert not executors._is_dead(before[PROCESS_TAG])
+
+
+def test_ten_thousand_files_cost_no_more_each_than_a_thousand(tmp_path: Path) -> None:
+    """Tick and landing: memory grows no faster than the files, cursor and history do not grow with them."""
+    few, many = (land_many(tmp_path / str(count), count) for count in (1_000, 10_000))
+    assert many["peak"] < 12 * few["peak"]
+    assert many["peak"] < 200e6
+    assert many["cursor"] < 300
+    assert many["history"] < 1.1 * few["history"]
+
+
+def land_many(root: Path, count: int) -> dict[str, float]:
+    """Bytes at most in use, of the cursor, and of Dagster's history of the landing."""
+    place = Workplace(root)
+    place.incoming.mkdir(parents=True)
+    for number in range(count):
+        place.land(str(number), '{"concept": "' + str(number) + '"}')
+    artifacts = Artifacts(root=str(place.root))
+    with dg.DagsterInstance.ephemeral(tempdir=str(root)) as instance:
+        tracemalloc.start()
+        with dg.build_sensor_context(instance=instance, resources={"artifacts": artifacts}) as context:
+            tick = new_teacher_data(context)
+        assert isinstance(tick, dg.SensorResult)
+        keys = [dg.AssetKey("raw_teacher"), dg.AssetKey("normalized_teacher")]
+        config = {"resources": {"artifacts": {"config": {"root": str(place.root)}}}, "loggers": {"console": {}}}
+        job = defs.resolve_implicit_global_asset_job_def()
+        run = job.execute_in_process(instance=instance, asset_selection=keys, run_config=config, raise_on_error=False)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(run.get_asset_materialization_events()) == 2
+        history = sum(len(dg.serialize_value(entry)) for entry in instance.all_logs(run.run_id))
+        return {"peak": peak, "cursor": len(tick.cursor or ""), "history": history}
