@@ -5,6 +5,7 @@ Thin: they read, call the plain functions of this package, and show. Their check
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import dagster as dg
@@ -12,6 +13,7 @@ from upath import UPath
 
 from po_assets.dag import (
     Artifacts,
+    Tracking,
     column_schema,
     figure_picture,
     records_table,
@@ -19,6 +21,7 @@ from po_assets.dag import (
     user_errors_fail_the_step,
 )
 from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
+from po_assets.dag.tracking import Tracked
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.settings import PromptSettings
 from po_assets.evaluation.consumers import consumer_rows
@@ -55,12 +58,13 @@ _COLUMNS = column_schema(COLUMNS)
     "with it under the same prompt and decoding. Answers given before come from a cache.",
 )
 @user_errors_fail_the_step()
-def baseline_report(
+def baseline_report(  # noqa: PLR0917 - resources, by name
     context: dg.AssetExecutionContext,
     artifacts: Artifacts,
     base_model: BaseModel,
     decoding: Decoding,
     prompt: PromptSettings,
+    tracking: Tracking,
 ) -> dg.MaterializeResult[Any]:
     """Answer all cases with the base model."""
     layout, spec = artifacts.layout, base_model.resolved()
@@ -84,6 +88,7 @@ def baseline_report(
             "decoding": decoding.described(),
             "report": dg.MetadataValue.path(str(layout.baseline_report)),
         },
+        tracked=tracking.run(context, spec.identity() | decoding.effective()),
     )
 
 
@@ -110,6 +115,7 @@ def eval_report(  # noqa: PLR0917 - resources, by name
     decoding: Decoding,
     gate: GateProfile,
     prompt: PromptSettings,
+    tracking: Tracking,
 ) -> dg.MaterializeResult[Any]:
     """Answer all cases with the student, compare it with the baseline, gate it, report it, promote it."""
     layout = artifacts.layout
@@ -134,6 +140,9 @@ def eval_report(  # noqa: PLR0917 - resources, by name
         },
         config=digest_of([decoding.report_fingerprint(), gate.fingerprint(), prompt.fingerprint()]),
         metadata=_report_metadata(evaluation, layout.report_html, layout.report_json),
+        tracked=tracking.run(
+            context, decoding.effective() | gate.effective() | {"lora_adapter": evaluation.record.sha256}
+        ),
     )
 
 
@@ -144,11 +153,12 @@ def _answers_result(
     inputs: dict[str, str],
     config: str,
     metadata: Mapping[str, Any],
+    tracked: AbstractContextManager[Tracked],
 ) -> dg.MaterializeResult[Any]:
     staged = stage_frames(path, [answers_frame(scored)])
     summary = summarize(scored)
     lowest = sorted(scored, key=lambda answer: answer.total)
-    return dg.MaterializeResult(
+    result: dg.MaterializeResult[Any] = dg.MaterializeResult(
         value=staged.with_manifest(inputs=inputs, config=config, code_version=CODE_VERSION),
         data_version=dg.DataVersion(staged.sha256),
         metadata={
@@ -176,6 +186,9 @@ def _answers_result(
             ),
         },
     )
+    with tracked as line:
+        line.result(result.metadata or {})
+    return result
 
 
 def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict[str, Any]:

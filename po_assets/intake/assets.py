@@ -3,6 +3,7 @@
 How lines are copied, read and written belongs to `landing` and `pipeline`.
 """
 
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -30,6 +31,8 @@ RAW_CODE_VERSION = "2"
 NORMALIZED_CODE_VERSION = f"4+metric.{METRIC_VERSION}"
 OWNERS = ["team:po-distillation"]
 GROUP = "teacher"
+FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=90), warn_window=timedelta(days=30))
+"""Of what comes in and what comes out: a student older than a month is asked about, one of a quarter year is old."""
 _LANDED = dg.AssetKey("teacher_files")
 
 
@@ -67,6 +70,7 @@ class IntakeSettings(Settings):
     owners=OWNERS,
     kinds={"python", "jsonl"},
     code_version=RAW_CODE_VERSION,
+    freshness_policy=FRESHNESS,
     io_manager_key="io_manager",
     description=(
         "One row per landed line, verbatim: a snapshot of the landing folder; nothing is changed or left out.\n\n"
