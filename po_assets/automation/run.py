@@ -73,7 +73,7 @@ def add_init(parser: argparse.ArgumentParser, location: CodeLocation) -> None:
 
 def add_project(parser: argparse.ArgumentParser, location: CodeLocation) -> None:
     """Let a command work on a project's artifacts and settings, as `run` does; `options.spec` is its base model."""
-    _add_data(parser)
+    _add_data(parser, "a project's folder, with its artifacts and settings.yaml (PO_ARTIFACTS_ROOT wins)")
     handle = parser.get_default("handle")
 
     def on_project(options: argparse.Namespace) -> int:
@@ -85,15 +85,15 @@ def add_project(parser: argparse.ArgumentParser, location: CodeLocation) -> None
     parser.set_defaults(handle=on_project)
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="your own rows (*.jsonl there or in incoming/) and evaluation cases (in cases/, or files whose name "
-        "contains 'cases'; .jsonl or .yaml). Artifacts go to FOLDER, when `po-assets init` made it, else to "
-        "FOLDER/artifacts; PO_ARTIFACTS_ROOT and DAGSTER_HOME win",
-    )
+_DATA = (
+    "your own rows (*.jsonl there or in incoming/) and evaluation cases (in cases/, or files whose name contains 'cases'; "
+    ".jsonl or .yaml). Artifacts go to FOLDER, when `po-assets init` made it, else to FOLDER/artifacts; "
+    "PO_ARTIFACTS_ROOT and DAGSTER_HOME win"
+)
+
+
+def _add_data(parser: argparse.ArgumentParser, folder: str = _DATA) -> None:
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=folder)
     parser.add_argument(
         "--config",
         type=Path,
