@@ -1,4 +1,4 @@
-""" "Materialize all" of the graph's page, asked of a real webserver as the UI asks it, and what the Launchpad lists."""
+"""What the button "Materialize all" does, asked of a real webserver as the UI asks it, and what the Launchpad lists."""
 
 from collections.abc import Iterator
 from typing import Any
