@@ -86,8 +86,8 @@ def add_project(parser: argparse.ArgumentParser, location: CodeLocation) -> None
 
 
 _DATA = (
-    "your own rows (*.jsonl there or in incoming/) and evaluation cases (in cases/, or files whose name contains 'cases'; "
-    ".jsonl or .yaml). Artifacts go to FOLDER, when `po-assets init` made it, else to FOLDER/artifacts; "
+    "your own rows (*.jsonl there or in incoming/) and evaluation cases (in cases/, or files whose name contains "
+    "'cases'; .jsonl or .yaml). Artifacts go to FOLDER, when `po-assets init` made it, else to FOLDER/artifacts; "
     "PO_ARTIFACTS_ROOT and DAGSTER_HOME win"
 )
 
