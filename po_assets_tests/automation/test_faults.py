@@ -114,7 +114,7 @@ def stopped_daemon(server: Server, place: Workplace) -> None:
 def test_a_run_that_is_stopped_is_alive_and_goes_on(place: Workplace) -> None:
     """SIGSTOP while it trains: another is refused in a sentence, nobody calls it dead; SIGCONT: it ends as it would."""
     run = start(place, "-c", RUN)
-    read_until(run, "lora_adapter")
+    read_until(run, "lora_adapter", 300)
     run.send_signal(signal.SIGSTOP)
     with dg.DagsterInstance.from_config(str(place.home)) as instance:
         assert end_orphaned_runs(instance) == []
@@ -141,7 +141,7 @@ def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
         for path in place.root.rglob("*"):
             os.utime(path, (path.stat().st_mtime + 86_400,) * 2)
         run = start(place, "-c", RUN)
-        read_until(run, "raw_teacher")
+        read_until(run, "raw_teacher", 300)
         launched = server.launch(main_job.name)
         server.wait("the other to wait", lambda: "Waiting until it ends" in server.messages(launched), 120)
         assert run.poll() is None
