@@ -33,6 +33,7 @@ from typing import Any
 
 from upath import UPath
 
+from benchmarks.machine import machine
 from po_assets.dag import Artifacts
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.evaluation.answers import AnsweringModel, load_baseline, load_student, reference_limits
@@ -60,6 +61,7 @@ def main() -> None:
     cases = read_eval_cases(arguments.cases_from or layout.eval_cases)[: arguments.cases]
     limits = reference_limits(cases)
     bound = max(limits.longest_answer(len(case.requirement_ids)) for case in cases)
+    print(machine())
     print(f"The grammar bounds an answer by {bound:,} tokens.")
     print(f"{len(cases)} cases, {arguments.tokens} new tokens each, batches of {arguments.batch}, {_student(layout)}")
     best: dict[str, tuple[float, float]] = {}

@@ -42,6 +42,7 @@ from typing import Any
 import psutil
 
 from benchmarks.landed import land
+from benchmarks.machine import machine
 
 RowLengths = Callable[[Sequence[tuple[str, str]]], list[int]]
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -65,6 +66,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure_here(arguments.one, arguments.work, keep_all=arguments.keep_all)))
         return
+    print(machine())
     print(
         f"{'way':<9} {'rows':>9} {'seconds':>8} {'ms/row':>7} {'rows/s':>7} {'cpu s':>8} {'main MiB':>8} "
         f"{'worker MiB':>10}  stages (s)"

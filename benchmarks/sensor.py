@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.machine import machine
+
 TICKS = 5
 
 
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=2_000)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         incoming = Path(folder, "incoming")
         incoming.mkdir()

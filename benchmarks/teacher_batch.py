@@ -24,6 +24,7 @@ from typing import Any
 
 from upath import UPath
 
+from benchmarks.machine import machine
 from po_assets.dag import Artifacts
 from po_assets.product_owner import format_answer, parse_answer, score_product_owner, validate_answer
 from po_assets.product_owner.prompts import teacher_messages
@@ -82,7 +83,7 @@ def main() -> int:
     url = f"http://127.0.0.1:{here.recv()}/v1"
     try:
         alone = _by_hand(url, arguments.rounds)
-        print(f"latency {arguments.latency:g} s, {arguments.rounds} answers per worker")
+        print(f"{machine()}; latency {arguments.latency:g} s, {arguments.rounds} answers per worker")
         print(f"{'way':<22} {'rows':>6} {'rows/min':>9} {'of concurrency x by hand':>25}")
         print(f"{'by hand':<22} {arguments.rounds:>6} {alone:>9.1f} {'100 %':>25}")
         missed = 0

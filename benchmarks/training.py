@@ -30,6 +30,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import machine
 from po_assets.dag import Artifacts
 from po_assets.intake.formats import read_record
 from po_assets.model import BaseModel, ChatTemplate, ensure_base_model, load_base_model, load_tokenizer
@@ -54,7 +55,7 @@ def main() -> None:
         way, _, option = arguments.one.partition(":")
         print(json.dumps(WAYS[way](arguments.rows, int(option or 0))))
         return
-    print(f"{available_cpus()} cores, {arguments.rows} rows")
+    print(f"{machine()}, {arguments.rows} rows")
     print(f"{'way':<12} {'tokens/s':>9} {'tokens/cpu s':>13} {'padding':>8} {'peak GiB':>9} {'ours is':>8}")
     results = {way: _best(way, arguments.rows) for way in arguments.ways}
     ours = results.get("ours", {}).get("speed")

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from itertools import islice
 
+from benchmarks.machine import machine
 from benchmarks.training import sample_pairs, sample_rows, student, trl_trainer
 from po_assets.model import BaseModel
 from po_assets.text import Progress
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("what", choices=["curves", "profile"])
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps of the curves")
     arguments = parser.parse_args()
+    print(machine())
     if arguments.what == "profile":
         print_profile()
     else:
