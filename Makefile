@@ -11,7 +11,19 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
+# pip keeps a PyTorch for CPUs that is there already; where the index has no other, this says so instead of going on.
+HAS_CUDA := $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None and torch.version.hip is None)'
+TORCH := $(BIN)/pip install --quiet --constraint constraints.txt torch
+define CUDA_TORCH
+$(HAS_CUDA) || { echo "The PyTorch in .venv is built for CPUs only; replacing it."; \
+  $(TORCH) --force-reinstall --no-deps && $(TORCH); \
+  $(HAS_CUDA) || { echo "error: The package index has PyTorch for CPUs only, so that EXTRAS=cuda would be of no use." \
+    "Unset PIP_FIND_LINKS, PIP_INDEX_URL and PIP_EXTRA_INDEX_URL (or name https://download.pytorch.org/whl/cu130), then" \
+    "run make setup EXTRAS=$(EXTRAS) again." >&2; exit 1; }; }
+endef
+
 setup: .venv/.runtime ## install the package and its pinned dependencies into .venv: make setup EXTRAS=s3,cuda
+	@$(if $(findstring cuda,$(EXTRAS)),$(CUDA_TORCH))
 	@test -z "$(EXTRAS)" || $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 
 run: .venv/.runtime ## materialize the whole graph with its checks, then print the gate
