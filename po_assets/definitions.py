@@ -12,7 +12,7 @@ from po_assets.automation.notifications import failure_messages
 from po_assets.automation.preflight import eval_cases_preflight
 from po_assets.automation.project import SETTINGS_VARIABLE, read_settings
 from po_assets.automation.run_summary import console
-from po_assets.dag import Artifacts, JsonlIOManager, Settings
+from po_assets.dag import Artifacts, JsonlIOManager, Settings, Tracking
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks
 from po_assets.dataset.settings import PromptSettings, SelectionSettings
@@ -44,6 +44,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "curation": ReviewSettings,
     "teacher_llm": TeacherLLM,
     "batch_plan": BatchPlan,
+    "tracking": Tracking,
 }
 """The resources that hold settings. A file named by PO_SETTINGS changes their defaults, the Launchpad one run's."""
 
@@ -102,6 +103,7 @@ defs = dg.Definitions(
         "curation": ReviewSettings.configure_at_launch(**given["curation"]),
         "teacher_llm": TeacherLLM.configure_at_launch(**given["teacher_llm"]),
         "batch_plan": BatchPlan.configure_at_launch(**given["batch_plan"]),
+        "tracking": Tracking.configure_at_launch(**given["tracking"]),
     },
     executor=step_executor(),
     loggers={"console": console},

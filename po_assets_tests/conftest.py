@@ -18,6 +18,7 @@ EXTRAS = {
     "hypothesis": "dev",
     "kubernetes": "kubernetes",
     "kubernetes_validate": "dev",
+    "mlflow": "mlflow",
     "moto": "dev",
     "playwright": "dev",
     "psycopg2": "postgres",

@@ -8,6 +8,7 @@ from po_assets.dag.checks import AssetChecks, user_errors_fail_the_step
 from po_assets.dag.gate import GateRecord, gate_record, read_gate, write_gate
 from po_assets.dag.pictures import bar_chart, figure_picture, histogram, line_chart
 from po_assets.dag.settings import Settings
+from po_assets.dag.tracking import Tracking
 from po_assets.dag.verdict import (
     CannotJudge,
     Severity,
@@ -27,6 +28,7 @@ __all__ = [
     "JsonlIOManager",
     "Settings",
     "Severity",
+    "Tracking",
     "Verdict",
     "Violations",
     "bar_chart",

@@ -34,7 +34,7 @@ CODE_VERSION = f"1+prompt.{PROMPT_VERSION}"
     "data, recipe and base model are unchanged.",
 )
 @user_errors_fail_the_step()
-def lora_adapter(
+def lora_adapter(  # noqa: PLR0917 - resources, by name
     context: dg.AssetExecutionContext,
     supervised_dataset: pd.DataFrame,
     artifacts: Artifacts,
@@ -49,7 +49,7 @@ def lora_adapter(
     pairs: list[tuple[str, str]] = []
     if not supervised_dataset.empty:
         pairs = list(supervised_dataset[["prompt", "response"]].itertuples(index=False, name=None))
-    with tracking.run("lora_adapter", context.run_id, context.log.info, recipe.effective()) as tracked:
+    with tracking.run(context, recipe.effective()) as tracked:
 
         def observe(numbers: dict[str, float]) -> None:
             # Plotted by the UI while the asset is still being made.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from po_assets.dag import Artifacts, JsonlIOManager
+from po_assets.dag import Artifacts, JsonlIOManager, Tracking
 from po_assets.dataset.settings import PromptSettings
 from po_assets.errors import UserError
 from po_assets.model import BaseModel
@@ -28,7 +28,9 @@ def supervised_dataset() -> None:
     """Only stands for the real one in the graph; its file is already there."""
 
 
-def _run(layout: Layout, selection: dg.AssetSelection, settings: dict[str, Any]) -> dg.ExecuteInProcessResult:
+def _run(
+    layout: Layout, selection: dg.AssetSelection, settings: dict[str, Any], tracking: Tracking | None = None
+) -> dg.ExecuteInProcessResult:
     artifacts = Artifacts(root=str(layout.root))
     base_model = BaseModel(base_model=str(layout.root / "tiny"))
     return dg.materialize(
@@ -39,14 +41,15 @@ def _run(layout: Layout, selection: dg.AssetSelection, settings: dict[str, Any])
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "prompt": PromptSettings(),
             "recipe": TrainingSettings(base_model=base_model, precision="float32", **settings),
+            "tracking": tracking or Tracking(),
         },
         raise_on_error=False,
     )
 
 
-def materialize(layout: Layout, **settings: Any) -> dg.ExecuteInProcessResult:
+def materialize(layout: Layout, tracking: Tracking | None = None, **settings: Any) -> dg.ExecuteInProcessResult:
     recipe = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4} | settings
-    return _run(layout, dg.AssetSelection.assets(lora_adapter), recipe)
+    return _run(layout, dg.AssetSelection.assets(lora_adapter), recipe, tracking)
 
 
 def run_checks(layout: Layout, **settings: Any) -> dict[str, dg.AssetCheckEvaluation]:
