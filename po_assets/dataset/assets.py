@@ -136,7 +136,7 @@ def _result(
 ) -> dg.MaterializeResult[Any]:
     decisions = chosen.decisions
     kept_tokens = decisions.tokens[decisions.where(Outcome.KEPT)]
-    metadata: dict[str, dg.MetadataValue | int | float] = {
+    metadata: dict[str, dg.MetadataValue | int | float | str] = {
         "dagster/row_count": staged.rows,
         "landed": chosen.outcomes.total,
         "outcomes": records_table(chosen.outcomes.table()),
