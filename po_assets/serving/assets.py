@@ -42,7 +42,7 @@ def exported_student(
     )
 
 
-@exported_checks.step(complete=keep_verdict, pool=POOL, op_tags=GPU_STEP, retry_policy=CRASH_RETRY)
+@exported_checks.step(complete=keep_verdict, pool=POOL, op_tags=GPU_STEP, retry_policy=CRASH_RETRY)  # type: ignore[untyped-decorator]
 def exported_student_checks(artifacts: Artifacts, base_model: BaseModel, export: ExportSettings) -> Exported:
     """Ask adapter and forms the same cases."""
     layout = artifacts.layout

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +190,10 @@ def _serve(options: argparse.Namespace) -> int:
             "on 127.0.0.1."
         )
 
-    layout, load = Artifacts().layout, partial(load_engine, **_model(options))
+    layout, model = Artifacts().layout, _model(options)
     with listen(options.host, options.port) as listening:
-        engine = load(layout)
+        engine = load_engine(layout, **model)
         another = promotions(layout, engine.digest)
-        newer = None if options.adapter or options.base else lambda: load(layout) if another() else None
+        newer = None if options.adapter or options.base else lambda: load_engine(layout, **model) if another() else None
         serve(engine, listening, key=key, say=say, newer=newer)
     return 0

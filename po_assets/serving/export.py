@@ -9,15 +9,16 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from upath import UPath
 
 from po_assets.errors import UserError
+from po_assets.evaluation.answers import merged
 from po_assets.evaluation.gate import GATE_FILE
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.serving.engine import adapter_digest, student_folder
-from po_assets.serving.gguf_file import check_gguf, write_gguf
+from po_assets.serving.gguf_file import Quantization, check_gguf, write_gguf
 from po_assets.serving.parity import MERGED, RECORD
 from po_assets.storage import (
     Layout,
@@ -30,9 +31,6 @@ from po_assets.storage import (
 from po_assets.training.handover import RECORD as PROMPT_RECORD
 from po_assets.training.handover import TEMPLATE, travelled_prompt
 from po_assets.training.student import adapter_problem
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Form = Literal["safetensors", "f16", "q8_0", "q4_0"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -73,21 +71,21 @@ def export_student(
         digest = base_model_digest(base)
         if read_manifest(UPath(folder)) and (problem := adapter_problem(folder, digest)):
             raise UserError(f"The adapter cannot be exported: {problem}.")
-        ggufs = [form for form in ("f16", "q8_0", "q4_0") if form in forms]
+        ggufs: list[Quantization] = [form for form in get_args(Quantization) if form in forms]
         if ggufs:
             check_gguf(base)
         parameters = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 2  # which have 16 bits
         needed = parameters * sum(_BYTES[form] for form in {*forms, "safetensors"})
         with _disk_full_is_an_error(target, needed), atomic_directory(target) as staging:
-            merged = _merge(base, spec, folder, staging / MERGED)
+            whole = _merge(base, spec, folder, staging / MERGED)
             say(f"Merged {folder} into {spec.name}")
             for form in ggufs:
                 file = staging / f"student-{form}.gguf"
-                write_gguf(merged, file, form, f"{Path(spec.name).name} Product Owner student")
+                write_gguf(whole, file, form, f"{Path(spec.name).name} Product Owner student")
                 say(f"Wrote {file.name} ({file.stat().st_size / 1e6:,.0f} MB)")
-            _write_instructions(folder, staging, merged, forms)
+            _write_instructions(folder, staging, whole, forms)
             if "safetensors" not in forms:
-                shutil.rmtree(merged)
+                shutil.rmtree(whole)
             files = [file for file in sorted(staging.rglob("*")) if file.is_file()]
             record = {
                 "base_model": spec.name,
@@ -99,20 +97,19 @@ def export_student(
     return record
 
 
-def merge_adapter(base: Path, spec: BaseModel, adapter: Path) -> "PreTrainedModel":
-    """The base model with the adapter in its weights, in bfloat16.
+def merge_adapter(base: Path, spec: BaseModel, adapter: Path) -> Any:
+    """The base model (transformers) with the adapter in its weights, in bfloat16.
 
-    Merged in float32 and rounded once. An adapter that was trained on 4-bit weights is merged into the whole ones.
+    Merged layer by layer in float32, each rounded once. An adapter that was trained on 4-bit weights is
+    merged into the whole ones.
 
     Raises:
         UserError: the folder holds no adapter for this base model.
     """
-    import torch
     from peft import PeftModel
 
-    model = load_base_model(base, "float32", device="cpu")
     try:
-        student = PeftModel.from_pretrained(model, str(adapter))
+        return merged(PeftModel.from_pretrained(load_base_model(base, "bfloat16", device="cpu"), str(adapter)))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines if line and not line.endswith(":")), type(error).__name__)[:200]
@@ -120,8 +117,6 @@ def merge_adapter(base: Path, spec: BaseModel, adapter: Path) -> "PreTrainedMode
             f"The adapter in {str(adapter)!r} does not fit the base model {spec.name!r} ({reason}). Name the base "
             "model that it was trained on with --base-model, or set PO_PROFILE."
         ) from error
-    merged: PreTrainedModel = student.merge_and_unload().to(torch.bfloat16)
-    return merged
 
 
 def modelfile(tokenizer: Any, gguf: str, context: int, system_text: str = "") -> str:
@@ -214,19 +209,19 @@ def _card(adapter: Path, note: str) -> str:
     return f"{str(card).rstrip()}\n\n## This copy\n\n{note.rstrip()}\n"
 
 
-def _write_instructions(adapter: Path, staging: Path, merged: Path, forms: Sequence[Form]) -> None:
+def _write_instructions(adapter: Path, staging: Path, whole: Path, forms: Sequence[Form]) -> None:
     """The cards, the Modelfile, and what travels with the adapter: its prompt, and the verdict of its gate."""
     prompt = travelled_prompt(adapter)
-    config = json.loads((merged / "config.json").read_text())
+    config = json.loads((whole / "config.json").read_text())
     context = int(config["max_position_embeddings"])
     ggufs = [f"student-{form}.gguf" for form in ("q8_0", "f16", "q4_0") if form in forms]
     parts = []
     if "safetensors" in forms:
         parts.append(f"`{MERGED}/`: safetensors (bfloat16), tokenizer, chat template, generation settings. vLLM:\n")
         parts.append(f"    {vllm_command(f'./{MERGED}', context)}\n")
-        (merged / "README.md").write_text(_card(adapter, ""), encoding="utf-8")
+        (whole / "README.md").write_text(_card(adapter, ""), encoding="utf-8")
     if ggufs:
-        written = modelfile(load_tokenizer(merged), ggufs[0], context, prompt.system)
+        written = modelfile(load_tokenizer(whole), ggufs[0], context, prompt.system)
         (staging / MODELFILE).write_text(written, encoding="utf-8")
         parts.append(f"{', '.join(f'`{name}`' for name in ggufs)}: GGUF files. llama.cpp:\n")
         parts.append(f"    llama-server -m {ggufs[0]} --jinja --temp 0\n")
