@@ -46,7 +46,7 @@ class Scripted(TeacherClient):
         self._script = script
         self.asked: list[str] = []
 
-    async def ask(self, messages: list[dict[str, str]]) -> Reply:
+    async def ask(self, messages: list[dict[str, str]], name: str = "") -> Reply:
         """The next reply of the script."""
         number = len(self.asked)
         self.asked.append(messages[-1]["content"].split("\n\nReminder:")[0])
