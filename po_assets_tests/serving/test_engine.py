@@ -131,7 +131,7 @@ def test_the_current_student_answers_unless_another_adapter_is_named(tiny: Path,
     assert texts[0] == texts[1] != texts[2]
     write_gate(layout.current / GATE_FILE, gate_record("f" * 64, {}))  # another was put in the place of what passed
     with pytest.raises(UserError, match=r"does not hold the adapter that passed the gate \(f{12}\), but [0-9a-f]{12}"):
-        load_engine(layout, model=str(tiny))
+        load_engine(layout, spec=BaseModel(base_model=str(tiny)))
     (current / "gate.json").unlink()
     with (other / "adapter_config.json").open("a") as file:
         file.write(" ")
