@@ -18,6 +18,7 @@ from upath import UPath
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.errors import UserError
+from po_assets.evaluation.address import Asked, Said, ServedModel
 from po_assets.evaluation.settings import ENGINE_VERSION, Decoding
 from po_assets.model import (
     BaseModel,
@@ -37,7 +38,7 @@ from po_assets.training.memory import memory_named
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-    from po_assets.evaluation.generate import Completion, GrammarConstraint, Request
+    from po_assets.evaluation.generate import GrammarConstraint, Request
 
 Log = Callable[[str], None]
 
@@ -181,7 +182,7 @@ def answer_cases(
     cases: Sequence[EvalCase],
     decoding: Decoding,
     cache: AnswerCache,
-    load_model: Callable[[], AnsweringModel],
+    load_model: Callable[[], AnsweringModel | ServedModel],
     *,
     log: Log = lambda _message: None,
     name: str = "the model",
@@ -201,7 +202,8 @@ def answer_cases(
         log(f"{name}: {len(known)} of {len(cases)} answers are cached, {len(questions)} are to be generated")
         with memory_named(lambda: f"while {name} answered", lambda: _smaller(decoding)):
             answering = load_model()
-            _refuse(decoding_faults(asked, decoding, limits, answering.chat, context_of(answering.model.config)))
+            if isinstance(answering, AnsweringModel):  # a server knows its own context, and refuses what exceeds it
+                _refuse(decoding_faults(asked, decoding, limits, answering.chat, context_of(answering.model.config)))
             meter = _Meter(name, len(questions), log)
             for question, answer in _answered(answering, questions, decoding, meter):
                 cache.add(question.asked, answer)
@@ -296,48 +298,71 @@ def _question(case: EvalCase, decoding: Decoding, limits: GrammarLimits) -> _Que
 
 
 def _answered(
-    answering: AnsweringModel, questions: list[_Question], decoding: Decoding, meter: "_Meter"
+    answering: AnsweringModel | ServedModel, questions: list[_Question], decoding: Decoding, meter: "_Meter"
 ) -> Iterator[tuple[_Question, Answer]]:
     """Final answers as they come; with retries, an invalid one is asked for again after all others had their turn."""
+    by_case, asking = {question.case.case_id: question for question in questions}, questions
+    while asking:
+        again: list[_Question] = []
+        for said in _said(answering, asking, decoding, meter):
+            question = by_case[said.key]
+            answer = _answer(question, said)
+            parsed = parse_answer(answer.text)
+            verdict = validate_answer(parsed.vision_yaml, parsed.review_yaml)
+            if verdict or question.attempts > decoding.retries:
+                meter.finished.append(answer.tokens)
+                yield question, answer
+            else:
+                question.reason = verdict.reason
+                again.append(question)
+        asking = again
+
+
+def _said(
+    answering: AnsweringModel | ServedModel, questions: list[_Question], decoding: Decoding, meter: "_Meter"
+) -> Iterator[Said]:
+    """An answer to each question as it comes, by a server or batch by batch in this process."""
     from po_assets.evaluation import generate
 
-    by_case = {question.case.case_id: question for question in questions}
-    requests = _requests(answering, questions, decoding)
-    while requests:
-        again: list[_Question] = []
-        for batch in generate.batches_by_length(requests, decoding.batch_size):
-            meter.longest = 0
-            for completion in generate.complete_batch(answering.model, batch, decoding, answering.eos_ids, meter.step):
-                question = by_case[completion.key]
-                answer = _answer(answering, question, completion)
-                parsed = parse_answer(answer.text)
-                verdict = validate_answer(parsed.vision_yaml, parsed.review_yaml)
-                if verdict or question.attempts > decoding.retries:
-                    meter.finished.append(answer.tokens)
-                    yield question, answer
-                else:
-                    question.reason = verdict.reason
-                    again.append(question)
-        requests = _requests(answering, again, decoding)
+    for question in questions:
+        question.attempts += 1
+    if isinstance(answering, ServedModel):
+        asked = [Asked(q.case.case_id, _turns(q), q.grammar, q.max_new_tokens, _seed(q, decoding)) for q in questions]
+        for said in answering.answers(asked, decoding):
+            meter.step(0, said.tokens)
+            yield said
+        return
+    for batch in generate.batches_by_length(_requests(answering, questions, decoding), decoding.batch_size):
+        meter.longest = 0
+        for done in generate.complete_batch(answering.model, batch, decoding, answering.eos_ids, meter.step):
+            text = answering.chat.answer_text(done.token_ids)
+            yield Said(done.key, text, done.finish_reason, len(done.token_ids), done.seconds)
+
+
+def _turns(question: _Question) -> list[dict[str, str]]:
+    system = question.case.asked_with.system
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": _prompt(question)}]
+
+
+def _seed(question: _Question, decoding: Decoding) -> int:
+    seed = hashlib.sha256(f"{decoding.seed}/{question.asked}/{question.attempts}".encode()).digest()
+    return int.from_bytes(seed[:8], "big") >> 1
 
 
 def _requests(answering: AnsweringModel, questions: list[_Question], decoding: Decoding) -> "list[Request]":
     from po_assets.evaluation.generate import Request
 
-    requests = []
-    for question in questions:
-        question.attempts += 1
-        seed = hashlib.sha256(f"{decoding.seed}/{question.asked}/{question.attempts}".encode()).digest()
-        requests.append(
-            Request(
-                key=question.case.case_id,
-                prompt_ids=answering.chat.prompt_ids(_prompt(question), question.case.asked_with.system),
-                constraint=answering.constraint(question.grammar),
-                seed=int.from_bytes(seed[:8], "big") >> 1,
-                max_new_tokens=question.max_new_tokens,
-            )
+    return [
+        Request(
+            key=question.case.case_id,
+            prompt_ids=answering.chat.prompt_ids(_prompt(question), question.case.asked_with.system),
+            constraint=answering.constraint(question.grammar),
+            seed=_seed(question, decoding),
+            max_new_tokens=question.max_new_tokens,
         )
-    return requests
+        for question in questions
+    ]
 
 
 def _prompt(question: _Question) -> str:
@@ -349,13 +374,13 @@ def _prompt(question: _Question) -> str:
     )
 
 
-def _answer(answering: AnsweringModel, question: _Question, completion: "Completion") -> Answer:
-    question.seconds += completion.seconds
+def _answer(question: _Question, said: Said) -> Answer:
+    question.seconds += said.seconds
     return Answer(
         case_id=question.case.case_id,
-        text=answering.chat.answer_text(completion.token_ids),
-        finish_reason=completion.finish_reason,
-        tokens=len(completion.token_ids),
+        text=said.text,
+        finish_reason=said.finish_reason,
+        tokens=said.tokens,
         seconds=round(question.seconds, 3),
         attempts=question.attempts,
     )
@@ -383,9 +408,9 @@ class _Meter:
         self.longest = 0
         """Tokens of the longest answer that is being written."""
 
-    def step(self, rows: int) -> None:
-        """Count one forward pass that gave this many rows a token."""
-        self._tokens += rows
+    def step(self, rows: int, tokens: int = 0) -> None:
+        """Count one forward pass that gave this many rows a token, or a whole answer of so many tokens."""
+        self._tokens += rows + tokens
         self.longest += 1
         if self._progress.due():
             speed = self._tokens / (self._progress.clock() - self._started)

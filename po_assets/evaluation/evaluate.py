@@ -21,9 +21,11 @@ from upath import UPath
 from po_assets.dag import Artifacts, GateRecord
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
+from po_assets.evaluation.address import ServedModel, served
 from po_assets.evaluation.answers import (
     Answer,
     AnswerCache,
+    AnsweringModel,
     Log,
     answer_cases,
     computed_in,
@@ -74,11 +76,16 @@ def answer_with_baseline(
     cases: Sequence[EvalCase], layout: Layout, spec: BaseModel, decoding: Decoding, log: Log
 ) -> list[ScoredAnswer]:
     """The base model's scored answers."""
-    require_hardware(spec)
+    if not decoding.address:
+        require_hardware(spec)
     folder = ensure_base_model(spec, layout)
     digest = _model_digest(folder, spec)
     cache = AnswerCache(layout.answer_cache, digest_of([digest, computed_in()]), decoding.fingerprint())
-    answers = answer_cases(cases, decoding, cache, lambda: load_baseline(folder, spec), log=log, name="baseline")
+
+    def load() -> AnsweringModel | ServedModel:
+        return served(decoding.address, spec.name) if decoding.address else load_baseline(folder, spec)
+
+    answers = answer_cases(cases, decoding, cache, load, log=log, name="baseline")
     return score_answers(cases, answers, model="baseline", model_digest=digest, decoding=decoding.fingerprint())
 
 
@@ -101,7 +108,8 @@ def evaluate_student(
         UserError: there is no adapter, it is damaged or was trained on another base model or prompt, or the baseline
             was made with other cases, prompt, decoding or base model.
     """
-    require_hardware(spec)
+    if not decoding.address:
+        require_hardware(spec)
     folder = ensure_base_model(spec, layout)
     base_digest = _model_digest(folder, spec)
     baseline = read_scored(layout.baseline_answers)
@@ -112,10 +120,12 @@ def evaluate_student(
         _refuse_other_prompt(travelled_prompt(adapter), own)
         digest = digest_of([base_digest, adapter_sha256])
         load = functools.cache(lambda: load_student(folder, spec, adapter))
+        name_there = f"po-student-{adapter_sha256[:12]}"
+        there = functools.cache(lambda: served(decoding.address, name_there, adapter))
 
         def ask(some: Sequence[EvalCase], how: Decoding, name: str) -> list[ScoredAnswer]:
             cache = AnswerCache(layout.answer_cache, digest_of([digest, computed_in()]), how.fingerprint())
-            answers = answer_cases(some, how, cache, load, log=log, name=name)
+            answers = answer_cases(some, how, cache, there if how.address else load, log=log, name=name)
             return score_answers(some, answers, model="student", model_digest=digest, decoding=how.fingerprint())
 
         student = ask(cases, decoding, "student")
@@ -126,8 +136,14 @@ def evaluate_student(
             log(free.described if free else "")
 
         cache = layout.answer_cache / f"{digest[:16]}-contrast.json"
+        # A server does not go on from a VISION that the student wrote before, as the contrasts want it.
         contrast = judge_contrasts(
-            contrast_cases(cases), student, cache, load, decoding=decoding, limits=reference_limits(cases)
+            contrast_cases([] if decoding.address else cases),
+            student,
+            cache,
+            load,
+            decoding=decoding,
+            limits=reference_limits(cases),
         )
         if contrast:
             log(contrast.described)

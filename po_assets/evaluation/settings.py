@@ -12,6 +12,7 @@ from po_assets.dag.settings import Settings
 from po_assets.product_owner import contract
 from po_assets.storage import digest_of
 
+KEY_VARIABLE = "PO_EVAL_KEY"
 ENGINE_VERSION = "2"
 """Raised when the decode loop changes what comes out: cached answers of another version are not taken."""
 
@@ -52,6 +53,12 @@ class Decoding(Settings):
     )
     batch_size: int = Field(default=20, ge=1, description="Answers decoded side by side.")
     seed: int = Field(default=42, description="Seed of the sampling.")
+    address: str = Field(
+        default="",
+        description="Of an OpenAI-compatible server that answers instead of this process, such as vLLM with LoRA "
+        "(http://127.0.0.1:8000/v1); PO_EVAL_KEY is its key. It serves the base model under its name, and the student "
+        "as po-student- with 12 digits of its digest. There no_repeat_ngram has no effect.",
+    )
     free_cases: int = Field(
         default=8, ge=0, description="On how many cases the student is also asked without grammar, for the report."
     )
@@ -76,6 +83,18 @@ class Decoding(Settings):
             )
         return self
 
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        if address and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", address):
+            raise ValueError(f"address is {address!r}; give one like http://127.0.0.1:8000/v1, or leave it empty.")
+        return address
+
+    def effective(self) -> dict[str, Any]:
+        """What answers depend on; an address only where one is given, so that earlier answers stay valid."""
+        settings = super().effective()
+        return settings if self.address else {name: value for name, value in settings.items() if name != "address"}
+
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken every time."""
@@ -99,6 +118,8 @@ class Decoding(Settings):
         sampling = "greedy" if self.greedy else f"temperature {self.temperature:g}, top-p {self.top_p:g}"
         retries = f", up to {self.retries} retries with a reminder" if self.retries else ""
         repetition = f", no {self.no_repeat_ngram}-token sequence twice" if self.no_repeat_ngram else ""
+        if self.address:
+            repetition = f", by the server {self.address}"
         limit = f"at most {self.max_new_tokens:,} new tokens" if self.max_new_tokens else "as long as references need"
         return f"{self.mode}, {sampling}, {limit}{repetition}{retries}"
 

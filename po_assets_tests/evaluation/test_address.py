@@ -1,0 +1,102 @@
+"""Answers by address: from a real OpenAI-compatible server, this project's own."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import uvicorn
+from upath import UPath
+
+from po_assets.errors import UserError
+from po_assets.evaluation.address import served
+from po_assets.evaluation.answers import AnswerCache, answer_cases
+from po_assets.evaluation.settings import Decoding
+from po_assets.serving.engine import Generated, OnText, Sampling, Turn
+from po_assets.serving.server import listen, make_app
+from po_assets_tests.evaluation.scenes import GOOD, cases
+
+NAME = "po-student-0123456789ab"
+
+
+class Student:
+    """Answers every question well, and remembers how it was asked."""
+
+    name, digest = NAME, "d" * 64
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Sequence[Turn], Sampling]] = []
+
+    def prepare(self, turns: Sequence[Turn], sampling: Sampling) -> str:
+        """The question's last words."""
+        self.asked.append((turns, sampling))
+        return turns[-1]["content"]
+
+    def generate(self, question: str, on_text: OnText | None = None) -> Generated:
+        """The same answer to all."""
+        return Generated(GOOD, "stop", len(question), 123, 0.1)
+
+
+@pytest.fixture
+def student() -> Student:
+    return Student()
+
+
+@pytest.fixture
+def address(student: Student) -> Iterator[str]:
+    with listen("127.0.0.1", 0) as socket:
+        server = uvicorn.Server(uvicorn.Config(make_app(student), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread.start()
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}/v1"
+        server.should_exit = True
+        thread.join(60)
+
+
+def test_a_server_answers_all_cases(tmp_path: Path, student: Student, address: str) -> None:
+    """With the case's prompt, the limit and the seed of the settings; what was answered is cached."""
+    decoding = Decoding(mode="free", max_new_tokens=400, address=address, batch_size=3, temperature=0.5, seed=7)
+    cache = AnswerCache(UPath(tmp_path), "model", decoding.fingerprint())
+    answers = answer_cases(cases(5), decoding, cache, lambda: served(address, NAME), name="student")
+    assert [(answer.case_id, answer.text, answer.tokens) for answer in answers] == [
+        (case.case_id, GOOD, 123) for case in cases(5)
+    ]
+    assert sorted(turns[-1]["content"] for turns, _ in student.asked) == sorted(case.prompt for case in cases(5))
+    assert {(how.max_tokens, how.temperature) for _, how in student.asked} == {(400, 0.5)}
+    answer_cases(cases(5), decoding, cache, lambda: pytest.fail("asked again"), name="student")
+
+
+def test_another_adapters_answers_are_not_taken(address: str) -> None:
+    """The name holds the adapter's digest; a server that cannot load it is refused with what there is."""
+    with pytest.raises(
+        UserError, match=rf"has no model 'po-student-ffff', but {NAME}: .*--lora-modules po-student-ffff"
+    ):
+        served(address, "po-student-ffff", Path("adapter"))
+    with pytest.raises(UserError, match=r"has no model 'Qwen/Qwen2.5-7B-Instruct'.*--served-model-name"):
+        served(address, "Qwen/Qwen2.5-7B-Instruct")
+
+
+def test_what_the_server_does_not_do_is_said(tmp_path: Path, address: str) -> None:
+    """Ours takes no grammar from outside; nothing is scored as if it had."""
+    decoding = Decoding(address=address)
+    cache = AnswerCache(UPath(tmp_path), "model", decoding.fingerprint())
+    with pytest.raises(UserError, match=r"does not answer: .*structured_outputs.*Answers that are finished are kept"):
+        answer_cases(cases(2), decoding, cache, lambda: served(address, NAME))
+
+
+def test_no_server_is_a_sentence() -> None:
+    """With the way out."""
+    with listen("127.0.0.1", 0) as socket:
+        port = socket.getsockname()[1]
+    with pytest.raises(UserError, match=r"cannot be asked: .*Start it, or leave address empty"):
+        served(f"http://127.0.0.1:{port}/v1", NAME)
+
+
+def test_an_address_decides_the_fingerprint_only_where_it_is_given() -> None:
+    """Answers that were given in this process stay valid; a wrong address is refused."""
+    here, there = Decoding(), Decoding(address="http://127.0.0.1:8000/v1")
+    assert "address" not in here.effective()
+    assert here.fingerprint() != there.fingerprint()
+    assert "by the server http://127.0.0.1:8000/v1" in there.described()
+    with pytest.raises(UserError, match="address is 'localhost:8000'"):
+        Decoding(address="localhost:8000")
