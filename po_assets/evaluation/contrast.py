@@ -209,8 +209,11 @@ def judge_contrasts(
         for case, status in own_verdicts(load_model(), missing, decoding, limits):
             known[digests[case.prompt]] = status
             replace_file(cache, json.dumps(known, indent=1).encode())
-    said = verdicts | {prompt: known[digest] for prompt, digest in digests.items() if digest in known}
-    pairs = [pair for pair in pairs if {pair.original.prompt, pair.changed.prompt} <= set(said)]
+        # Empty: it cannot be asked, and is not tried again.
+        known = dict.fromkeys((digests[case.prompt] for case, _ in missing), "") | known
+        replace_file(cache, json.dumps(known, indent=1).encode())
+    said = verdicts | {prompt: known[digest] for prompt, digest in digests.items()}
+    pairs = [pair for pair in pairs if said[pair.original.prompt] and said[pair.changed.prompt]]
     if not pairs:
         return None
     right = [
@@ -249,8 +252,9 @@ def own_verdicts(
         begun = answering.chat.piece_ids(vision)
         constraint = answering.constraint(answer_grammar(case.requirement_ids, limits, until_status=True))
         try:
-            for token in begun if constraint else ():
-                constraint.advance(token)
+            if constraint:
+                for token in begun:
+                    constraint.advance(token)
         except ValueError:  # a vision that was written without the grammar
             continue
         ids = answering.chat.prompt_ids(case.prompt, case.asked_with.system) + begun

@@ -41,7 +41,7 @@ _LEAST_ROWS = 20  # rows whose needs can be read, under which nothing is made of
 SHORT = 0.6  # of the comparisons stand alone and are trained first, the others are framed by prompt and vision
 _LINES = 8  # requirements of a comparison
 _FORM_WORDS = frozenset(("let", "allow", "can", "must", "able", "users", "user", "the", "and", "for", "with", "from"))
-_KINDS = (*("all served", "need removed") * 2, "exclusion demanded", "another product")  # a third of each status
+_KINDS = (*("all served", "need removed", "mixed") * 2, "another product")
 _DEMANDS = ("Let {who} {what}", "Allow {who} to {what}", "{Who} can {what}", "{Who} must be able to {what}")
 
 
@@ -243,36 +243,41 @@ def _of_another(case: Case, cases: Sequence[Case], draw: random.Random) -> Case:
 
 
 def _contrast(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]], draw: random.Random) -> Case | None:
-    """The row's question with other requirements, as many as it has; None where there are too few to draw from."""
-    kind = draw.choice(
-        ("all served", "all served", "need removed", "need removed", "exclusion demanded", "another product")
-    )
+    """The row's question with other requirements; None where there are too few to draw from.
+
+    `_LINES` of them, but for those of another product: a long document has more to compare than a teacher's.
+    """
+    kind = draw.choice(_KINDS)
     if kind == "another product":
         other = _of_another(case, cases, draw)
         return _with_document(case, other.document, other.texts, [_FOREIGN] * len(other.texts), foreign=True)
     needs = list(case.needs)
     draw.shuffle(needs)
     served = needs[1:] if kind == "need removed" else needs
-    count = max(len(case.texts), len(served) + (kind == "exclusion demanded"))
-    lines = [
-        (text, need) for need in served for text in draw.sample(pool.get(need, []), k=min(1, len(pool.get(need, []))))
-    ]
-    if len(lines) < len(served):
+    texts = [(text, need) for need in served for text in pool.get(need, ())]
+    if not served or {need for _, need in texts} != set(served):
         return None
-    taken = {_words(text) for text, _ in lines}
-    rest = [(text, need) for need in served for text in pool[need] if _words(text) not in taken]
-    draw.shuffle(rest)
-    for text, need in rest:
-        if len(lines) < count and _words(text) not in taken:
-            taken.add(_words(text))
-            lines.append((text, need))
-    if kind == "exclusion demanded":
-        lines[draw.randrange(len(lines))] = (_demand(case, pool, draw), _EXCLUDED)
+    draw.shuffle(texts)
+    first = [next(pair for pair in texts if pair[1] == need) for need in served]
+    lines = _unlike([*first, *texts], _LINES)
+    if kind == "mixed":
+        lines = lines[: _LINES // 2]
+        others = [_of_another(case, cases, draw) for _ in range(2)]
+        lines += [(draw.choice(other.texts), _FOREIGN) for other in others] + [(_demand(case, pool, draw), _EXCLUDED)]
     if len(lines) < 2:
         return None
     draw.shuffle(lines)
-    texts, purposes = zip(*lines, strict=True)
-    return _with_document(case, case.document, texts, purposes, foreign=False)
+    texts_, purposes = zip(*lines, strict=True)
+    return _with_document(case, case.document, texts_, purposes, foreign=False)
+
+
+def _unlike(lines: Sequence[tuple[str, str]], most: int) -> list[tuple[str, str]]:
+    """The first of them, at most so many, no two of which are of the same words."""
+    found: dict[frozenset[str], tuple[str, str]] = {}
+    for text, purpose in lines:
+        if len(found) < most:
+            found.setdefault(_words(text), (text, purpose))
+    return list(found.values())
 
 
 def _with_document(

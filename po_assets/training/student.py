@@ -189,12 +189,12 @@ def training_rows(
         contrasts=recipe.contrasts,
         seed=recipe.seed,
     )
-    lessons = [
+    comparisons, contrasts = (
         [row for text in texts if len((row := tokenize_parts(text, chat, prompts.own.system)).ids) <= longest]
         for texts in (made.comparisons, made.contrasts)
-    ]
+    )
     described = " ".join(filter(None, [evidence.described, made.described, chosen.described]))
-    return TrainingRows(rows, *lessons, described)
+    return TrainingRows(rows, comparisons, contrasts, described)
 
 
 def _refuse_other_prompt(layout: Layout, own: Prompt) -> None:
