@@ -18,15 +18,11 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "epochs": 0.75,
         "learning_rate": 2e-3,
         "gradient_accumulation": 4,
-        "comparisons": 400,
-        "contrasts": 180,
     },
     "paper": {
         "epochs": 4.0,
         "learning_rate": 8e-5,
         "gradient_accumulation": 12,
-        "comparisons": 0,
-        "contrasts": 0,
     },
 }
 
@@ -82,14 +78,17 @@ class TrainingSettings(Settings):
         description="Compute activations twice to save memory. Empty: only where those of the longest row do not fit "
         "into the GPU. The faster computation (fast_path) has no use for it.",
     )
-    comparisons: int = _as_the_profile(
-        "Short lessons in what to compare, made of the rows: needs, and what is for which.", "comparisons", ge=0
-    )
-    contrasts: int = _as_the_profile(
-        "Contrast rows made of the rows: other requirements, another status. With 0 of both, rows are trained as the "
-        "teacher wrote them.",
-        "contrasts",
+    comparisons: int = Field(
+        default=0,
         ge=0,
+        description="Short lessons in what to compare, made of the rows: what each requirement is for. See "
+        "docs/judgement.md for what they bring.",
+    )
+    contrasts: int = Field(
+        default=0,
+        ge=0,
+        description="Contrast rows made of the rows: other requirements, another status. With 0 of both, rows are "
+        "trained in the teacher's words.",
     )
     seed: int = Field(
         default=42, ge=0, lt=2**32, description="Seed of the LoRA matrices, the order of rows and the dropout."

@@ -202,7 +202,8 @@ def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypat
         f"Adapter {'a' * 12} has been models/current since it passed on "
     )
     assert "and fails now (judges; profile reviewer). It stays in use" in event.metadata["promotion"].value
-    assert event.metadata["contrast"].value.startswith("Contrast consistency")
+    # With one token a byte, its visions are longer than the grammar permits: what cannot be asked is said.
+    assert event.metadata["contrast"].value == "No contrast case could be judged."
     record = read_gate(gate_path(layout))
     assert record is not None
     assert (record.context["profile"]["name"], list(record.failed)) == ("reviewer", ["judges"])
