@@ -30,6 +30,7 @@ COMMANDS = {
     "run": ("po_assets.cli:add_run", "materialize the whole graph with its checks, then print the gate"),
     "ui": ("po_assets.automation.run:add_ui", "open the Dagster UI on the same instance"),
     "init": ("po_assets.cli:add_init", "make a project folder for your own rows, cases and settings"),
+    "settings": ("po_assets.cli:add_settings", "print every setting, its default and its meaning, as markdown"),
     "base-model": ("po_assets.cli:add_base_model", "bring the profile's base model onto this machine ahead of a run"),
     "rescore": (
         "po_assets.evaluation.evaluate:add_rescore",
@@ -88,6 +89,18 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     from po_assets.automation import run
 
     run.add_init(parser, _code_location)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The page docs/settings.md."""
+    parser.set_defaults(handle=_settings)
+
+
+def _settings(_options: argparse.Namespace) -> int:
+    from po_assets.automation.project import settings_page
+
+    say(settings_page(_code_location().SETTINGS))
+    return 0
 
 
 def _add_on_project(name: str, parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ import textwrap
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -27,6 +27,8 @@ from upath import UPath
 
 from po_assets.dag import Settings
 from po_assets.errors import UserError, all_faults
+from po_assets.model import BaseModel
+from po_assets.model.settings import Profile
 from po_assets.storage import Layout, artifact_root, is_local, replace_file
 from po_assets.storage.layout import ROOT_VARIABLE
 
@@ -34,6 +36,8 @@ SETTINGS_VARIABLE = "PO_SETTINGS"
 HOME_VARIABLE = "DAGSTER_HOME"
 _CASE_SUFFIXES = (".jsonl", ".yaml", ".yml")
 REPOSITORY = Path(__file__).resolve().parents[2]
+_TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text", list: "list", dict: "mapping"}
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
 _TEMPLATES = (Path(__file__).with_name("dagster.yaml"), REPOSITORY / "deploy" / "local" / "dagster.yaml")
 """Of the installed package, and of the repository."""
 
@@ -102,7 +106,7 @@ def settings_template(kinds: Mapping[str, type[Settings]]) -> str:
         "# the others keep their defaults, also when these change in a later version.",
     ]
     for name, kind in kinds.items():
-        lines += ["", *_wrapped(" ".join((kind.__doc__ or "").split("\n\n")[0].split()), "# # "), f"# {name}:"]
+        lines += ["", *_wrapped(_purpose(kind), "# # "), f"# {name}:"]
         for key, field in kind.model_fields.items():
             if key in kinds and key != name:
                 continue  # another resource
@@ -110,9 +114,82 @@ def settings_template(kinds: Mapping[str, type[Settings]]) -> str:
     return "\n".join([*lines, ""])
 
 
+def settings_page(kinds: Mapping[str, type[Settings]]) -> str:
+    """Every setting as a page of markdown, docs/settings.md: a table for each resource."""
+    lines = [
+        "# Settings",
+        "",
+        "Written by `po-assets settings`. Settings stand in the Launchpad under *resources*, or in a YAML file",
+        "(`settings.yaml` of a project folder, `--config`, or what `PO_SETTINGS` names), resource by resource:",
+        "",
+        *("```yaml", "selection:", "  min_score: 0.9", "```", ""),
+        "Wrong names and values are refused before the first step, all at once. *Remade*: whether what was made with",
+        "another value is out of date (rows, adapter, answers, or a verdict); where it says no, at most a check or a",
+        "part of a report changes.",
+    ]
+    for name, kind in kinds.items():
+        profiles = _by_profile(name, kind)
+        lines += ["", f"## {name}", "", _purpose(kind), ""]
+        lines += ["| name | value | default | bounds | meaning | remade |", "| --- | --- | --- | --- | --- | --- |"]
+        for key, field in kind.model_fields.items():
+            if key in kinds and key != name:
+                continue  # another resource
+            values = {profile: filled[key] for profile, filled in profiles.items()} if field.default is None else {}
+            default = ", ".join(f"{_code(value)} ({profile})" for profile, value in values.items() if value is not None)
+            bounds = ", ".join(
+                f"{sign} {getattr(bound, attribute):,}"
+                for bound in field.metadata
+                for attribute, sign in _SIGNS.items()
+                if hasattr(bound, attribute)
+            )
+            remade = "no" if key in kind.without_effect else "yes"
+            cells = (
+                f"`{key}`",
+                _type(field.annotation),
+                default or _code(_value(field)),
+                bounds,
+                field.description or "",
+                remade,
+            )
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def _purpose(kind: type[Settings]) -> str:
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+
+
+def _by_profile(name: str, kind: type[Settings]) -> dict[str, dict[str, Any]]:
+    """What is left open, filled with the defaults of each profile; empty for settings that no profile changes."""
+    if not hasattr(kind, "resolved"):
+        return {}
+    return {
+        profile: kind(**({"profile": profile} if name == "base_model" else {"base_model": BaseModel(profile=profile)}))
+        .resolved()
+        .values()
+        for profile in get_args(Profile)
+    }
+
+
+def _type(annotation: Any) -> str:
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is Literal:
+        return ", ".join(map(_code, parts))
+    if parts and type(None) in parts:
+        return f"{_type(next(part for part in parts if part is not type(None)))}, or empty"
+    return _TYPES[kind]
+
+
+def _code(value: Any) -> str:
+    return "empty" if value is None or value == "" else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
 def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True, validated_data={})
-    return json.dumps(value)
+    return json.dumps(_value(field))
+
+
+def _value(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True, validated_data={})
 
 
 def _wrapped(text: str, prefix: str) -> list[str]:

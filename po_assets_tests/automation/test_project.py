@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from po_assets.automation.project import make_project, open_project, read_settings, settings_template
+from po_assets.automation.project import make_project, open_project, read_settings, settings_page, settings_template
 from po_assets.definitions import SETTINGS
 from po_assets.errors import UserError
 from po_assets_tests.automation.workplace import good_rows
@@ -49,6 +49,14 @@ def command(*arguments: str | Path, **variables: str) -> subprocess.CompletedPro
         text=True,
         check=False,
     )
+
+
+def test_the_page_of_the_settings_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no variable set that changes a default; otherwise: po-assets settings > docs/settings.md."""
+    for name in [name for name in os.environ if name.startswith("PO_")]:
+        monkeypatch.delenv(name)
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert page.read_text() == settings_page(SETTINGS) + "\n"
 
 
 def test_a_new_project_takes_rows_and_cases_to_a_verdict(tmp_path: Path) -> None:
