@@ -11,7 +11,7 @@ from po_assets.dag.compute import POOL, default_num_workers, gpus_per_step, op_t
 from po_assets.definitions import defs
 from po_assets.errors import UserError
 
-GPU_STEPS = {"lora_adapter", "baseline_report", "eval_report", "lora_adapter_checks"}
+GPU_STEPS = {"lora_adapter", "baseline_report", "eval_report", "lora_adapter_checks", "exported_student_checks"}
 
 
 def test_the_steps_that_load_a_model_ask_for_one_gpu_and_no_other_step_does() -> None:

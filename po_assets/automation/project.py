@@ -161,13 +161,12 @@ def _purpose(kind: type[Settings]) -> str:
 
 def _by_profile(name: str, kind: type[Settings]) -> dict[str, dict[str, Any]]:
     """What is left open, filled with the defaults of each profile; empty for settings that no profile changes."""
-    if not hasattr(kind, "resolved"):
-        return {}
+    resolved = getattr(kind, "resolved", None)
+    chosen = {profile: BaseModel(profile=profile) for profile in get_args(Profile)} if resolved else {}
     return {
-        profile: kind(**({"profile": profile} if name == "base_model" else {"base_model": BaseModel(profile=profile)}))
-        .resolved()
-        .values()
-        for profile in get_args(Profile)
+        profile: resolved(model if name == "base_model" else kind(base_model=model)).values()
+        for profile, model in chosen.items()
+        if resolved
     }
 
 

@@ -216,8 +216,9 @@ def _top_level(text: str, key: str) -> yaml.ScalarNode | None:
     if read_yaml(text).error:
         return None
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:  # code fences, which `read_yaml` leaves out
+        # Code fences, which `read_yaml` leaves out, become as many spaces, so that the marks fit the text.
+        root = yaml.compose(_FENCE.sub(lambda fence: " " * len(fence[0]), text), Loader=yaml.SafeLoader)
+    except yaml.YAMLError:  # a leading bracket, which it leaves out too
         return None
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     found = [value for name, value in pairs if isinstance(name, yaml.ScalarNode) and name.value == key]

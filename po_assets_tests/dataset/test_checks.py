@@ -628,6 +628,7 @@ def test_settings_can_be_given_in_the_launchpad(tmp_path: Path) -> None:
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "selection": SelectionSettings.configure_at_launch(),
             "base_model": BaseModel(),
+            "prompt": PromptSettings(),
         },
     )
     job = definitions.resolve_implicit_global_asset_job_def()

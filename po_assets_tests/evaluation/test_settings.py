@@ -27,6 +27,7 @@ def test_every_setting_changes_the_digest() -> None:
     """A cached answer belongs to exactly one way of decoding; the free answers have theirs, and the report both."""
     base = Decoding(temperature=0.5)
     other = {"mode": "free", "temperature": 0.2, "top_p": 0.9, "max_new_tokens": 700, "no_repeat_ngram": 30}
+    other |= {"address": "http://127.0.0.1:8000/v1"}
     changed = {name: base.with_values(**{name: other.get(name, 7)}) for name in Decoding.model_fields}
     assert len({settings.report_fingerprint() for settings in [base, *changed.values()]}) == 1 + len(changed)
     own = [settings.fingerprint() for name, settings in changed.items() if not name.startswith("free_")]
