@@ -64,3 +64,19 @@ def test_no_page_names_another_way_to_start_a_command() -> None:
     pages = [root / "README.md", root / "Makefile", *(root / "docs").glob("*.md"), *(root / "deploy").rglob("*")]
     named = {p.name for p in pages if p.is_file() and re.search(r"python -m po_assets\b", p.read_text(errors="ignore"))}
     assert named == set()
+
+
+def test_the_page_of_failures_quotes_what_the_code_says() -> None:
+    """Each quoted message, split where it leaves a value out, stands in the package's strings."""
+    said = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                said.append("\0".join(part.value for part in node.values if isinstance(part, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.append(node.value)
+    page = (PACKAGE.parent / "docs" / "when_something_fails.md").read_text()
+    quoted = [line[2:] for line in page.splitlines() if line.startswith("> ")]
+    parts = [part.strip() for line in quoted for part in line.split("…") if part.strip()]
+    assert len(quoted) > 20
+    assert [part for part in parts if not any(part in text for text in said)] == []
