@@ -4,7 +4,7 @@ How a figure is computed belongs to the stage that knows it; here it only gets i
 """
 
 from po_assets.dag.artifacts import Artifacts, JsonlIOManager, read_frame, stage_frames
-from po_assets.dag.checks import AssetChecks, user_errors_fail_the_step
+from po_assets.dag.checks import AssetChecks, asked_for_alone, user_errors_fail_the_step
 from po_assets.dag.gate import GateRecord, gate_record, read_gate, write_gate
 from po_assets.dag.pictures import bar_chart, figure_picture, histogram, line_chart
 from po_assets.dag.settings import Settings
@@ -31,6 +31,7 @@ __all__ = [
     "Tracking",
     "Verdict",
     "Violations",
+    "asked_for_alone",
     "bar_chart",
     "check_description",
     "column_schema",

@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import Field
 from upath import UPath
 
+from po_assets.dag.checks import user_errors_fail_the_step
 from po_assets.storage import Layout, StagedTable, artifact_root, default_root, read_rows, stage_lines
 
 
@@ -71,13 +72,15 @@ class _JsonlIOManager(dg.UPathIOManager):
         if isinstance(obj, StagedTable):
             staged = obj
         elif isinstance(obj, pd.DataFrame):
-            staged = stage_frames(path, [obj])
+            with user_errors_fail_the_step():
+                staged = stage_frames(path, [obj])
         else:
             raise TypeError(
                 f"{context.asset_key.to_user_string()} returned a {type(obj).__name__}; the JSONL IO manager takes a "
                 "DataFrame or a StagedTable"
             )
-        staged.publish()
+        with user_errors_fail_the_step():
+            staged.publish()
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> pd.DataFrame:  # noqa: ARG002 - named by Dagster
         """The whole table."""

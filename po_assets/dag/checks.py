@@ -30,6 +30,7 @@ import dagster as dg
 
 from po_assets.dag.verdict import CannotJudge, Severity, Verdict, to_check_result
 from po_assets.errors import UserError
+from po_assets.storage import disk_fault
 
 Evidence = TypeVar("Evidence")
 _CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
@@ -39,12 +40,28 @@ _CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
 def user_errors_fail_the_step() -> Iterator[None]:
     """A `UserError` inside the block fails the step with its sentence and is not tried again: nothing would change.
 
-    Also a decorator, put between `@dg.asset` and the function.
+    So does a disk that is full or cannot be written to. Also a decorator, put between `@dg.asset` and the function.
     """
     try:
         yield
     except UserError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
+    except OSError as error:
+        if (sentence := disk_fault(error)) is None:
+            raise
+        raise dg.Failure(description=sentence, allow_retries=False) from error
+
+
+def asked_for_alone(context: dg.AssetExecutionContext, what: str, job: str) -> bool:
+    """Whether the run makes this asset only; says why nothing is done where it makes others too ("Materialize all").
+
+    Counted in the run's job: a run of the whole graph need not name what it selects.
+    """
+    alone = len(context.job_def.asset_layer.selected_asset_keys) <= 1
+    if not alone:
+        key = context.asset_key.to_user_string()
+        context.log.warning("%s: materialize %s alone, or launch the job %s.", what, key, job)
+    return alone
 
 
 class RowCheck(Protocol):

@@ -1,11 +1,12 @@
 """The assets synthetic_conflicts and review_candidates: read, call the plain functions, say what came out."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 import orjson
 
-from po_assets.dag import Artifacts, bar_chart, records_table, user_errors_fail_the_step
+from po_assets.dag import Artifacts, asked_for_alone, bar_chart, records_table, user_errors_fail_the_step
 from po_assets.dataset.assets import eval_cases
 from po_assets.dataset.publication import token_budget
 from po_assets.dataset.settings import SelectionSettings
@@ -31,6 +32,7 @@ CANDIDATES_CODE_VERSION = f"2+metric.{METRIC_VERSION}"
     kinds={"python", "jsonl"},
     code_version=CONFLICTS_CODE_VERSION,
     io_manager_key="io_manager",
+    output_required=False,
     description=(
         "One row per conflicts example made from teacher rows, as many as the training rows lack for the share set in "
         "the resource `curation`.\n\n"
@@ -39,16 +41,28 @@ CANDIDATES_CODE_VERSION = f"2+metric.{METRIC_VERSION}"
         "not part of the main job, which takes them in like any other landed file."
     ),
 )
-@user_errors_fail_the_step()
 def synthetic_conflicts(
     context: dg.AssetExecutionContext,
     artifacts: Artifacts,
     curation: ReviewSettings,
     selection: SelectionSettings,
     base_model: BaseModel,
+) -> Iterator[dg.MaterializeResult[Any]]:
+    """Make, audit and land conflicts rows; nothing beside other assets, which would not take them in."""
+    said = "No conflicts rows were made, since other assets were selected too. They are landed for the next run"
+    if asked_for_alone(context, said, "conflicts_on_demand"):
+        with user_errors_fail_the_step():
+            result = _land_conflicts(context, artifacts.layout, curation, selection, base_model)
+        yield result
+
+
+def _land_conflicts(
+    context: dg.AssetExecutionContext,
+    layout: Layout,
+    curation: ReviewSettings,
+    selection: SelectionSettings,
+    base_model: BaseModel,
 ) -> dg.MaterializeResult[Any]:
-    """Make, audit and land conflicts rows."""
-    layout = artifacts.layout
     made = make_conflicts(layout, curation, selection, token_budget(base_model, layout))
     context.log.info("%s %s", made.verdicts["share_reached"].summary, made.landed)
     staged = stage_lines(layout.synthetic_conflicts, made.lines).with_manifest(

@@ -49,7 +49,7 @@ def atomic_file(path: UPath | Path) -> Iterator[BinaryIO]:
     """Open a binary file that replaces `path` when the block ends well, and vanishes when it raises."""
     staging = staging_path(path)
     try:
-        with staging.open("wb") as file:
+        with full_disk_named(path), staging.open("wb") as file:
             yield file
             file.flush()
             if is_local(path):
@@ -76,9 +76,11 @@ def atomic_directory(path: UPath | Path) -> Iterator[Path]:
     else:
         staging = Path(tempfile.mkdtemp(prefix=_STAGING))
     try:
-        yield staging
+        with full_disk_named(path):
+            yield staging
+            if is_local(path):
+                _sync_tree(staging)
         if is_local(path):
-            _sync_tree(staging)
             staging.chmod(0o755)  # mkdtemp makes a private folder
             _swap_directory(staging, Path(str(path)))
         else:
@@ -127,6 +129,37 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in full
     return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in full)
+
+
+@contextlib.contextmanager
+def full_disk_named(path: UPath | Path) -> Iterator[None]:
+    """Give the path to an error that a full disk raises in the block: the system tells of a write without one."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def disk_fault(error: OSError) -> str | None:
+    """What a person does about a disk or a right that refused: path, reason and way out; None for any other error."""
+    path = Path(str(error.filename or tempfile.gettempdir())).absolute()
+    there = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), path)
+    kept = "What was published before is still in place, and nothing half-written was left."
+    way_out = "set PO_ARTIFACTS_ROOT to a folder on another disk, then materialize this again"
+    if is_disk_full(error):
+        free, size = shutil.disk_usage(there).free / 1e6, path.stat().st_size / 1e6 if path.is_file() else 0
+        last = f"; the last one took {size:.1f} MB" if size else ""
+        return f"The disk of '{path}' is full ({free:.1f} MB free{last}). Make room there, or {way_out}. {kept}"
+    if error.errno == errno.EROFS:
+        return f"'{path}' is on a disk that can only be read. Mount it for writing, or {way_out}. {kept}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            f"'{path}' is closed to user {os.geteuid()} ({error.strerror}); '{there}' belongs to user "
+            f"{there.lstat().st_uid}. Get the right to it (chown or chmod), run as that user, or {way_out}. {kept}"
+        )
+    return None
 
 
 def remove_stale_staging(folder: UPath, older_than: timedelta = timedelta(days=1)) -> list[UPath]:

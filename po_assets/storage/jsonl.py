@@ -15,7 +15,7 @@ import orjson
 from upath import UPath
 
 from po_assets.errors import UserError
-from po_assets.storage.files import atomic_file, is_local, open_buffered, publish_file, staging_path
+from po_assets.storage.files import atomic_file, full_disk_named, is_local, open_buffered, publish_file, staging_path
 from po_assets.storage.manifest import Manifest, write_manifest
 
 CHUNK_ROWS = 2_000
@@ -90,7 +90,7 @@ def stage_lines(target: UPath, lines: Iterable[bytes]) -> StagedTable:
     """Write lines verbatim beside `target`, each ended by one newline."""
     staging = staging_path(target)
     try:
-        with staging.open("wb") as file:
+        with full_disk_named(target), staging.open("wb") as file:
             writer = LineWriter(file)
             remaining = iter(lines)
             while batch := list(islice(remaining, CHUNK_ROWS)):

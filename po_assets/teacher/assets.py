@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 from upath import UPath
 
-from po_assets.dag import Artifacts, AssetChecks, Verdict, records_table, user_errors_fail_the_step
+from po_assets.dag import Artifacts, AssetChecks, Verdict, asked_for_alone, records_table, user_errors_fail_the_step
 from po_assets.intake.ledger import count_lines
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
@@ -40,11 +40,8 @@ def teacher_batch(
     context: dg.AssetExecutionContext, artifacts: Artifacts, teacher_llm: TeacherLLM, batch_plan: BatchPlan
 ) -> Iterator[dg.MaterializeResult[Any]]:
     """Ask, keep, score, land; nothing when other assets were selected too, as by "Materialize all": it costs money."""
-    if len(context.run.asset_selection or ()) > 1:
-        context.log.warning(
-            "No teacher was asked, since other assets were selected too. It costs money: materialize teacher_batch "
-            "alone, or launch the job ask_teacher."
-        )
+    said = "No teacher was asked, since other assets were selected too. It costs money"
+    if not asked_for_alone(context, said, "ask_teacher"):
         return
 
     def observe(numbers: dict[str, float]) -> None:

@@ -14,9 +14,12 @@ from po_assets.definitions import defs
 from po_assets.errors import UserError
 from po_assets.intake.assets import normalized_teacher, raw_teacher
 from po_assets.intake.landing import list_landing
+from po_assets.model import BaseModel
+from po_assets.review.assets import synthetic_conflicts
+from po_assets.review.settings import ReviewSettings
 from po_assets.storage import read_rows
 from po_assets.teacher.assets import teacher_batch, teacher_batch_checks
-from po_assets.teacher.settings import TeacherLLM
+from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets_tests.teacher.scenes import KEY, KEY_VARIABLE, TOO_THIN, Scene, llm
 from po_assets_tests.teacher.teacher_server import Does, Teacher, in_turn, teacher
 
@@ -199,16 +202,27 @@ def test_the_launchpad_shows_every_setting_with_its_meaning() -> None:
         assert not [key for key, field in settings.items() if field.is_required]
 
 
-def test_materialize_all_asks_no_teacher(tmp_path: Path) -> None:
-    """Beside other assets it is left out with a word, costs nothing and fails nothing, though there is no key."""
+@pytest.mark.parametrize("selected", [["teacher_batch", "synthetic_conflicts"], None])
+def test_materialize_all_asks_no_teacher_and_lands_no_rows(tmp_path: Path, selected: list[str] | None) -> None:
+    """Beside other assets they are left out with a word; so they are in a run that names no selection at all."""
+    job = dg.Definitions(
+        assets=[teacher_batch, synthetic_conflicts],
+        resources={
+            "artifacts": Artifacts(root=str(tmp_path)),
+            "io_manager": JsonlIOManager(artifacts=Artifacts(root=str(tmp_path))),
+            "teacher_llm": TeacherLLM(),
+            "batch_plan": BatchPlan(),
+            "curation": ReviewSettings(),
+            "selection": SelectionSettings(),
+            "base_model": BaseModel(),
+        },
+    ).resolve_implicit_global_asset_job_def()
     with dg.instance_for_test() as instance:
-        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
-            instance=instance,
-            asset_selection=[dg.AssetKey("teacher_batch"), dg.AssetKey("teacher_files")],
-            run_config={"resources": {"artifacts": {"config": {"root": str(tmp_path)}}}},
-            raise_on_error=False,
-        )
+        keys = [dg.AssetKey(name) for name in selected] if selected else None
+        result = job.execute_in_process(instance=instance, asset_selection=keys)
         said = [entry.user_message for entry in instance.all_logs(result.run_id) if entry.level >= logging.WARNING]
-    assert not result.asset_materializations_for_node("teacher_batch")
-    assert any("No teacher was asked, since other assets were selected too." in text for text in said)
-    assert {event.step_key for event in result.get_step_failure_events()} <= {"teacher_files"}
+    assert result.success
+    assert not result.get_asset_materialization_events()
+    assert not any(tmp_path.iterdir())
+    assert any("No teacher was asked" in text and "launch the job ask_teacher." in text for text in said)
+    assert any("No conflicts rows were made" in text and "the job conflicts_on_demand." in text for text in said)
