@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Threads that wait by spinning are slow where other processes want the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup run test test-slow test-all test-browser fuzz ui ui-ray bench lint clean
+.PHONY: help setup audit run test test-slow test-all test-browser fuzz ui ui-ray bench lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,15 @@ endef
 setup: .venv/.runtime ## install the package and its pinned dependencies into .venv: make setup EXTRAS=s3,cuda
 	@$(if $(findstring cuda,$(EXTRAS)),$(CUDA_TORCH))
 	@test -z "$(EXTRAS)" || $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+
+# pip-audit passes over what it is told nothing of; so one record that must be there is asked for first, and --strict.
+RECORD := https://pypi.org/pypi/pip/24.0/json
+audit: .venv/.runtime ## look for known vulnerabilities of the pinned packages (asks pypi.org; CI does not)
+	@$(BIN)/python -c 'import json, urllib.request as u; json.load(u.urlopen("$(RECORD)", timeout=20))["vulnerabilities"]' \
+	  2>/dev/null || { echo "error: Nothing was audited: the records of known vulnerabilities ($(RECORD)) cannot be had" \
+	  "from here. Run make audit on a machine that reaches pypi.org." >&2; exit 1; }
+	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit==2.9.0; }
+	@.venv/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 run: .venv/.runtime ## materialize the whole graph with its checks, then print the gate
 	@$(BIN)/po-assets run
