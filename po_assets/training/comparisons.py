@@ -38,7 +38,6 @@ _FUNCTIONAL = REQUIREMENT_SECTIONS[0]
 _EXCLUDED, _FOREIGN = "\0excluded", "\0another product"  # what a requirement is for, where it is for no need
 _ALIKE = 0.7  # Jaccard similarity of the words of two requirements from which they are the same one in other words
 _LEAST_ROWS = 20  # rows whose needs can be read, under which nothing is made of them
-SHORT = 0.6  # of the comparisons stand alone and are trained first, the others are framed by prompt and vision
 _LINES = 8  # requirements of a comparison
 _FORM_WORDS = frozenset(("let", "allow", "can", "must", "able", "users", "user", "the", "and", "for", "with", "from"))
 _KINDS = (*("all served", "need removed", "mixed") * 2, "another product")
@@ -131,10 +130,7 @@ def make_lessons(cases: Sequence[Case], *, comparisons: int, contrasts: int, see
     draw = random.Random(f"{seed}/comparisons")  # noqa: S311  # reproducible, not secret
     pool = _pool(cases)
     twins = [twin for _ in range(contrasts) if (twin := _contrast(draw.choice(cases), cases, pool, draw))]
-    packs = [
-        _comparison(draw.choice(cases), cases, pool, draw, framed=at >= comparisons * SHORT)
-        for at in range(comparisons)
-    ]
+    packs = [_comparison(draw.choice(cases), cases, pool, draw) for _ in range(comparisons)]
     statuses = Counter(twin.status for twin in twins).most_common()
     return Lessons(
         packs,
@@ -358,25 +354,17 @@ def _plain(item: object) -> str:
 
 
 def _judged(case: Case) -> PartlyTrained:
-    """A contrast row: only what is judged is trained, up to the status."""
+    """A contrast row: what is judged is trained, up to the status."""
+    opening = format_answer(_dumped({**case.vision, **_stated(case)}), "summary:").removesuffix("\n```")
     lists = _dumped({"requirements_alignment": case.review["requirements_alignment"]})
-    evidence = _evidence(case, [_id(at) for at in range(len(case.texts))])
+    # All of it: with the verdicts alone, the form of the alignment lists takes the place of the evidence.
+    evidence = [(text, True) for text, _ in _evidence(case, [_id(at) for at in range(len(case.texts))])]
     end: Parts = [(f"{lists}\nstatus: {case.status}\n", True)]
-    return PartlyTrained(case.prompt, [(f"{_opening(case)}\n", False), *evidence, *end])
+    return PartlyTrained(case.prompt, [(f"{opening}\n", False), *evidence, *end])
 
 
-def _opening(case: Case) -> str:
-    """The answer up to the items of its summary."""
-    return format_answer(_dumped({**case.vision, **_stated(case)}), "summary:").removesuffix("\n```")
-
-
-def _comparison(
-    case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]], draw: random.Random, *, framed: bool
-) -> PartlyTrained:
-    """Needs and exclusion as in a vision, then requirements as in a summary; only the verdicts are trained.
-
-    `framed` by the case's prompt and its whole vision, as they stand in an answer.
-    """
+def _comparison(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]], draw: random.Random) -> PartlyTrained:
+    """Needs and exclusion as in a vision, then requirements as in a summary; only the verdicts are trained."""
     lines: dict[str, str] = {}
     for _ in range(4 * _LINES):
         kind = draw.random()
@@ -392,11 +380,10 @@ def _comparison(
         if len(lines) == _LINES:
             break
     shown = replace(case, texts=tuple(lines), purposes=tuple(lines.values()))
-    opening = _opening(case) if framed else f"{_dumped(_stated(case))}\n```\n\n```yaml {REVIEW}\nsummary:"
-    parts: Parts = [(f"{opening}\n", False)]
+    parts: Parts = [(f"{_dumped(_stated(case))}\n```\n\n```yaml {REVIEW}\nsummary:\n", False)]
     for at, text in enumerate(shown.texts):
         parts += [(f"- {_id(at)} ({text})", False), (f" {_verdict(shown, at)}\n", True)]
-    return PartlyTrained(case.prompt if framed else None, parts)
+    return PartlyTrained(None, parts)
 
 
 def _id(at: int) -> str:
