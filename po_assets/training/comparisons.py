@@ -232,10 +232,10 @@ def _demand(case: Case, pool: Mapping[str, list[str]], draw: random.Random) -> s
     return draw.choice(_DEMANDS).format(who=who, Who=_capital(who), what=case.exclusion)
 
 
-def _of_another(case: Case, cases: Sequence[Case], draw: random.Random) -> Case:
-    """A row of another product: it shares no need."""
+def _of_another(case: Case, cases: Sequence[Case], draw: random.Random) -> Case | None:
+    """A row of another product: it shares no need. None where all are of one."""
     others = [other for other in cases if not set(other.needs) & set(case.needs) and _FOREIGN not in other.purposes]
-    return draw.choice(others or list(cases))
+    return draw.choice(others) if others else None
 
 
 def _contrast(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]], draw: random.Random) -> Case | None:
@@ -245,7 +245,8 @@ def _contrast(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]], 
     """
     kind = draw.choice(_KINDS)
     if kind == "another product":
-        other = _of_another(case, cases, draw)
+        if (other := _of_another(case, cases, draw)) is None:
+            return None
         return _with_document(case, other.document, other.texts, [_FOREIGN] * len(other.texts), foreign=True)
     needs = list(case.needs)
     draw.shuffle(needs)
@@ -259,12 +260,14 @@ def _contrast(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]], 
     if kind == "mixed":
         lines = lines[: _LINES // 2]
         others = [_of_another(case, cases, draw) for _ in range(2)]
-        lines += [(draw.choice(other.texts), _FOREIGN) for other in others] + [(_demand(case, pool, draw), _EXCLUDED)]
+        lines += [(draw.choice(other.texts), _FOREIGN) for other in others if other]
+        lines.append((_demand(case, pool, draw), _EXCLUDED))
     if len(lines) < 2:
         return None
     draw.shuffle(lines)
-    texts_, purposes = zip(*lines, strict=True)
-    return _with_document(case, case.document, texts_, purposes, foreign=False)
+    return _with_document(
+        case, case.document, [text for text, _ in lines], [purpose for _, purpose in lines], foreign=False
+    )
 
 
 def _unlike(lines: Sequence[tuple[str, str]], most: int) -> list[tuple[str, str]]:
@@ -313,13 +316,10 @@ def _alignment(case: Case, limits: Sequence[str], foreign: Sequence[str]) -> dic
 
 
 def _verdict(case: Case, at: int) -> str:
-    match case.purposes[at]:
-        case "\0excluded":
-            return f"demands to {case.exclusion}, which is excluded"
-        case "\0another product":
-            return "belongs to another product"
-        case need:
-            return f"helps to {need}"
+    purpose = case.purposes[at]
+    if purpose == _FOREIGN:
+        return "belongs to another product"
+    return f"demands to {case.exclusion}, which is excluded" if purpose == _EXCLUDED else f"helps to {purpose}"
 
 
 def _evidence(case: Case, ids: Sequence[str]) -> Parts:
@@ -369,8 +369,8 @@ def _comparison(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]]
     for _ in range(4 * _LINES):
         kind = draw.random()
         if kind < 0.2:
-            other = _of_another(case, cases, draw)
-            lines[draw.choice(other.texts)] = _FOREIGN
+            if other := _of_another(case, cases, draw):
+                lines[draw.choice(other.texts)] = _FOREIGN
         elif kind < 0.35:
             lines[_demand(case, pool, draw)] = _EXCLUDED
         else:

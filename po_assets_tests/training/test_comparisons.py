@@ -167,6 +167,14 @@ def test_contrast_rows_are_right_about_their_status(cases: list[Case]) -> None:
     assert seen == set(STATUSES)
 
 
+def test_rows_of_one_product_have_no_other_to_compare_with(cases: list[Case]) -> None:
+    """Nothing of their own is called another product's."""
+    alone = [case for case in cases if case.needs == cases[0].needs]
+    lessons = make_lessons(alone, comparisons=20, contrasts=20, seed=1)
+    written = [piece for text in (*lessons.comparisons, *lessons.contrasts) for piece, _ in text.parts]
+    assert not any("another product" in piece for piece in written)
+
+
 def test_lessons_are_seeded_and_only_their_verdicts_are_trained(
     cases: list[Case], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
