@@ -78,6 +78,15 @@ class Deployment:
 
         return wait_until(ended, seconds, f"the end of run {run_id}")
 
+    def will_be_retried(self, run_id: str) -> bool:
+        """What Dagster says of a failed run, which it writes a moment after the failure."""
+
+        def told() -> str | None:
+            run = self.instance.get_run_by_id(run_id)
+            return run.tags.get("dagster/will_retry") if run else None
+
+        return wait_until(told, 60, f"whether run {run_id} is tried again") == "true"
+
     def retry_of(self, run_id: str) -> str:
         """The run that the daemon started for a failed one."""
 

@@ -136,7 +136,7 @@ def test_a_run_that_wants_a_gpu_fails_at_once_where_the_cluster_has_none(
         assert "lora_adapter, lora_adapter_checks ask(s) for a GPU, and the Ray cluster has 1 node without any." in said
         assert "PO_GPUS=0" in said
         assert ray.events(refused.run_id, dg.DagsterEventType.STEP_WORKER_STARTING) == []
-        assert ray.instance.get_run_by_id(refused.run_id).tags["dagster/will_retry"] == "false"
+        assert not ray.will_be_retried(refused.run_id)
 
     with deployment(tmp_path / "cpus", ONE_BOX, monkeypatch, gpus=0, PO_ARTIFACTS_ROOT=root, PO_GPUS="0") as ray:
         done = ray.wait_for(ray.materialize("lora_adapter", resources=resources))
