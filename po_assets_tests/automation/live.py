@@ -29,7 +29,6 @@ _REEXECUTE = """mutation($id: String!) {launchRunReexecution(reexecutionParams:
 {parentRunId: $id, strategy: FROM_FAILURE}){__typename ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"""
 _LAUNCH = """mutation($p: ExecutionParams!) {launchRun(executionParams: $p){__typename
 ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"""
-_LOGS = """query($id: ID!) {logsForRun(runId: $id){... on EventConnection{events{... on MessageEvent{message}}}}}"""
 _STEPS = "query($id: ID!) {runOrError(runId: $id){... on Run{stepStats{stepKey}}}}"
 _STALE = "{assetNodes{assetKey{path} staleStatus staleCauses{category reason}}}"
 _TICKS = """query($s: SensorSelector!) {sensorOrError(sensorSelector: $s){... on Sensor{sensorState{ticks(limit: 20){
@@ -79,10 +78,6 @@ class Server:
         answer = self.ask(_LAUNCH, p={"selector": selector, "runConfigData": {}, "mode": "default"})["launchRun"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
         return str(answer["run"]["runId"])
-
-    def messages(self, run_id: str) -> str:
-        """What a run's log says."""
-        return "\n".join(event.get("message", "") for event in self.ask(_LOGS, id=run_id)["logsForRun"]["events"])
 
     def steps(self, run_id: str) -> set[str]:
         """The steps that a run started."""

@@ -131,7 +131,7 @@ def test_a_run_that_is_stopped_is_alive_and_goes_on(place: Workplace) -> None:
 
 @pytest.mark.slow
 def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
-    """A run of the UI waits for the command line's and says so; the command line is refused while the UI's works.
+    """A run of the UI is queued until the command line's ends; the command line is refused while the UI's works.
 
     What lies there has times in the future, as after a clock that was set back.
     """
@@ -142,9 +142,13 @@ def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
             os.utime(path, (path.stat().st_mtime + 86_400,) * 2)
         run = start(place, "-c", RUN)
         read_until(run, "raw_teacher", 300)
+        os.kill(run.pid, signal.SIGSTOP)  # else it may end before the other has started
         launched = server.launch(main_job.name)
-        server.wait("the other to wait", lambda: "Waiting until it ends" in server.messages(launched), 120)
+        states = lambda: {one["runId"]: one["status"] for one in server.runs()}  # noqa: E731
+        server.wait("the other to be queued", lambda: states().get(launched) == "QUEUED", 120)
+        assert server.steps(launched) == set()
         assert run.poll() is None
+        os.kill(run.pid, signal.SIGCONT)
         assert "3 cases were evaluated" in run.communicate(timeout=240)[0]
         server.wait("the UI's run to have its turn", lambda: "raw_teacher" in server.steps(launched), 120)
         other = start(place, "-c", RUN)
