@@ -1,5 +1,6 @@
 """What holds for every test: skipped where an extra is missing, one thread for each of several workers."""
 
+import contextlib
 import os
 from collections.abc import Generator
 from typing import Any
@@ -9,6 +10,12 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: workers side by side have a core each.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+with contextlib.suppress(ImportError):  # of the extra dev
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)  # a busy machine is no fault
+    settings.load_profile("patient")
 
 EXTRAS = {
     "axe_playwright_python": "dev",
