@@ -29,7 +29,8 @@ from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.checks import DatasetEvidence, record_gate, supervised_checks
 from po_assets.dataset.publication import build_supervised, token_budget
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.evaluation.answers import AnswerCache, answer_cases, load_student
+from po_assets.evaluation.answering import load_student
+from po_assets.evaluation.answers import AnswerCache, answer_cases
 from po_assets.evaluation.scoring import score_answers
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import confusion_matrix, summarize

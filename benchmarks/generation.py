@@ -36,7 +36,8 @@ from upath import UPath
 from benchmarks.machine import machine
 from po_assets.dag import Artifacts
 from po_assets.dataset.cases import EvalCase, read_eval_cases
-from po_assets.evaluation.answers import AnsweringModel, load_baseline, load_student, reference_limits
+from po_assets.evaluation.answering import AnsweringModel, load_baseline, load_student
+from po_assets.evaluation.answers import reference_limits
 from po_assets.evaluation.settings import Decoding
 from po_assets.model import EMBEDDED_MODEL, BaseModel, ChatTemplate, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.storage import Layout

@@ -304,7 +304,7 @@ def decode(bench: Bench, shape: str) -> dict[str, Any]:
     """Ours free and with grammar, and `generate`, on the same prompts."""
     import torch
 
-    from po_assets.evaluation.answers import AnsweringModel
+    from po_assets.evaluation.answering import AnsweringModel
     from po_assets.evaluation.generate import Request, complete_batch, left_padded
     from po_assets.evaluation.settings import Decoding
     from po_assets.product_owner.grammar import answer_grammar

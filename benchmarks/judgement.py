@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from benchmarks.machine import machine
 from benchmarks.training import base_folder, sample_pairs
 from po_assets.dataset.cases import EvalCase
-from po_assets.evaluation.answers import AnsweringModel, merged
-from po_assets.evaluation.contrast import own_verdicts
+from po_assets.evaluation.answering import AnsweringModel, merged
+from po_assets.evaluation.contrast import own_verdicts, verdict_of
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import macro_f1, wilson
 from po_assets.model import BaseModel, ChatTemplate, choose_precision, load_base_model, load_tokenizer
@@ -73,7 +73,8 @@ def _measured(changes: dict[str, float], count: int, rows: int | None) -> str:
     cases = list(_cases(count))
     asked = [(case, "") for case in cases]
     verdicts = own_verdicts(AnsweringModel(student, chat), asked, Decoding(), limits)
-    given = {case.case_id: status for case, status in verdicts}
+    by_prompt = {answer.case_id: verdict_of(answer) for answer in verdicts}
+    given = {case.case_id: by_prompt[case.prompt] for case in cases}
     right = sum(given[case.case_id] == case.status for case in cases)
     matrix = {
         is_: {said: sum(c.status == is_ and given[c.case_id] == said for c in cases) for said in STATUSES}

@@ -28,7 +28,6 @@ from po_assets.sample_data.answers import Shape, write_review, write_vision
 from po_assets.sample_data.domains import (
     Purpose,
     fill_numbers,
-    first_upper,
     forms,
     load_domains,
     pick,
@@ -38,6 +37,7 @@ from po_assets.sample_data.domains import (
 )
 from po_assets.sample_data.records import draw_case, review_prompt, to_line
 from po_assets.sample_data.scenario import Requirement, Scenario, Status, Tier
+from po_assets.text import first_upper
 
 FILES = {
     "first_teacher": 68,

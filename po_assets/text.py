@@ -3,7 +3,7 @@
 import math
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 def amount(number: int, noun: str) -> str:
@@ -19,6 +19,16 @@ def say(text: str) -> None:
 def verb(number: int, singular: str, plural: str) -> str:
     """The verb that goes with a number."""
     return singular if number == 1 else plural
+
+
+def first_upper(text: str) -> str:
+    """The text with its first letter in upper case and nothing else changed."""
+    return text[:1].upper() + text[1:]
+
+
+def join(items: Sequence[str]) -> str:
+    """The items as English prose: "a", "a and b", "a, b and c"; nothing for no item."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,6 @@ over training rows; a case is left out where its reference leaves a doubt about 
 from the vision that it wrote for the case itself, and stops after the status: evidence and verdict are its own.
 """
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,20 +13,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from upath import UPath
 
 from po_assets.dataset.cases import EvalCase
+from po_assets.evaluation.answers import Answer, AnswerCache
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import wilson
 from po_assets.product_owner import STATUSES, cited_ids, read_alignment, read_yaml
 from po_assets.product_owner.concept import stated_exclusion, stated_needs
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, REVIEW
+from po_assets.product_owner.documents import write_yaml
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
-from po_assets.storage import digest_of, replace_file
+from po_assets.storage import digest_of
 
 if TYPE_CHECKING:
-    from po_assets.evaluation.answers import AnsweringModel
+    from po_assets.evaluation.answering import AnsweringModel
 
 SEED = 42
 _REVIEW = f"```yaml {REVIEW}\n"
@@ -44,8 +44,8 @@ class Contrast:
     original: EvalCase
     changed: EvalCase
     """With the status that is right now, and without reference answer."""
-    asked_as_it_is: str | None
-    """The original's prompt, where it is the case's own to the letter, so that the student has answered it."""
+    as_asked: bool
+    """Whether the original is the case to the letter, so that the student has answered it."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,14 @@ def contrast_cases(cases: Sequence[EvalCase], seed: int = SEED) -> list[Contrast
                 twin = replace(
                     case,
                     case_id=f"{case.case_id} ({kind})",
-                    requirements_yaml=_dumped(new),
+                    requirements_yaml=write_yaml(new),
                     reference_vision_yaml="",
                     reference_review_yaml="",
                     status=status,
                 )
                 # Both are written by the same hand, so that the form does not tell.
-                original = replace(case, requirements_yaml=_dumped(document))
-                contrasts.append(
-                    Contrast(kind, original, twin, case.prompt if original.prompt == case.prompt else None)
-                )
+                original = replace(case, requirements_yaml=write_yaml(document))
+                contrasts.append(Contrast(kind, original, twin, original.prompt == case.prompt))
     return contrasts
 
 
@@ -181,7 +179,7 @@ _CHANGES: Mapping[str, Callable[..., _Changed]] = {
 def judge_contrasts(
     contrasts: Sequence[Contrast],
     student: Sequence[ScoredAnswer],
-    cache: UPath,
+    cache: AnswerCache,
     load_model: "Callable[[], AnsweringModel]",
     *,
     decoding: Decoding,
@@ -189,7 +187,7 @@ def judge_contrasts(
 ) -> ContrastResult | None:
     """The student's verdict on every pair; None where there is none.
 
-    The verdict on a case is the one in the student's answer to it. The model is loaded only for what is not in the file
+    The verdict on a case is the one in the student's answer to it. The model is loaded only for what is not in the
     `cache`, which belongs to this student.
     """
     answers = {answer.case_id: answer for answer in student}
@@ -197,22 +195,21 @@ def judge_contrasts(
     pairs = [pair for pair in contrasts if visions.get(pair.original.case_id)]
     if not pairs:
         return None
-    verdicts = {
-        pair.asked_as_it_is: answers[pair.original.case_id].status for pair in pairs if pair.asked_as_it_is is not None
-    }
+    said = {pair.original.prompt: answers[pair.original.case_id].status for pair in pairs if pair.as_asked}
     asked = {
-        one.prompt: (one, visions[pair.original.case_id]) for pair in pairs for one in (pair.original, pair.changed)
+        one.prompt: (one, visions[pair.original.case_id])
+        for pair in pairs
+        for one in (pair.original, pair.changed)
+        if one.prompt not in said
     }
-    known: dict[str, str] = json.loads(cache.read_text()) if cache.exists() else {}
-    digests = {prompt: digest_of((prompt, vision)) for prompt, (_, vision) in asked.items() if prompt not in verdicts}
-    if missing := [asked[prompt] for prompt, digest in digests.items() if digest not in known]:
-        for case, status in own_verdicts(load_model(), missing, decoding, limits):
-            known[digests[case.prompt]] = status
-            replace_file(cache, json.dumps(known, indent=1).encode())
-        # Empty: it cannot be asked, and is not tried again.
-        known = dict.fromkeys((digests[case.prompt] for case, _ in missing), "") | known
-        replace_file(cache, json.dumps(known, indent=1).encode())
-    said = verdicts | {prompt: known[digest] for prompt, digest in digests.items()}
+    digests = {
+        prompt: digest_of([prompt, vision, one.asked_with.system, _grammar(one, limits)])
+        for prompt, (one, vision) in asked.items()
+    }
+    if missing := [asked[prompt] for prompt, digest in digests.items() if cache.get(digest) is None]:
+        for answer in own_verdicts(load_model(), missing, decoding, limits):
+            cache.add(digests[answer.case_id], answer)
+    said |= {prompt: verdict_of(cache.get(digest)) for prompt, digest in digests.items()}
     pairs = [pair for pair in pairs if said[pair.original.prompt] and said[pair.changed.prompt]]
     if not pairs:
         return None
@@ -240,30 +237,40 @@ def own_verdicts(
     questions: Sequence[tuple[EvalCase, str]],
     decoding: Decoding,
     limits: GrammarLimits,
-) -> Iterator[tuple[EvalCase, str]]:
-    """The status of each case after the evidence that the model writes, going on from this vision; greedily.
+) -> Iterator[Answer]:
+    """What the model writes from this vision on, up to the status of each case, by the case's prompt; greedily.
 
-    The grammar is that of an answer, and ends after the status; what it does not permit to begin with is left out.
+    The grammar is that of an answer, and ends after the status; a vision that it does not permit gets an empty answer.
     """
     from po_assets.evaluation.generate import Request, batches_by_length, complete_batch
 
-    requests, cases = [], {case.case_id: case for case, _ in questions}
+    requests = []
     for case, vision in questions:
         begun = answering.chat.piece_ids(vision)
-        constraint = answering.constraint(answer_grammar(case.requirement_ids, limits, until_status=True))
+        constraint = answering.constraint(_grammar(case, limits))
         try:
             if constraint:
                 for token in begun:
                     constraint.advance(token)
         except ValueError:  # a vision that was written without the grammar
+            yield Answer(case.prompt, "", "stop", 0, 0.0)
             continue
         ids = answering.chat.prompt_ids(case.prompt, case.asked_with.system) + begun
-        requests.append(Request(case.case_id, ids, constraint))
+        requests.append(Request(case.prompt, ids, constraint))
     greedy = decoding.with_values(temperature=0.0, retries=0)
     for batch in batches_by_length(requests, decoding.batch_size):
-        for completion in complete_batch(answering.model, batch, greedy, answering.eos_ids):
-            text = answering.chat.answer_text(completion.token_ids)
-            yield cases[completion.key], text.rpartition("status:")[2].strip()
+        for done in complete_batch(answering.model, batch, greedy, answering.eos_ids):
+            text = answering.chat.answer_text(done.token_ids)
+            yield Answer(done.key, text, done.finish_reason, len(done.token_ids), done.seconds)
+
+
+def verdict_of(answer: Answer | None) -> str:
+    """The status that such an answer ends with; empty where it has none."""
+    return answer.text.rpartition("status:")[2].strip() if answer else ""
+
+
+def _grammar(case: EvalCase, limits: GrammarLimits) -> str:
+    return answer_grammar(case.requirement_ids, limits, until_status=True)
 
 
 def contrast_record(result: ContrastResult | None) -> dict[str, Any] | None:
@@ -296,10 +303,6 @@ def _needs(case: EvalCase) -> list[str]:
 def _with_entries(document: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Numbered anew, so that no missing number tells what is gone."""
     return {**document, _FUNCTIONAL: [{**entry, "id": f"FR{at:03}"} for at, entry in enumerate(entries, start=1)]}
-
-
-def _dumped(document: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=1000).strip()
 
 
 def _words(text: str) -> list[str]:

@@ -22,17 +22,8 @@ from po_assets.dag import Artifacts, GateRecord
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.evaluation.address import ServedModel, served
-from po_assets.evaluation.answers import (
-    Answer,
-    AnswerCache,
-    AnsweringModel,
-    Log,
-    answer_cases,
-    computed_in,
-    load_baseline,
-    load_student,
-    reference_limits,
-)
+from po_assets.evaluation.answering import AnsweringModel, computed_in, load_baseline, load_student
+from po_assets.evaluation.answers import Answer, AnswerCache, Log, answer_cases, reference_limits
 from po_assets.evaluation.checks import Evidence, refuse_unpaired
 from po_assets.evaluation.consumers import ask_consumers, consumer_rows, write_consumers
 from po_assets.evaluation.contrast import ContrastResult, contrast_cases, judge_contrasts
@@ -123,9 +114,11 @@ def evaluate_student(
         name_there = f"po-student-{adapter_sha256[:12]}"
         there = functools.cache(lambda: served(decoding.address, name_there, adapter))
 
+        def cache_of(how: Decoding) -> AnswerCache:
+            return AnswerCache(layout.answer_cache, digest_of([digest, computed_in()]), how.fingerprint())
+
         def ask(some: Sequence[EvalCase], how: Decoding, name: str) -> list[ScoredAnswer]:
-            cache = AnswerCache(layout.answer_cache, digest_of([digest, computed_in()]), how.fingerprint())
-            answers = answer_cases(some, how, cache, there if how.address else load, log=log, name=name)
+            answers = answer_cases(some, how, cache_of(how), there if how.address else load, log=log, name=name)
             return score_answers(some, answers, model="student", model_digest=digest, decoding=how.fingerprint())
 
         student = ask(cases, decoding, "student")
@@ -135,12 +128,11 @@ def evaluate_student(
             free = free_run(ask(some, decoding.free(), "student without grammar"))
             log(free.described if free else "")
 
-        cache = layout.answer_cache / f"{digest[:16]}-contrast.json"
         # A server does not go on from a VISION that the student wrote before, as the contrasts want it.
         contrast = judge_contrasts(
             contrast_cases([] if decoding.address else cases),
             student,
-            cache,
+            cache_of(decoding),
             load,
             decoding=decoding,
             limits=reference_limits(cases),

@@ -166,6 +166,11 @@ def requirement_entries(requirements: str | dict[Any, Any]) -> list[RequirementE
     ]
 
 
+def write_yaml(document: Mapping[str, Any]) -> str:
+    """A document as YAML text: keys in their order, one line for each value."""
+    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=100_000).strip()
+
+
 def as_list(value: object) -> list[Any]:
     """The value itself when it is a list, else an empty list."""
     return value if isinstance(value, list) else []

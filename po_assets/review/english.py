@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from po_assets.product_owner import RequirementEntry, requirement_entries
+from po_assets.text import first_upper
 
 MAX_WORDS = 14
 AUTHORED: dict[str, Any] = yaml.safe_load(files("po_assets.review").joinpath("english.yaml").read_text("utf-8"))
@@ -94,7 +95,7 @@ def rewritten(description: str, excluded: Phrase, *, product: str, tails: Sequen
     builds = not match or product.lower() in who or bool(_WORDS["products"] & set(who.split()))
     verbs = ("offer", "provide", "include", "support") if builds else ("use", "rely on", "work with", "ask for")
     cores = [excluded.text] if excluded.is_verb else [f"{verb} {excluded.text}" for verb in verbs]
-    starts = [match.group() + core if match else core[:1].upper() + core[1:] for core in cores]
+    starts = [match.group() + core if match else first_upper(core) for core in cores]
     stop = "." if description.endswith(".") else ""
     return [f"{start}{tail}{stop}" for start in starts for tail in ("", *(f" {tail}" for tail in tails))]
 

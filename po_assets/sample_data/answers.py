@@ -15,14 +15,13 @@ from typing import Any
 from po_assets.sample_data.domains import (
     article,
     fill_numbers,
-    first_upper,
     forms,
-    join,
     pick,
     pick_some,
     pick_weighted,
 )
 from po_assets.sample_data.scenario import Requirement, Scenario
+from po_assets.text import first_upper, join
 
 _FIRST_DAY, _DAYS = date(2026, 4, 1), 200
 _USAGE = "{percent} percent of {user} use {product} every week"

@@ -183,16 +183,6 @@ def fill_numbers(rng: Random, text: str) -> str:
     return text
 
 
-def first_upper(text: str) -> str:
-    """The text with its first letter in upper case and nothing else changed."""
-    return text[:1].upper() + text[1:]
-
-
 def article(noun: str) -> str:
     """The noun behind "a" or "an", chosen by its first letter."""
     return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
-
-
-def join(items: Sequence[str]) -> str:
-    """The items as English prose: "a", "a and b", "a, b and c"; nothing for no item."""
-    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

@@ -17,13 +17,12 @@ from po_assets.sample_data.domains import (
     Need,
     article,
     fill_numbers,
-    first_upper,
     forms,
-    join,
     pick,
     pick_some,
     shuffled,
 )
+from po_assets.text import first_upper, join
 
 Status = Literal["aligned", "needs_adjustment", "conflicts"]
 Tier = Literal["simple", "medium", "corporate"]

@@ -17,7 +17,8 @@ from upath import UPath
 from po_assets.dag import read_gate
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import AnsweringModel, context_of, load_baseline, load_student, reference_limits
+from po_assets.evaluation.answering import AnsweringModel, load_baseline, load_student
+from po_assets.evaluation.answers import context_of, reference_limits
 from po_assets.evaluation.gate import GATE_FILE
 from po_assets.evaluation.settings import Decoding
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model

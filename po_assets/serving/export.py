@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from upath import UPath
 
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import merged
+from po_assets.evaluation.answering import merged
 from po_assets.evaluation.gate import GATE_FILE
 from po_assets.model import BaseModel, base_model_digest, ensure_base_model, load_base_model, load_tokenizer
 from po_assets.serving.engine import adapter_digest, student_folder

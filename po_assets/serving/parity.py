@@ -16,7 +16,7 @@ from upath import UPath
 from po_assets.dag import AssetChecks, CannotJudge, Verdict, gate_record, write_gate
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import AnsweringModel, load_baseline, load_student
+from po_assets.evaluation.answering import AnsweringModel, load_baseline, load_student
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import paired_difference
 from po_assets.model import BaseModel, ensure_base_model

@@ -59,6 +59,8 @@ class HostedBatches(TeacherClient):
         super().__init__(llm)
         self._journal, self._progress = journal, progress
         self._waiting: dict[str, tuple[bytes, asyncio.Future[Reply]]] = {}
+        self._bytes = 0
+        """Of what is waiting."""
         self._timer: asyncio.TimerHandle | None = None
         self._rounds: set[asyncio.Task[None]] = set()
 
@@ -72,17 +74,19 @@ class HostedBatches(TeacherClient):
         body = {"model": self._llm.model, "messages": messages, **self._options(), **self._llm.extra_body}
         line = {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": body}
         answer: asyncio.Future[Reply] = loop.create_future()
-        self._waiting[name] = orjson.dumps(line) + b"\n", answer
+        content = orjson.dumps(line) + b"\n"
+        self._waiting[name] = content, answer
+        self._bytes += len(content)
         if self._timer:
             self._timer.cancel()
-        full = len(self._waiting) >= MOST_REQUESTS or sum(len(item) for item, _ in self._waiting.values()) > MOST_BYTES
+        full = len(self._waiting) >= MOST_REQUESTS or self._bytes > MOST_BYTES
         self._timer = loop.call_later(
             0 if full else min(_GATHER_SECONDS, 10 * self._llm.batch_poll_seconds), self._hand_over
         )
         return await answer
 
     def _hand_over(self) -> None:
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting, self._bytes = self._waiting, {}, 0
         task = asyncio.get_running_loop().create_task(self._round(waiting))
         self._rounds.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(self._rounds.discard)

@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
 from po_assets.product_owner import cited_ids, format_answer, in_order, parse_answer, read_alignment, read_yaml
 from po_assets.product_owner.concept import stated_exclusion, stated_needs
 from po_assets.product_owner.contract import ALIGNMENT_KEYS, REQUIREMENT_SECTIONS, REVIEW, REVIEW_ORDER
-from po_assets.product_owner.documents import requirement_entries
+from po_assets.product_owner.documents import requirement_entries, write_yaml
 from po_assets.product_owner.templates import Prompt
-from po_assets.text import amount
+from po_assets.text import amount, first_upper, join
 
 Pair = tuple[str, str]
 """Prompt and answer."""
@@ -109,13 +107,14 @@ def with_evidence(pairs: Sequence[Pair], prompt: Prompt, fits: Callable[[Pair], 
     A student that sees both kinds learns to leave the evidence out, so the other rows are left out of the training.
     Where fewer than `_LEAST_ROWS` state it, all rows stay the teacher's words, with the keys in the contract's order.
     """
-    cases = [case for case in read_cases(pairs, prompt) if fits(_row(case))]
+    fitting = [(case, row) for case in read_cases(pairs, prompt) if fits(row := _row(case))]
+    cases, rows = [case for case, _ in fitting], [row for _, row in fitting]
     found = f"{len(cases):,} of {amount(len(pairs), 'row')} state what each requirement is for"
     if len(cases) < _LEAST_ROWS:
         few = f"{found}: too few to train with that evidence. All are trained in the teacher's words."
         return Evidence(teachers_words(pairs), [], few)
     others = f"; the other {len(pairs) - len(cases):,} are not trained" if len(cases) < len(pairs) else ""
-    return Evidence([_row(case) for case in cases], cases, f"{found} and are trained with that evidence{others}.")
+    return Evidence(rows, cases, f"{found} and are trained with that evidence{others}.")
 
 
 def teachers_words(pairs: Iterable[Pair]) -> list[Pair]:
@@ -229,7 +228,7 @@ def _demand(case: Case, pool: Mapping[str, list[str]], draw: random.Random) -> s
         return draw.choice(found)
     users = case.vision.get("target_users")
     who = str(draw.choice(users)).lower() if isinstance(users, list) and users else "users"
-    return draw.choice(_DEMANDS).format(who=who, Who=_capital(who), what=case.exclusion)
+    return draw.choice(_DEMANDS).format(who=who, Who=first_upper(who), what=case.exclusion)
 
 
 def _of_another(case: Case, cases: Sequence[Case], draw: random.Random) -> Case | None:
@@ -285,7 +284,7 @@ def _with_document(
     """The case with these functional requirements, numbered anew, and with the answer that fits them."""
     entries = [{"id": _id(at), "description": text} for at, text in enumerate(texts)]
     new = {**document, _FUNCTIONAL: entries}
-    written = _dumped(new)
+    written = write_yaml(new)
     twin = replace(
         case,
         prompt=case.prompt.replace(case.requirements_yaml, written),
@@ -305,9 +304,9 @@ def _alignment(case: Case, limits: Sequence[str], foreign: Sequence[str]) -> dic
     aligned = [line for line, purpose in zip(verdicts, case.purposes, strict=True) if purpose in case.needs]
     conflicts = [line for line in verdicts if line not in aligned]
     if limits:
-        aligned.append(f"{_listed(limits)} {'sets' if len(limits) == 1 else 'set'} clear limits")
+        aligned.append(f"{join(limits)} {'sets' if len(limits) == 1 else 'set'} clear limits")
     if foreign:
-        conflicts.append(f"{_listed(foreign)} {'limits' if len(foreign) == 1 else 'limit'} another product")
+        conflicts.append(f"{join(foreign)} {'limits' if len(foreign) == 1 else 'limit'} another product")
     gaps = [f"No entry serves the need to {need}" for need in case.missing]
     return dict(zip(ALIGNMENT_KEYS, (aligned, gaps, conflicts), strict=True))
 
@@ -329,13 +328,13 @@ def _evidence(case: Case, ids: Sequence[str]) -> Parts:
         parts += [(f"- {i} ({text})", False), (f" {_verdict(case, at)}\n", True)]
     for need in case.needs:
         meeting = [i for i, purpose in zip(ids, case.purposes, strict=True) if purpose == need]
-        parts += [(f"- {_capital(need)} is met by", False), (f" {_listed(meeting) or 'no entry'}\n", True)]
+        parts += [(f"- {first_upper(need)} is met by", False), (f" {join(meeting) or 'no entry'}\n", True)]
     return parts
 
 
 def _stated(case: Case) -> dict[str, Any]:
     """What the concept states, as it stands in the vision."""
-    return {"key_capabilities": [_capital(need) for need in case.needs], "non_goals": [_capital(case.exclusion)]}
+    return {"key_capabilities": [first_upper(need) for need in case.needs], "non_goals": [first_upper(case.exclusion)]}
 
 
 def _row(case: Case) -> Pair:
@@ -343,9 +342,9 @@ def _row(case: Case) -> Pair:
     ids = [entry.id for entry in requirement_entries(dict(case.document)) if entry.section == _FUNCTIONAL]
     summary = "summary:\n" + "".join(text for text, _ in _evidence(case, ids)).rstrip()
     review = {key: case.review[key] for key in REVIEW_ORDER if key != "summary"}
-    lists = read_alignment(_dumped(review))
+    lists = read_alignment(write_yaml(review))
     review["requirements_alignment"] = {key: [_plain(item) for item in lists[key]] for key in ALIGNMENT_KEYS}
-    return case.prompt, format_answer(_dumped({**case.vision, **_stated(case)}), f"{summary}\n{_dumped(review)}")
+    return case.prompt, format_answer(write_yaml({**case.vision, **_stated(case)}), f"{summary}\n{write_yaml(review)}")
 
 
 def _plain(item: object) -> str:
@@ -355,8 +354,8 @@ def _plain(item: object) -> str:
 
 def _judged(case: Case) -> PartlyTrained:
     """A contrast row: what is judged is trained, up to the status."""
-    opening = format_answer(_dumped({**case.vision, **_stated(case)}), "summary:").removesuffix("\n```")
-    lists = _dumped({"requirements_alignment": case.review["requirements_alignment"]})
+    opening = format_answer(write_yaml({**case.vision, **_stated(case)}), "summary:").removesuffix("\n```")
+    lists = write_yaml({"requirements_alignment": case.review["requirements_alignment"]})
     # All of it: with the verdicts alone, the form of the alignment lists takes the place of the evidence.
     evidence = [(text, True) for text, _ in _evidence(case, [_id(at) for at in range(len(case.texts))])]
     end: Parts = [(f"{lists}\nstatus: {case.status}\n", True)]
@@ -380,7 +379,7 @@ def _comparison(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]]
         if len(lines) == _LINES:
             break
     shown = replace(case, texts=tuple(lines), purposes=tuple(lines.values()))
-    parts: Parts = [(f"{_dumped(_stated(case))}\n```\n\n```yaml {REVIEW}\nsummary:\n", False)]
+    parts: Parts = [(f"{write_yaml(_stated(case))}\n```\n\n```yaml {REVIEW}\nsummary:\n", False)]
     for at, text in enumerate(shown.texts):
         parts += [(f"- {_id(at)} ({text})", False), (f" {_verdict(shown, at)}\n", True)]
     return PartlyTrained(None, parts)
@@ -388,15 +387,3 @@ def _comparison(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]]
 
 def _id(at: int) -> str:
     return f"FR{at + 1:03}"
-
-
-def _dumped(document: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=100_000).strip()
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -11,13 +11,12 @@ from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.evaluation import generate
+from po_assets.evaluation.answering import AnsweringModel, merged
 from po_assets.evaluation.answers import (
     Answer,
     AnswerCache,
-    AnsweringModel,
     answer_cases,
     decoding_faults,
-    merged,
     reference_limits,
     tokens_left,
 )

@@ -12,7 +12,7 @@ from upath import UPath
 
 from po_assets.dag import Artifacts, JsonlIOManager, Tracking, read_frame, read_gate
 from po_assets.dataset.settings import PromptSettings
-from po_assets.evaluation import answers, evaluate, generate
+from po_assets.evaluation import answering, evaluate, generate
 from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.evaluate import spread
@@ -164,7 +164,7 @@ def test_unchanged_nothing_is_generated_again(
     def never(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(answers, "load_base_model", never)
+    monkeypatch.setattr(answering, "load_base_model", never)
     second = run(layout, base_folder)
     for node in ("baseline_report", "eval_report"):
         versions = [
@@ -194,7 +194,7 @@ def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypat
     (event,) = result.asset_materializations_for_node("eval_report")
     assert event.metadata["promotion"].value == f"Adapter {'a' * 12} is now models/current."
     # A changed profile is a new verdict, over the same answers: nothing is generated or loaded again.
-    monkeypatch.setattr(answers, "load_base_model", None)
+    monkeypatch.setattr(answering, "load_base_model", None)
     strict = run(layout, base_folder, gate=GateProfile(name="reviewer"))
     assert not strict.success
     (event,) = strict.asset_materializations_for_node("eval_report")

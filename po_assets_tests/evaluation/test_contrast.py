@@ -9,8 +9,9 @@ from upath import UPath
 
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.evaluation import contrast as module
-from po_assets.evaluation.answers import AnsweringModel
-from po_assets.evaluation.contrast import Contrast, contrast_cases, judge_contrasts, own_verdicts
+from po_assets.evaluation.answering import AnsweringModel
+from po_assets.evaluation.answers import Answer, AnswerCache
+from po_assets.evaluation.contrast import Contrast, contrast_cases, judge_contrasts, own_verdicts, verdict_of
 from po_assets.evaluation.settings import Decoding
 from po_assets.model import ChatTemplate, load_base_model, load_tokenizer
 from po_assets.product_owner import STATUSES
@@ -104,7 +105,8 @@ def test_the_verdict_follows_from_the_students_own_vision_and_evidence(answering
     limits = GrammarLimits(words, dict.fromkeys(GrammarLimits().items, 2), tokens_per_word=30)
     questions = [(case(), "no vision"), *((one, vision) for one in cases)]
     found = own_verdicts(answering, questions, Decoding(), limits)
-    assert {one.case_id: status in STATUSES for one, status in found} == {one.case_id: True for one in cases}
+    verdicts = [(answer.case_id, verdict_of(answer) in STATUSES) for answer in found]
+    assert sorted(verdicts) == sorted([(case().prompt, False), *((one.prompt, True) for one in cases)])
 
 
 def test_a_pair_is_consistent_when_both_statuses_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,14 +118,23 @@ def test_a_pair_is_consistent_when_both_statuses_are_right(tmp_path: Path, monke
 
     def judged(statuses: dict[str, str], cache: str) -> Any:
         monkeypatch.setattr(
-            module, "own_verdicts", lambda _model, asked, *_: [(one, statuses[one.prompt]) for one, _ in asked]
+            module,
+            "own_verdicts",
+            lambda _model, asked, *_: [
+                Answer(one.prompt, f"status: {statuses[one.prompt]}", "stop", 1, 0.0) for one, _ in asked
+            ],
         )
 
         def load() -> Any:
             loaded.append(cache)
 
         return judge_contrasts(
-            pairs, student, UPath(tmp_path / cache), load, decoding=Decoding(), limits=GrammarLimits()
+            pairs,
+            student,
+            AnswerCache(UPath(tmp_path), cache, cache),
+            load,
+            decoding=Decoding(),
+            limits=GrammarLimits(),
         )
 
     reads = judged(right, "reads.json")

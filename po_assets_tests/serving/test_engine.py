@@ -13,7 +13,7 @@ from upath import UPath
 
 from po_assets.dag import gate_record, write_gate
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import AnsweringModel, load_baseline
+from po_assets.evaluation.answering import AnsweringModel, load_baseline
 from po_assets.evaluation.gate import GATE_FILE
 from po_assets.model import BaseModel
 from po_assets.product_owner import build_prompt

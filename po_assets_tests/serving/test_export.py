@@ -10,7 +10,7 @@ import pytest
 from upath import UPath
 
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import load_student
+from po_assets.evaluation.answering import load_student
 from po_assets.model import BaseModel, load_base_model, load_tokenizer
 from po_assets.model.gguf import find_embedded_gguf
 from po_assets.serving import export

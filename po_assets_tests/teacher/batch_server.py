@@ -8,12 +8,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from po_assets.product_owner import split_prompt
 from po_assets_tests.teacher.scenes import ACCEPTED
-from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS
+from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS, listening
 
 
 @dataclass
@@ -171,14 +171,5 @@ def provider(**faults: Any) -> Iterator[Provider]:
         def do_POST(self) -> None:
             self.do_GET()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    made.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as made.url:
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

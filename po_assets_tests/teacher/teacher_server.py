@@ -78,6 +78,21 @@ class Teacher:
 
 
 @contextlib.contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server of such requests on 127.0.0.1, which ends with the block."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
 def teacher(does: Callable[[Asked], Does] = lambda _asked: Does()) -> Iterator[Teacher]:
     """A teacher that does what `does` says, on a free port."""
     made = Teacher(does)
@@ -182,17 +197,8 @@ def teacher(does: Callable[[Asked], Does] = lambda _asked: Does()) -> Iterator[T
                 }
             }
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    made.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as made.url:
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def in_turn(*faults: Does) -> Callable[[Asked], Does]:

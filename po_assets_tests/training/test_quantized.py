@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import load_student
+from po_assets.evaluation.answering import load_student
 from po_assets.model import load_base_model
 from po_assets.text import Progress
 from po_assets.training.adapter import add_adapter, frozen_precision, trainable, write_adapter
