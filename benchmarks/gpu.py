@@ -37,7 +37,8 @@ from po_assets.text import Progress
 from po_assets.training.adapter import add_adapter, frozen_precision, trainable
 from po_assets.training.checkpoints import Checkpoint, CheckpointStore
 from po_assets.training.checks import MIN_DIVERGENCE, prediction_difference
-from po_assets.training.gradients import PlainEngine, StepRow, TokenizedRow, make_engine
+from po_assets.training.gradients import PlainEngine, StepRow, make_engine
+from po_assets.training.rows import TokenizedRow
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.training import train
 

@@ -29,8 +29,8 @@ from po_assets.sample_data.records import draw_case
 from po_assets.text import Progress
 from po_assets.training.adapter import add_adapter
 from po_assets.training.prompt_mix import Prompts
+from po_assets.training.rows import training_rows
 from po_assets.training.settings import TrainingSettings
-from po_assets.training.student import training_rows
 from po_assets.training.training import train
 
 ASIDE = 8

@@ -37,7 +37,8 @@ from po_assets.model import BaseModel, ChatTemplate, ensure_base_model, load_bas
 from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage.workers import available_cpus
 from po_assets.training.adapter import add_adapter, trainable
-from po_assets.training.gradients import StepRow, TokenizedRow, make_engine, tokenize_rows
+from po_assets.training.gradients import StepRow, make_engine
+from po_assets.training.rows import TokenizedRow, tokenize_rows
 from po_assets.training.settings import TrainingSettings
 
 MANUAL_LENGTH = 2_048

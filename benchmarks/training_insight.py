@@ -15,7 +15,8 @@ from benchmarks.training import sample_pairs, sample_rows, student, trl_trainer
 from po_assets.model import BaseModel
 from po_assets.text import Progress
 from po_assets.training.adapter import trainable
-from po_assets.training.gradients import StepRow, TokenizedRow, make_engine
+from po_assets.training.gradients import StepRow, make_engine
+from po_assets.training.rows import TokenizedRow
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.training import plan_steps, train
 

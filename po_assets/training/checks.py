@@ -30,10 +30,11 @@ from po_assets.storage import Layout, file_digest, local_copy, read_manifest
 from po_assets.text import verb
 from po_assets.training.adapter import WEIGHTS
 from po_assets.training.checkpoints import StepRecord
-from po_assets.training.gradients import NOT_TRAINED, TokenizedRow, collate
+from po_assets.training.gradients import collate
 from po_assets.training.prompt_mix import Prompts, prompts_of
+from po_assets.training.rows import NOT_TRAINED, TokenizedRow, training_rows
 from po_assets.training.settings import TrainingSettings
-from po_assets.training.student import adapter_problem, read_log, training_rows
+from po_assets.training.student import adapter_problem, read_log
 from po_assets.training.training import validation_sentence
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""The gradient of one optimizer step: rows as tokens, and the engines that compute.
+"""The gradient of one optimizer step: the engines that compute it.
 
 All engines give the gradient of the same loss, the mean cross-entropy over all trained tokens of the step's rows,
 whatever the number of rows, batches or workers: the fast path on a CPU, the model's own forward pass, and several
-workers that each compute their share. The tokens come from `po_assets.model.ChatTemplate`, as in evaluation.
+workers that each compute their share. The rows come from `rows`.
 """
 
 from __future__ import annotations
@@ -12,92 +12,20 @@ import ctypes
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from po_assets.errors import UserError
-from po_assets.model import ChatTemplate
 from po_assets.storage.workers import available_cpus
-from po_assets.training.comparisons import PartlyTrained
 from po_assets.training.memory import Passes, free_bytes, plan_passes
+from po_assets.training.rows import NOT_TRAINED, TokenizedRow
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
     from po_assets.model.cpu import FastPath
-
-#: Label of a position that is not trained; the convention of PyTorch's cross-entropy.
-NOT_TRAINED = -100
-
-
-@dataclass(frozen=True)
-class TokenizedRow:
-    """One row: `ids` is the prompt, the answer and the end-of-sequence token (none where only pieces are trained)."""
-
-    ids: tuple[int, ...]
-    prompt_length: int
-    given: frozenset[int] = frozenset()
-    """Places after the prompt that are not trained either."""
-
-    @property
-    def labels(self) -> list[int]:
-        """The token to be predicted *at* each position of `ids` (not shifted), `NOT_TRAINED` in the prompt."""
-        return [
-            NOT_TRAINED if place < self.prompt_length or place in self.given else token
-            for place, token in enumerate(self.ids)
-        ]
-
-    @property
-    def trained(self) -> int:
-        """Number of trained tokens: the answer's and the end-of-sequence token, less what is given."""
-        return len(self.ids) - self.prompt_length - len(self.given)
-
-
-def tokenize_rows(pairs: Iterable[tuple[str, ...]], chat: ChatTemplate, max_length: int) -> list[TokenizedRow]:
-    """Tokenize (prompt, response) or (prompt, response, system text); nothing is cut.
-
-    Raises `UserError` naming the rows that are empty or longer than `max_length` tokens, which the ledger of
-    `supervised_dataset` should have set aside.
-    """
-    rows: list[TokenizedRow] = []
-    problems: list[str] = []
-    for number, (prompt, response, *system) in enumerate(pairs, start=1):
-        if not prompt.strip() or not response.strip():
-            problems.append(f"row {number} has an empty {'prompt' if not prompt.strip() else 'response'}")
-            continue
-        prompt_ids, answer_ids = chat.prompt_ids(prompt, *system), chat.answer_ids(response)
-        row = TokenizedRow((*prompt_ids, *answer_ids), len(prompt_ids))
-        if len(row.ids) > max_length:
-            problems.append(f"row {number} has {len(row.ids):,} tokens, max_length is {max_length:,}")
-        rows.append(row)
-    if problems:
-        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise UserError(
-            f"{len(problems)} training row(s) cannot be used: {shown}. Rows are never cut: materialize "
-            "supervised_dataset with the same base model and max_length, which sets such rows aside in the ledger."
-        )
-    if not rows:
-        raise UserError(
-            "There are no training rows: supervised_dataset is empty. Land teacher rows and materialize it."
-        )
-    return rows
-
-
-def tokenize_parts(text: PartlyTrained, chat: ChatTemplate, system: str = "") -> TokenizedRow:
-    """A text of which only some pieces are trained; each piece is tokenized by itself."""
-    ids = chat.prompt_ids(text.prompt, system) if text.prompt else []
-    begin, given = len(ids), set[int]()
-    for piece, trained in text.parts:
-        piece_ids = chat.piece_ids(piece)
-        if not trained:
-            given |= set(range(len(ids), len(ids) + len(piece_ids)))
-        ids = [*ids, *piece_ids]
-    if not begin:  # the first piece is what is asked
-        begin = next(place for place in range(len(ids)) if place not in given)
-    return TokenizedRow(tuple(ids), begin, frozenset(place for place in given if place >= begin))
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def write_handover(
         "answer": {
             "fenced_blocks": [contract.VISION, contract.REVIEW],
             "vision_keys": contract.VISION_KEYS,
-            "review_keys": contract.REVIEW_KEYS,
+            "review_keys": contract.REVIEW_ORDER,
             "alignment_keys": contract.ALIGNMENT_KEYS,
             "statuses": contract.STATUSES,
             "status_aliases": contract.STATUS_ALIASES,

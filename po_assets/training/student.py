@@ -61,19 +61,19 @@ from po_assets.training.adapter import (
     write_adapter,
 )
 from po_assets.training.checkpoints import CheckpointStore, StepRecord
-from po_assets.training.comparisons import Evidence, make_lessons, teachers_words, with_evidence
-from po_assets.training.gradients import TokenizedRow, is_leader, tokenize_parts, tokenize_rows
+from po_assets.training.gradients import is_leader
 from po_assets.training.handover import base_reference, write_handover
 from po_assets.training.memory import memory_named
-from po_assets.training.prompt_mix import Prompts, mixed
+from po_assets.training.prompt_mix import Prompts
+from po_assets.training.rows import TrainingRows, training_rows
 from po_assets.training.settings import TrainingSettings
-from po_assets.training.training import Trained, split_rows, train, validation_sentence
+from po_assets.training.training import Trained, train, validation_sentence
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
 
 #: Version of everything that the trained weights depend on besides data and recipe; in their digest.
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 LOG = "training_log.jsonl"
 _IN_RAY = "RAY_ADDRESS"  # Ray gives a job's processes this variable
 
@@ -155,46 +155,6 @@ def _make_here(
                 CheckpointStore(layout.checkpoints, plan.digest, progress.say).clear()
             return student
         return _train_and_publish(layout, pairs, plan, progress)
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """All that is trained on."""
-
-    rows: list[TokenizedRow]
-    comparisons: list[TokenizedRow]
-    contrasts: list[TokenizedRow]
-    described: str
-    """What was made of the rows and how many are shown under which prompt, in words; may be empty."""
-
-
-def training_rows(
-    pairs: Sequence[tuple[str, str]], chat: ChatTemplate, recipe: TrainingSettings, prompts: Prompts
-) -> TrainingRows:
-    """The rows as they are trained, and what is made of them: of those only that the validation loss does not need."""
-    longest = recipe.base_model.max_length
-    if recipe.comparisons or recipe.contrasts:
-        system = prompts.own.system
-        evidence = with_evidence(pairs, prompts.own, lambda row: chat.row_length(*row, system) <= longest)
-    else:
-        evidence = Evidence(teachers_words(pairs), [], "")
-    chosen = mixed(
-        evidence.rows, prompts, recipe.prompt_mix, seed=recipe.seed, fits=lambda row: chat.row_length(*row) <= longest
-    )
-    rows = tokenize_rows(chosen.examples, chat, longest)
-    trained = set(split_rows(rows, recipe)[0])
-    made = make_lessons(
-        [case for row, case in zip(rows, evidence.cases, strict=False) if row in trained],
-        comparisons=recipe.comparisons,
-        contrasts=recipe.contrasts,
-        seed=recipe.seed,
-    )
-    comparisons, contrasts = (
-        [row for text in texts if len((row := tokenize_parts(text, chat, prompts.own.system)).ids) <= longest]
-        for texts in (made.comparisons, made.contrasts)
-    )
-    described = " ".join(filter(None, [evidence.described, made.described, chosen.described]))
-    return TrainingRows(rows, comparisons, contrasts, described)
 
 
 def _refuse_other_prompt(layout: Layout, own: Prompt) -> None:

@@ -17,7 +17,6 @@ import math
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,12 +25,12 @@ from typing import TYPE_CHECKING, cast
 import psutil
 
 from po_assets.errors import UserError
-from po_assets.storage import digest_of
 from po_assets.text import Progress, amount, duration
 from po_assets.training.adapter import trainable
 from po_assets.training.checkpoints import Checkpoint, CheckpointStore, StepRecord
-from po_assets.training.gradients import DataParallelEngine, StepRow, TokenizedRow, is_leader, make_engine
+from po_assets.training.gradients import DataParallelEngine, StepRow, is_leader, make_engine
 from po_assets.training.memory import memory_named
+from po_assets.training.rows import TokenizedRow, split_rows
 from po_assets.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -157,33 +156,6 @@ def _take_best(
         f"The matrices after step {published.step} are published: their validation loss, "
         f"{published.validation_loss:.3f}, is the lowest."
     )
-
-
-def split_rows(
-    rows: Sequence[TokenizedRow], recipe: TrainingSettings
-) -> tuple[Sequence[TokenizedRow], list[TokenizedRow]]:
-    """The rows to train on, and those to measure the validation loss on: whole prompts, drawn by the seed.
-
-    Each prompt's place in the draw depends on itself and the seed alone, so that new rows hardly move the others.
-    Raises `UserError` where nothing would be left to train on.
-    """
-    if not recipe.validation_share:
-        return rows, []
-    prompts = Counter(row.ids[: row.prompt_length] for row in rows)
-    held: set[tuple[int, ...]] = set()
-    room = max(1.0, recipe.validation_share * len(rows))
-    for prompt in sorted(prompts, key=lambda ids: digest_of([recipe.seed, ids])):
-        if prompts[prompt] <= room:
-            held.add(prompt)
-            room -= prompts[prompt]
-    if not held or len(held) == len(prompts):
-        raise UserError(
-            f"validation_share is {recipe.validation_share:g}, and {amount(len(rows), 'row')} of "
-            f"{amount(len(prompts), 'prompt')} cannot be split so that no prompt is on both sides: raise it, add rows "
-            "of other prompts, or set it to 0. The previous adapter is still in place."
-        )
-    trained = [row for row in rows if row.ids[: row.prompt_length] not in held]
-    return trained, [row for row in rows if row.ids[: row.prompt_length] in held]
 
 
 def best_record(log: Sequence[StepRecord]) -> StepRecord | None:

@@ -99,13 +99,13 @@ def test_the_same_data_again_leaves_everything_fresh_and_costs_nothing(
     assert unsynced(instance, defs) == set()
     shutil.copy(place.incoming / "good.jsonl", place.incoming / "again")
     (place.incoming / "again").replace(place.incoming / "good.jsonl")
-    from po_assets.evaluation import answers
+    from po_assets.evaluation import answering
     from po_assets.training import student
 
     def never(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(answers, "load_base_model", never)
+    monkeypatch.setattr(answering, "load_base_model", never)
     monkeypatch.setattr(student, "load_base_model", never)
     keys = [dg.AssetKey(name) for name in sorted(TEACHER | STUDENT | {"supervised_dataset", "baseline_report"})]
     before = instance.get_latest_materialization_code_versions(keys)

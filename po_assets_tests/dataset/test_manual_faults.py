@@ -24,7 +24,8 @@ from po_assets.model import ChatTemplate
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
 from po_assets.storage import Layout, read_manifest, read_rows
 from po_assets.training import checks as training_checks
-from po_assets.training.gradients import Batch, TokenizedRow, collate
+from po_assets.training.gradients import Batch, collate
+from po_assets.training.rows import TokenizedRow
 from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
 from po_assets_tests.dataset.test_checks import (
     GOOD,

@@ -18,7 +18,7 @@ from po_assets.storage import Layout, file_digest, read_manifest, write_manifest
 from po_assets.training import checks
 from po_assets.training.assets import lora_adapter
 from po_assets.training.checks import label_faults, lora_adapter_checks
-from po_assets.training.gradients import TokenizedRow
+from po_assets.training.rows import TokenizedRow
 from po_assets.training.settings import TrainingSettings
 from po_assets_tests.training.tiny_training import write_supervised
 

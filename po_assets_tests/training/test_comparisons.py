@@ -14,7 +14,7 @@ from po_assets.product_owner.templates import BUILT_IN
 from po_assets.sample_data.records import generate_rows
 from po_assets.training import comparisons as module
 from po_assets.training.comparisons import Case, make_lessons, read_cases, teachers_words, with_evidence
-from po_assets.training.gradients import NOT_TRAINED, tokenize_parts
+from po_assets.training.rows import NOT_TRAINED, tokenize_parts
 from po_assets_tests.model.tiny_model import make_tiny_tokenizer
 
 CONCEPT = "TideTable must list free berths and book a berth. It does not sell fuel."

@@ -6,7 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from po_assets.model.cpu import FastPath, fast_training
 from po_assets.training.adapter import add_adapter, trainable
-from po_assets.training.gradients import PlainEngine, StepRow, TokenizedRow, make_engine
+from po_assets.training.gradients import PlainEngine, StepRow, make_engine
+from po_assets.training.rows import TokenizedRow
 from po_assets_tests.training.tiny_training import make_recipe, tiny_recipe, tiny_rows, tiny_student
 
 SIZES = {

@@ -22,8 +22,9 @@ from transformers import (
 
 from po_assets.model import packed as packing
 from po_assets.training.adapter import add_adapter, trainable
-from po_assets.training.gradients import PlainEngine, StepRow, TokenizedRow, make_engine, packed
+from po_assets.training.gradients import PlainEngine, StepRow, make_engine, packed
 from po_assets.training.memory import PACK_TOKENS, activation_bytes, plan_passes
+from po_assets.training.rows import TokenizedRow
 from po_assets_tests.training.test_fast_path import SIZES
 from po_assets_tests.training.tiny_training import make_recipe
 

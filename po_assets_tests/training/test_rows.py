@@ -5,7 +5,8 @@ import pytest
 from po_assets.errors import UserError
 from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets.training.checks import label_faults
-from po_assets.training.gradients import NOT_TRAINED, collate, tokenize_rows
+from po_assets.training.gradients import collate
+from po_assets.training.rows import NOT_TRAINED, tokenize_rows
 
 
 @pytest.fixture(scope="module")

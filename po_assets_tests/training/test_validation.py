@@ -13,9 +13,9 @@ from po_assets.text import Progress
 from po_assets.training.adapter import trainable
 from po_assets.training.assets import _metadata
 from po_assets.training.checks import StudentUnderTest, training_is_sane
-from po_assets.training.gradients import TokenizedRow
+from po_assets.training.rows import TokenizedRow, split_rows
 from po_assets.training.student import make_student
-from po_assets.training.training import split_rows, train
+from po_assets.training.training import train
 from po_assets_tests.training.tiny_training import (
     OVERFITTING,
     UNLIKE_PAIRS,

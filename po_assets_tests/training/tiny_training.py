@@ -14,7 +14,7 @@ from po_assets.model import BaseModel, ChatTemplate, load_base_model, load_token
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
 from po_assets.text import Progress
 from po_assets.training.adapter import add_adapter, trainable
-from po_assets.training.gradients import TokenizedRow, tokenize_rows
+from po_assets.training.rows import TokenizedRow, tokenize_rows
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.training import Trained, train
 from po_assets_tests.model.tiny_model import make_tiny_model

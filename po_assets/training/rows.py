@@ -1,0 +1,156 @@
+"""The rows as tokens: what is trained, under which prompt, what is held out, and the lessons that are made of them.
+
+The tokens come from `po_assets.model.ChatTemplate`, as in evaluation. How gradients are computed on them belongs to
+`gradients`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from po_assets.errors import UserError
+from po_assets.model import ChatTemplate
+from po_assets.storage import digest_of
+from po_assets.text import amount
+from po_assets.training.comparisons import Evidence, PartlyTrained, make_lessons, teachers_words, with_evidence
+from po_assets.training.prompt_mix import Prompts, mixed
+from po_assets.training.settings import TrainingSettings
+
+#: Label of a position that is not trained; the convention of PyTorch's cross-entropy.
+NOT_TRAINED = -100
+
+
+@dataclass(frozen=True)
+class TokenizedRow:
+    """One row: `ids` is the prompt, the answer and the end-of-sequence token (none where only pieces are trained)."""
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    given: frozenset[int] = frozenset()
+    """Places after the prompt that are not trained either."""
+
+    @property
+    def labels(self) -> list[int]:
+        """The token to be predicted *at* each position of `ids` (not shifted), `NOT_TRAINED` in the prompt."""
+        return [
+            NOT_TRAINED if place < self.prompt_length or place in self.given else token
+            for place, token in enumerate(self.ids)
+        ]
+
+    @property
+    def trained(self) -> int:
+        """Number of trained tokens: the answer's and the end-of-sequence token, less what is given."""
+        return len(self.ids) - self.prompt_length - len(self.given)
+
+
+def tokenize_rows(pairs: Iterable[tuple[str, ...]], chat: ChatTemplate, max_length: int) -> list[TokenizedRow]:
+    """Tokenize (prompt, response) or (prompt, response, system text); nothing is cut.
+
+    Raises `UserError` naming the rows that are empty or longer than `max_length` tokens, which the ledger of
+    `supervised_dataset` should have set aside.
+    """
+    rows: list[TokenizedRow] = []
+    problems: list[str] = []
+    for number, (prompt, response, *system) in enumerate(pairs, start=1):
+        if not prompt.strip() or not response.strip():
+            problems.append(f"row {number} has an empty {'prompt' if not prompt.strip() else 'response'}")
+            continue
+        prompt_ids, answer_ids = chat.prompt_ids(prompt, *system), chat.answer_ids(response)
+        row = TokenizedRow((*prompt_ids, *answer_ids), len(prompt_ids))
+        if len(row.ids) > max_length:
+            problems.append(f"row {number} has {len(row.ids):,} tokens, max_length is {max_length:,}")
+        rows.append(row)
+    if problems:
+        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise UserError(
+            f"{len(problems)} training row(s) cannot be used: {shown}. Rows are never cut: materialize "
+            "supervised_dataset with the same base model and max_length, which sets such rows aside in the ledger."
+        )
+    if not rows:
+        raise UserError(
+            "There are no training rows: supervised_dataset is empty. Land teacher rows and materialize it."
+        )
+    return rows
+
+
+def tokenize_parts(text: PartlyTrained, chat: ChatTemplate, system: str = "") -> TokenizedRow:
+    """A text of which only some pieces are trained; each piece is tokenized by itself."""
+    ids = chat.prompt_ids(text.prompt, system) if text.prompt else []
+    begin, given = len(ids), set[int]()
+    for piece, trained in text.parts:
+        piece_ids = chat.piece_ids(piece)
+        if not trained:
+            given |= set(range(len(ids), len(ids) + len(piece_ids)))
+        ids = [*ids, *piece_ids]
+    if not begin:  # the first piece is what is asked
+        begin = next(place for place in range(len(ids)) if place not in given)
+    return TokenizedRow(tuple(ids), begin, frozenset(place for place in given if place >= begin))
+
+
+def split_rows(
+    rows: Sequence[TokenizedRow], recipe: TrainingSettings
+) -> tuple[Sequence[TokenizedRow], list[TokenizedRow]]:
+    """The rows to train on, and those to measure the validation loss on: whole prompts, drawn by the seed.
+
+    Each prompt's place in the draw depends on itself and the seed alone, so that new rows hardly move the others.
+    Raises `UserError` where nothing would be left to train on.
+    """
+    if not recipe.validation_share:
+        return rows, []
+    prompts = Counter(row.ids[: row.prompt_length] for row in rows)
+    held: set[tuple[int, ...]] = set()
+    room = max(1.0, recipe.validation_share * len(rows))
+    for prompt in sorted(prompts, key=lambda ids: digest_of([recipe.seed, ids])):
+        if prompts[prompt] <= room:
+            held.add(prompt)
+            room -= prompts[prompt]
+    if not held or len(held) == len(prompts):
+        raise UserError(
+            f"validation_share is {recipe.validation_share:g}, and {amount(len(rows), 'row')} of "
+            f"{amount(len(prompts), 'prompt')} cannot be split so that no prompt is on both sides: raise it, add rows "
+            "of other prompts, or set it to 0. The previous adapter is still in place."
+        )
+    trained = [row for row in rows if row.ids[: row.prompt_length] not in held]
+    return trained, [row for row in rows if row.ids[: row.prompt_length] in held]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """All that is trained on."""
+
+    rows: list[TokenizedRow]
+    comparisons: list[TokenizedRow]
+    contrasts: list[TokenizedRow]
+    described: str
+    """What was made of the rows and how many are shown under which prompt, in words; may be empty."""
+
+
+def training_rows(
+    pairs: Sequence[tuple[str, str]], chat: ChatTemplate, recipe: TrainingSettings, prompts: Prompts
+) -> TrainingRows:
+    """The rows as they are trained, and what is made of them: of those only that the validation loss does not need."""
+    longest = recipe.base_model.max_length
+    if recipe.comparisons or recipe.contrasts:
+        system = prompts.own.system
+        evidence = with_evidence(pairs, prompts.own, lambda row: chat.row_length(*row, system) <= longest)
+    else:
+        evidence = Evidence(teachers_words(pairs), [], "")
+    chosen = mixed(
+        evidence.rows, prompts, recipe.prompt_mix, seed=recipe.seed, fits=lambda row: chat.row_length(*row) <= longest
+    )
+    rows = tokenize_rows(chosen.examples, chat, longest)
+    trained = set(split_rows(rows, recipe)[0]) if evidence.cases else set()
+    made = make_lessons(
+        [case for row, case in zip(rows, evidence.cases, strict=False) if row in trained],
+        comparisons=recipe.comparisons,
+        contrasts=recipe.contrasts,
+        seed=recipe.seed,
+    )
+    comparisons, contrasts = (
+        [row for text in texts if len((row := tokenize_parts(text, chat, prompts.own.system)).ids) <= longest]
+        for texts in (made.comparisons, made.contrasts)
+    )
+    described = " ".join(filter(None, [evidence.described, made.described, chosen.described]))
+    return TrainingRows(rows, comparisons, contrasts, described)
