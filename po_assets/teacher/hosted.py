@@ -79,10 +79,10 @@ class HostedBatches(TeacherClient):
         self._bytes += len(content)
         if self._timer:
             self._timer.cancel()
-        full = len(self._waiting) >= MOST_REQUESTS or self._bytes > MOST_BYTES
-        self._timer = loop.call_later(
-            0 if full else min(_GATHER_SECONDS, 10 * self._llm.batch_poll_seconds), self._hand_over
-        )
+        if len(self._waiting) >= MOST_REQUESTS or self._bytes > MOST_BYTES:
+            self._hand_over()  # at once: all that ask in this turn of the loop would still be added
+        else:
+            self._timer = loop.call_later(min(_GATHER_SECONDS, 10 * self._llm.batch_poll_seconds), self._hand_over)
         return await answer
 
     def _hand_over(self) -> None:

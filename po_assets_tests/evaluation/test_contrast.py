@@ -143,5 +143,8 @@ def test_a_pair_is_consistent_when_both_statuses_are_right(tmp_path: Path, monke
     assert judged({}, "reads.json") == reads
     assert loaded == ["reads.json", "aligned.json"]
     assert "Contrast consistency 1.00" in reads.described
+    originals = {pair.original.prompt: "conflicts" for pair in pairs}
+    student = [scored(pair.original, status="conflicts") for pair in pairs]
+    assert judged(right | originals, "half.json").consistent == 0  # right about every twin, and about no original
     student = [scored(case(), "nothing")]
     assert judged({}, "none") is None

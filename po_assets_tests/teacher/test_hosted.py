@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from po_assets.errors import UserError
+from po_assets.teacher import hosted as hosted_module
 from po_assets.teacher.journal import read_journal
 from po_assets.teacher.settings import TeacherLLM
 from po_assets_tests.teacher import crash_driver
@@ -48,6 +49,21 @@ def test_all_is_asked_in_one_batch_at_half_the_price(scene: Scene) -> None:
     (batch,) = service.batches.values()
     assert batch.requests[0]["body"]["model"] == "test-model"
     assert "stream" not in batch.requests[0]["body"]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MOST_REQUESTS", 4), ("MOST_BYTES", 3_000)])
+def test_a_batch_is_no_larger_than_the_provider_takes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    """What is more goes into the next one."""
+    monkeypatch.setattr(hosted_module, limit, value)
+    with provider() as service:
+        scene.run(hosted(service.url))
+    sizes = [len(batch.requests) for batch in service.batches.values()]
+    assert sum(sizes) == 6
+    assert len(sizes) > 1
+    assert max(sizes) <= 4
+    assert len(scene.landed_concepts) == 6
 
 
 def test_live_and_hosted_requests_are_counted_at_their_own_price(scene: Scene) -> None:
