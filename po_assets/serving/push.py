@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import disable_progress_bars
 from upath import UPath
 
 from po_assets.dag import GateRecord, read_gate
@@ -79,6 +80,7 @@ def push(folder: Path, repository: str, faults: list[str], *, force: bool = Fals
         raise all_faults(f"{folder} is not pushed (--force does it in spite of this)", faults)
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     hub, unchanged = HfApi(endpoint=endpoint), "Nothing was changed there"
+    disable_progress_bars()  # one that breaks off leaves its line open, and the error would follow on it
     try:
         if create:
             hub.create_repo(repository, private=True, exist_ok=True)
