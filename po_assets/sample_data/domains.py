@@ -7,8 +7,7 @@ Draws need nothing but `Random.random`: three times faster than `choice`, `sampl
 rows are made by the million, and fixed in their results by this file alone, whatever Python does in those methods.
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -19,10 +18,6 @@ import yaml
 
 T = TypeVar("T")
 Purpose = Literal["training", "evaluation"]
-
-# Text that stands as a plain YAML scalar as it is: no quoting, so that answers cost no needless tokens.
-_PLAIN = re.compile(r"[A-Za-z0-9][^\n#:]*[^\s:]")
-_RESERVED = frozenset(["true", "false", "yes", "no", "on", "off", "null", "y", "n"])
 
 
 @dataclass(frozen=True)
@@ -77,74 +72,21 @@ def forms() -> dict[str, Any]:
 
 @cache
 def load_domains(purpose: Purpose) -> tuple[Domain, ...]:
-    """All domains of one purpose, in file order.
-
-    Raises:
-        ValueError: naming every text that is not fit for use, when the authored material has faults.
-    """
+    """All domains of one purpose, in file order."""
     folder = files("po_assets.sample_data").joinpath("domains", purpose)
     texts = [entry.read_text("utf-8") for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)]
-    domains = tuple(_domain(raw) for text in texts for raw in yaml.safe_load(text))
-    faults = [fault for domain in domains for fault in domain_faults(domain)]
-    if faults:
-        raise ValueError(
-            f"The {purpose} domains have {len(faults)} faults, to be corrected in {folder}: {'; '.join(faults)}."
-        )
-    return domains
-
-
-def domain_faults(domain: Domain) -> list[str]:
-    """What keeps a domain from being used, in words; empty when it is fit."""
-    served = [line for need in domain.needs for line in need.served_by]
-    breaches = [line for exclusion in domain.exclusions for line in exclusion.breaches]
-    faults = [
-        f"{domain.name}: {text!r} must be plain YAML text"
-        for text in _texts(domain)
-        if not _PLAIN.fullmatch(text) or text.lower() in _RESERVED
-    ]
-    faults += [f"{domain.name}: {line!r} lacks ' can '" for line in [*served, *breaches] if " can " not in line]
-    faults += [f"{domain.name}: under 2 lines serve {need.text!r}" for need in domain.needs if len(need.served_by) < 2]
-    least = {"needs": 6, "users": 3, "qualities": 4, "constraints": 4, "exclusions": 2, "products": 4, "problems": 2}
-    faults += [
-        f"{domain.name}: {len(getattr(domain, key))} {key}, at least {minimum} are needed"
-        for key, minimum in least.items()
-        if len(getattr(domain, key)) < minimum
-    ]
-    return faults
-
-
-def _texts(domain: Domain) -> Iterator[str]:
-    yield from (domain.name, domain.category)
-    for group in (domain.organisations, domain.products, domain.users, domain.problems):
-        yield from group
-    for need in domain.needs:
-        yield from (need.text, need.gain, need.measure, *need.served_by)
-    for limit in (*domain.qualities, *domain.constraints):
-        yield from (limit.topic, limit.text)
-    for exclusion in domain.exclusions:
-        yield from (exclusion.text, *exclusion.breaches)
+    return tuple(_domain(raw) for text in texts for raw in yaml.safe_load(text))
 
 
 def _domain(raw: dict[str, Any]) -> Domain:
-    return Domain(
-        name=raw["name"],
-        category=raw["category"],
-        organisations=tuple(raw["organisations"]),
-        products=tuple(raw["products"]),
-        users=tuple(raw["users"]),
-        problems=tuple(raw["problems"]),
-        needs=tuple(
-            Need(text=need["need"], gain=need["gain"], measure=need["measure"], served_by=tuple(need["served_by"]))
-            for need in raw["needs"]
-        ),
-        qualities=_limits(raw["qualities"]),
-        constraints=_limits(raw["constraints"]),
-        exclusions=tuple(Exclusion(item["never"], tuple(item["breaches"])) for item in raw["exclusions"]),
-    )
-
-
-def _limits(raw: list[dict[str, str]]) -> tuple[Limit, ...]:
-    return tuple(Limit(topic, text) for item in raw for topic, text in item.items())
+    texts = {key: tuple(raw[key]) for key in ("organisations", "products", "users", "problems")}
+    limits = {
+        key: tuple(Limit(topic, text) for item in raw[key] for topic, text in item.items())
+        for key in ("qualities", "constraints")
+    }
+    needs = tuple(Need(item["need"], item["gain"], item["measure"], tuple(item["served_by"])) for item in raw["needs"])
+    exclusions = tuple(Exclusion(item["never"], tuple(item["breaches"])) for item in raw["exclusions"])
+    return Domain(raw["name"], raw["category"], **texts, needs=needs, **limits, exclusions=exclusions)
 
 
 def pick(rng: Random, items: Sequence[T]) -> T:

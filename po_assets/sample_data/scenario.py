@@ -7,9 +7,9 @@ requirements on the other needs, a breach takes the place of a requirement. What
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from po_assets.sample_data.domains import (
     Domain,
@@ -121,7 +121,7 @@ def draw_scenario(
     if pattern == "scope_mismatch":
         source = pick(rng, [other for other in domains if other is not domain])
         subject = pick(rng, source.products)
-        lines = _serve(rng, pick_some(rng, source.needs, len(needs)), plan.functional, breaches=(), foreign=True)
+        lines = _serve(rng, pick_some(rng, source.needs, len(needs)), plan.functional, foreign=True)
         missing: tuple[Need, ...] = needs
     else:
         missing = _missing(rng, needs, plan.functional) if status == "needs_adjustment" else ()
@@ -177,12 +177,9 @@ def _users(rng: Random, domain: Domain, needs: Sequence[Need]) -> tuple[str, str
     return first, second
 
 
-@dataclass(frozen=True)
-class _Line:
-    text: str
-    need: Need | None = None
-    breaks: Exclusion | None = None
-    foreign: bool = False
+def _drafted(text: str, **meaning: Any) -> Requirement:
+    """A requirement without its place in the document."""
+    return Requirement("", text, *text.split(" can ", 1), **meaning)
 
 
 def _serve(
@@ -190,21 +187,20 @@ def _serve(
     needs: Sequence[Need],
     count: int,
     *,
-    breaches: tuple[str, ...],
+    breaches: tuple[str, ...] = (),
     breaks: Exclusion | None = None,
     foreign: bool = False,
-) -> list[_Line]:
+) -> list[Requirement]:
     """`count` requirement lines: the breaches, one line a need as far as they fit, then second lines; shuffled."""
-    first = [_Line(pick(rng, need.served_by), need, foreign=foreign) for need in needs]
+    first = [_drafted(pick(rng, need.served_by), need=need, foreign=foreign) for need in needs]
     second = [
-        _Line(text, line.need, foreign=foreign)
-        for line in first
-        if line.need
-        for text in line.need.served_by
+        _drafted(text, need=need, foreign=foreign)
+        for need, line in zip(needs, first, strict=True)
+        for text in need.served_by
         if text != line.text
     ]
     second = shuffled(rng, second)
-    lines = [_Line(text, breaks=breaks) for text in breaches] + first + second
+    lines = [_drafted(text, breaks=breaks) for text in breaches] + first + second
     return shuffled(rng, lines[:count])
 
 
@@ -214,25 +210,14 @@ def _missing(rng: Random, needs: tuple[Need, ...], functional: int) -> tuple[Nee
     return tuple(pick_some(rng, needs, 2 if most >= 2 and rng.random() < 0.4 else 1))
 
 
-def _number_functional(rng: Random, lines: Sequence[_Line]) -> tuple[Requirement, ...]:
+def _number_functional(rng: Random, lines: Sequence[Requirement]) -> tuple[Requirement, ...]:
     form, stop = pick(rng, forms()["requirements"]), "." if rng.random() < 0.15 else ""
     numbered = []
     for number, line in enumerate(lines, start=1):
         if rng.random() < 0.15:  # documents that several people wrote are not of one form
             form = pick(rng, forms()["requirements"])
-        who, action = line.text.split(" can ", 1)
-        text = form.format(who=who, Who=first_upper(who), action=action)
-        numbered.append(
-            Requirement(
-                id=f"FR{number:03d}",
-                text=text + stop,
-                who=who,
-                action=action,
-                need=line.need,
-                breaks=line.breaks,
-                foreign=line.foreign,
-            )
-        )
+        text = form.format(who=line.who, Who=first_upper(line.who), action=line.action)
+        numbered.append(replace(line, id=f"FR{number:03d}", text=text + stop))
     return tuple(numbered)
 
 
