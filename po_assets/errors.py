@@ -12,11 +12,13 @@ class UserError(ValueError):
     """
 
 
-def all_faults(what: str, faults: Sequence[str]) -> UserError:
+def all_faults(what: str, faults: Sequence[str], most: int | None = None) -> UserError:
     """One error that lists every fault, so that one attempt shows them all.
 
     Args:
         what: the sentence before the list, without its full stop: `the recipe has 2 wrong settings`.
         faults: a sentence each.
+        most: so many are listed, and how many more there are.
     """
-    return UserError(f"{what}:\n" + "\n".join(f"- {fault}" for fault in faults))
+    more = [f"and {len(faults) - most} more"] if most and len(faults) > most else []
+    return UserError(f"{what}:\n" + "\n".join(f"- {fault}" for fault in [*faults[:most], *more]))

@@ -134,11 +134,11 @@ def read_case_file(path: UPath) -> CaseFile:
     if not (file.cases or faults):
         faults = ["it is empty"]
     if faults:
-        more = [f"and {len(faults) - _SHOWN_FAULTS} more"] if len(faults) > _SHOWN_FAULTS else []
         raise all_faults(
             f"The evaluation cases {str(path)!r} have {amount(len(faults), 'fault')}. Correct the file and materialize "
             "eval_cases again",
-            [*faults[:_SHOWN_FAULTS], *more],
+            faults,
+            most=_SHOWN_FAULTS,
         )
     return file
 

@@ -79,8 +79,8 @@ def load_domains(purpose: Purpose) -> tuple[Domain, ...]:
 
 
 def _domain(raw: dict[str, Any]) -> Domain:
-    texts = {key: tuple(raw[key]) for key in ("organisations", "products", "users", "problems")}
-    limits = {
+    texts: dict[str, Any] = {key: tuple(raw[key]) for key in ("organisations", "products", "users", "problems")}
+    limits: dict[str, Any] = {
         key: tuple(Limit(topic, text) for item in raw[key] for topic, text in item.items())
         for key in ("qualities", "constraints")
     }

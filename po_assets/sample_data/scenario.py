@@ -179,7 +179,8 @@ def _users(rng: Random, domain: Domain, needs: Sequence[Need]) -> tuple[str, str
 
 def _drafted(text: str, **meaning: Any) -> Requirement:
     """A requirement without its place in the document."""
-    return Requirement("", text, *text.split(" can ", 1), **meaning)
+    who, action = text.split(" can ", 1)
+    return Requirement("", text, who, action, **meaning)
 
 
 def _serve(

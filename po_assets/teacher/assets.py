@@ -13,10 +13,10 @@ from po_assets.dag import Artifacts, AssetChecks, Verdict, asked_for_alone, reco
 from po_assets.intake.ledger import count_lines
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
-from po_assets.storage import Layout, digest_of
+from po_assets.storage import Layout, digest_of, read_rows
 from po_assets.teacher.batch import StopReason
 from po_assets.teacher.journal import Attempt, read_journal
-from po_assets.teacher.outcomes import AttemptOutcome, Totals, read_ledger
+from po_assets.teacher.outcomes import AttemptOutcome, Totals
 from po_assets.teacher.run import BatchReport, read_report, run_batch
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets.text import Progress, amount, verb
@@ -72,7 +72,7 @@ def _metadata(report: BatchReport) -> dict[str, Any]:
         "cost_without_a_bill": report.estimated_cost,
         "seconds": report.seconds,
         "rows_per_minute": report.rows_per_minute,
-        "outcomes": records_table(Totals.over(read_ledger(report.ledger)).table()),
+        "outcomes": records_table(Totals.over(read_rows(UPath(report.ledger))).table()),
         "landed_rows": report.landed_rows,
         "landed_file": report.landed_file or "none: there is no new accepted row",
         "ledger": dg.MetadataValue.path(report.ledger),
@@ -112,7 +112,7 @@ def gather(layout: Layout) -> Evidence | Verdict:
             return Verdict(False, f"{name} is missing.", next_step="Materialize teacher_batch again.")
     with read_journal(Path(report.journal)) as journal:
         attempts = {attempt.id: attempt for attempt in journal.attempts()}
-    return Evidence(report, read_ledger(report.ledger), attempts, layout.incoming)
+    return Evidence(report, list(read_rows(UPath(report.ledger))), attempts, layout.incoming)
 
 
 @checks.register(blocking=True)

@@ -10,7 +10,7 @@ import random
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from po_assets.product_owner.prompts import teacher_messages
@@ -81,8 +81,8 @@ class Batch:
         client: TeacherClient,
         progress: Progress,
     ) -> None:
-        self._llm, self._plan, self._payloads, self._journal = llm, plan, payloads, journal
-        self._client, self._progress = client, progress
+        self.llm, self.plan, self.journal = llm, plan, journal
+        self._payloads, self._client, self._progress = payloads, client, progress
         self.histories: dict[str, list[Scored]] = {payload.key: [] for payload in payloads}
         for attempt in journal.attempts():
             if attempt.key in self.histories:
@@ -93,8 +93,6 @@ class Batch:
         self._hosted = llm.delivery == "batch"
         pace = (None, None) if self._hosted else (llm.requests_per_minute, llm.tokens_per_minute)
         self._limiter = RateLimiter(*pace)
-        self._requests = len(attempts)
-        self._answers = sum(scored.answered for scored in attempts)
         self._settled = 0
         self._failed_in_a_row = 0
         self._stop: Stop | None = None
@@ -105,7 +103,19 @@ class Batch:
     @property
     def state(self) -> BatchState:
         """Where the batch stands."""
-        return BatchState(len(self._payloads), self._settled, self._requests, self._answers, self._budget.spent)
+        attempts = [scored for history in self.histories.values() for scored in history]
+        answers = sum(scored.answered for scored in attempts)
+        return BatchState(len(self._payloads), self._settled, len(attempts), answers, self._budget.spent)
+
+    def all_histories(self) -> dict[str, list[Scored]]:
+        """All attempts in the journal by payload, those of this batch first and in its order."""
+        known = {scored.attempt.id: scored for history in self.histories.values() for scored in history}
+        histories: dict[str, list[Scored]] = {key: [] for key in self.histories}
+        for attempt in self.journal.attempts():
+            # A request that was under way when the run was ended has no outcome here, but it was sent.
+            scored = known.get(attempt.id) or score_attempt(attempt, self.plan.min_score)
+            histories.setdefault(attempt.key, []).append(replace(scored, attempt=attempt))
+        return {key: settle(history) for key, history in histories.items()}
 
     async def run(self) -> Stop:
         """Ask about every payload that is not settled, until all are or something stops the batch.
@@ -126,7 +136,7 @@ class Batch:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(len(pending) if self._hosted else min(self._llm.concurrency, len(pending))):
+                for _ in range(len(pending) if self._hosted else min(self.llm.concurrency, len(pending))):
                     self._workers.append(group.create_task(work()))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -149,10 +159,10 @@ class Batch:
 
     async def _ask(self, payload: Payload, kind: str) -> Scored | None:
         """One question, sent again while that may help; None when the budget allows no request."""
-        first_wait = self._llm.retry_wait_seconds
-        for again in range(self._llm.retries + 1):
+        first_wait = self.llm.retry_wait_seconds
+        for again in range(self.llm.retries + 1):
             scored, fault = await self._request(payload, kind)
-            if fault is None or not fault.again or self._stop or again == self._llm.retries:
+            if fault is None or not fault.again or self._stop or again == self.llm.retries:
                 break
             wait = min(first_wait * 2**again, LONGEST_WAIT_SECONDS) + random.uniform(0, first_wait)  # noqa: S311
             if fault.wait and fault.wait > LONGEST_ASKED_WAIT_SECONDS:
@@ -167,10 +177,10 @@ class Batch:
     async def _request(self, payload: Payload, kind: str) -> tuple[Scored | None, Fault | None]:
         """One request within budget and rate limits, from its reservation to its outcome."""
         reminder = self._missing(payload) if kind == REMINDER else ""
-        messages = teacher_messages(payload.concept, payload.requirements_yaml, self._llm.instructions, reminder)
+        messages = teacher_messages(payload.concept, payload.requirements_yaml, self.llm.instructions, reminder)
         prompt = sum(len(m["content"].encode()) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS for m in messages)
-        completion = self._llm.max_output_tokens
-        most = Amount(1, prompt + completion, self._llm.cost(prompt, completion, hosted=self._hosted))
+        completion = self.llm.max_output_tokens
+        most = Amount(1, prompt + completion, self.llm.cost(prompt, completion, hosted=self._hosted))
         if used_up := await self._budget.reserve(most):
             self._halt(StopReason.BUDGET, used_up)
             return None, None
@@ -184,7 +194,7 @@ class Batch:
                     id=uuid.uuid4().hex,
                     key=payload.key,
                     kind=kind,
-                    **payload.as_record(),
+                    **asdict(payload),
                     sent_at=_now(),
                     max_output_tokens=completion,
                     reserved_prompt=prompt,
@@ -204,19 +214,17 @@ class Batch:
 
     async def _exchange(self, attempt: Attempt, messages: list[dict[str, str]]) -> tuple[Scored, Fault | None]:
         """Note the request, send it, keep what comes, score it."""
-        await self._journal.keep(attempt)
+        await self.journal.keep(attempt)
         started = time.monotonic()
         reply = await self._client.ask(messages, attempt.id)
         attempt = answered(attempt, reply, time.monotonic() - started)
-        await self._journal.keep(attempt)
-        scored = score_attempt(attempt, self._plan.min_score)
+        await self.journal.keep(attempt)
+        scored = score_attempt(attempt, self.plan.min_score)
         self.histories[attempt.key].append(scored)
-        self._requests += 1
-        self._answers += scored.answered
         return scored, reply.fault
 
     def _next(self, payload: Payload) -> str | None:
-        return next_kind(self.histories[payload.key], self._plan.tries, self._llm.max_output_tokens)
+        return next_kind(self.histories[payload.key], self.plan.tries, self.llm.max_output_tokens)
 
     def _missing(self, payload: Payload) -> str:
         """What was missing in the payload's last answer."""
@@ -224,7 +232,7 @@ class Batch:
 
     def _amount(self, scored: Scored) -> Amount:
         prompt, completion = scored.attempt.tokens
-        cost = self._llm.cost(prompt, completion, hosted=scored.attempt.hosted)
+        cost = self.llm.cost(prompt, completion, hosted=scored.attempt.hosted)
         return Amount(int(scored.accepted), prompt + completion, cost)
 
     def _count_failure(self, scored: Scored) -> None:
@@ -268,7 +276,7 @@ class Batch:
 
     def _seconds_left(self, state: BatchState, seconds: float) -> float:
         """Until the payloads or, at this run's rates, a limit of the budget is used up, whichever comes first."""
-        plan, spent, first = self._plan, state.spent, self._first
+        plan, spent, first = self.plan, state.spent, self._first
         ways: list[tuple[float | None, float, float]] = [
             (state.payloads, state.settled, first.settled),
             (plan.max_rows, spent.rows, first.spent.rows),

@@ -14,12 +14,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from po_assets.teacher.settings import TeacherLLM
-
-if TYPE_CHECKING:
-    from openai import APIConnectionError
 
 _DETAIL_CHARACTERS = 300
 _REQUEST_TIMEOUT, _CONFLICT, _RATE_LIMITED, _SERVER_ERROR = 408, 409, 429, 500
@@ -29,7 +26,7 @@ _OUT_OF_MONEY = "insufficient_quota"
 """OpenAI's code for an account without credit, under 429."""
 # Names, because the exception classes are those of httpx or httpx2, as the openai package has it.
 _NEVER_ARRIVED = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
-_NEVER_SENT = {"LocalProtocolError", "UnicodeEncodeError"}
+_NEVER_SENT, _NEVER_ENCODED = "LocalProtocolError", "UnicodeEncodeError"
 """Our own side refuses the request, a header above all, before a byte has left."""
 _TIME_OUT, _TRANSPORT = "TimeoutException", "TransportError"
 
@@ -102,10 +99,6 @@ class TeacherClient:
         import openai
 
         match error:
-            case TimeoutError() | openai.APITimeoutError():
-                return self._time_out(error)
-            case openai.APIConnectionError():
-                return self._lost(error)
             case openai.APIStatusError():
                 wait = retry_after(error.response.headers)
                 return self._refused_by_status(error.status_code, error.code, error, wait)
@@ -113,7 +106,23 @@ class TeacherClient:
                 return self._fault("redirected elsewhere", error, stops=True, free=True)
             case AnswerError():
                 return self._fault("server error in the answer", error, cut=True, again=True)
-        return self._broken(error)
+        # The client wraps what happens before the response begins; what happens after it comes as it is.
+        wrapped = isinstance(error, openai.APIConnectionError)
+        cause = error.__cause__ or error if wrapped else error
+        kinds, said = {kind.__name__ for kind in type(cause).__mro__}, f"{type(cause).__name__}: {cause}"
+        never_arrived = wrapped and not kinds.isdisjoint(_NEVER_ARRIVED)
+        if isinstance(error, TimeoutError | openai.APITimeoutError) or _TIME_OUT in kinds:
+            if never_arrived:
+                return Fault("no connection", "the server did not accept it in time", again=True, free=True)
+            return Fault("time-out", f"no whole answer within {self._llm.timeout_seconds:g} s", again=True)
+        if never_arrived:
+            return Fault("no connection", self._redacted(f"{self._llm.base_url}: {cause}"), again=True, free=True)
+        if _NEVER_ENCODED in kinds or (wrapped and _NEVER_SENT in kinds):
+            # Any other payload would be refused in the same way: all have the same headers and settings.
+            return Fault("request cannot be sent", self._redacted(said), stops=True, free=True)
+        if wrapped or _TRANSPORT in kinds:
+            return Fault("connection lost", self._redacted(said), cut=True, again=True)
+        return self._fault("not a chat completion", error, again=True)
 
     def _options(self) -> dict[str, Any]:
         """The fields of a request besides model and messages."""
@@ -136,36 +145,6 @@ class TeacherClient:
                         received.take(json.loads(event))
             else:
                 received.take(json.loads(await response.read()))
-
-    def _time_out(self, error: Exception) -> Fault:
-        if _cause(error) in _NEVER_ARRIVED:
-            return Fault("no connection", "the server did not accept it in time", again=True, free=True)
-        return Fault("time-out", f"no whole answer within {self._llm.timeout_seconds:g} s", again=True)
-
-    def _broken(self, error: Exception) -> Fault:
-        """What went wrong outside the connection: nearly always after the response had begun."""
-        if isinstance(error, UnicodeEncodeError):  # raised while the request is put together, not after
-            return self._not_sent(error)
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        if _TIME_OUT in kinds:
-            return self._time_out(error)
-        if _TRANSPORT in kinds:
-            return Fault("connection lost", self._redacted(f"{type(error).__name__}: {error}"), cut=True, again=True)
-        return self._fault("not a chat completion", error, again=True)
-
-    def _lost(self, error: "APIConnectionError") -> Fault:
-        if _cause(error) in _NEVER_ARRIVED:
-            detail = f"{self._llm.base_url}: {error.__cause__}"
-            return Fault("no connection", self._redacted(detail), again=True, free=True)
-        if _cause(error) in _NEVER_SENT:
-            return self._not_sent(error.__cause__ or error)
-        detail = f"{_cause(error)}: {error.__cause__}"
-        return Fault("connection lost", self._redacted(detail), cut=True, again=True)
-
-    def _not_sent(self, error: BaseException) -> Fault:
-        """Any other payload would be refused in the same way: all have the same headers and settings."""
-        detail = self._redacted(f"{type(error).__name__}: {error}")
-        return Fault("request cannot be sent", detail, stops=True, free=True)
 
     def _refused_by_status(self, status: int, code: object, error: Exception, wait: float | None = None) -> Fault:
         if code == _OUT_OF_MONEY:
@@ -282,7 +261,3 @@ def _usage(usage: Any) -> Usage | None:
         thinking = total - prompt - completion if isinstance(total, int) else 0
         return Usage(prompt, completion + max(thinking, 0))
     return None
-
-
-def _cause(error: BaseException) -> str:
-    return type(error.__cause__).__name__ if error.__cause__ else type(error).__name__

@@ -5,13 +5,9 @@ because a threshold moved.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
-
-import orjson
-from upath import UPath
 
 from po_assets.intake.lines import Rejected
 from po_assets.product_owner import ParsedAnswer, parse_answer, score_product_owner, validate_answer
@@ -108,7 +104,7 @@ def _score_text(attempt: Attempt, min_score: float) -> Scored:
         return Scored(attempt, AttemptOutcome.UNPARSABLE, "fails the validator", verdict.reason)
     documents = {"teacher_product_vision": parsed.vision_yaml, "teacher_product_owner_review": parsed.review_yaml}
     try:
-        row = as_landed(attempt.payload.as_record() | documents)
+        row = as_landed(asdict(attempt.payload) | documents)
     except Rejected as rejected:  # what the validator lets pass and no row may hold: another status
         return Scored(attempt, AttemptOutcome.UNPARSABLE, "would be rejected", rejected.detail)
     score, status = row["metric_score"], row["status"]
@@ -201,12 +197,6 @@ def ledger_rows(
                 "sent_at": attempt.sent_at,
                 "landed_in": attempt.landed_in,
             }
-
-
-def read_ledger(path: Path | UPath | str) -> list[dict[str, Any]]:
-    """The rows of a ledger."""
-    with UPath(path).open("rb") as file:
-        return [orjson.loads(line) for line in file]
 
 
 @dataclass(frozen=True)

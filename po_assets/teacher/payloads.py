@@ -4,7 +4,7 @@ How the question is worded belongs to `product_owner.prompts`.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -15,7 +15,7 @@ from upath import UPath
 from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.errors import UserError
+from po_assets.errors import UserError, all_faults
 from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import read_yaml, requirement_entries
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
@@ -38,10 +38,6 @@ class Payload:
     def key(self) -> str:
         """Digest of what is asked; case, white space and YAML style do not change it."""
         return input_digest(self.concept, self.requirements_yaml)
-
-    def as_record(self) -> dict[str, Any]:
-        """The payload as JSON keeps it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -76,9 +72,9 @@ def read_payloads(path: UPath) -> list[Payload]:
     if not found and not faults:
         faults = ["it is empty"]
     if faults:
-        more = len(faults) - _SHOWN_FAULTS
-        listed = "; ".join(faults[:_SHOWN_FAULTS]) + (f"; and {more} more" if more > 0 else "")
-        raise UserError(f"The payloads {str(path)!r} cannot be used: {listed}. Nothing was asked.")
+        raise all_faults(
+            f"The payloads {str(path)!r} cannot be used, and nothing was asked", faults, most=_SHOWN_FAULTS
+        )
     return found
 
 

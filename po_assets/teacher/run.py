@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
-from po_assets.storage import Layout, atomic_file, is_local, replace_file
+from po_assets.storage import Layout, is_local, replace_file
 from po_assets.teacher.batch import Batch, BatchState, Stop, StopReason
 from po_assets.teacher.client import TeacherClient
 from po_assets.teacher.hosted import HostedBatches, finish_rounds
 from po_assets.teacher.journal import Journal, open_journal
-from po_assets.teacher.outcomes import PayloadState, Scored, Totals, ledger_rows, score_attempt, settle, state_of
+from po_assets.teacher.outcomes import PayloadState, Scored, Totals, ledger_rows, state_of
 from po_assets.teacher.payloads import Payloads, choose, generate_payloads, read_payloads
 from po_assets.teacher.settings import BatchPlan, TeacherLLM, check_ready
 from po_assets.text import Progress
@@ -111,9 +111,36 @@ def run_batch(
         progress.say(f"{left_out['payload']} is left out: {left_out['reason']}")
     with open_journal(working / llm.folder_name(TEACHER_PROMPT_VERSION)) as journal:
         asyncio.run(finish_rounds(llm, journal, progress, cancel=plan.cancel))
+        late = _publish(journal, layout)
+        for name in late:
+            progress.say(f"{name}, announced by an earlier run, is landed now")
         if client is None:
             client = HostedBatches(llm, journal, progress) if llm.delivery == "batch" else TeacherClient(llm)
-        return _Run(llm, plan, layout, progress, journal, payloads, client).run()
+        batch = Batch(llm, plan, payloads.wanted, journal, client, progress)
+        before, began = batch.state, progress.clock()
+
+        def account(stop: Stop, landed: tuple[str, int] = ("", 0)) -> BatchReport:
+            seconds = round(progress.clock() - began, 3)
+            told = {"landed_file": landed[0], "landed_rows": landed[1], "late_files": late, "seconds": seconds}
+            return _account(batch, layout, before, stop, left_out=payloads.left_out, **told)
+
+        try:
+            stop = asyncio.run(_ask(batch, client))
+            landed = _land(batch, layout) if stop.reason != StopReason.OUTAGE else ("", 0)
+        except BaseException:
+            # Terminated, or the disk is full: whatever was paid stands in the ledger all the same, if it can.
+            with contextlib.suppress(OSError, UserError):
+                account(Stop(StopReason.OUTAGE, "the run did not come to its end"))
+            raise
+        report = account(stop, landed)
+    if stop.reason == StopReason.OUTAGE:
+        way_out = f", or set max_rows to {report.accepted} to land what there is" if report.accepted else ""
+        raise UserError(
+            f"The batch ended before its time: {stop.detail}. {report.accepted:,} of {report.payloads:,} payloads "
+            f"have an accepted answer, kept in {report.journal}; nothing has landed. Materialize teacher_batch "
+            f"again to go on from there{way_out}."
+        )
+    return report
 
 
 def working_folder(plan: BatchPlan, layout: Layout) -> Path:
@@ -162,140 +189,79 @@ def landing_row(scored: Scored, llm: TeacherLLM) -> dict[str, Any]:
     }
 
 
-@dataclass
-class _Run:
-    """The parts of one run while its journal is open."""
+async def _ask(batch: Batch, client: TeacherClient) -> Stop:
+    try:
+        if batch.plan.cancel:
+            return Stop(StopReason.CANCELLED, "nothing was asked, since `cancel` is set")
+        return await batch.run()
+    finally:
+        await client.close()
 
-    llm: TeacherLLM
-    plan: BatchPlan
-    layout: Layout
-    progress: Progress
-    journal: Journal
-    payloads: Payloads
-    client: TeacherClient
 
-    def run(self) -> BatchReport:
-        late = self._publish()
-        for name in late:
-            self.progress.say(f"{name}, announced by an earlier run, is landed now")
-        batch = Batch(self.llm, self.plan, self.payloads.wanted, self.journal, self.client, self.progress)
-        before, began = batch.state, self.progress.clock()
+def _land(batch: Batch, layout: Layout) -> tuple[str, int]:
+    """Land the accepted answers of the journal that have not landed, as one file: its name and rows."""
+    histories = batch.all_histories()
+    landed = {scored.attempt.key for history in histories.values() for scored in history if scored.attempt.landed_in}
+    # One row a payload: this batch's in its order, then what earlier batches left behind.
+    accepted = [scored for history in histories.values() for scored in history if scored.accepted]
+    fresh = [scored for scored in accepted if scored.attempt.key not in landed]
+    if not fresh:
+        return "", 0
+    content = b"".join(orjson.dumps(landing_row(scored, batch.llm)) + b"\n" for scored in fresh)
+    name = f"teacher_batch-{batch.llm.slug}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
+    batch.journal.announce(name, content, [scored.attempt.id for scored in fresh])
+    _publish(batch.journal, layout)
+    return name, len(fresh)
 
-        def account(stop: Stop, landed: tuple[str, int] = ("", 0)) -> BatchReport:
-            return self._account(batch, before, stop, landed, late, self.progress.clock() - began)
 
-        try:
-            stop = asyncio.run(self._ask(batch))
-            landed = self._land(batch) if stop.reason != StopReason.OUTAGE else ("", 0)
-        except BaseException:
-            # Terminated, or the disk is full: whatever was paid stands in the ledger all the same, if it can.
-            with contextlib.suppress(OSError, UserError):
-                account(Stop(StopReason.OUTAGE, "the run did not come to its end"))
-            raise
-        report = account(stop, landed)
-        if stop.reason == StopReason.OUTAGE:
-            way_out = f", or set max_rows to {report.accepted} to land what there is" if report.accepted else ""
-            raise UserError(
-                f"The batch ended before its time: {stop.detail}. {report.accepted:,} of {report.payloads:,} payloads "
-                f"have an accepted answer, kept in {report.journal}; nothing has landed. Materialize teacher_batch "
-                f"again to go on from there{way_out}."
-            )
-        return report
+def _publish(journal: Journal, layout: Layout) -> list[str]:
+    """Write the announced files that are not known to be in their place."""
+    unpublished = journal.unpublished()
+    for name, content in unpublished.items():
+        target = layout.incoming / name
+        if not (target.exists() and target.read_bytes() == content):
+            replace_file(target, content)
+        journal.published(name)
+    return list(unpublished)
 
-    async def _ask(self, batch: Batch) -> Stop:
-        try:
-            if self.plan.cancel:
-                return Stop(StopReason.CANCELLED, "nothing was asked, since `cancel` is set")
-            return await batch.run()
-        finally:
-            await self.client.close()
 
-    def _land(self, batch: Batch) -> tuple[str, int]:
-        """Land the accepted answers of the journal that have not landed, as one file: its name and rows."""
-        attempts = self._histories(batch)
-        landed = {scored.attempt.key for history in attempts.values() for scored in history if scored.attempt.landed_in}
-        # One row a payload: this batch's in its order, then what earlier batches left behind.
-        fresh = {
-            key: next(scored for scored in history if scored.accepted)
-            for key, history in attempts.items()
-            if key not in landed and any(scored.accepted for scored in history)
-        }
-        if not fresh:
-            return "", 0
-        content = b"".join(orjson.dumps(landing_row(scored, self.llm)) + b"\n" for scored in fresh.values())
-        name = f"teacher_batch-{self.llm.slug}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
-        self.journal.announce(name, content, [scored.attempt.id for scored in fresh.values()])
-        self._publish()
-        return name, len(fresh)
-
-    def _publish(self) -> list[str]:
-        """Write the announced files that are not known to be in their place."""
-        unpublished = self.journal.unpublished()
-        for name, content in unpublished.items():
-            target = self.layout.incoming / name
-            if not (target.exists() and target.read_bytes() == content):
-                replace_file(target, content)
-            self.journal.published(name)
-        return list(unpublished)
-
-    def _histories(self, batch: Batch) -> dict[str, list[Scored]]:
-        """All attempts in the journal by payload, those of this batch first and in its order."""
-        known = {scored.attempt.id: scored for history in batch.histories.values() for scored in history}
-        histories: dict[str, list[Scored]] = {key: [] for key in batch.histories}
-        for attempt in self.journal.attempts():
-            # A request that was under way when the run was ended has no outcome in the batch, but it was sent.
-            scored = known.get(attempt.id) or score_attempt(attempt, self.plan.min_score)
-            histories.setdefault(attempt.key, []).append(replace(scored, attempt=attempt))
-        return {key: settle(history) for key, history in histories.items()}
-
-    def _account(  # noqa: PLR0917
-        self,
-        batch: Batch,
-        before: BatchState,
-        stop: Stop,
-        landed: tuple[str, int],
-        late: list[str],
-        seconds: float,
-    ) -> BatchReport:
-        """Write the ledger, sum it up, write the report."""
-        llm, plan, keys, histories = self.llm, self.plan, set(batch.histories), self._histories(batch)
-        rows = list(ledger_rows(histories.values(), keys, llm))
-        ledger = self.journal.path.parent / LEDGER_NAME
-        write_ledger(ledger, rows)
-        totals = Totals.over(rows)
-        states = Counter(state_of(histories[key], plan.tries, llm.max_output_tokens) for key in keys)
-        report = BatchReport(
-            model=llm.model,
-            provider=llm.host,
-            journal=str(self.journal.path),
-            ledger=str(ledger),
-            stop_reason=stop.reason.value,
-            stop_detail=stop.detail,
-            payloads=len(keys),
-            **{state.value: states[state] for state in PayloadState},
-            left_out=self.payloads.left_out,
-            requests=totals.requests,
-            answers=sum(scored.answered for key in keys for scored in histories[key]),
-            tokens=totals.tokens,
-            cost=totals.cost,
-            estimated_cost=totals.estimated_cost,
-            new_rows=states[PayloadState.ACCEPTED] - before.spent.rows,
-            new_requests=totals.requests - before.requests,
-            seconds=round(seconds, 3),
-            landed_file=landed[0],
-            landed_rows=landed[1],
-            late_files=late,
-            **plan.model_dump(include={"max_rows", "max_tokens", "max_cost", "min_acceptance"}),
-        )
-        replace_file(report_path(self.layout), orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2))
-        return report
+def _account(batch: Batch, layout: Layout, before: BatchState, stop: Stop, **told: Any) -> BatchReport:
+    """Write the ledger, sum it up, write the report; `told` are the fields that only the run knows."""
+    llm, plan, keys, histories = batch.llm, batch.plan, set(batch.histories), batch.all_histories()
+    rows = list(ledger_rows(histories.values(), keys, llm))
+    ledger = batch.journal.path.parent / LEDGER_NAME
+    write_ledger(ledger, rows)
+    totals = Totals.over(rows)
+    states = Counter(state_of(histories[key], plan.tries, llm.max_output_tokens) for key in keys)
+    report = BatchReport(
+        model=llm.model,
+        provider=llm.host,
+        journal=str(batch.journal.path),
+        ledger=str(ledger),
+        stop_reason=stop.reason.value,
+        stop_detail=stop.detail,
+        payloads=len(keys),
+        accepted=states[PayloadState.ACCEPTED],
+        given_up=states[PayloadState.GIVEN_UP],
+        failed=states[PayloadState.FAILED],
+        open=states[PayloadState.OPEN],
+        requests=totals.requests,
+        answers=sum(scored.answered for key in keys for scored in histories[key]),
+        tokens=totals.tokens,
+        cost=totals.cost,
+        estimated_cost=totals.estimated_cost,
+        new_rows=states[PayloadState.ACCEPTED] - before.spent.rows,
+        new_requests=totals.requests - before.requests,
+        **plan.model_dump(include={"max_rows", "max_tokens", "max_cost", "min_acceptance"}),
+        **told,
+    )
+    replace_file(report_path(layout), orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2))
+    return report
 
 
 def write_ledger(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Replace the ledger in one step."""
-    with atomic_file(path) as file:
-        for row in rows:
-            file.write(orjson.dumps(row) + b"\n")
+    replace_file(path, b"".join(orjson.dumps(row) + b"\n" for row in rows))
 
 
 def _payloads(plan: BatchPlan, layout: Layout) -> Payloads:

@@ -1,6 +1,7 @@
 """Payloads, settings and a whole artifacts root for the tests of teacher_batch."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,8 @@ from upath import UPath
 
 from po_assets.dag import Verdict
 from po_assets.intake.landing import is_landed_name
-from po_assets.storage import Layout
+from po_assets.storage import Layout, read_rows
 from po_assets.teacher.assets import checks, gather
-from po_assets.teacher.outcomes import read_ledger
 from po_assets.teacher.payloads import Payload
 from po_assets.teacher.run import BatchReport, read_report, run_batch
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
@@ -43,7 +43,7 @@ def payload(number: int = 1, **changes: Any) -> Payload:
 
 
 def write_payloads(path: Path, payloads: list[Payload]) -> Path:
-    path.write_text("".join(json.dumps(one.as_record()) + "\n" for one in payloads))
+    path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in payloads))
     return path
 
 
@@ -121,7 +121,7 @@ class Scene:
     @property
     def ledger(self) -> list[dict[str, Any]]:
         """The rows of the ledger."""
-        return read_ledger(self.report.ledger)
+        return list(read_rows(UPath(self.report.ledger)))
 
     @property
     def outcomes(self) -> list[tuple[str, str]]:

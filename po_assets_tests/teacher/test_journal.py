@@ -5,7 +5,7 @@ import contextlib
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from po_assets_tests.teacher.scenes import payload
 
 def sent(number: int) -> Attempt:
     one, at = payload(number), "2026-11-22T10:00:00+00:00"
-    return Attempt(f"id{number}", one.key, "question", **one.as_record(), sent_at=at,
+    return Attempt(f"id{number}", one.key, "question", **asdict(one), sent_at=at,
                    max_output_tokens=4096, reserved_prompt=900, reserved_completion=4096)  # fmt: skip
 
 
