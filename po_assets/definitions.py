@@ -31,7 +31,7 @@ from po_assets.teacher.assets import teacher_batch, teacher_batch_checks
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets.training.assets import lora_adapter
 from po_assets.training.checks import lora_adapter_checks
-from po_assets.training.settings import TrainingSettings
+from po_assets.training.settings import TrainingSettings, shown_defaults
 
 SETTINGS: dict[str, type[Settings]] = {
     "base_model": BaseModel,
@@ -50,6 +50,7 @@ SETTINGS: dict[str, type[Settings]] = {
 
 given = read_settings(os.environ.get(SETTINGS_VARIABLE), SETTINGS)
 artifacts = Artifacts.configure_at_launch()
+shown_recipe = shown_defaults(BaseModel(**given["base_model"]).profile) | given["recipe"]
 base_model = BaseModel.configure_at_launch(**given["base_model"])
 
 defs = dg.Definitions(
@@ -96,7 +97,7 @@ defs = dg.Definitions(
         "base_model": base_model,
         "selection": SelectionSettings.configure_at_launch(**given["selection"]),
         "prompt": PromptSettings.configure_at_launch(**given["prompt"]),
-        "recipe": TrainingSettings.configure_at_launch(base_model=base_model, **given["recipe"]),
+        "recipe": TrainingSettings.configure_at_launch(base_model=base_model, **shown_recipe),
         "decoding": Decoding.configure_at_launch(**given["decoding"]),
         "gate": GateProfile.configure_at_launch(**given["gate"]),
         "export": ExportSettings.configure_at_launch(**given["export"]),

@@ -7,8 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from po_assets.dag.compute import default_num_workers
 from po_assets.dag.settings import Settings
+from po_assets.errors import UserError
 from po_assets.model import BaseModel
-from po_assets.model.settings import open_field
+from po_assets.model.settings import PROFILE_VARIABLE, open_field
 
 ALL_LINEAR = "all-linear"
 
@@ -30,7 +31,12 @@ _PROFILES: dict[str, dict[str, Any]] = {
 def _as_the_profile(text: str, name: str, **bounds: Any) -> Any:
     """An open field whose description says with what the profiles fill it."""
     values = ", ".join(f"{defaults[name]:g} ({profile})" for profile, defaults in _PROFILES.items())
-    return open_field(description=f"{text} Empty: {values}.", **bounds)
+    return open_field(description=f"{text} By profile: {values}.", **bounds)
+
+
+def shown_defaults(profile: str) -> dict[str, Any]:
+    """With what the Launchpad of a code location with this profile fills open fields; nothing for a wrong one."""
+    return _PROFILES.get(profile, {})
 
 
 class TrainingSettings(Settings):
@@ -171,11 +177,29 @@ class TrainingSettings(Settings):
         """The same recipe with nothing left open, for a base model of which nothing is left open either.
 
         Raises:
-            UserError: a default of the environment is wrong, or the filled settings do not go together.
+            UserError: a default of the environment is wrong, the filled settings do not go together, or the run chose
+                another profile and kept values that the Launchpad showed for the code location's own.
         """
         model = self.base_model.resolved()
+        self._is_of(model.profile)
         given = {name: value for name, value in self.values().items() if value is not None} | {"base_model": model}
         return TrainingSettings(**{**_PROFILES[model.profile], **given})
+
+    def _is_of(self, profile: str) -> None:
+        """What was shown is what runs; so values of another profile are neither used nor replaced unsaid."""
+        own, shown = _PROFILES[profile], type(self).model_fields
+        others = [values for name, values in _PROFILES.items() if name != profile]
+        kept = {
+            name: value
+            for name, wanted in own.items()
+            if (value := shown[name].default) == getattr(self, name) != wanted and value in [v[name] for v in others]
+        }
+        if kept:
+            raise UserError(
+                f"The profile is {profile!r}, but {', '.join(f'{name} {value:g}' for name, value in kept.items())} in "
+                f"the recipe are what another profile sets. Set {', '.join(f'{name}: {own[name]:g}' for name in kept)} "
+                f"there, or values of your own, or start with {PROFILE_VARIABLE}={profile}, which shows them."
+            )
 
     @property
     def rows_per_step(self) -> int:

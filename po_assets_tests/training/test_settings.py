@@ -1,3 +1,6 @@
+import importlib.util
+import json
+import re
 from typing import Any
 
 import dagster as dg
@@ -5,7 +8,7 @@ import pytest
 
 from po_assets.errors import UserError
 from po_assets.model import BaseModel
-from po_assets.training.settings import TrainingSettings
+from po_assets.training.settings import TrainingSettings, shown_defaults
 from po_assets_tests.training.tiny_training import make_recipe
 
 
@@ -59,7 +62,7 @@ def test_what_is_open_takes_the_profiles_default():
     recipe = make_recipe({"profile": "paper", "max_length": 1024}, epochs=2.5)
     assert (recipe.epochs, recipe.learning_rate, recipe.base_model.max_length) == (2.5, 8e-5, 1024)
     shown = str(TrainingSettings.model_fields["learning_rate"].description)
-    assert "Empty: 0.002 (embedded), 8e-05 (paper)" in shown
+    assert "By profile: 0.002 (embedded), 8e-05 (paper)" in shown
 
 
 def test_a_wrong_setting_fails_a_run_before_its_first_step():
@@ -96,3 +99,51 @@ def test_settings_that_do_not_change_the_weights_are_not_in_the_digest():
     for change in ({"seed": 1}, {"rank": 8}, {"fast_path": False}, {"precision": "float32"}):
         assert make_recipe(**change).effective() != plain
     assert make_recipe({"max_length": 512}).effective() != plain
+
+
+@pytest.mark.parametrize(("profile", "epochs", "rate"), [("embedded", 0.75, 2e-3), ("paper", 4.0, 8e-5)])
+def test_the_launchpad_shows_what_the_profile_sets(
+    monkeypatch: pytest.MonkeyPatch, profile: str, epochs: float, rate: float
+):
+    """In the schema of the real job, loaded under a profile."""
+    monkeypatch.setenv("PO_PROFILE", profile)
+    place = importlib.util.find_spec("po_assets.definitions")
+    code = importlib.util.module_from_spec(place)
+    place.loader.exec_module(code)
+    resources = code.defs.resolve_job_def("product_owner_student").run_config_schema.config_type.fields["resources"]
+    shown = resources.config_type.fields["recipe"].config_type.fields["config"].config_type.fields
+    assert json.loads(shown["epochs"].default_value_as_json_str) == epochs
+    assert json.loads(shown["learning_rate"].default_value_as_json_str) == rate
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "epochs 0.75, learning_rate 0.002, gradient_accumulation 4 in the recipe are what another profile sets"),
+        ({"epochs": 1.0, "learning_rate": 1e-4, "gradient_accumulation": 2}, [1.0, 1e-4, 2]),
+        ({"epochs": 1.0, "gradient_accumulation": 12}, "Set learning_rate: 8e-05 there"),
+    ],
+)
+def test_another_profile_chosen_in_the_launchpad_is_not_trained_with_the_shown_values(
+    settings: dict[str, Any], expected: object
+):
+    """They stand there for the profile that Dagster was started with."""
+
+    @dg.op
+    def use(recipe: TrainingSettings):
+        made = recipe.resolved()
+        return [made.epochs, made.learning_rate, made.gradient_accumulation]
+
+    base_model = BaseModel.configure_at_launch()
+    recipe = TrainingSettings.configure_at_launch(base_model=base_model, **shown_defaults("embedded"))
+
+    @dg.job(resource_defs={"base_model": base_model, "recipe": recipe})
+    def train() -> None:
+        use()
+
+    resources = {"base_model": {"config": {"profile": "paper"}}, "recipe": {"config": settings}}
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=re.escape(expected)):
+            train.execute_in_process(run_config={"resources": resources})
+    else:
+        assert train.execute_in_process(run_config={"resources": resources}).output_for_node("use") == expected
