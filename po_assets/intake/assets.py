@@ -148,17 +148,17 @@ def _result(staged: StagedTable, summary: Summary, path: UPath, version: str) ->
         "dagster/row_count": summary.rows,
         "landed": summary.outcomes.total,
         "rejected": summary.outcomes.of(Outcome.REJECTED),
-        "invalid_answers": summary.invalid,
-        "scored_by_the_metric": summary.score_sources["metric"],
+        "invalid_answers": summary.counts["valid"][False],
+        "scored_by_the_metric": summary.counts["score_source"]["metric"],
         "outcomes": records_table(summary.outcomes.table()),
         "preview": records_table(summary.preview),
         "path": dg.MetadataValue.path(str(path)),
     }
     if summary.rows:
         metadata |= {
-            "formats": bar_chart(dict(summary.formats.most_common()), "Record formats"),
-            "statuses": bar_chart(dict(summary.statuses.most_common()), "Review status"),
-            "tiers": bar_chart(dict(summary.tiers.most_common()), "Tiers"),
+            "formats": bar_chart(dict(summary.counts["format"].most_common()), "Record formats"),
+            "statuses": bar_chart(dict(summary.counts["status"].most_common()), "Review status"),
+            "tiers": bar_chart({tier or "not said": n for tier, n in summary.counts["tier"].most_common()}, "Tiers"),
             "scores": histogram(summary.scores(), "Scores (declared, else the metric's)", "score"),
         }
     return dg.MaterializeResult(value=staged, data_version=dg.DataVersion(version), metadata=metadata)

@@ -4,7 +4,6 @@ Which rows are trained on, and the checks of that, belongs to `dataset`.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -104,11 +103,10 @@ class CheckedRow(NamedTuple):
     faults: list[str]
 
 
-def _checked_rows(found: Normalization) -> Iterator[CheckedRow]:
-    return (CheckedRow(row, row_faults(row)) for row in read_rows(found.layout.normalized))
-
-
-normalized_checks = AssetChecks[Normalization]("normalized_teacher", rows=_checked_rows)
+normalized_checks = AssetChecks[Normalization](
+    "normalized_teacher",
+    rows=lambda found: (CheckedRow(row, row_faults(row)) for row in read_rows(found.layout.normalized)),
+)
 
 
 @normalized_checks.register(blocking=True)

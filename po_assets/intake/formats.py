@@ -167,17 +167,7 @@ class BatchFormat:
     looks_like = "custom_id, body {messages}, response {body {choices}}"
     signs = frozenset(("custom_id", "response", "choices"))
     _envelope = (
-        "id",
-        "custom_id",
-        "method",
-        "url",
-        "body",
-        "request",
-        "params",
-        "response",
-        "result",
-        "choices",
-        "error",
+        *("id", "custom_id", "method", "url", "body", "request", "params", "response", "result", "choices", "error"),
     )
 
     def matches(self, row: Row) -> bool:
@@ -243,10 +233,15 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
         found = [one for one in read if one[2].fault(answer_needed=answer_needed) is None] or read
         known, record, parts = found[0]
         for other, second, _ in read:
-            _refuse_second_answer(known, record, other, second)
+            documents = (second.vision_yaml, second.review_yaml)
+            _refuse_second_answer(known, record, f"as {other.name} ({other.looks_like})", documents)
         if fault := parts.fault(answer_needed=answer_needed):
             raise fault
-        _refuse_other_text(known, record, row, parts.read)
+        # A whole answer under a key that the row's format does not read is a second one, too.
+        for key in (*_FINISHED, "chosen"):
+            if key not in parts.read and is_answer(row, key) and not (answer := parse_answer(row[key])).missing:
+                documents = (answer.vision_yaml or "", answer.review_yaml or "")
+                _refuse_second_answer(known, record, f"in {key}", documents)
         refuse_flags(record.metadata, "metadata.")
         refuse_nested_ends(record.metadata, "metadata")
         _refuse_bad_answer(row)
@@ -285,35 +280,18 @@ def _read(known: RecordFormat, row: Row) -> tuple[TeacherRecord, Parts]:
     return record, parts
 
 
-def _refuse_other_text(known: RecordFormat, record: TeacherRecord, row: Row, read: set[str]) -> None:
-    """A whole answer under a key that the row's format does not read is a second one, too."""
-    for key in (*_FINISHED, "chosen"):
-        if key in read or not is_answer(row, key):
-            continue
-        other = parse_answer(row[key])
-        pairs = ((record.vision_yaml, other.vision_yaml), (record.review_yaml, other.review_yaml))
-        if not other.missing and any(one.strip() != (two or "").strip() for one, two in pairs if one):
-            raise Rejected(
-                Reason.AMBIGUOUS,
-                f"the row holds two answers that differ, as {known.name} ({known.looks_like}) and in {key}; "
-                "leave one of them",
-            )
-
-
 def _refuse_bad_answer(row: Row) -> None:
     """A `completion` may have a `label`, for trainers that learn from bad answers, too."""
     if row.get("label") is False and "completion" in row:
         raise Rejected(Reason.WEIGHT_0, "label is False: the row says that its answer is a bad one; delete the line")
 
 
-def _refuse_second_answer(
-    known: RecordFormat, first: TeacherRecord, other: RecordFormat, second: TeacherRecord
-) -> None:
-    """A row in which two formats read different answers is ambiguous; what only one of them reads is no conflict."""
-    pairs = ((first.vision_yaml, second.vision_yaml), (first.review_yaml, second.review_yaml))
+def _refuse_second_answer(known: RecordFormat, record: TeacherRecord, where: str, other: tuple[str, str]) -> None:
+    """A row that holds different answers is ambiguous; a document that stands in only one of them is no conflict."""
+    pairs = zip((record.vision_yaml, record.review_yaml), other, strict=True)
     if any(one.strip() != two.strip() for one, two in pairs if one and two):
         raise Rejected(
             Reason.AMBIGUOUS,
-            f"the row holds two answers that differ, as {known.name} ({known.looks_like}) and as {other.name} "
-            f"({other.looks_like}); leave one of them",
+            f"the row holds two answers that differ, as {known.name} ({known.looks_like}) and {where}; "
+            "leave one of them",
         )

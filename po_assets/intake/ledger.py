@@ -1,7 +1,9 @@
 """The row ledger: one row for every landed line, with its outcome and why.
 
-`normalized_teacher` opens it (rejected, or for the time being kept), `supervised_dataset` closes it. This module holds
-the ledger's vocabulary, its rows and the counting of outcomes from the file; deciding belongs to those who decide.
+`normalized_teacher` opens it (rejected, or for the time being kept), `supervised_dataset` closes it. `reason` is short
+and the same for all rows of its kind; `detail` says it in a sentence for this row; `note` is what had to be decided on
+the way (a missing score computed, a concept derived) and stays whatever the outcome. Deciding belongs to those who
+decide; here are the vocabulary and the counting of outcomes from the file.
 """
 
 from collections import Counter
@@ -33,36 +35,6 @@ class Outcome(StrEnum):
     INVALID_TARGET = "invalid_target"
     OVER_LENGTH = "over_length"
     OVER_MAX_SAMPLES = "over_max_samples"
-
-
-def ledger_row(
-    *,
-    file: str,
-    line: int,
-    record_id: str,
-    format_name: str | None,
-    outcome: Outcome,
-    reason: str = "",
-    detail: str = "",
-    note: str = "",
-    decided_by: str = OPENED_BY,
-) -> dict[str, Any]:
-    """One row of the ledger.
-
-    `reason` is short and the same for all rows of its kind; `detail` says it in a sentence for this row; `note` is what
-    had to be decided on the way (a missing score computed, a concept derived) and stays whatever the outcome.
-    """
-    return {
-        "file": file,
-        "line": line,
-        "record_id": record_id,
-        "format": format_name,
-        "outcome": outcome.value,
-        "reason": str(reason),
-        "detail": detail,
-        "note": note,
-        "decided_by": decided_by,
-    }
 
 
 @dataclass

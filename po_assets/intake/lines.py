@@ -185,7 +185,8 @@ def _unreadable(text: bytes, opening: bytes, error: orjson.JSONDecodeError) -> R
         return Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
     if rejected := _unusable_numbers(decoded):
         return rejected
-    place = f"{error.msg.split(':')[0]} at character {error.pos + 1}: {_around(decoded, error.pos)}"
+    start = max(0, error.pos - _SNIPPET // 2)
+    place = f"{error.msg.split(':')[0]} at character {error.pos + 1}: {decoded[start : start + _SNIPPET]!r}"
     start_of_file = opening.removeprefix(_BYTE_ORDER_MARK).lstrip().decode(errors="replace")
     hint = _ONE_A_LINE.get(start_of_file[:2].rstrip(), "")
     if text.startswith(b"{") and text.endswith(b"},"):
@@ -215,8 +216,19 @@ def _unusable_numbers(text: str) -> Rejected | None:
         found.extend(f"{key[:_SNIPPET]} {fault}" for key, value in pairs for fault in _unusable_in(value))
         return dict(pairs)
 
+    def bounded(number: str, said: str) -> _UnusableNumber | None:
+        return (
+            None if math.isfinite(float(number)) else _UnusableNumber(f"{said}, which is more than a number can hold")
+        )
+
     try:
-        row = json.loads(text, parse_constant=_constant, parse_int=_integer, parse_float=_real, object_pairs_hook=note)
+        row = json.loads(
+            text,
+            parse_constant=lambda name: _UnusableNumber(f"{name}, which is not a JSON number"),
+            parse_int=lambda digits: bounded(digits, f"an integer of {len(digits.lstrip('-')):,} digits"),
+            parse_float=lambda number: bounded(number, number[:_SNIPPET]),
+            object_pairs_hook=note,
+        )
     except (ValueError, RecursionError):
         return None
     score = row.get("score") if isinstance(row, dict) else None
@@ -237,22 +249,6 @@ def _unusable_in(value: object) -> Iterator[str]:
     while isinstance(value, list):
         yield from (f"holds {item}" for item in value if isinstance(item, _UnusableNumber))
         value = [child for item in value if isinstance(item, list) for child in item] or None
-
-
-def _constant(name: str) -> _UnusableNumber:
-    return _UnusableNumber(f"{name}, which is not a JSON number")
-
-
-def _integer(digits: str) -> _UnusableNumber | None:
-    if math.isfinite(float(digits)):
-        return None
-    return _UnusableNumber(f"an integer of {len(digits.lstrip('-')):,} digits, which is more than a number can hold")
-
-
-def _real(number: str) -> _UnusableNumber | None:
-    if math.isfinite(float(number)):
-        return None
-    return _UnusableNumber(f"{number[:_SNIPPET]}, which is more than a number can hold")
 
 
 def _refuse_duplicate_keys(text: bytes) -> None:
@@ -291,11 +287,6 @@ def _nesting(value: object) -> int:
 def _kind(value: object) -> str:
     names = {list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def _around(text: str, position: int) -> str:
-    start = max(0, position - _SNIPPET // 2)
-    return repr(text[start : start + _SNIPPET])
 
 
 def named(character: str) -> str:

@@ -30,15 +30,8 @@ _READ = frozenset(
 _CUT = ("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete")
 _STOPPED = ("content_filter", "refusal", "safety", "error", "recitation", "blocklist", "prohibited_content")
 _WEIGHTS = (
-    "weight",
-    "sample_weight",
-    "loss_weight",
-    "train",
-    "trainable",
-    "training",
-    "train_on_turn",
-    "loss",
-    "loss_mask",
+    *("weight", "sample_weight", "loss_weight", "loss", "loss_mask"),
+    *("train", "trainable", "training", "train_on_turn"),
 )
 _REASONS = re.compile(r"(?:\w*_)?(?:finish|stop|done)_reasons?|(?:finish|stop)Reason")
 _ENDS = re.compile(rf"{_REASONS.pattern}|(?:is_|was_)?truncated")

@@ -94,7 +94,6 @@ def normalize(line: Line, status_aliases: Mapping[str, str] = STATUS_ALIASES) ->
     """
     format_name, record = read_record(read_object(line.data, line.length, line.opening))
     try:
-        _refuse_control_characters(record)
         declared, score_note = read_score(record.declared_score)
         record, requirements, status, status_note = _read_documents(record, status_aliases)
     except Rejected as rejected:
@@ -146,24 +145,13 @@ def read_score(value: Any) -> tuple[float | None, str]:
     """
     if value is None:
         return None, ""
-    note = ""
-    number = value
-    if isinstance(value, str):
-        if not _NUMBER.fullmatch(value.strip()):
-            raise _bad_score(value)
-        number = float(value)
-        note = f"the declared score is text ({value!r:.40}) and was read as a number"
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise _bad_score(value)
-    if not 0 <= number <= 1:  # neither is NaN
-        raise _bad_score(value)
+    number, note = value, ""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        number, note = float(value), f"the declared score is text ({value!r:.40}) and was read as a number"
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:  # neither is NaN
+        said = f"the declared score is {value!r:.60}, a number from 0 to 1 is expected; correct or remove it"
+        raise Rejected(Reason.BAD_SCORE, said)
     return float(number), note
-
-
-def _bad_score(value: object) -> Rejected:
-    return Rejected(
-        Reason.BAD_SCORE, f"the declared score is {value!r:.60}, a number from 0 to 1 is expected; correct or remove it"
-    )
 
 
 def _read_documents(
@@ -174,6 +162,8 @@ def _read_documents(
     Raises:
         Rejected: names every document that does not read, or what is wrong with the status or the requirements.
     """
+    if "\x00" in record.concept:  # YAML refuses control characters by itself; in a concept some tokenizers trip over it
+        raise Rejected(Reason.SCHEMA, "the concept holds a NUL character; remove it")
     documents = (record.requirements_yaml, record.vision_yaml, record.review_yaml)
     readings = [read_yaml(text) for text in documents]
     errors = [
@@ -256,12 +246,6 @@ def _holds_anything(value: object) -> bool:
     return value not in (None, "")
 
 
-def _refuse_control_characters(record: TeacherRecord) -> None:
-    # YAML refuses control characters by itself; in a concept a NUL would pass every reader but some tokenizers.
-    if "\x00" in record.concept:
-        raise Rejected(Reason.SCHEMA, "the concept holds a NUL character; remove it")
-
-
 def line_id(line: bytes) -> str:
     """The record id of a landed line: a digest of its bytes, so that it is the same wherever the line lands."""
     return hashlib.blake2b(line.strip(), digest_size=8).hexdigest()
@@ -281,7 +265,7 @@ def input_digest(concept: str, requirements: str | dict[Any, Any], existing_visi
     if existing_vision_yaml.strip():
         existing = read_yaml(existing_vision_yaml).value
         canonical.append(_canonical(existing) if existing else folded(existing_vision_yaml))
-    return _digest(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS))
+    return hashlib.blake2b(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
 
 
 def content_digest(concept: str, requirements_yaml: str, vision_yaml: str, review_yaml: str, key: bytes) -> bytes:
@@ -312,13 +296,6 @@ def _scalar(value: object) -> str:
 def folded(text: str) -> str:
     """A text without what hides that it is the same: case, white space, Unicode forms, look-alike letters."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", _UNSEEN.sub(_space_or_nothing, text)).translate(_LATIN_LOOK_ALIKES)
+        seen = _UNSEEN.sub(lambda match: " " if match[0].isspace() else "", text)
+        text = unicodedata.normalize("NFKC", seen).translate(_LATIN_LOOK_ALIKES)
     return " ".join(text.casefold().split())
-
-
-def _space_or_nothing(match: re.Match[str]) -> str:
-    return " " if match[0].isspace() else ""
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

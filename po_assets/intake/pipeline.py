@@ -5,7 +5,7 @@ be imported here. How one line is read belongs to `normalization`; what Dagster 
 """
 
 import base64
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from po_assets.intake.landing import Source, snapshot_lines
-from po_assets.intake.ledger import Outcome, OutcomeCounts, ledger_row
+from po_assets.intake.ledger import OPENED_BY, Outcome, OutcomeCounts
 from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import line_id, normalize
 from po_assets.product_owner.contract import STATUS_ALIASES
@@ -23,6 +23,7 @@ from po_assets.storage.workers import group, map_blocks
 
 PREVIEW_ROWS = 5
 _SCORE_STEPS = 1000
+_COUNTED = ("format", "status", "tier", "score_source", "valid")
 
 
 @dataclass
@@ -30,49 +31,34 @@ class Summary:
     """What the pass found, for people."""
 
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
-    formats: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[str] = field(default_factory=Counter)
-    tiers: Counter[str] = field(default_factory=Counter)
-    score_sources: Counter[str] = field(default_factory=Counter)
-    score_steps: Counter[int] = field(default_factory=Counter)
-    """Rows by score in thousandths, so that the distribution costs constant memory."""
-    invalid: int = 0
+    counts: dict[str, Counter[Any]] = field(default_factory=lambda: defaultdict(Counter))
+    """Rows by the values of `_COUNTED`; of scores by thousandths, so that the distribution costs constant memory."""
     preview: list[dict[str, object]] = field(default_factory=list)
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Count one normalized row."""
-        self.formats[row["format"]] += 1
-        self.statuses[row["status"]] += 1
-        self.tiers[row["tier"] or "not said"] += 1
-        self.score_sources[row["score_source"]] += 1
-        self.score_steps[round(row["score"] * _SCORE_STEPS)] += 1
-        self.invalid += not row["valid"]
+        for column in _COUNTED:
+            self.counts[column][row[column]] += 1
+        self.counts["score"][round(row["score"] * _SCORE_STEPS)] += 1
         if len(self.preview) < PREVIEW_ROWS:
             self.preview.append({key: row[key] for key in ("file", "line", "format", "status", "score", "concept")})
 
     def merge(self, other: "Summary") -> None:
         """Add what another block of rows held."""
         self.outcomes.merge(other.outcomes)
-        for mine, theirs in (
-            (self.formats, other.formats),
-            (self.statuses, other.statuses),
-            (self.tiers, other.tiers),
-            (self.score_sources, other.score_sources),
-        ):
-            mine.update(theirs)
-        self.score_steps.update(other.score_steps)
-        self.invalid += other.invalid
+        for column, counts in other.counts.items():
+            self.counts[column].update(counts)
         self.preview += other.preview[: PREVIEW_ROWS - len(self.preview)]
 
     @property
     def rows(self) -> int:
         """Normalized rows."""
-        return self.formats.total()
+        return self.counts["format"].total()
 
     def scores(self, limit: int = 20_000) -> list[float]:
         """The scores to a thousandth, thinned out evenly where there are more than `limit`, for a histogram."""
-        every = max(1, -(-self.score_steps.total() // limit))
-        steps = (step for step, count in sorted(self.score_steps.items()) for _ in range(count))
+        every = max(1, -(-self.counts["score"].total() // limit))
+        steps = (step for step, count in sorted(self.counts["score"].items()) for _ in range(count))
         return [step / _SCORE_STEPS for number, step in enumerate(steps) if number % every == 0]
 
 
@@ -169,13 +155,14 @@ def _reject(written: WrittenBlock, line: Line, rejected: Rejected) -> None:
 
 
 def _enter(written: WrittenBlock, line: Line, format_name: str | None, outcome: Outcome, **texts: str) -> None:
-    row = ledger_row(
-        file=line.file,
-        line=line.number,
-        record_id=line_id(line.data),
-        format_name=format_name,
-        outcome=outcome,
-        **texts,
-    )
+    row = {
+        "file": line.file,
+        "line": line.number,
+        "record_id": line_id(line.data),
+        "format": format_name,
+        "outcome": outcome.value,
+        **{name: texts.get(name, "") for name in ("reason", "detail", "note")},
+        "decided_by": OPENED_BY,
+    }
     written.ledger.append(orjson.dumps(row))
     written.summary.outcomes.add(row)

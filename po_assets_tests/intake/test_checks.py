@@ -12,9 +12,9 @@ from po_assets.dag import Artifacts, JsonlIOManager
 from po_assets.errors import UserError
 from po_assets.intake.assets import IntakeSettings, normalized_teacher, raw_teacher
 from po_assets.intake.checks import teacher_checks
-from po_assets.product_owner import build_prompt, format_answer, score_product_owner
+from po_assets.product_owner import score_product_owner
 from po_assets.storage import Layout, read_manifest, read_rows
-from po_assets_tests.intake.landed_rows import land, prompt_output_row, teacher_row
+from po_assets_tests.intake.landed_rows import land, teacher_row
 from po_assets_tests.intake.test_landing import lock, odd_entries
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
@@ -22,7 +22,7 @@ METRIC = score_product_owner(REQUIREMENTS, VISION, REVIEW).total
 GOOD = teacher_row(score=METRIC)
 
 
-def run(layout: Layout, selection: list[Any] | None = None, **policy: Any) -> dg.ExecuteInProcessResult:
+def run(layout: Layout, selection: Any = None, **policy: Any) -> dg.ExecuteInProcessResult:
     """Materialize both assets with their checks, or only what is selected."""
     artifacts = Artifacts(root=str(layout.root))
     return dg.materialize(
@@ -53,24 +53,12 @@ def failure_message(result: dg.ExecuteInProcessResult, step: str) -> str:
     """What a failed step says."""
     (event,) = (event for event in result.get_step_failure_events() if event.step_key == step)
     error = event.step_failure_data.error
-    assert error is not None
     return error.message
 
 
-def recheck(layout: Layout, **policy: Any) -> dict[str, dg.AssetCheckEvaluation]:
+def recheck(layout: Layout) -> dict[str, dg.AssetCheckEvaluation]:
     """Run the checks of normalized_teacher alone, on the files as they stand."""
-    artifacts = Artifacts(root=str(layout.root))
-    result = dg.materialize(
-        [raw_teacher, normalized_teacher, *teacher_checks],
-        selection=dg.AssetSelection.checks_for_assets(normalized_teacher),
-        resources={
-            "artifacts": artifacts,
-            "io_manager": JsonlIOManager(artifacts=artifacts),
-            "selection": IntakeSettings(**policy),
-        },
-        raise_on_error=False,
-    )
-    return evaluations(result)
+    return evaluations(run(layout, dg.AssetSelection.checks_for_assets(normalized_teacher)))
 
 
 def test_good_rows_pass_every_check(tmp_path: Path) -> None:
@@ -110,9 +98,6 @@ def test_manifests_tie_the_tables_together(tmp_path: Path) -> None:
     layout = land(tmp_path, a=[GOOD])
     run(layout)
     raw, normalized, ledger = (read_manifest(path) for path in (layout.raw, layout.normalized, layout.ledger))
-    assert raw
-    assert normalized
-    assert ledger
     assert normalized.inputs == {"raw_teacher": raw.sha256}
     assert ledger.inputs == {"raw_teacher": raw.sha256, "normalized_teacher": normalized.sha256}
     assert raw.extra["sources"][0]["rows"] == 1
@@ -251,14 +236,6 @@ def test_a_difference_within_the_tolerance_is_none(tmp_path: Path) -> None:
     assert evaluations(run(layout, score_tolerance=0.03))["declared_scores_match_metric"].passed
 
 
-def test_missing_scores_are_counted(tmp_path: Path) -> None:
-    """They are computed, and said to be."""
-    row = {"prompt": build_prompt("c", REQUIREMENTS), "response": format_answer(VISION, REVIEW)}
-    found = evaluations(run(land(tmp_path, a=[row, GOOD])))["declared_scores_match_metric"]
-    assert found.passed
-    assert found.description.endswith("1 row declares none; the metric's score stands in.")
-
-
 def test_ledger_balances_fails_when_a_landed_line_has_no_row(tmp_path: Path) -> None:
     """It counts the lines of the files, not what somebody counted."""
     layout = land(tmp_path, a=[GOOD, GOOD, GOOD])
@@ -339,8 +316,6 @@ def test_the_aliases_of_statuses_are_a_setting(tmp_path: Path) -> None:
     result = run(layout, status_aliases={"off": "aligned"}, max_rejected_share=1)
     assert result.asset_materializations_for_node("normalized_teacher")[0].metadata["rejected"].value == 1
     after = read_manifest(layout.normalized)
-    assert before
-    assert after
     assert before.config != after.config
     with pytest.raises(UserError, match="'fine' must be one of aligned, needs_adjustment, conflicts"):
         IntakeSettings(status_aliases={"ok": "fine"})
@@ -353,15 +328,3 @@ def test_a_wrong_setting_is_refused_with_its_name(setting: dict[str, Any]) -> No
     """Before anything runs; unknown names are wrong too."""
     with pytest.raises(Exception, match=next(iter(setting))):
         IntakeSettings(**setting)
-
-
-def test_prompt_output_rows_with_flattering_scores_are_found(tmp_path: Path) -> None:
-    """Fault 3 of the manual process: hand-made rows declared 0.85 to 0.90 where the metric gives 0.64 to 0.72."""
-    flat = "FR001: Enable several users to edit\nFR002: Sync documents to a cloud drive"
-    review = REVIEW.replace("NFR001", "FR002").replace("C001", "FR001")
-    row = prompt_output_row({"requirements": flat, "review": review}, score=0.89)
-    found = evaluations(run(land(tmp_path, a=[GOOD] * 9 + [row])))["declared_scores_match_metric"]
-    assert not found.passed
-    (offender,) = table(found)
-    assert (offender["file"], offender["line"], offender["declared"]) == ("a.jsonl", 10, 0.89)
-    assert offender["metric"] <= 0.75

@@ -173,18 +173,6 @@ def test_rejected_lines_stand_verbatim_in_the_quarantine(tmp_path: Path) -> None
     assert "text" not in second
 
 
-def test_a_corrected_quarantined_line_lands(tmp_path: Path) -> None:
-    """The way out that rejected_share names works."""
-    layout = land(tmp_path, a=[teacher_row(score=2)])
-    normalized(layout)
-    (rejected,) = read_rows(layout.rejected)
-    repaired = json.loads(rejected["text"]) | {"score": 0.9}
-    land(tmp_path, a=[repaired])
-    _, summary = normalized(layout)
-    assert summary.outcomes.by_outcome() == {"kept": 1}
-    assert not layout.rejected.read_bytes()
-
-
 def test_a_quarantined_line_is_corrected_in_a_new_file(tmp_path: Path) -> None:
     """As rejected_share says: land it anew, delete it from the old file; bytes that are no text come back exactly."""
     latin = encode(teacher_row({"concept": "A café planner"})).decode().encode("latin-1")
