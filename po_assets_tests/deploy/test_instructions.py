@@ -11,11 +11,11 @@ TEXTS = ("docs/scale.md", "deploy/ray/README.md")
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_extras_are_installed_as_make_setup_does(name: str) -> None:
-    """Pinned, from the repository (the package is on no registry), editable (a copy would move the artifact root)."""
+def test_extras_are_installed_by_make_setup(name: str) -> None:
+    """By hash; and never the package by its name, which is on no registry."""
     text = (REPOSITORY / name).read_text()
     known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (extras,) = re.findall(r"\.venv/bin/pip install --constraint constraints\.txt --editable '\.\[(.+)\]'", text)
+    (extras,) = re.findall(r"^ +make setup EXTRAS=(\S+)$", text, re.MULTILINE)
     assert "s3" in extras.split(",")  # both texts use s3://
     assert set(extras.split(",")) <= set(known)
     assert "po-assets[" not in text

@@ -21,8 +21,6 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from po_assets.dag.compute import gpus_per_step, op_tags
 from po_assets.errors import UserError
@@ -303,23 +301,21 @@ def test_the_image_copies_what_is_there() -> None:
         assert source in kept, source
 
 
-def test_the_image_installs_pinned_packages_and_not_the_project_by_name(tmp_path: Path) -> None:
-    """What the Dockerfile's own command hands to pip: the project is not there yet, and on PyPI the name is anybody's."""
-    for file in ("pyproject.toml", "constraints.txt"):
-        shutil.copy(REPOSITORY / file, tmp_path)
-    dockerfile = (FOLDER / "Dockerfile").read_text().replace("\\\n", "")
-    (command,) = re.findall(r"^RUN (python -c .* > requirements\.txt) +&& pip install ", dockerfile, re.MULTILINE)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(["bash", "-c", command], cwd=tmp_path, env={"PATH": path}, check=True)
-    lines = (tmp_path / "requirements.txt").read_text().splitlines()
-    names = {canonicalize_name(Requirement(line).name) for line in lines}
-    constraints = (tmp_path / "constraints.txt").read_text().splitlines()
-    pinned = {canonicalize_name(name) for name, mark, _ in (line.partition("==") for line in constraints) if mark}
-    assert "po-assets" not in names
-    assert names - pinned == set()
-    # The GPU's quantization, the launcher, the instance's database, the object store, several workers in one pod.
-    assert {"torch", "bitsandbytes", "dagster-k8s", "dagster-postgres", "s3fs", "ray"} <= names
-    assert "--constraint constraints.txt --requirement requirements.txt" in dockerfile
+def test_the_image_installs_sets_by_hash_and_builds_from_what_it_copies(tmp_path: Path) -> None:
+    """The GPU's quantization, the launcher, the database, the store, workers in a pod; and a wheel of the context alone."""
+    dockerfile = (FOLDER / "Dockerfile").read_text()
+    assert re.findall(r"pip install (.*)", dockerfile) == ["--no-deps --no-build-isolation ."]
+    assert "RUN sh deploy/install.sh python run cuda fast kubernetes postgres ray s3\n" in dockerfile
+    for sources, target in re.findall(r"^COPY (?!--from)(.+) (\S+)$", dockerfile, re.MULTILINE):
+        for source in sources.split():
+            if (REPOSITORY / source).is_dir():
+                shutil.copytree(REPOSITORY / source, tmp_path / target)
+            else:
+                (tmp_path / target).mkdir(parents=True, exist_ok=True)
+                shutil.copy(REPOSITORY / source, tmp_path / target)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", tmp_path / "out", tmp_path], check=True)
+    assert len([*(tmp_path / "out").glob("po_assets-*.whl")]) == 1
 
 
 @pytest.mark.parametrize("gpus", ["0.5", "0.01"])

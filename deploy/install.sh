@@ -1,0 +1,51 @@
+#!/bin/sh
+# Install sets of requirements.lock (`run`, an extra, one package's name), each file compared with its sha256:
+#   deploy/install.sh .venv/bin/python run s3
+# TRUST='torch …' (or all) takes these packages as the index has them, in the locked version.
+set -eu
+lock=$(dirname "$0")/../requirements.lock
+python=$1
+shift
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+
+install() {
+  for set; do
+    grep -Eq "^$set==| # (.* )?$set( |$)" "$lock" || {
+      echo "error: There is no extra or package '$set' in $lock." >&2
+      exit 1
+    }
+  done
+  sets=$(printf '%s|' "$@")
+  sets=${sets%|}
+  trusted=$(echo ${TRUST:-none} | sed 's/^all$/.*/; s/ /|/g')
+  grep -E "^($sets)==| # (.* )?($sets)( |$)" "$lock" > "$temporary/all"
+  grep -Ev "^($trusted)==" "$temporary/all" > "$temporary/locked" || true
+  grep -E "^($trusted)==" "$temporary/all" | sed 's/ --hash=[^ ]*//g' > "$temporary/trusted" || true
+  # pip would take a file with a listed digest before a build for CPUs in a folder (PIP_FIND_LINKS); so that comes first.
+  grep '^torch==' "$temporary/locked" > "$temporary/torch" || true
+  pip --no-index --only-binary :all: --require-hashes --requirement "$temporary/torch"
+  pip --only-binary :all: --require-hashes --requirement "$temporary/locked"
+  pip --requirement "$temporary/trusted"
+}
+
+pip() {
+  for last; do :; done
+  test -s "$last" || return 0
+  "$python" -m pip install --quiet --no-deps "$@" 2> "$temporary/said" || {
+    ! { test "$1" = --no-index && grep -q 'No matching distribution' "$temporary/said"; } || return 0
+    cat "$temporary/said" >&2
+    ! grep -q 'DO NOT MATCH THE HASHES' "$temporary/said" || echo "error: The package index has another file of the" \
+      "package named above than requirements.lock (Linux on x86_64 or aarch64, macOS on arm64; Python 3.11 to 3.14), so" \
+      "nothing was installed. If it is to be another, as a PyTorch built for your machine is, run this again with" \
+      "TRUST=torch (or TRUST=all); if not, somebody may have changed it: use another index." >&2
+    exit 1
+  }
+}
+
+install "$@"
+# A PyTorch that is not built for CPUs only needs NVIDIA's libraries.
+if "$python" -c 'import importlib.metadata as m, sys
+sys.exit(sys.platform != "linux" or "nvidia" not in " ".join(m.requires("torch")))' 2> /dev/null; then
+  install cuda
+fi
