@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -16,6 +17,8 @@ from upath import UPath
 from po_assets.dag import JsonlIOManager, user_errors_fail_the_step
 from po_assets.dag.artifacts import Artifacts
 from po_assets.storage import Layout, atomic_directory, replace_file, stage_lines
+from po_assets_tests.automation.live import dagster_dev
+from po_assets_tests.automation.workplace import make_workplace
 
 SMALL = 2_000_000
 
@@ -58,7 +61,9 @@ def test_a_full_artifact_disk_is_one_sentence_and_the_old_artifact_stays(small_d
                 (staging / "weights").write_bytes(b"x" * 2 * SMALL)
     said = str(failed.value.description)
     assert said.startswith(f"The disk of '{target}' is full (")
-    assert "MB free" in said
+    needed = re.search(r"\((\d\.\d) MB free, more than (\d\.\d) MB needed\)", said)
+    assert needed, said
+    assert 1.0 <= float(needed[2]) <= 2.1  # what went onto the disk before it was full
     assert "Make room there, or set PO_ARTIFACTS_ROOT" in said
     assert files_below(small_disk) == before
     assert writer == "folder" or target.read_text() == "old"
@@ -111,12 +116,17 @@ except dg.Failure as failure:
 """
 
 
+def opened(folder: Path) -> None:
+    """Let others come to a folder of this test: pytest's own folders are private."""
+    for parent in folder.parents:
+        if stat.S_IMODE(parent.stat().st_mode) == 0o700:
+            parent.chmod(0o755)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_folder_of_another_user_is_one_sentence_that_names_both(small_disk: Path) -> None:
     """Who may not write, and whose folder it is."""
-    for folder in small_disk.parents:
-        if stat.S_IMODE(folder.stat().st_mode) == 0o700:  # pytest's own folders are private
-            folder.chmod(0o755)
+    opened(small_disk)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", AS_NOBODY, str(small_disk)], capture_output=True, text=True, check=True
     )
@@ -142,3 +152,95 @@ def test_a_history_that_cannot_be_kept_is_one_sentence(small_disk: Path, fault: 
     assert ("needs up to 50 MB. Make room" if fault == "full" else os.strerror(errno.EROFS)) in said
     assert files_below(small_disk) == []
     assert not root.exists()
+
+
+ANYTHING_AS_NOBODY = """
+import os, runpy, sys
+import po_assets.automation.run, po_assets.definitions
+from po_assets import cli
+from po_assets.storage import history
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("what", ["the folder", "its databases"])
+def test_a_history_of_another_user_is_one_sentence(tmp_path: Path, what: str) -> None:
+    """As after a run with sudo; asked of the command, and of what `make ui` asks first."""
+    home, root = tmp_path / "home", tmp_path / "artifacts"
+    (home / "history").mkdir(parents=True)
+    (home / "history" / "runs.db").touch()
+    for path in (root, *([home, home / "history"] if what == "its databases" else [])):
+        path.mkdir(exist_ok=True)
+        os.chown(path, 65534, 65534)
+    opened(home)
+    before = files_below(tmp_path)
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "PO_ARTIFACTS_ROOT": str(root), "HOME": str(root)}
+    for command in (
+        "sys.exit(cli.main(['run']))",
+        "runpy.run_path(history.__file__, run_name='__main__')",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", ANYTHING_AS_NOBODY + command],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        assert done.returncode == 1, said
+        assert "Traceback" not in said
+        closed = home if what == "the folder" else home / "history" / "runs.db"
+        assert f"{closed}" in said
+        assert f"'{closed}' belongs to user 0. Get the right to write there" in said
+        assert "or set DAGSTER_HOME to a folder of your own" in said
+        assert files_below(tmp_path) == before
+
+
+def test_a_step_does_not_start_where_the_history_has_no_room_for_it(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails while Dagster can still write that down, instead of in the middle of Dagster's own writing."""
+    (small_disk / "history").mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(small_disk))
+    done = []
+
+    @dg.asset
+    @user_errors_fail_the_step()
+    def step() -> None:
+        done.append(True)
+
+    (event,) = dg.materialize([step], raise_on_error=False).get_step_failure_events()
+    error = event.step_failure_data.user_failure_data
+    assert error is not None
+    assert error.description == (
+        f"DAGSTER_HOME {small_disk} has 2 MB of free disk, and Dagster's history needs up to 10 MB. Make room, or set "
+        "DAGSTER_HOME to a folder of your own on another disk."
+    )
+    assert not done
+
+
+FAILURES = """query($id: ID!) {logsForRun(runId: $id){... on EventConnection{events{
+... on ExecutionStepFailureEvent{stepKey failureMetadata{description} error{message}}}}}}"""
+
+
+@pytest.mark.slow
+def test_a_history_disk_that_fills_while_the_ui_is_open_is_one_sentence(tmp_path: Path) -> None:
+    """`dagster dev` goes on, and its page of the run says which path, how much is needed and what to do."""
+    place = make_workplace(tmp_path / "place")
+    settings = (place.home / "dagster.yaml").read_text()
+    _mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place.home))
+    try:
+        (place.home / "dagster.yaml").write_text(settings)
+        with dagster_dev(place) as server:
+            free = shutil.disk_usage(place.home).free
+            (place.home / "filler").write_bytes(b"x" * (free - 8_000_000))
+            run = server.launch("product_owner_student")
+            server.wait(
+                "the run to end", lambda: {r["runId"]: r["status"] for r in server.runs()}[run] == "FAILURE", 400
+            )
+            events = server.ask(FAILURES, id=run)["logsForRun"]["events"]
+        said = [event["failureMetadata"]["description"] for event in events if event.get("failureMetadata")]
+        assert said
+        assert all(f"DAGSTER_HOME {place.home} has " in text for text in said), said
+        assert all("needs up to 10 MB. Make room, or set DAGSTER_HOME" in text for text in said)
+        assert not (place.root / "distillation").exists() or files_below(place.root / "distillation") == []
+    finally:
+        subprocess.run(["umount", "--lazy", str(place.home)], check=True)

@@ -8,11 +8,9 @@ import argparse
 import contextlib
 import os
 import shlex
-import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,11 +39,8 @@ from po_assets.errors import UserError
 from po_assets.evaluation.gate import gate_sentence, gate_table
 from po_assets.model import BaseModel, require_hardware
 from po_assets.storage import Layout, LockedError
+from po_assets.storage.history import OF_A_RUN, history_fault
 from po_assets.text import say
-
-_HISTORY_BYTES = 50_000_000
-"""What Dagster's history of a run may take, with room to spare."""
-
 
 CodeLocation = Callable[[], ModuleType]
 """Loads `po_assets.definitions`, which is above this package."""
@@ -183,21 +178,8 @@ def _find_instance() -> None:
             f"{HOME_VARIABLE} is {given!r}; it has to be an absolute path, {str(home.resolve())!r} for example."
         )
     os.environ[HOME_VARIABLE] = str(home)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home) as probe:
-            probe.write(b"x")
-        free = shutil.disk_usage(home).free
-    except OSError as error:
-        raise UserError(
-            f"{HOME_VARIABLE} {home} cannot be written to ({error.strerror or error}), and Dagster keeps its history "
-            f"there. Get the right to write there, or set {HOME_VARIABLE} to another folder."
-        ) from error
-    if free < _HISTORY_BYTES:
-        raise UserError(
-            f"{HOME_VARIABLE} {home} has {free / 1e6:.0f} MB of free disk, and Dagster's history needs up to "
-            f"{_HISTORY_BYTES / 1e6:.0f} MB. Make room, or set {HOME_VARIABLE} to a folder on another disk."
-        )
+    if fault := history_fault(home, OF_A_RUN):
+        raise UserError(fault)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ import dagster as dg
 from po_assets.dag.verdict import CannotJudge, Severity, Verdict, to_check_result
 from po_assets.errors import UserError
 from po_assets.storage import disk_fault
+from po_assets.storage.history import step_history_fault
 
 Evidence = TypeVar("Evidence")
 _CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
@@ -40,8 +41,11 @@ _CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
 def user_errors_fail_the_step() -> Iterator[None]:
     """A `UserError` inside the block fails the step with its sentence and is not tried again: nothing would change.
 
-    So does a disk that is full or cannot be written to. Also a decorator, put between `@dg.asset` and the function.
+    So does a disk that is full or cannot be written to, and one that has no room for Dagster's own record of the step.
+    Also a decorator, put between `@dg.asset` and the function.
     """
+    if fault := step_history_fault():
+        raise dg.Failure(description=fault, allow_retries=False)
     try:
         yield
     except UserError as error:

@@ -49,7 +49,7 @@ def atomic_file(path: UPath | Path) -> Iterator[BinaryIO]:
     """Open a binary file that replaces `path` when the block ends well, and vanishes when it raises."""
     staging = staging_path(path)
     try:
-        with full_disk_named(path), staging.open("wb") as file:
+        with full_disk_named(path, staging), staging.open("wb") as file:
             yield file
             file.flush()
             if is_local(path):
@@ -76,7 +76,7 @@ def atomic_directory(path: UPath | Path) -> Iterator[Path]:
     else:
         staging = Path(tempfile.mkdtemp(prefix=_STAGING))
     try:
-        with full_disk_named(path):
+        with full_disk_named(path, staging):
             yield staging
             if is_local(path):
                 _sync_tree(staging)
@@ -132,14 +132,24 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def full_disk_named(path: UPath | Path) -> Iterator[None]:
-    """Give the path to an error that a full disk raises in the block: the system tells of a write without one."""
+def full_disk_named(path: UPath | Path, staging: UPath | Path) -> Iterator[None]:
+    """Give what is missing to an error that a full disk raises in the block: which path, how many bytes are wanted.
+
+    The system tells of a write without either. What had been written beside `path` is still there in `staging`.
+    """
     try:
         yield
     except OSError as error:
-        if is_disk_full(error) and error.filename is None:
+        if is_disk_full(error):
             error.filename = str(path)
+            error.wanted = max(_size(staging), _size(path))  # type: ignore[attr-defined]
         raise
+
+
+def _size(path: UPath | Path) -> int:
+    """Bytes of a file or of all files of a folder on this machine; 0 where there is none."""
+    here = Path(str(path))
+    return sum(file.stat().st_size for file in (here, *here.rglob("*")) if is_local(path) and file.is_file())
 
 
 def disk_fault(error: OSError) -> str | None:
@@ -149,9 +159,9 @@ def disk_fault(error: OSError) -> str | None:
     kept = "What was published before is still in place, and nothing half-written was left."
     way_out = "set PO_ARTIFACTS_ROOT to a folder on another disk, then materialize this again"
     if is_disk_full(error):
-        free, size = shutil.disk_usage(there).free / 1e6, path.stat().st_size / 1e6 if path.is_file() else 0
-        last = f"; the last one took {size:.1f} MB" if size else ""
-        return f"The disk of '{path}' is full ({free:.1f} MB free{last}). Make room there, or {way_out}. {kept}"
+        free, wanted = shutil.disk_usage(there).free / 1e6, getattr(error, "wanted", 0)
+        needed = f", more than {wanted / 1e6:.1f} MB needed" if wanted else ""
+        return f"The disk of '{path}' is full ({free:.1f} MB free{needed}). Make room there, or {way_out}. {kept}"
     if error.errno == errno.EROFS:
         return f"'{path}' is on a disk that can only be read. Mount it for writing, or {way_out}. {kept}"
     if error.errno in (errno.EACCES, errno.EPERM):

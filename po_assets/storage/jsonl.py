@@ -90,7 +90,7 @@ def stage_lines(target: UPath, lines: Iterable[bytes]) -> StagedTable:
     """Write lines verbatim beside `target`, each ended by one newline."""
     staging = staging_path(target)
     try:
-        with full_disk_named(target), staging.open("wb") as file:
+        with full_disk_named(target, staging), staging.open("wb") as file:
             writer = LineWriter(file)
             remaining = iter(lines)
             while batch := list(islice(remaining, CHUNK_ROWS)):
