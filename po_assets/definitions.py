@@ -25,8 +25,7 @@ from po_assets.model import BaseModel
 from po_assets.review.assets import review_candidates, synthetic_conflicts
 from po_assets.review.checks import synthetic_conflicts_checks
 from po_assets.review.settings import ReviewSettings
-from po_assets.serving.assets import exported_student, exported_student_checks
-from po_assets.serving.settings import ExportSettings
+from po_assets.serving.assets import ExportSettings, exported_student, exported_student_checks
 from po_assets.teacher.assets import teacher_batch, teacher_batch_checks
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets.training.assets import lora_adapter

@@ -1,18 +1,42 @@
-"""The asset `exported_student` and the step of its check. Thin: forms are written by `export`, judged by `parity`."""
+"""The asset `exported_student`, its settings and its check: forms are written by `export`, judged by `parity`."""
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import dagster as dg
+from pydantic import Field, field_validator
 
-from po_assets.dag import Artifacts, records_table, user_errors_fail_the_step
+from po_assets.dag import Artifacts, Settings, records_table, user_errors_fail_the_step
 from po_assets.dag.compute import CRASH_RETRY, GPU_STEP, POOL
 from po_assets.intake.assets import OWNERS
 from po_assets.model import BaseModel
 from po_assets.product_owner import PROMPT_VERSION
-from po_assets.serving.export import Form, export_student
+from po_assets.serving.export import DEFAULT_FORMS, FORMS, Form, export_student
 from po_assets.serving.parity import Exported, exported_checks, keep_verdict
-from po_assets.serving.settings import ExportSettings
 from po_assets.storage import digest_of
+
+
+class ExportSettings(Settings):
+    """Which forms of the student the asset exported_student writes, and how they are compared with the adapter."""
+
+    noun: ClassVar[str] = "the export"
+
+    forms: list[str] = Field(
+        default=list(DEFAULT_FORMS),
+        min_length=1,
+        description="`safetensors` (merged, for vLLM), and the GGUF files `f16`, `q8_0` and `q4_0` (llama.cpp).",
+    )
+    cases: int = Field(
+        default=10,
+        ge=5,
+        description="Evaluation cases that the check export_parity asks of each form; more resolve smaller damage.",
+    )
+
+    @field_validator("forms")
+    @classmethod
+    def _are_known(cls, forms: list[str]) -> list[str]:
+        if unknown := [form for form in forms if form not in FORMS]:
+            raise ValueError(f"forms names {', '.join(map(repr, unknown))}; known are {', '.join(FORMS)}.")
+        return forms
 
 
 @dg.asset(

@@ -13,11 +13,10 @@ from typing import Any
 from po_assets.dag import Artifacts
 from po_assets.errors import UserError
 from po_assets.model import BaseModel
-from po_assets.serving.ask import StudentAnswer, ask
+from po_assets.serving.ask import Documents, StudentAnswer, ask, edited, read_question, read_text
 from po_assets.serving.engine import load_engine, promotions, student_folder
 from po_assets.serving.export import DEFAULT_FORMS, FORMS, export_student
 from po_assets.serving.parity import Exported, exported_checks, keep_verdict
-from po_assets.serving.question import Documents, edited, read_question, read_text
 from po_assets.storage import local_copy
 from po_assets.text import amount, say
 
@@ -126,7 +125,7 @@ def _ask(options: argparse.Namespace) -> int:
         asking = contextlib.nullcontext(read_question(*given))
     with asking as documents:
         answer = ask(documents, Artifacts().layout, **_model(options))
-    print(answer.text)  # noqa: T201 - the command line speaks on standard output
+    print(answer.generated.text)  # noqa: T201 - the command line speaks on standard output
     print(described(answer), file=sys.stderr)  # noqa: T201
     return 0 if answer.valid else _INVALID
 

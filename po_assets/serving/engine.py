@@ -221,14 +221,7 @@ def load_engine(
     grammar: bool = True,
     spec: BaseModel | None = None,
 ) -> ModelEngine:
-    """The current student; or an adapter, or the base model alone.
-
-    Args:
-        layout: where student, base model and evaluation cases are.
-        adapter: folder of a LoRA adapter.
-        base: the base model without adapter, asked as the current student is.
-        grammar: whether Product Owner questions are answered within the grammar.
-        spec: the base model; the profile's by default.
+    """The current student; or the LoRA adapter of a folder, or the base model alone, asked as the student is.
 
     Raises:
         UserError: there is no such student or adapter, or it does not fit the base model.

@@ -4,10 +4,9 @@ The folder is whole or not there. How a GGUF file is laid out belongs to `gguf_f
 answers as the adapter does to `parity`.
 """
 
-import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -76,24 +75,33 @@ def export_student(
             check_gguf(base)
         parameters = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 2  # which have 16 bits
         needed = parameters * sum(_BYTES[form] for form in {*forms, "safetensors"})
-        with _disk_full_is_an_error(target, needed), atomic_directory(target) as staging:
-            whole = _merge(base, spec, folder, staging / MERGED)
-            say(f"Merged {folder} into {spec.name}")
-            for form in ggufs:
-                file = staging / f"student-{form}.gguf"
-                write_gguf(whole, file, form, f"{Path(spec.name).name} Product Owner student")
-                say(f"Wrote {file.name} ({file.stat().st_size / 1e6:,.0f} MB)")
-            _write_instructions(folder, staging, whole, forms)
-            if "safetensors" not in forms:
-                shutil.rmtree(whole)
-            files = [file for file in sorted(staging.rglob("*")) if file.is_file()]
-            record = {
-                "base_model": spec.name,
-                "base_model_digest": digest,
-                "adapter_digest": adapter_digest(folder),
-                "files": {file.relative_to(staging).as_posix(): file_digest(file) for file in files},
-            }
-            (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        try:
+            with atomic_directory(target) as staging:
+                whole = _merge(base, spec, folder, staging / MERGED)
+                say(f"Merged {folder} into {spec.name}")
+                for form in ggufs:
+                    file = staging / f"student-{form}.gguf"
+                    write_gguf(whole, file, form, f"{Path(spec.name).name} Product Owner student")
+                    say(f"Wrote {file.name} ({file.stat().st_size / 1e6:,.0f} MB)")
+                _write_instructions(folder, staging, whole, forms)
+                if "safetensors" not in forms:
+                    shutil.rmtree(whole)
+                files = [file for file in sorted(staging.rglob("*")) if file.is_file()]
+                record = {
+                    "base_model": spec.name,
+                    "base_model_digest": digest,
+                    "adapter_digest": adapter_digest(folder),
+                    "files": {file.relative_to(staging).as_posix(): file_digest(file) for file in files},
+                }
+                (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise UserError(
+                f"The disk of {str(target.parent)!r} is full: the export needs about {needed / 1e9:.1f} GB. Free "
+                "space, or name another folder with --to, or fewer formats with --format. Nothing was left of this "
+                "export."
+            ) from error
     return record
 
 
@@ -157,16 +165,10 @@ def modelfile(tokenizer: Any, gguf: str, context: int, system_text: str = "") ->
     )
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
     lines += [f'SYSTEM """{system_text or default}"""'] if system_text or default else []
-    lines += [f'PARAMETER stop "{token}"' for token in _stop_tokens(tokenizer)]
+    # The end of a turn, and where an answer would go on as another's turn.
+    stops = dict.fromkeys(filter(None, (tokenizer.eos_token, tokenizer.bos_token)))
+    lines += [f'PARAMETER stop "{token}"' for token in stops]
     return "\n".join([*lines, "PARAMETER temperature 0", f"PARAMETER num_ctx {context}"]) + "\n"
-
-
-def vllm_command(folder: str, context: int) -> str:
-    """The command line that serves the merged folder with vLLM, with greedy decoding as in the evaluation."""
-    return (
-        f"vllm serve {folder} --served-model-name po-student --max-model-len {context} --generation-config vllm "
-        "--override-generation-config '{\"temperature\": 0.0}'"
-    )
 
 
 def _cut(piece: str, end: str) -> tuple[str, str]:
@@ -174,11 +176,6 @@ def _cut(piece: str, end: str) -> tuple[str, str]:
     at = piece.index(end) + len(end)
     at += len(piece[at:]) - len(piece[at:].lstrip("\n"))
     return piece[:at], piece[at:]
-
-
-def _stop_tokens(tokenizer: Any) -> list[str]:
-    """The end of a turn, and where an answer would go on as another's turn."""
-    return [str(token) for token in dict.fromkeys((tokenizer.eos_token, tokenizer.bos_token)) if token]
 
 
 def _merge(base: Path, spec: BaseModel, adapter: Path, folder: Path) -> Path:
@@ -218,7 +215,10 @@ def _write_instructions(adapter: Path, staging: Path, whole: Path, forms: Sequen
     parts = []
     if "safetensors" in forms:
         parts.append(f"`{MERGED}/`: safetensors (bfloat16), tokenizer, chat template, generation settings. vLLM:\n")
-        parts.append(f"    {vllm_command(f'./{MERGED}', context)}\n")
+        parts.append(
+            f"    vllm serve ./{MERGED} --served-model-name po-student --max-model-len {context} --generation-config "
+            "vllm --override-generation-config '{\"temperature\": 0.0}'\n"
+        )
         (whole / "README.md").write_text(_card(adapter, ""), encoding="utf-8")
     if ggufs:
         written = modelfile(load_tokenizer(whole), ggufs[0], context, prompt.system)
@@ -237,16 +237,3 @@ def _write_instructions(adapter: Path, staging: Path, whole: Path, forms: Sequen
     for name in (TEMPLATE, PROMPT_RECORD, GATE_FILE):
         if (adapter / name).is_file():
             shutil.copy(adapter / name, staging)
-
-
-@contextlib.contextmanager
-def _disk_full_is_an_error(target: UPath | Path, needed: float) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        raise UserError(
-            f"The disk of {str(target.parent)!r} is full: the export needs about {needed / 1e9:.1f} GB. Free space, or "
-            "name another folder with --to, or fewer formats with --format. Nothing was left of this export."
-        ) from error

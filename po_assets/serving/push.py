@@ -64,14 +64,8 @@ def _gate_faults(record: GateRecord | None, asset: str, what: str) -> list[str]:
 def push(folder: Path, repository: str, faults: list[str], *, force: bool = False, create: bool = False) -> str:
     """Upload a folder in one commit, in which what else is in the repository is removed; returns the commit's URL.
 
-    The endpoint is that of the variable HF_ENDPOINT, the token that of HF_TOKEN or of `hf auth login`.
-
-    Args:
-        folder: of an adapter or an export.
-        repository: `owner/name` on the Hub.
-        faults: why it should not go out.
-        force: push in spite of them.
-        create: make the repository, a private one, if it is not there.
+    The endpoint is that of the variable HF_ENDPOINT, the token that of HF_TOKEN or of `hf auth login`. `faults` say why
+    it should not go out, `create` makes a private repository if it is not there.
 
     Raises:
         UserError: there are faults, or the Hub does not take it.

@@ -121,12 +121,8 @@ def make_app(
 ) -> ASGIApp:
     """The server as an ASGI application.
 
-    Args:
-        engine: what answers.
-        key: where given, every request but `/health` must carry it.
-        any_host: not only requests to this machine's own names are answered.
-        newer: asked now and then for another engine, which answers all later requests.
-        say: gets a line when the engine changes.
+    Every request but `/health` must carry the `key`, where there is one; with `any_host` it need not be addressed to a
+    name of this machine. `newer` is asked now and then for another engine, of which `say` gets a line.
     """
     desk = _Desk(engine)
 
@@ -146,10 +142,7 @@ def make_app(
         engine = desk.engine
         asked = read_question(await _body(request), engine.name)
         desk.refuse_when_full()
-        try:
-            question = engine.prepare(asked.turns, asked.sampling)
-        except UserError as error:
-            raise Refused(400, str(error)) from None
+        question = engine.prepare(asked.turns, asked.sampling)
         if asked.stream:
             events = _events(desk, engine, question, include_usage=asked.stream_options.include_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
@@ -174,7 +167,7 @@ def make_app(
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
         ],
-        exception_handlers={Refused: _as_refusal, HTTPException: _as_error, Exception: _as_failure},
+        exception_handlers=dict.fromkeys((Refused, UserError, HTTPException, Exception), _as_response),
         lifespan=lifespan,
     )
     return _Guard(app, key=key, any_host=any_host)
@@ -248,6 +241,9 @@ def _said(error: Exception) -> tuple[int, str, str | None]:
         return error.status, error.message, error.code
     if isinstance(error, UserError):
         return 400, str(error), None
+    if isinstance(error, HTTPException):
+        served = "this server answers POST /v1/chat/completions, GET /v1/models and GET /health."
+        return error.status_code, f"{error.detail}: {served}", None
     return 500, f"The model failed: {type(error).__name__}: {str(error)[:300]}", None
 
 
@@ -256,19 +252,7 @@ def _refusal(status: int, message: str, code: str | None = None) -> Response:
     return JSONResponse(error_record(message, code), status_code=status, headers={"connection": "close"})
 
 
-async def _as_refusal(_request: Request, error: Exception) -> Response:
-    return _refusal(*_said(error))
-
-
-async def _as_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
-    return _refusal(
-        error.status_code,
-        f"{error.detail}: this server answers POST /v1/chat/completions, GET /v1/models and GET /health.",
-    )
-
-
-async def _as_failure(_request: Request, error: Exception) -> Response:
+async def _as_response(_request: Request, error: Exception) -> Response:
     return _refusal(*_said(error))
 
 
@@ -353,11 +337,7 @@ class _Impatient(H11Protocol):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    Raises:
-        UserError: the address cannot be had.
-    """
+    """A listening socket; port 0 takes a free one. Raises `UserError` if the address cannot be had."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

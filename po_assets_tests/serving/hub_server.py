@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from po_assets_tests.teacher.teacher_server import listening
 
 TOKEN = "hf_right"
 REPOSITORY = "team/student"
@@ -102,11 +103,6 @@ class _Handler(BaseHTTPRequestHandler):
 def running_hub() -> Iterator[Hub]:
     """The server, while the block runs."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with listening(type("Handler", (_Handler,), {"hub": hub})) as url:
+        hub.url = url.removesuffix("/v1")
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -19,9 +19,8 @@ from po_assets.model import BaseModel
 from po_assets.product_owner import build_prompt
 from po_assets.product_owner.templates import read_prompt
 from po_assets.serving import commands
-from po_assets.serving.ask import ask, ask_engine, check_question
+from po_assets.serving.ask import Documents, ask, ask_engine, check_question
 from po_assets.serving.engine import Generated, ModelEngine, Sampling, load_engine, promotions
-from po_assets.serving.question import Documents
 from po_assets.serving.server import make_app
 from po_assets.storage import Layout
 from po_assets_tests.evaluation.scenes import CONCEPT, REQUIREMENTS

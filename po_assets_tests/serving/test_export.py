@@ -19,6 +19,7 @@ from po_assets.serving.gguf_file import check_gguf, write_gguf
 from po_assets.serving.parity import ask_gguf, ask_model
 from po_assets.storage import Layout
 from po_assets_tests.model.tiny_model import edit_json, make_tiny_model
+from po_assets_tests.serving.random_adapter import random_adapter
 
 TEXTS = ("Say hello.", "List three fruits, please!", "requirements:\n- id: FR001\n  text: naïve 123")
 PROMPTS = [[{"role": "user", "content": text}] for text in TEXTS]
@@ -37,23 +38,6 @@ def make_base(folder: Path) -> Path:
     return folder
 
 
-def make_adapter(base: Path, folder: Path, strength: float = 0.3) -> Path:
-    """Random matrices on queries, keys and the MLP."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(1)
-    model = get_peft_model(
-        load_base_model(base, "float32", device="cpu"),
-        LoraConfig(r=2, target_modules=["q_proj", "k_proj", "up_proj"], task_type="CAUSAL_LM"),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=strength)
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base"))
@@ -61,7 +45,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
-    return make_adapter(base, tmp_path_factory.mktemp("adapter"))
+    return random_adapter(base, tmp_path_factory.mktemp("adapter"), ["q_proj", "k_proj", "up_proj"])
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +101,7 @@ def test_the_embedded_student_answers_the_same_as_gguf(tmp_path: Path) -> None:
     layout = Layout(UPath(tmp_path))
     spec = BaseModel(profile="embedded").resolved()
     folder = export.ensure_base_model(spec, layout)
-    adapter = make_adapter(folder, tmp_path / "adapter", strength=0.002)
+    adapter = random_adapter(folder, tmp_path / "adapter", ["q_proj", "k_proj", "up_proj"], strength=0.002)
     out = tmp_path / "out"
     export_student(layout, out, adapter=adapter, forms=["f16"])
     original, written = GGUFReader(find_embedded_gguf()), GGUFReader(out / "student-f16.gguf")

@@ -14,15 +14,15 @@ from upath import UPath
 from po_assets.dag import Artifacts, Verdict, read_gate
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
-from po_assets.model import BaseModel
+from po_assets.model import BaseModel, base_model_digest
 from po_assets.product_owner import format_answer
-from po_assets.serving.assets import exported_student, exported_student_checks
+from po_assets.serving.assets import ExportSettings, exported_student, exported_student_checks
 from po_assets.serving.gguf_file import write_gguf
 from po_assets.serving.parity import Exported, Said, exported_checks, parity
-from po_assets.serving.settings import ExportSettings
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
 from po_assets_tests.model.tiny_model import CHAT_TEMPLATE, edit_json
 from po_assets_tests.sample_data.sample_rows import ARTIFACTS
+from po_assets_tests.serving.random_adapter import random_adapter
 
 SAMPLE = UPath(ARTIFACTS / "evaluation" / "po_eval_cases.jsonl")
 CASES = read_eval_cases(SAMPLE)[:5]
@@ -84,19 +84,7 @@ def make_parrot(folder: Path) -> None:
 
 def make_adapter(base: Path, folder: Path) -> None:
     """One that changes next to nothing."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    from po_assets.model import base_model_digest
-
-    torch.manual_seed(1)
-    config = LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=1e-4)
-    model.save_pretrained(folder)
+    random_adapter(base, folder, ["up_proj"], strength=1e-4)
     files = {name: file_digest(folder / name) for name in ("adapter_model.safetensors", "adapter_config.json")}
     inputs = {"base_model": base_model_digest(base)}
     write_manifest(folder, Manifest(sha256="a" * 64, inputs=inputs, extra={"files": files}))
@@ -174,7 +162,6 @@ def test_healthy_forms_pass_by_the_runtimes_that_serve_them(exported: tuple[Expo
     for form in ("student-f16.gguf", "student-q8_0.gguf", "merged"):
         assert f"{form}: against the adapter on 5 cases, its mean score differs by" in check.description
     record = read_gate(found.folder / "parity.json")
-    assert record
     assert (record.passed, record.sha256) == (True, file_digest(found.folder / "export.json"))
     rows = [row.data for row in check.metadata["rows"].value.records]
     assert {row["form"] for row in rows} == {"student-f16.gguf", "student-q8_0.gguf", "merged"}
