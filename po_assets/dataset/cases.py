@@ -109,10 +109,7 @@ def read_eval_cases(path: UPath, asked_with: Prompt = BUILT_IN) -> list[EvalCase
 
 
 def read_case_file(path: UPath) -> CaseFile:
-    """The evaluation cases, validated.
-
-    Args:
-        path: JSON lines, or with the suffix .yaml or .yml a YAML list of mappings.
+    """The evaluation cases, validated: JSON lines, or with the suffix .yaml or .yml a YAML list of mappings.
 
     Raises:
         UserError: the file is missing or empty, there are two, or cases are faulty; all faults of the file are named.

@@ -1,7 +1,7 @@
 """The checks of supervised_dataset: what its rows are worth, found out again from the bytes of the file.
 
 They see training rows, not normalized ones, so that a fault of the stages before cannot hide itself. Their limits
-belong to `settings`, what all of them look at to `evidence`, finding an overlap with an evaluation case to `holdout`.
+belong to `settings`, finding an overlap with an evaluation case to `holdout`.
 """
 
 import hashlib
@@ -9,24 +9,48 @@ import math
 import re
 from array import array
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import orjson
+import pandas as pd
 
-from po_assets.dag import Artifacts, Severity, Verdict, Violations, bar_chart, gate_record, histogram, write_gate
+from po_assets.dag import (
+    Artifacts,
+    AssetChecks,
+    Severity,
+    Verdict,
+    Violations,
+    bar_chart,
+    gate_record,
+    histogram,
+    write_gate,
+)
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.evidence import DatasetEvidence, RowCheck, TrainingRow, supervised_checks
 from po_assets.dataset.holdout import KINDS, HoldOut
-from po_assets.dataset.publication import PARTICULARS, publication_fault, token_budget
-from po_assets.dataset.selection import NEVER_SAMPLED_AWAY
+from po_assets.dataset.publication import PARTICULARS, TokenBudget, publication_fault, token_budget
+from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, SCORE_COLUMN
 from po_assets.dataset.settings import PromptSettings, SelectionSettings
-from po_assets.intake.checks import balance_verdict
-from po_assets.intake.ledger import Outcome
+from po_assets.intake.checks import RowCheck, balance_verdict
+from po_assets.intake.landing import sources_of
+from po_assets.intake.ledger import CLOSED_BY, Balance, Outcome, balance
 from po_assets.intake.normalization import input_digest
 from po_assets.model import BaseModel
-from po_assets.product_owner import STATUSES, read_yaml, validate_answer
-from po_assets.storage import file_digest, read_manifest
+from po_assets.product_owner import (
+    STATUSES,
+    ParsedAnswer,
+    PromptParts,
+    parse_answer,
+    read_status,
+    read_yaml,
+    split_prompt,
+    validate_answer,
+)
+from po_assets.product_owner.templates import BUILT_IN, Prompt
+from po_assets.storage import Layout, file_digest, open_buffered, read_manifest, read_rows
 from po_assets.storage.workers import BLOCK_ROWS
 from po_assets.text import amount, verb
 
@@ -37,6 +61,83 @@ _LEFT_OUT_ON_PURPOSE = {
 }
 _TELLING_SUMMARY_CHARACTERS = 40
 """A product summary this long does not stand in a prompt by chance."""
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """A training row as it stands in the file, with the place where it landed; its parts are read when asked for."""
+
+    file: str
+    line: int
+    row: Mapping[str, Any]
+    asked_with: Prompt = BUILT_IN
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, empty when the row has none."""
+        return value if isinstance(value := self.row.get("prompt"), str) else ""
+
+    @property
+    def response(self) -> str:
+        """The response, empty when the row has none."""
+        return value if isinstance(value := self.row.get("response"), str) else ""
+
+    @cached_property
+    def parts(self) -> PromptParts:
+        """What the prompt holds."""
+        return self.asked_with.parts(self.prompt) or split_prompt(self.prompt)
+
+    @cached_property
+    def answer(self) -> ParsedAnswer:
+        """What the response holds."""
+        return parse_answer(self.response)
+
+    @property
+    def status(self) -> str | None:
+        """The status that the response teaches."""
+        return read_status(self.answer.review_yaml)
+
+
+@dataclass(frozen=True)
+class DatasetEvidence:
+    """What the checks look at: the files as they stand, the settings, the tokenizer."""
+
+    layout: Layout
+    settings: SelectionSettings
+    budget: TokenBudget
+
+    @cached_property
+    def balance(self) -> Balance:
+        """Landed lines, ledger rows and training rows, counted in their files."""
+        paths = self.layout
+        sources = sources_of(read_manifest(paths.raw), paths.raw)
+        return balance(paths.raw, sources, paths.ledger, paths.normalized, paths.rejected, supervised=paths.supervised)
+
+    def rows(self) -> Iterator[TrainingRow]:
+        """The training rows, each with the place under which it landed, as far as the ledger has one for it."""
+        kept = (entry for entry in read_rows(self.layout.ledger) if entry["outcome"] == Outcome.KEPT)
+        for number, row in enumerate(read_rows(self.layout.supervised), start=1):
+            entry = next(kept, {"file": self.layout.supervised.name, "line": number})
+            yield TrainingRow(entry["file"], entry["line"], row, self.budget.prompt)
+
+    def conflicts_left_out(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Ledger entry and normalized row of every conflicts row that passed the score filter and is not trained on.
+
+        A replaced one is there in its corrected form.
+        """
+        score, least = SCORE_COLUMN[self.settings.score_source], self.settings.min_score
+        readable = (entry for entry in read_rows(self.layout.ledger) if entry["decided_by"] == CLOSED_BY)
+        with open_buffered(self.layout.normalized) as lines:
+            for entry, line in zip(readable, lines, strict=False):
+                # Every JSON line that has this value holds these bytes; other lines need no parsing.
+                if entry["outcome"] in (Outcome.KEPT, Outcome.REPLACED) or b'"conflicts"' not in line:
+                    continue
+                row = orjson.loads(line)
+                if row["status"] == NEVER_SAMPLED_AWAY and row[score] >= least:
+                    yield entry, row
+
+
+supervised_checks = AssetChecks[DatasetEvidence]("supervised_dataset", rows=DatasetEvidence.rows)
 
 
 @supervised_checks.register(blocking=True)
@@ -170,7 +271,7 @@ class ConflictsShare(RowCheck):
 class NoEvalOverlap(RowCheck):
     """No row has the input of an evaluation case or its reference answer, or nearly."""
 
-    noun = "training row"
+    noun, worst = "training row", "similarity"
 
     def __init__(self, found: DatasetEvidence) -> None:
         super().__init__(found)
@@ -344,47 +445,43 @@ class DuplicatePrompts:
 
     def __init__(self, _: DatasetEvidence) -> None:
         # Compact arrays, one entry per row: a table without a limit on its rows must not fill the memory.
-        self._prompts, self._pairs, self._lines = array("Q"), array("Q"), array("q")
-        self._files, self._statuses = array("i"), array("b")
-        self._file_names: dict[str, int] = {}
+        types = {"prompt": "Q", "pair": "Q", "file": "i", "line": "q", "status": "b"}
+        self._columns = {name: array(kind) for name, kind in types.items()}
+        self._files: dict[str, int] = {}
 
     def add(self, row: TrainingRow) -> None:
         """Look at one row."""
-        self._prompts.append(_short_digest(row.prompt))
-        self._pairs.append(_short_digest(f"{row.prompt}\x00{row.response}"))
-        self._lines.append(row.line)
-        self._files.append(self._file_names.setdefault(row.file, len(self._file_names)))
-        self._statuses.append(STATUSES.index(row.status) if row.status in STATUSES else len(STATUSES))
+        status = STATUSES.index(row.status) if row.status in STATUSES else len(STATUSES)
+        pair = f"{row.prompt}\x00{row.response}"
+        file = self._files.setdefault(row.file, len(self._files))
+        values = (_short_digest(row.prompt), _short_digest(pair), file, row.line, status)
+        for column, value in zip(self._columns.values(), values, strict=True):
+            column.append(value)
 
     def verdict(self) -> Verdict:
         """Whether prompts repeat; several good answers to one prompt may be wanted."""
-        rows = len(self._prompts)
-        # Rows ordered by prompt and then as they stand; where each prompt's rows start; how many there are.
-        prompts = np.frombuffer(self._prompts, np.uint64)
-        order = np.argsort(prompts, kind="stable")
-        _, starts, counts = np.unique(prompts[order], return_index=True, return_counts=True)
-        copies = rows - len(np.unique(np.frombuffer(self._pairs, np.uint64)))
-        repeated = np.flatnonzero(counts > 1)
+        table = pd.DataFrame({name: np.asarray(column) for name, column in self._columns.items()})
+        rows, prompts, copies = len(table), table["prompt"].nunique(), int(table["pair"].duplicated().sum())
+        repeated = table[table["prompt"].duplicated(keep=False)].groupby("prompt")
         violations, contradicting = Violations(), 0
-        for position in repeated.tolist():
-            members = order[starts[position] : starts[position] + counts[position]].tolist()
-            statuses = Counter((*STATUSES, "unreadable")[self._statuses[member]] for member in members)
+        for _, answers in repeated:
+            statuses = Counter((*STATUSES, "unreadable")[status] for status in answers["status"])
             contradicting += len(statuses) > 1
             said = ", ".join(f"{count} {name}" for name, count in statuses.most_common())
-            place = {"file": list(self._file_names)[self._files[members[0]]], "line": self._lines[members[0]]}
-            weight = 1_000_000 * (len(statuses) > 1) + len(members)
-            violations.add({**place, "answers": len(members), "statuses": said}, weight)
+            place = {"file": list(self._files)[answers["file"].iloc[0]], "line": int(answers["line"].iloc[0])}
+            weight = 1_000_000 * (len(statuses) > 1) + len(answers)
+            violations.add({**place, "answers": len(answers), "statuses": said}, weight)
         numbers = {
-            "different_prompts": len(counts),
-            "repeated_prompts": len(repeated),
+            "different_prompts": prompts,
+            "repeated_prompts": repeated.ngroups,
             "exact_copies": copies,
             "contradicting_prompts": contradicting,
         }
-        different = amount(len(counts), "different prompt")
-        if not len(repeated):
+        different, several = amount(prompts, "different prompt"), repeated.ngroups
+        if not violations:
             return Verdict(True, f"{amount(rows, 'row')}, {different}.", numbers=numbers)
         summary = (
-            f"{rows:,} rows have only {different}: {len(repeated):,} of them {verb(len(repeated), 'has', 'have')} "
+            f"{rows:,} rows have only {different}: {several:,} of them {verb(several, 'has', 'have')} "
             f"several answers, {contradicting:,} with different statuses; {amount(copies, 'row')} "
             f"{verb(copies, 'is an exact copy', 'are exact copies')}."
         )

@@ -195,15 +195,7 @@ def decide(
     workers: int | None = None,
 ) -> Decisions:
     """What would become of these lines of the normalized table (a function that reads them anew); writes nothing."""
-    make = partial(
-        make_judge,
-        min_score=settings.min_score,
-        score_source=settings.score_source,
-        seed=settings.seed,
-        near_duplicate_threshold=settings.near_duplicate_threshold,
-        leave_out_invalid=settings.invalid_targets == "leave_out",
-    )
-    judged = map_blocks(make, (cases, files), group(lines(), size=len), workers)
+    judged = map_blocks(make_judge, (cases, files, settings.values()), group(lines(), size=len), workers)
     decisions = gather(judged, files, [case.case_id for case in cases])
     select(
         decisions,

@@ -89,21 +89,17 @@ class Decisions:
 
 
 def make_judge(
-    cases: Sequence[EvalCase],
-    files: Sequence[str],
-    *,
-    min_score: float,
-    score_source: str,
-    seed: int,
-    near_duplicate_threshold: float,
-    leave_out_invalid: bool,
+    cases: Sequence[EvalCase], files: Sequence[str], rules: Mapping[str, Any]
 ) -> Callable[[list[bytes]], dict[str, Array]]:
-    """A function that says of a block of normalized rows all that can be said of each row alone."""
-    hold_out = HoldOut(cases, near_duplicate_threshold)
+    """A function that says of a block of normalized rows all that can be said of each row alone.
+
+    `rules` are the values of the selection's settings, whose class would bring Dagster into the worker processes.
+    """
+    hold_out = HoldOut(cases, rules["near_duplicate_threshold"])
     positions = {case.case_id: position for position, case in enumerate(cases)}
     file_positions = {name: position for position, name in enumerate(files)}
-    key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
-    score = SCORE_COLUMN[score_source]
+    key = hashlib.blake2b(str(rules["seed"]).encode(), digest_size=16).digest()
+    score = SCORE_COLUMN[rules["score_source"]]
 
     def judge(lines: list[bytes]) -> dict[str, Array]:
         judged = [_judge_row(orjson.loads(line)) for line in lines]
@@ -113,7 +109,7 @@ def make_judge(
     def _judge_row(row: dict[str, Any]) -> tuple[Any, ...]:
         outcome, case, overlaps, similarity = Outcome.KEPT, -1, 0, 0.0
         concept, requirements = row["concept"], row["requirements_yaml"]
-        if row[score] < min_score:
+        if row[score] < rules["min_score"]:
             outcome = Outcome.BELOW_MIN_SCORE
         elif overlap := (
             hold_out.find(concept, requirements, row["input_digest"])
@@ -121,7 +117,7 @@ def make_judge(
         ):
             outcome, similarity = Outcome.HELD_OUT, overlap.similarity
             case, overlaps = positions[overlap.case_id], KINDS.index(overlap.kind)
-        elif leave_out_invalid and not row["valid"]:
+        elif rules["invalid_targets"] == "leave_out" and not row["valid"]:
             outcome = Outcome.INVALID_TARGET
         digest = content_digest(concept, requirements, row["vision_yaml"], row["review_yaml"], key=key)
         prompt = hashlib.blake2b(prompt_of(row).encode(), digest_size=8).digest()

@@ -4,6 +4,7 @@ Which rows are trained on, and the checks of that, belongs to `dataset`.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,62 +98,93 @@ class Normalization:
 
 
 class CheckedRow(NamedTuple):
-    """A normalized row and what is wrong with it alone, in words."""
+    """A normalized row with its place, and what is wrong with it alone, in words."""
 
+    file: str
+    line: int
     row: dict[str, Any]
     faults: list[str]
 
 
 normalized_checks = AssetChecks[Normalization](
     "normalized_teacher",
-    rows=lambda found: (CheckedRow(row, row_faults(row)) for row in read_rows(found.layout.normalized)),
+    rows=lambda found: (
+        CheckedRow(row.get("file", ""), row.get("line", 0), row, row_faults(row))
+        for row in read_rows(found.layout.normalized)
+    ),
 )
 
 
+class RowCheck:
+    """A check that looks at every row of a table: counts them and keeps the violating ones, by `_fault`."""
+
+    noun = "row"
+    worst = ""
+    """The column of the violations by whose size they are sorted."""
+
+    def __init__(self, found: Any) -> None:
+        """`found` is the evidence of the asset's checks."""
+        self.found = found
+        self.rows = 0
+        self.violations = Violations()
+
+    def add(self, row: Any) -> None:
+        """Look at one row, which has a `file` and a `line`."""
+        self.rows += 1
+        if fault := self._fault(row):
+            self.violations.add({"file": row.file, "line": row.line, **fault}, abs(fault.get(self.worst, 0.0)))
+
+    def _fault(self, row: Any) -> dict[str, Any] | None:
+        """What is wrong with a row, as columns of the table of violations; nothing when it is sound."""
+        raise NotImplementedError
+
+    def of_all(self, count: int, singular: str, plural: str) -> str:
+        """The start of a sentence: `2 of 10 rows are`."""
+        return f"{count:,} of {amount(self.rows, self.noun)} {verb(count, singular, plural)}"
+
+    def judge(self, good: str, bad: str, next_step: str, numbers: Mapping[str, float], **more: Any) -> Verdict:
+        """Passed where no row violates the rule; the sentence for either case."""
+        count = self.violations.count
+        return Verdict(not count, bad if count else good, next_step, self.violations.rows, numbers, of=count, **more)
+
+
 @normalized_checks.register(blocking=True)
-class Schema:
+class Schema(RowCheck):
     """Every row has exactly the columns, with sound values, in landing order."""
 
+    noun = "normalized row"
+
     def __init__(self, found: Normalization) -> None:
+        super().__init__(found)
         self._positions = {source.file: position for position, source in enumerate(found.sources)}
         self._last = (-1, 0)
-        self._rows = 0
-        self._violations = Violations()
 
-    def add(self, checked: CheckedRow) -> None:
-        """Look at one row."""
-        row, faults = checked
-        self._rows += 1
+    def _fault(self, row: CheckedRow) -> dict[str, Any] | None:
+        faults = row.faults
         if not faults:
-            place = (self._positions.get(row["file"], -1), row["line"])
+            place = (self._positions.get(row.file, -1), row.line)
             if place <= self._last:
                 faults = ["it stands twice or out of landing order, or is of a file that did not land"]
             self._last = max(self._last, place)
-        if faults:
-            self._violations.add({"file": row.get("file"), "line": row.get("line"), "fault": "; ".join(faults)})
+        return {"fault": "; ".join(faults)} if faults else None
 
     def verdict(self) -> Verdict:
         """Whether all rows are sound."""
-        faulty = self._violations.count
-        numbers = {"checked_rows": self._rows, "faulty_rows": faulty}
-        if not self._rows:
+        numbers = {"checked_rows": self.rows, "faulty_rows": self.violations.count}
+        if not self.rows:
             return Verdict(
                 False,
                 "There is no normalized row: every landed line was rejected.",
                 next_step="See the reasons under rejected_share, correct the rows and land them again.",
                 numbers=numbers,
             )
-        if faulty:
-            return Verdict(
-                False,
-                f"{faulty:,} of {amount(self._rows, 'normalized row')} {verb(faulty, 'breaks', 'break')} the schema.",
-                next_step="Materialize normalized_teacher again. If the fault stays, the row's record format is "
-                "converted wrongly (po_assets/intake/formats.py).",
-                rows=self._violations.rows,
-                numbers=numbers,
-            )
-        summary = f"{self._rows:,} of {amount(self._rows, 'row')} have the {len(COLUMNS)} columns with sound values."
-        return Verdict(True, summary, numbers=numbers)
+        return self.judge(
+            f"{self.rows:,} of {amount(self.rows, 'row')} have the {len(COLUMNS)} columns with sound values.",
+            f"{self.of_all(self.violations.count, 'breaks', 'break')} the schema.",
+            "Materialize normalized_teacher again. If the fault stays, the row's record format is converted wrongly "
+            "(po_assets/intake/formats.py).",
+            numbers,
+        )
 
 
 @normalized_checks.register(blocking=True)
@@ -190,57 +222,51 @@ def rejected_share(found: Normalization) -> Verdict:
 
 
 @normalized_checks.register(severity="WARN")  # the policy may trust the declared scores
-class DeclaredScoresMatchMetric:
+class DeclaredScoresMatchMetric(RowCheck):
     """The scores that rows declare are those that this project's metric gives them."""
 
+    noun, worst = "declared score", "difference"
+
     def __init__(self, found: Normalization) -> None:
-        self._tolerance = found.policy.score_tolerance
-        self._declared = self._missing = 0
-        self._violations = Violations()
+        super().__init__(found)
+        self._missing = 0
         self._largest = 0.0
 
-    def add(self, checked: CheckedRow) -> None:
-        """Look at one row, if its columns are sound."""
-        row = checked.row
-        if checked.faults:
+    def add(self, row: CheckedRow) -> None:
+        """Look at one row, if its columns are sound and it declares a score."""
+        if row.faults:
             return
-        declared, metric = row["declared_score"], row["metric_score"]
-        if declared is None:
+        if row.row["declared_score"] is None:
             self._missing += 1
-            return
-        self._declared += 1
-        difference = abs(declared - metric)
-        self._largest = max(self._largest, difference)
-        if difference > self._tolerance:
-            shown = {name: row[name] for name in ("file", "line")}
-            shown |= {"declared": declared, "metric": metric, "difference": declared - metric, "status": row["status"]}
-            self._violations.add(shown, weight=difference)
+        else:
+            super().add(row)
+
+    def _fault(self, row: CheckedRow) -> dict[str, Any] | None:
+        declared, metric = row.row["declared_score"], row.row["metric_score"]
+        difference = declared - metric
+        self._largest = max(self._largest, abs(difference))
+        if abs(difference) <= self.found.policy.score_tolerance:
+            return None
+        return {"declared": declared, "metric": metric, "difference": difference, "status": row.row["status"]}
 
     def verdict(self) -> Verdict:
         """Whether declared and measured scores agree."""
-        differing, missing = self._violations.count, self._missing
+        differing, missing, tolerance = self.violations.count, self._missing, self.found.policy.score_tolerance
         numbers = {
-            "declared_scores": self._declared,
+            "declared_scores": self.rows,
             "missing_scores": missing,
             "disagreeing_scores": differing,
             "largest_difference": self._largest,
         }
-        scores, note = amount(self._declared, "declared score"), ""
-        if missing:
-            note = (
-                f" {amount(missing, 'row')} {verb(missing, 'declares', 'declare')} none; the metric's score stands in."
-            )
-        if not differing:
-            summary = f"{self._declared:,} of {scores} agree with the metric to within {self._tolerance:g}.{note}"
-            return Verdict(True, summary, numbers=numbers)
-        return Verdict(
-            False,
-            f"{differing:,} of {scores} {verb(differing, 'differs', 'differ')} from the metric's by more than "
-            f"{self._tolerance:g}, the worst by {self._largest:.3f}.{note}",
-            next_step="Find out who scored these rows and how. To select by the metric's own scores instead, set "
+        none = f" {amount(missing, 'row')} {verb(missing, 'declares', 'declare')} none; the metric's score stands in."
+        note = none if missing else ""
+        return self.judge(
+            f"{self.of_all(self.rows, 'agree', 'agree')} with the metric to within {tolerance:g}.{note}",
+            f"{self.of_all(differing, 'differs', 'differ')} from the metric's by more than {tolerance:g}, the worst by "
+            f"{self._largest:.3f}.{note}",
+            "Find out who scored these rows and how. To select by the metric's own scores instead, set "
             "`score_source: metric` in the resource `selection`.",
-            rows=self._violations.rows,
-            numbers=numbers,
+            numbers,
         )
 
 

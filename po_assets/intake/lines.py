@@ -298,9 +298,7 @@ def named(character: str) -> str:
 def odd_characters(text: str, *, letters: bool = False) -> str:
     """The first few characters of a text that a person does not see, with their lines where there are several.
 
-    Args:
-        text: any text.
-        letters: also those that look like others: whatever is not ASCII.
+    With `letters` also those that look like others: whatever is not ASCII.
     """
     if text.isascii() and not _ODD.search(text):
         return ""

@@ -83,11 +83,7 @@ class Normalized:
 
 
 def normalize(line: Line, status_aliases: Mapping[str, str] = STATUS_ALIASES) -> Normalized:
-    """The normalized row of one landed line.
-
-    Args:
-        line: the landed line.
-        status_aliases: other words for a review's status, and the status that each stands for.
+    """The normalized row of one landed line; `status_aliases` are other words for a review's status.
 
     Raises:
         Rejected: the line cannot be used; says why, and as which format it was read as far as that is known.

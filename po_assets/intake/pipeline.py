@@ -79,16 +79,9 @@ def normalize_snapshot(
     workers: int | None = None,
     status_aliases: Mapping[str, str] = STATUS_ALIASES,
 ) -> tuple[StagedTable, Summary]:
-    """Normalize every line of the raw snapshot.
+    """Normalize every line of the raw snapshot, whose digest is noted as the ledger's input.
 
     Publishes the opened ledger and the quarantine; the normalized table is returned staged, for the IO manager.
-
-    Args:
-        layout: where the artifacts are.
-        sources: the landed files that the snapshot was made from, in order.
-        raw_sha256: digest of the snapshot, noted as the ledger's input.
-        workers: worker processes; by default one for each processor.
-        status_aliases: other words for a review's status.
     """
     summary = Summary()
     with published_lines(layout.ledger) as ledger, published_lines(layout.rejected) as rejected:

@@ -9,10 +9,8 @@ from typing import Any
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.intake.landing import list_landing, snapshot, sources_record
-from po_assets.intake.pipeline import normalize_snapshot
 from po_assets.storage import Layout, read_rows
-from po_assets_tests.intake.landed_rows import land, teacher_row
+from po_assets_tests.intake.landed_rows import land, take_in, teacher_row
 from po_assets_tests.product_owner.documents_text import REVIEW, VISION
 
 _TEXT = (
@@ -81,10 +79,7 @@ def normalized_tables(root: Path, cases: Iterable[Mapping[str, Any]] = (case(900
     """Land files, write cases, snapshot and normalize."""
     layout = land(root, **files)
     write_cases(layout, cases)
-    staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
-    staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
-    table, _ = normalize_snapshot(layout, sources, staged.sha256, workers=1)
-    table.publish()
+    take_in(layout)
     return layout
 
 

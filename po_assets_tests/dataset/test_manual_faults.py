@@ -13,7 +13,6 @@ import pytest
 from upath import UPath
 
 from po_assets.dag import Artifacts
-from po_assets.dataset.assets import supervised_dataset
 from po_assets.dataset.cases import COLUMNS, read_eval_cases
 from po_assets.dataset.publication import TokenBudget
 from po_assets.evaluation.answers import Answer
@@ -31,6 +30,7 @@ from po_assets_tests.dataset.test_checks import (
     GOOD,
     budget_of,
     evaluations,
+    recheck,
     rewrite,
     run,
     table,
@@ -73,7 +73,6 @@ def test_2_the_numbers_are_counted_from_the_files(tmp_path: Path) -> None:
     (made,) = result.asset_materializations_for_node("supervised_dataset")
     lines = layout.supervised.read_bytes().count(b"\n")
     manifest = read_manifest(layout.supervised)
-    assert manifest is not None
     assert made.metadata["dagster/row_count"].value == lines == manifest.rows == outcomes(layout).count("kept") == 10
     found = evaluations(result)["rejected_share"]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
@@ -87,8 +86,7 @@ def test_2_rows_skipped_after_they_were_counted_are_missed(tmp_path: Path) -> No
     layout = land(tmp_path, a=GOOD)
     run(layout)
     rewrite(layout, list(read_rows(layout.supervised))[:9])
-    of_dataset = dg.AssetSelection.checks_for_assets(supervised_dataset)
-    found = evaluations(run(layout, of_dataset, cases=None))
+    found = recheck(layout)
     assert (found["schema"].passed, found["schema"].severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert "The file has 9 rows, the ledger calls 10 kept." in found["schema"].description
     balance = found["ledger_balances"]

@@ -88,7 +88,6 @@ def test_training_rows_are_asked_with_the_teams_prompt_and_pass_their_checks(tmp
     prompts = [one["prompt"] for one in read_rows(layout.supervised)]
     assert all(prompt.startswith("Idea:\n") and prompt.endswith("\nGo.") for prompt in prompts)
     manifest = read_manifest(layout.supervised)
-    assert manifest is not None
     assert manifest.extra["prompt"] == {"name": "ours", "digest": settings.own.digest}
     run(layout, [supervised_dataset], cases=None)
     assert read_manifest(layout.supervised).config != manifest.config  # type: ignore[union-attr]

@@ -7,7 +7,9 @@ from typing import Any
 
 from upath import UPath
 
+from po_assets.intake.landing import Source, list_landing, snapshot, sources_record
 from po_assets.intake.lines import Line
+from po_assets.intake.pipeline import Summary, normalize_snapshot
 from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage import Layout
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
@@ -172,3 +174,12 @@ def land(root: Path, **files: bytes | list[Mapping[str, Any]]) -> Layout:
         data = content if isinstance(content, bytes) else b"".join(encode(row) + b"\n" for row in content)
         (incoming / f"{name}.jsonl").write_bytes(data)
     return Layout(UPath(root))
+
+
+def take_in(layout: Layout, workers: int | None = 1) -> tuple[list[Source], Summary]:
+    """Snapshot, normalize and publish what has landed, as the graph does."""
+    staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
+    staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
+    table, summary = normalize_snapshot(layout, sources, staged.sha256, workers)
+    table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()
+    return sources, summary

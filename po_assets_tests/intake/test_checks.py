@@ -117,19 +117,12 @@ def test_landing_the_same_again_gives_the_same_data_versions(tmp_path: Path) -> 
     assert len(versions[0]) == 2
 
 
-@pytest.mark.parametrize("files", [None, {}, {"a": b""}])
-def test_an_empty_landing_folder_fails_raw_teacher_and_keeps_what_was_made(
-    tmp_path: Path, files: dict[str, bytes] | None
-) -> None:
+def test_an_empty_landing_folder_fails_raw_teacher_and_keeps_what_was_made(tmp_path: Path) -> None:
     """One clear message with the folder and the way out; nothing already made is damaged."""
     layout = land(tmp_path, a=[GOOD])
     run(layout)
     made = {path.name: path.read_bytes() for path in layout.raw.parent.iterdir()}
     (layout.incoming / "a.jsonl").unlink()
-    if files is None:
-        layout.incoming.rmdir()
-    else:
-        land(tmp_path, **files)
     result = run(layout)
     assert not result.success
     message = failure_message(result, "raw_teacher")
@@ -319,12 +312,3 @@ def test_the_aliases_of_statuses_are_a_setting(tmp_path: Path) -> None:
     assert before.config != after.config
     with pytest.raises(UserError, match="'fine' must be one of aligned, needs_adjustment, conflicts"):
         IntakeSettings(status_aliases={"ok": "fine"})
-
-
-@pytest.mark.parametrize(
-    "setting", [{"max_rejected_share": 1.5}, {"score_tolerance": -1}, {"max_rejected_share": "many"}, {"unknown": 1}]
-)
-def test_a_wrong_setting_is_refused_with_its_name(setting: dict[str, Any]) -> None:
-    """Before anything runs; unknown names are wrong too."""
-    with pytest.raises(Exception, match=next(iter(setting))):
-        IntakeSettings(**setting)

@@ -157,6 +157,15 @@ def test_detecting_needs_no_particular_order_of_keys() -> None:
 USER = {"role": "user", "content": pair_row()["prompt"]}
 ANSWER = {"role": "assistant", "content": pair_row()["response"]}
 OTHER = pair_row({"review": REVIEW.replace("needs_adjustment", "aligned")})["response"]
+GEMINI = [{"role": role, "parts": [{"text": said["content"]}]} for role, said in (("user", USER), ("model", ANSWER))]
+SHAREGPT = [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ANSWER["content"]}]
+SYSTEM = [{"role": "system", "content": USER["content"]}, {"role": "user", "content": "Begin."}, ANSWER]
+IN_PARTS = {"role": "assistant", "content": [{"type": "text", "text": ANSWER["content"]}]}
+THINKING = {"role": "assistant", "content": [{"type": "thinking", "thinking": "Hm."}, *IN_PARTS["content"]]}
+MESSAGE = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": ANSWER["content"]}]}
+CUT = {"body": {"status": "incomplete", "output": [ANSWER | {"type": "message"}]}}
+FILTERED = {"body": {"choices": [{"message": ANSWER, "finish_reason": "content_filter"}]}}
+DIFFERENT = {"body": {"choices": [{"message": ANSWER}, {"message": ANSWER | {"content": OTHER}}]}}
 
 
 def kept(row: dict[str, Any]) -> Normalized:
@@ -195,61 +204,23 @@ def test_columns_without_a_value_are_absent(name: str, empty: dict[str, object])
             "chat",
             "the system message was left out of the prompt",
         ),
-        (
-            {
-                "contents": [
-                    {"role": "user", "parts": [{"text": USER["content"]}]},
-                    {"role": "model", "parts": [{"text": ANSWER["content"]}]},
-                ]
-            },
-            "chat",
-            "",
-        ),
+        ({"contents": GEMINI}, "chat", ""),
         ({"conversations": [USER, ANSWER], "system": "Be kind."}, "sharegpt", "not read: system 'Be kind.'"),
-        (
-            {"messages": [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ANSWER["content"]}]},
-            "chat",
-            "",
-        ),
+        ({"messages": SHAREGPT}, "chat", ""),
         ({"messages": [USER], "response": ANSWER["content"]}, "chat", ""),
         (
-            {"messages": [USER, ANSWER | {"reasoning_content": "Hm."}]},
+            chat_row(messages=[USER, ANSWER | {"reasoning_content": "Hm."}]),
             "chat",
             "left out of the messages: reasoning_content",
         ),
-        (
-            {
-                "messages": [
-                    USER,
-                    ANSWER
-                    | {
-                        "content": [
-                            {"type": "thinking", "thinking": "Hm."},
-                            {"type": "text", "text": ANSWER["content"]},
-                        ]
-                    },
-                ]
-            },
-            "chat",
-            "left out of the messages: thinking",
-        ),
+        (chat_row(messages=[USER, THINKING]), "chat", "left out of the messages: thinking"),
         ({"messages": [USER, ANSWER | {"weight": 1}]}, "chat", ""),
         (
             {"messages": [USER, {"role": "assistant", "content": "Hm.", "weight": 0}, USER, ANSWER]},
             "chat",
             "2 earlier messages before the last question were not read",
         ),
-        (
-            {
-                "messages": [
-                    {"role": "system", "content": USER["content"]},
-                    {"role": "user", "content": "Begin."},
-                    ANSWER,
-                ]
-            },
-            "chat",
-            "the sections stand in the system message",
-        ),
+        ({"messages": SYSTEM}, "chat", "the sections stand in the system message"),
         ({"prompt": [USER], "completion": ANSWER["content"]}, "prompt/completion", ""),
         ({"chosen": [USER, ANSWER], "rejected": [USER]}, "preference", "not read: rejected"),
         (
@@ -262,14 +233,7 @@ def test_columns_without_a_value_are_absent(name: str, empty: dict[str, object])
             {
                 "custom_id": "1",
                 "params": {"messages": [USER]},
-                "result": {
-                    "type": "succeeded",
-                    "message": {
-                        "role": "assistant",
-                        "content": [{"type": "text", "text": ANSWER["content"]}],
-                        "stop_reason": "end_turn",
-                    },
-                },
+                "result": {"message": IN_PARTS | {"stop_reason": "end_turn"}},
             },
             "batch",
             "",
@@ -283,18 +247,7 @@ def test_columns_without_a_value_are_absent(name: str, empty: dict[str, object])
             {
                 "custom_id": "1",
                 "body": {"input": USER["content"]},
-                "response": {
-                    "body": {
-                        "output": [
-                            {"type": "reasoning"},
-                            {
-                                "type": "message",
-                                "role": "assistant",
-                                "content": [{"type": "output_text", "text": ANSWER["content"]}],
-                            },
-                        ]
-                    }
-                },
+                "response": {"body": {"output": [{"type": "reasoning"}, MESSAGE]}},
             },
             "batch",
             "",
@@ -309,11 +262,7 @@ def test_columns_without_a_value_are_absent(name: str, empty: dict[str, object])
             "",
         ),
         (
-            {
-                "params": {"system": "Be brief.", "messages": [USER]},
-                "result": {"message": {"role": "assistant", "content": [{"type": "text", "text": ANSWER["content"]}]}},
-                "custom_id": "1",
-            },
+            {"custom_id": "1", "params": {"system": "Be brief.", "messages": [USER]}, "result": {"message": IN_PARTS}},
             "batch",
             "the system message was left out of the prompt",
         ),
@@ -364,27 +313,15 @@ def test_what_others_write_is_read_and_the_rest_is_named(row: dict[str, Any], na
             Reason.ANSWER_CUT,
             "metadata.calls.2.finish_reason is 'length'",
         ),
-        (
-            batch_row(response={"body": {"status": "incomplete", "output": [ANSWER | {"type": "message"}]}}),
-            Reason.ANSWER_CUT,
-            "the response's status is 'incomplete'",
-        ),
+        (batch_row(response=CUT), Reason.ANSWER_CUT, "the response's status is 'incomplete'"),
         (teacher_row(metadata='{"stop_reason": "length"}'), Reason.ANSWER_CUT, "metadata.stop_reason is 'length'"),
         (
             nested_row(output=nested_row()["output"] | {"done_reason": "length"}),
             Reason.ANSWER_CUT,
             "output.done_reason",
         ),
-        (
-            batch_row(response={"body": {"choices": [{"message": ANSWER, "finish_reason": "content_filter"}]}}),
-            Reason.ANSWER_CUT,
-            "the service stopped the answer",
-        ),
-        (
-            batch_row(response={"body": {"choices": [{"message": ANSWER}, {"message": ANSWER | {"content": OTHER}}]}}),
-            Reason.AMBIGUOUS,
-            "2 different choices",
-        ),
+        (batch_row(response=FILTERED), Reason.ANSWER_CUT, "the service stopped the answer"),
+        (batch_row(response=DIFFERENT), Reason.AMBIGUOUS, "2 different choices"),
         (
             batch_row(response=None, error={"code": "x"}),
             Reason.MISSING_PART,

@@ -16,27 +16,17 @@ from hypothesis import strategies as st
 
 from po_assets.errors import UserError
 from po_assets.intake import normalization, pipeline
-from po_assets.intake.landing import Source, list_landing, snapshot
 from po_assets.intake.ledger import Outcome, balance
-from po_assets.intake.pipeline import Summary, normalize_snapshot
+from po_assets.intake.pipeline import Summary
 from po_assets.product_owner import documents, fast_yaml
 from po_assets.sample_data.records import generate_rows
 from po_assets.storage import Layout, read_rows, workers
-from po_assets_tests.intake.landed_rows import BUILDERS, encode, land, teacher_row
+from po_assets_tests.intake.landed_rows import BUILDERS, encode, land, take_in, teacher_row
 from po_assets_tests.product_owner.documents_text import REVIEW
 
 ALIAS_BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [" + ", ".join([f"*{old}"] * 9) + "]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
-
-
-def normalized(layout: Layout, workers: int | None = 1) -> tuple[list[Source], Summary]:
-    """Snapshot, normalize and publish."""
-    staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
-    staged.publish()
-    table, summary = normalize_snapshot(layout, sources, staged.sha256, workers)
-    table.publish()
-    return sources, summary
 
 
 def ledger(layout: Layout) -> list[dict[str, Any]]:
@@ -47,7 +37,7 @@ def ledger(layout: Layout) -> list[dict[str, Any]]:
 def test_formats_may_be_mixed_in_one_file(tmp_path: Path) -> None:
     """The format is that of the row, never of the file."""
     layout = land(tmp_path, a=[build() for build in BUILDERS.values()])
-    normalized(layout)
+    take_in(layout)
     assert [row["format"] for row in read_rows(layout.normalized)] == list(BUILDERS)
     assert [row["outcome"] for row in ledger(layout)] == ["kept"] * len(BUILDERS)
 
@@ -94,7 +84,7 @@ def test_every_bad_line_gets_a_reason_and_stops_no_other(tmp_path: Path) -> None
     layout = land(tmp_path, a=good + b"".join(line + b"\n" + good for line, _ in BAD_LINES.values()))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
-    sources, summary = normalized(layout)
+    sources, summary = take_in(layout)
     assert time.monotonic() - start < 15
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 300_000  # KiB
     rows = ledger(layout)
@@ -113,7 +103,7 @@ def test_what_surrounds_a_row_costs_no_row(tmp_path: Path) -> None:
     layout = land(
         tmp_path, a=b"\xef\xbb\xbf" + good + b"\r\n" + texted + b"\r\n\r\n  \n" + good, b=b"\xef\xbb\xbf" + good
     )
-    sources, _ = normalized(layout)
+    sources, _ = take_in(layout)
     found = [(row["file"], row["line"], row["outcome"], row["reason"]) for row in ledger(layout)]
     assert found == [
         ("a.jsonl", 1, "kept", ""),
@@ -132,7 +122,7 @@ def test_every_line_of_a_packed_file_says_what_the_file_is(tmp_path: Path) -> No
     """It was named *.jsonl; the other files land."""
     packed = gzip.compress(b"".join(encode(build()) + b"\n" for build in BUILDERS.values()))
     layout = land(tmp_path, a=packed, b=json.dumps([teacher_row()], indent=1).encode(), c=[teacher_row()])
-    normalized(layout)
+    take_in(layout)
     for row in ledger(layout):
         if row["file"] == "a.jsonl":
             assert row["reason"] == "blank line" or "compressed with gzip" in row["detail"]
@@ -148,13 +138,13 @@ def test_results_are_those_of_the_plain_way(tmp_path: Path, monkeypatch: pytest.
     rows = list(generate_rows(200)) + [build() for build in BUILDERS.values()]
     rows += [orjson.loads(line) for line, reason in BAD_LINES.values() if reason in {"schema", "YAML does not parse"}]
     fast = land(tmp_path / "fast", a=rows)
-    normalized(fast, workers=2)
+    take_in(fast, workers=2)
     documents._read.cache_clear()
     monkeypatch.setattr(fast_yaml, "_parse", None)
     monkeypatch.setattr(documents, "_C_LOADER", yaml.SafeLoader)
     monkeypatch.setattr(normalization, "read_object", lambda line, *_: json.loads(line))
     plain = land(tmp_path / "plain", a=rows)
-    normalized(plain, workers=1)
+    take_in(plain, workers=1)
     documents._read.cache_clear()
     assert fast.normalized.read_bytes() == plain.normalized.read_bytes()
     # The two parsers put a syntax error into different words; which rows have one, and all else, is the same.
@@ -165,7 +155,7 @@ def test_results_are_those_of_the_plain_way(tmp_path: Path, monkeypatch: pytest.
 def test_rejected_lines_stand_verbatim_in_the_quarantine(tmp_path: Path) -> None:
     """From there they can be corrected and landed again; bytes that are no text are kept as base64."""
     layout = land(tmp_path, a=b'{"a": "\xc3\xa9"}\r\n\xff\xfe\n')
-    normalized(layout)
+    take_in(layout)
     first, second = read_rows(layout.rejected)
     assert (first["file"], first["line"], first["reason"]) == ("a.jsonl", 1, "unknown format")
     assert first["text"] == '{"a": "é"}\r'
@@ -178,7 +168,7 @@ def test_a_quarantined_line_is_corrected_in_a_new_file(tmp_path: Path) -> None:
     latin = encode(teacher_row({"concept": "A café planner"})).decode().encode("latin-1")
     bad = encode(teacher_row(score=2))
     layout = land(tmp_path, a=encode(teacher_row()) + b"\n" + bad + b"\n" + latin + b"\n")
-    normalized(layout)
+    take_in(layout)
     first, second = read_rows(layout.rejected)
     assert (first["text"].encode(), base64.b64decode(second["base64"])) == (bad, latin)
     corrected = [
@@ -188,7 +178,7 @@ def test_a_quarantined_line_is_corrected_in_a_new_file(tmp_path: Path) -> None:
     gone = {first["line"], second["line"]}
     lines = (tmp_path / "incoming" / "a.jsonl").read_bytes().splitlines(keepends=True)
     land(tmp_path, a=b"".join(line for number, line in enumerate(lines, 1) if number not in gone), b=corrected)
-    sources, summary = normalized(layout)
+    sources, summary = take_in(layout)
     assert summary.outcomes.by_outcome() == {"kept": 3}
     assert [row["concept"] for row in read_rows(layout.normalized)][-1] == "A café planner"
     assert not layout.rejected.read_bytes()
@@ -204,7 +194,7 @@ def test_a_fault_of_ours_costs_one_row_and_is_reported(tmp_path: Path, monkeypat
         lambda line, *_: (_ for _ in ()).throw(ZeroDivisionError("x")) if line.number == 2 else real(line),
     )
     layout = land(tmp_path, a=[teacher_row(), teacher_row(), teacher_row()])
-    normalized(layout)
+    take_in(layout)
     assert [row["outcome"] for row in ledger(layout)] == ["kept", "rejected", "kept"]
     assert ledger(layout)[1]["reason"] == "unexpected error"
     assert "ZeroDivisionError while reading the row: x; please report this" in ledger(layout)[1]["detail"]
@@ -217,7 +207,7 @@ def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.Mon
     written = []
     for name, processes in (("one", 1), ("two", 2)):
         layout = land(tmp_path / name, a=rows, b=b"{\n" * 7)
-        _, summary = normalized(layout, processes)
+        _, summary = take_in(layout, processes)
         paths = (layout.normalized, layout.ledger, layout.rejected)
         written.append(([path.read_bytes() for path in paths], summary.outcomes.table()))
     assert written[0] == written[1]
@@ -229,12 +219,12 @@ def test_a_lost_worker_is_one_clear_error_and_publishes_nothing(
     """Out of memory, most likely: the older tables stay."""
     monkeypatch.setattr(workers, "BLOCK_ROWS", 1)
     layout = land(tmp_path, a=[teacher_row()])
-    normalized(layout)
+    take_in(layout)
     before = layout.normalized.read_bytes()
     land(tmp_path, a=[teacher_row()] * 20)
     monkeypatch.setattr(pipeline, "make_work", _die)
     with pytest.raises(UserError, match=r"most likely because memory ran out\. Nothing was published"):
-        normalized(layout, workers=2)
+        take_in(layout, workers=2)
     assert layout.normalized.read_bytes() == before
     assert len(ledger(layout)) == 1
     assert not [path.name for path in layout.normalized.parent.iterdir() if path.name.startswith(".staging")]
@@ -249,7 +239,7 @@ def _die() -> Any:
 def test_an_interrupted_pass_leaves_the_older_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ledger, quarantine and table are published at the end or not at all."""
     layout = land(tmp_path, a=[teacher_row()])
-    normalized(layout)
+    take_in(layout)
     before = {path.name: path.read_bytes() for path in layout.normalized.parent.iterdir() if path != layout.raw}
     land(tmp_path, a=[teacher_row()] * 3)
 
@@ -258,7 +248,7 @@ def test_an_interrupted_pass_leaves_the_older_tables(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Summary, "merge", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        normalized(layout)
+        take_in(layout)
     after = {path.name: path.read_bytes() for path in layout.normalized.parent.iterdir() if path != layout.raw}
     raw = {layout.raw.name, f"{layout.raw.name}.manifest.json"}
     assert {name: data for name, data in after.items() if name not in raw} == {
@@ -279,7 +269,7 @@ def test_an_interrupted_pass_leaves_the_older_tables(tmp_path: Path, monkeypatch
 def test_landed_is_always_the_sum_of_outcomes(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     """Whatever lands, in any mixture, the files balance."""
     layout = land(tmp_path_factory.mktemp("any"), a=b"\n".join(lines) + b"\n")
-    sources, summary = normalized(layout)
+    sources, summary = take_in(layout)
     found = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
     assert not found.disagreements
     assert found.landed == summary.outcomes.total == sum(found.outcomes.by_outcome().values())
