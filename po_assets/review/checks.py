@@ -89,44 +89,41 @@ def rows_are_sound(found: MadeRows) -> Verdict:
         scores.append(score_product_owner(row["requirements_yaml"], *answer).total)
         if faults := _faults(row, scores[-1], found):
             violations.add({"row": number, "pattern": row["metadata"].get("pattern"), "fault": "; ".join(faults)})
-    lowest = min(scores, default=0.0)
-    numbers = {"made_rows": made, "faulty_rows": violations.count, "lowest_score": lowest}
-    if violations:
-        return Verdict(
-            False,
-            f"{violations.count:,} of {amount(made, 'made row')} {verb(violations.count, 'is', 'are')} not sound.",
-            next_step="The file was changed by hand, or the teacher tables were since: materialize synthetic_conflicts "
-            "again. If a fault stays, please report it.",
-            rows=violations.rows,
-            of=violations.count,
-            numbers=numbers,
-        )
-    said = f"{made:,} of {amount(made, 'made row')} {verb(made, 'is', 'are')} valid and {verb(made, 'scores', 'score')}"
+    lowest, faulty = min(scores, default=0.0), violations.count
+    sound = (
+        f"{made:,} of {amount(made, 'made row')} {verb(made, 'is', 'are')} valid and {verb(made, 'scores', 'score')}"
+    )
     lowest_said = f", the lowest scores {lowest:.3f}" if scores else ""
-    return Verdict(True, f"{said} at least {least:g} by the metric{lowest_said}.", numbers=numbers)
+    return Verdict(
+        not violations,
+        f"{faulty:,} of {amount(made, 'made row')} {verb(faulty, 'is', 'are')} not sound."
+        if violations
+        else f"{sound} at least {least:g} by the metric{lowest_said}.",
+        next_step="The file was changed by hand, or the teacher tables were since: materialize synthetic_conflicts "
+        "again. If a fault stays, please report it.",
+        rows=violations.rows,
+        of=faulty,
+        numbers={"made_rows": made, "faulty_rows": faulty, "lowest_score": lowest},
+    )
 
 
 @conflicts_checks.register(blocking=True)
 def style_leakage(found: MadeRows) -> Verdict:
     """A classifier that sees no word tells made rows from their parents no better than chance."""
-    prompts, made = style_prompts(found.rows, found.parents), amount(len(found.rows), "made row")
-    one = len(found.rows) == 1
-    leak = style_leak(prompts)
+    prompts, count = style_prompts(found.rows, found.parents), len(found.rows)
+    made, leak = f"{amount(count, 'made row')} {verb(count, 'is', 'are')}", style_leak(prompts)
     if leak is None:
-        return Verdict(
-            True,
-            f"{made} {'is' if one else 'are'} too few to tell whether their form gives them away.",
-            numbers={"made_rows": len(found.rows)},
-        )
+        said = f"{made} too few to tell whether their form gives them away."
+        return Verdict(True, said, numbers={"made_rows": count})
     return Verdict(
         not leak.tells,
-        f"By form alone {made} {'is' if one else 'are'} told from the {len(prompts) - len(found.rows):,} they were "
-        f"made from with an AUC of {leak.auc:.2f} (0.5 is chance; p = {leak.p_value:.3f}; for so few rows an AUC of "
-        f"{leak.limit:.2f} would be telling).",
+        f"By form alone {made} told from the {len(prompts) - count:,} they were made from with an AUC of "
+        f"{leak.auc:.2f} (0.5 is chance; p = {leak.p_value:.3f}; for so few rows an AUC of {leak.limit:.2f} would be "
+        "telling).",
         next_step="The student could learn the form instead of the content, so nothing was landed. Another seed in the "
         "resource curation makes other rows; if it stays, the teacher's documents have a form that rewriting does not "
         "keep: please report it with a few of them.",
-        numbers={"auc": leak.auc, "auc_limit": leak.limit, "p_value": leak.p_value, "made_rows": len(found.rows)},
+        numbers={"auc": leak.auc, "auc_limit": leak.limit, "p_value": leak.p_value, "made_rows": count},
     )
 
 

@@ -119,7 +119,7 @@ class Basis:
         return together if self.limit is None else max(min(together, self.limit), self.conflicts + more)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Synthesis:
     """What was found, made and landed."""
 
@@ -130,7 +130,7 @@ class Synthesis:
     record: Row
     """The figures, for the table's manifest, from which the checks work."""
     verdicts: dict[str, Verdict]
-    landed: str
+    landed: str = ""
     """What became of the file in the landing folder, in a sentence."""
 
     @property
@@ -166,8 +166,9 @@ def make_conflicts(
         "least_score": maker.least_score,
     }
     verdicts = conflicts_checks.verdicts(made_rows(layout, rows, record, hold_out))
-    made = Synthesis(basis, needed, rows, record, verdicts, landed="")
-    return Synthesis(basis, needed, rows, record, verdicts, _land(landed_path(layout), made))
+    made = Synthesis(basis, needed, rows, record, verdicts)
+    made.landed = _land(landed_path(layout), made)
+    return made
 
 
 def landed_path(layout: Layout) -> UPath:
@@ -374,13 +375,8 @@ class _Maker:
         if reason:
             self._pass_over(draft.findings.pattern, draft.parents[0], reason)
             return None
-        metadata = {
-            "source": SOURCE,
-            "made_by": MADE_BY,
-            "pattern": draft.findings.pattern,
-            "parents": ids,
-            "seed": self._seed,
-        }
+        origin = {"source": SOURCE, "made_by": MADE_BY, "pattern": draft.findings.pattern}
+        metadata = {**origin, "parents": ids, "seed": self._seed}
         answer = {"teacher_product_vision": vision, "teacher_product_owner_review": review}
         tier = draft.parents[-1].row["tier"]
         return {**texts, **answer, "score": score, "metadata": metadata, **({"tier": tier} if tier else {})}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from po_assets.product_owner import RequirementEntry, requirement_entries
-from po_assets.text import first_upper
+from po_assets.text import first_upper, join
 
 MAX_WORDS = 14
 AUTHORED: dict[str, Any] = yaml.safe_load(files("po_assets.review").joinpath("english.yaml").read_text("utf-8"))
@@ -169,7 +169,7 @@ def write_review(rng: Random, found: Findings) -> str:
     def fill(pool: str, number: int = 1, about: Phrase | None = first, **words: str) -> list[str]:
         """So many different forms of a pool; a form that asks for what there is none of is not drawn."""
         user = rng.choice(found.users) if found.users else ""
-        named = {"product": found.product, "other": found.other, "user": user, "ids": _joined(found.offending)}
+        named = {"product": found.product, "other": found.other, "user": user, "ids": join(found.offending)}
         values = named | {"vp": about.action if about else ""} | words
         usable = [
             form for form in pools[pool] if all(values[name] for _, name, _, _ in Formatter().parse(form) if name)
@@ -182,7 +182,7 @@ def write_review(rng: Random, found: Findings) -> str:
         "status": "conflicts",
         "summary": summary,
         "requirements_alignment": {
-            "aligned": [*found.aligned, *(fill("fits", ids=_joined(found.unsaid)) if found.unsaid else [])],
+            "aligned": [*found.aligned, *(fill("fits", ids=join(found.unsaid)) if found.unsaid else [])],
             "gaps": [*found.gaps, *(gap for each in found.phrases[:2] for gap in fill("gap", about=each))],
             "conflicts": [item for identifier in found.offending for item in fill("conflict", id=identifier)],
         },
@@ -191,8 +191,3 @@ def write_review(rng: Random, found: Findings) -> str:
     }
     text: str = yaml.safe_dump(review, sort_keys=False, allow_unicode=True, width=10_000)
     return text.strip()
-
-
-def _joined(items: Sequence[str]) -> str:
-    """The items as English prose: "a", "a and b", "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

@@ -142,11 +142,7 @@ def _entry(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The corrected line as it lands.
-
-    Raises:
-        Rejected: it would be rejected again.
-    """
+    """The corrected line as it lands. Raises `Rejected` if it would be rejected again."""
     try:
         line = orjson.dumps(entry["row"]) if "row" in entry else str(entry.get("text")).strip().encode()
     except (TypeError, UnicodeEncodeError) as error:

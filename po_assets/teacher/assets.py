@@ -58,25 +58,19 @@ def teacher_batch(
 
 
 def _metadata(report: BatchReport) -> dict[str, Any]:
+    shown = ("payloads", "given_up", "requests", "tokens", "cost", "seconds", "rows_per_minute", "landed_rows")
     metadata: dict[str, Any] = {
         "model": f"{report.model} at {report.provider}",
         "ended": report.stop_detail,
         "dagster/row_count": report.accepted,
-        "payloads": report.payloads,
         "left_to_ask": report.open + report.failed,
-        "given_up": report.given_up,
-        "requests": report.requests,
         "acceptance_rate": report.acceptance,
-        "tokens": report.tokens,
-        "cost": report.cost,
         "cost_without_a_bill": report.estimated_cost,
-        "seconds": report.seconds,
-        "rows_per_minute": report.rows_per_minute,
         "outcomes": records_table(Totals.over(read_rows(UPath(report.ledger))).table()),
-        "landed_rows": report.landed_rows,
         "landed_file": report.landed_file or "none: there is no new accepted row",
         "ledger": dg.MetadataValue.path(report.ledger),
         "journal": dg.MetadataValue.path(report.journal),
+        **{name: getattr(report, name) for name in shown},
     }
     if report.left_out:
         metadata["left_out"] = records_table(report.left_out)
@@ -122,20 +116,19 @@ def ledger_balances(found: Evidence) -> Verdict:
     faults = [*_request_faults(found), *_sum_faults(report, totals), *_landing_faults(found)]
     counts = {outcome.value: totals.of(outcome) for outcome in AttemptOutcome}
     numbers = {"requests": report.requests, "ledger_rows": len(found.rows), "disagreements": len(faults), **counts}
-    if faults:
-        return Verdict(
-            False,
-            f"The ledger of attempts does not balance: {amount(len(faults), 'disagreement')} found.",
-            next_step=f"Materialize teacher_batch again, which writes the ledger anew from {report.journal}, and "
-            "change neither by hand. Nothing is paid for twice by that.",
-            rows=[{"fault": fault} for fault in faults],
-            numbers=numbers,
-        )
     parts = " + ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing"
-    return Verdict(
-        True,
+    balanced = (
         f"{amount(report.requests, 'request')} = {parts}; {amount(report.payloads, 'payload')} = {report.accepted:,} "
-        f"accepted + {report.given_up:,} given up + {report.failed:,} failed + {report.open:,} open.",
+        f"accepted + {report.given_up:,} given up + {report.failed:,} failed + {report.open:,} open."
+    )
+    return Verdict(
+        not faults,
+        f"The ledger of attempts does not balance: {amount(len(faults), 'disagreement')} found."
+        if faults
+        else balanced,
+        next_step=f"Materialize teacher_batch again, which writes the ledger anew from {report.journal}, and "
+        "change neither by hand. Nothing is paid for twice by that.",
+        rows=[{"fault": fault} for fault in faults],
         numbers=numbers,
     )
 

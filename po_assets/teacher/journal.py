@@ -233,11 +233,7 @@ def open_journal(folder: Path) -> Iterator[Journal]:
 
 @contextlib.contextmanager
 def read_journal(path: Path) -> Iterator[Journal]:
-    """A journal beside whichever run may be writing it.
-
-    Raises:
-        UserError: it is not a journal, or it is damaged.
-    """
+    """A journal beside whichever run may be writing it. Raises `UserError` if it is not a journal, or it is damaged."""
     journal = Journal(path)
     try:
         yield journal

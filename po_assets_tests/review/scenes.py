@@ -2,55 +2,42 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from upath import UPath
-
-from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.publication import build_supervised
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.intake.landing import list_landing, snapshot, sources_record
-from po_assets.intake.pipeline import normalize_snapshot
 from po_assets.product_owner import read_yaml
 from po_assets.review.conflicts import Synthesis, make_conflicts
 from po_assets.review.settings import ReviewSettings
 from po_assets.sample_data import generate_rows
 from po_assets.storage import Layout, read_rows
+from po_assets_tests.dataset import tables
 from po_assets_tests.dataset.tables import WORD_COUNT
+from po_assets_tests.intake import landed_rows
 from po_assets_tests.sample_data.sample_rows import ARTIFACTS
 
 UNLIMITED = SelectionSettings(max_samples=None)
 
 
-def land(root: Path, **files: Iterable[Mapping[str, Any]]) -> Layout:
+def land(root: Path, **files: list[Mapping[str, Any]]) -> Layout:
     """An artifact root with these rows landed, and the committed evaluation cases."""
-    layout = Layout(UPath(root))
-    cases = Path(str(layout.eval_cases))
-    if not cases.exists():
-        cases.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ARTIFACTS / "evaluation" / cases.name, cases)
-    incoming = Path(str(layout.incoming))
-    incoming.mkdir(exist_ok=True)
-    for name, rows in files.items():
-        (incoming / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    layout = landed_rows.land(root, **files)
+    if not layout.eval_cases.exists():
+        layout.eval_cases.parent.mkdir()
+        shutil.copy(ARTIFACTS / "evaluation" / layout.eval_cases.name, str(layout.eval_cases))
     return layout
 
 
 def take_in(layout: Layout) -> Layout:
     """Snapshot and normalize what has landed, as the graph does."""
-    staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
-    staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
-    table, _ = normalize_snapshot(layout, sources, staged.sha256, workers=1)
-    table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()
+    landed_rows.take_in(layout)
     return layout
 
 
 def close(layout: Layout, policy: SelectionSettings = UNLIMITED) -> list[dict[str, Any]]:
     """Select the training rows; the closed ledger."""
-    staged, _ = build_supervised(layout, policy, read_eval_cases(layout.eval_cases), WORD_COUNT, 1)
-    staged.publish()
+    tables.close(layout, **policy.values())
     return list(read_rows(layout.ledger))
 
 

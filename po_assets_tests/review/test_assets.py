@@ -33,11 +33,11 @@ def layout(tmp_path: Path) -> Layout:
     return take_in(land(tmp_path, teacher=[rows[0] | {"score": 0.99}, *rows[1:]]))
 
 
-def run(layout: Layout, tokenizer: Path, *selection: str, **settings: Any) -> Any:
+def run(layout: Layout, tokenizer: Path, selection: str | dg.AssetSelection, **settings: Any) -> Any:
     artifacts = Artifacts(root=str(layout.root))
     return dg.materialize(
         [synthetic_conflicts, review_candidates, synthetic_conflicts_checks],
-        selection=dg.AssetSelection.assets(*selection),
+        selection=dg.AssetSelection.assets(selection) if isinstance(selection, str) else selection,
         resources={
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
@@ -72,7 +72,6 @@ def test_conflicts_are_made_audited_and_landed(layout: Layout, tokenizer: Path) 
     assert 0 <= said["style_leakage"].metadata["auc"].value < said["style_leakage"].metadata["auc_limit"].value
     assert said["share_reached"].metadata["made"].value == needed
     manifest = read_manifest(layout.synthetic_conflicts)
-    assert manifest is not None
     assert manifest.extra["made"] == needed
 
 
@@ -83,19 +82,7 @@ def test_a_row_that_was_changed_by_hand_fails_the_audit(layout: Layout, tokenize
     rows[0] |= {"score": 0.99, "teacher_product_owner_review": "status: aligned"}
     rows[0]["metadata"] = {"parents": ["gone"], "pattern": "guess"}
     layout.synthetic_conflicts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    artifacts = Artifacts(root=str(layout.root))
-    result = dg.materialize(
-        [synthetic_conflicts, synthetic_conflicts_checks],
-        selection=dg.AssetSelection.checks_for_assets(synthetic_conflicts),
-        resources={
-            "artifacts": artifacts,
-            "selection": SelectionSettings(),
-            "io_manager": JsonlIOManager(artifacts=artifacts),
-            "base_model": BaseModel(),
-            "curation": ReviewSettings(),
-        },
-        raise_on_error=False,
-    )
+    result = run(layout, tokenizer, dg.AssetSelection.checks_for_assets(synthetic_conflicts))
     check = checks(result)["rows_are_sound"]
     assert not check.passed
     assert f"1 of {len(rows)} made rows is not sound." in check.description
@@ -147,7 +134,6 @@ def test_approved_answers_are_counted_where_candidates_are_shown(layout: Layout,
     (event,) = run(layout, tokenizer, "review_candidates").asset_materializations_for_node("review_candidates")
     assert (event.metadata["teacher_rows"].value, event.metadata["teacher_rows_approved"].value) == (0, 1)
     manifest = read_manifest(layout.review_candidates)
-    assert manifest is not None
     assert manifest.inputs["approved_answers"]
 
 

@@ -44,7 +44,6 @@ def test_a_concepts_own_list_tells_verbs() -> None:
     """Where the concept says that the product must do it, it is something to do; else it is something to offer."""
     assert LANGUAGE.phrase("Herd goats", "It must milk cows and herd goats.") == Phrase("herd goats", is_verb=True)
     thing = LANGUAGE.phrase("Herd goats")
-    assert thing is not None
     assert (thing, thing.action) == (Phrase("herd goats", is_verb=False), "offer herd goats")
 
 

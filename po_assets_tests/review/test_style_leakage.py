@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from po_assets.dataset.holdout import HoldOut
-from po_assets.product_owner import read_yaml, requirement_entries
+from po_assets.product_owner import requirement_entries
 from po_assets.review import conflicts
 from po_assets.review.checks import MadeRows, StylePrompt, skeleton, style_leak, style_leakage, style_prompts
 from po_assets.storage import Layout, read_rows
@@ -39,7 +39,6 @@ def changed(prompts: list[StylePrompt], change: Callable[[str], str]) -> list[St
 def test_form_does_not_tell_made_rows_from_their_parents(prompts: list[StylePrompt], seed: int) -> None:
     """Over 130 rows of both patterns, against the rows they were made from, in three partitions into folds."""
     found = style_leak(prompts, seed)
-    assert found is not None
     assert found.p_value > 0.05, found
     assert found.auc < 0.55
 
@@ -85,7 +84,6 @@ def quoted_title(document: str) -> str:
 def test_a_leak_in_the_form_is_found(prompts: list[StylePrompt], leak: Callable[[str], str]) -> None:
     """One more entry, a full stop, the order of ids, a shorter sentence, a YAML style: each is enough."""
     found = style_leak(changed(prompts, leak))
-    assert found is not None
     assert found.tells, found
     assert found.auc > found.limit
 
@@ -126,7 +124,6 @@ def test_shuffled_labels_are_called_telling_as_often_as_the_significance_says(pr
         flipped = {prompt.group: rng.random() < 0.5 for prompt in prompts}
         mixed = [replace(prompt, conflicts=prompt.conflicts ^ flipped[prompt.group]) for prompt in prompts]
         found = style_leak(mixed, permutations=200)
-        assert found is not None
         below += found.p_value < 0.5
     assert 10 <= below <= 30
 
@@ -143,11 +140,3 @@ def test_rows_of_common_parents_are_of_one_group() -> None:
     assert groups["e"] != groups["a"]
     made = [prompt.group for prompt in style_prompts(rows, texts) if prompt.conflicts]
     assert np.unique(made).size == 2
-
-
-def test_the_documents_of_the_leaks_are_still_documents(prompts: list[StylePrompt]) -> None:
-    """The leaks change form only as far as they say."""
-    document = prompts[0].requirements_yaml
-    for leak in (one_requirement_more, full_stop, ids_swapped, shorter, quoted_title):
-        assert leak(document) != document or leak is full_stop
-        assert read_yaml(leak(document)).error is None

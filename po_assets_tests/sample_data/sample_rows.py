@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from po_assets.product_owner import build_prompt, parse_answer, read_status, split_prompt
-from po_assets.sample_data.landing import FIRST_GENERATION, SECOND_TEACHER
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 
@@ -36,16 +35,21 @@ def raw_rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (ARTIFACTS / name).read_bytes().splitlines()]
 
 
-def to_row(name: str, raw: dict[str, Any]) -> Row:
-    """One JSON object of the named file as a row."""
-    if name == FIRST_GENERATION:
-        documents = (raw["concept"], raw["requirements_yaml"])
-        answer = (raw["teacher_product_vision"], raw["teacher_product_owner_review"])
-    elif name == SECOND_TEACHER:
+def to_row(raw: dict[str, Any], name: str = "") -> Row:
+    """One JSON object, of the named file, as a row."""
+    if "input" in raw:
         documents = (raw["input"]["concept"], raw["input"]["requirements_yaml"])
         answer = (raw["output"]["product_vision"], raw["output"]["product_owner_review"])
-    else:
+    elif "prompt" in raw:
         parts, parsed = split_prompt(raw["prompt"]), parse_answer(raw["output"])
-        documents = (parts.concept or "", parts.requirements_yaml or "")
-        answer = (parsed.vision_yaml or "", parsed.review_yaml or "")
+        documents = (parts.concept, parts.requirements_yaml)
+        answer = (parsed.vision_yaml, parsed.review_yaml)
+    else:
+        documents = (raw["concept"], raw["requirements_yaml"])
+        answer = (raw["teacher_product_vision"], raw["teacher_product_owner_review"])
     return Row(name, *documents, *answer, raw["score"])
+
+
+def rows_of(*names: str) -> list[Row]:
+    """The rows of committed files."""
+    return [to_row(raw, name) for name in names for raw in raw_rows(name)]

@@ -22,14 +22,14 @@ from po_assets.product_owner import (
 from po_assets.sample_data import sample_files, write_sample_data
 from po_assets.sample_data.domains import Domain, load_domains
 from po_assets.sample_data.landing import CONFLICTS, EVALUATION_CASES, FIRST_GENERATION, SECOND_TEACHER
-from po_assets_tests.sample_data.sample_rows import ARTIFACTS, Row, raw_rows, to_row
+from po_assets_tests.sample_data.sample_rows import ARTIFACTS, Row, raw_rows, rows_of
 
 STATUS_WORD = re.compile(r"status: [a-z_]*")
 
 
 @pytest.fixture(scope="module")
 def landed() -> list[Row]:
-    return [to_row(name, raw) for name in (FIRST_GENERATION, SECOND_TEACHER, CONFLICTS) for raw in raw_rows(name)]
+    return rows_of(FIRST_GENERATION, SECOND_TEACHER, CONFLICTS)
 
 
 @pytest.fixture(scope="module")

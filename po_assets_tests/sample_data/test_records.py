@@ -4,29 +4,10 @@ import json
 from collections import Counter
 from itertools import islice
 
-from po_assets.product_owner import parse_answer, score_product_owner, split_prompt
+from po_assets.product_owner import score_product_owner
 from po_assets.sample_data import generate_rows
 from po_assets.sample_data.records import to_line
-
-
-def parts(row: dict) -> tuple[str, str, str, str]:
-    if "input" in row:
-        given, answer = row["input"], row["output"]
-        return (
-            given["concept"],
-            given["requirements_yaml"],
-            answer["product_vision"],
-            answer["product_owner_review"],
-        )
-    if "prompt" in row:
-        prompt, parsed = split_prompt(row["prompt"]), parse_answer(row["output"])
-        return prompt.concept, prompt.requirements_yaml, parsed.vision_yaml, parsed.review_yaml
-    return (
-        row["concept"],
-        row["requirements_yaml"],
-        row["teacher_product_vision"],
-        row["teacher_product_owner_review"],
-    )
+from po_assets_tests.sample_data.sample_rows import to_row
 
 
 def test_a_longer_run_begins_with_the_rows_of_a_shorter_one():
@@ -50,9 +31,8 @@ def test_rows_are_json_lines_that_read_back_as_they_are():
 
 def test_declared_scores_are_the_metrics_own():
     """In every format, as the row is read again."""
-    for row in generate_rows(100, 5):
-        _, *documents = parts(row)
-        assert row["score"] == score_product_owner(*documents).total
+    for row in map(to_row, generate_rows(100, 5)):
+        assert row.score == score_product_owner(row.requirements_yaml, row.vision_yaml, row.review_yaml).total
 
 
 def test_formats_statuses_and_low_scores_come_in_the_proportions_of_the_sample_data():
@@ -60,12 +40,12 @@ def test_formats_statuses_and_low_scores_come_in_the_proportions_of_the_sample_d
     rows = list(generate_rows(1500, 9))
     formats = Counter("nested" if "input" in row else "prompt" if "prompt" in row else "teacher" for row in rows)
     assert formats["teacher"] > formats["nested"] > formats["prompt"] > 15
-    conflicts = sum("status: conflicts" in parts(row)[3] for row in rows)
+    conflicts = sum(to_row(row).status == "conflicts" for row in rows)
     assert 0.02 < conflicts / len(rows) < 0.07
     assert 0.025 < sum(row["score"] < 0.82 for row in rows) / len(rows) < 0.08
 
 
 def test_concepts_of_a_long_stream_stay_varied():
     """Hardly any concept comes twice among thousands of rows."""
-    concepts = [parts(row)[0] for row in generate_rows(3000, 4)]
+    concepts = [to_row(row).concept for row in generate_rows(3000, 4)]
     assert len(set(concepts)) >= 0.995 * len(concepts)

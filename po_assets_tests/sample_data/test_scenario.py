@@ -12,7 +12,7 @@ from po_assets.sample_data.domains import load_domains
 from po_assets.sample_data.landing import CONFLICTS, EVALUATION_CASES, FIRST_GENERATION, SECOND_TEACHER
 from po_assets.sample_data.records import answer_case, draw_case
 from po_assets.sample_data.scenario import TIERS, Scenario
-from po_assets_tests.sample_data.sample_rows import raw_rows, to_row
+from po_assets_tests.sample_data.sample_rows import raw_rows, rows_of
 
 STATUSES = ("aligned", "needs_adjustment", "conflicts")
 
@@ -44,8 +44,7 @@ def status_from_text(concept: str, requirements_yaml: str) -> str:
 
 def test_the_status_of_every_committed_case_can_be_worked_out_from_its_prompt():
     """A reader who compares needs, exclusion and requirements finds the status that the answer gives."""
-    rows = [to_row(name, raw) for name in (FIRST_GENERATION, SECOND_TEACHER) for raw in raw_rows(name)]
-    rows += [to_row(CONFLICTS, raw) for raw in raw_rows(CONFLICTS)[3:]]
+    rows = [*rows_of(FIRST_GENERATION, SECOND_TEACHER), *rows_of(CONFLICTS)[3:]]
     pairs = [(row.status, status_from_text(row.concept, row.requirements_yaml)) for row in rows]
     pairs += [
         (case["status"], status_from_text(case["concept"], case["requirements_yaml"]))

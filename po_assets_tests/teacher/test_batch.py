@@ -39,11 +39,6 @@ COST = (PROMPT_TOKENS * 1.0 + COMPLETION_TOKENS * 10.0) / 1e6
 TOKENS = PROMPT_TOKENS + COMPLETION_TOKENS
 
 
-@pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
-
-
 def one_at_a_time(url: str, **changes: Any) -> TeacherLLM:
     return llm(url, concurrency=1, **changes)
 

@@ -82,7 +82,6 @@ def test_every_misbehaviour_is_a_fault_with_a_name(  # noqa: PLR0917
 def test_what_no_other_payload_would_change_stops_the_batch(does: Does, reason: str) -> None:
     """Asking on would be refused in the same way."""
     fault = reply_to(does)[0].fault
-    assert fault
     assert (fault.reason, fault.stops, fault.again) == (reason, True, False)
 
 
@@ -91,7 +90,6 @@ def test_a_server_that_is_not_there_is_no_connection_and_costs_nothing() -> None
     with teacher() as server:
         url = server.url
     fault = ask(url).fault
-    assert fault
     assert (fault.reason, fault.again, fault.free) == ("no connection", True, True)
 
 
@@ -101,7 +99,6 @@ def test_no_prompt_is_carried_to_another_host(status: int) -> None:
     with teacher() as elsewhere:
         there = {"location": f"{elsewhere.url}/chat/completions"}
         fault = reply_to(Does(status=status, headers=there))[0].fault
-    assert fault
     assert (fault.reason, fault.stops, fault.again) == ("redirected elsewhere", True, False)
     origin = elsewhere.url.removesuffix("/v1")
     assert f"redirects to {origin}, where the prompt is not carried; set base_url to that address" in fault.detail
@@ -119,7 +116,6 @@ def test_a_redirect_at_the_same_host_is_followed() -> None:
 def test_the_key_is_taken_out_of_what_servers_say() -> None:
     """Some repeat it in their error messages."""
     fault = reply_to(Does(status=401, error={"message": f"Incorrect API key: {KEY}", "code": "x"}))[0].fault
-    assert fault
     assert "[key]" in fault.detail
     assert KEY not in fault.detail
 
@@ -131,7 +127,6 @@ def test_what_cannot_be_sent_stops_the_batch_and_costs_nothing(key: str, kind: s
     """HTTP refuses the header before a byte has left, and quotes it as Python writes it, with escapes."""
     with teacher() as server:
         fault = ask(server.url, key).fault
-    assert fault
     assert (fault.reason, fault.stops, fault.again, fault.cut) == ("request cannot be sent", True, False, False)
     assert fault.free
     assert kind in fault.detail
@@ -142,7 +137,6 @@ def test_what_cannot_be_sent_stops_the_batch_and_costs_nothing(key: str, kind: s
 def test_an_instruction_that_no_request_can_hold_stops_the_batch() -> None:
     """Half a character pair: every request has it."""
     fault = ask("http://127.0.0.1:9/v1", extra_body={"note": "\ud800"}).fault
-    assert fault
     assert (fault.reason, fault.stops, fault.free) == ("request cannot be sent", True, True)
 
 
@@ -188,7 +182,6 @@ def test_a_server_that_does_not_stream_has_answered_all_the_same() -> None:
 def test_an_error_under_status_200_is_an_error(error: bytes) -> None:
     """Servers report so what happens after a stream has begun."""
     fault = reply_to(Does(raw=b'{"error": %s}' % error))[0].fault
-    assert fault
     assert (fault.reason, fault.detail, fault.again) == ("server error in the answer", "overloaded", True)
 
 

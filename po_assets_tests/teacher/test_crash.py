@@ -1,15 +1,13 @@
 """Kill -9 at many moments: nothing that was answered is asked again, every request is accounted for, all rows land once."""
 
-import multiprocessing
 import os
 import signal
 from collections import Counter
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-from po_assets_tests.teacher import crash_driver
+from po_assets_tests.teacher.conftest import Start
 from po_assets_tests.teacher.scenes import Scene, llm, payload
 from po_assets_tests.teacher.teacher_server import Asked, Does, Teacher, teacher
 from po_assets_tests.teacher.test_journal import attempts_in
@@ -17,25 +15,9 @@ from po_assets_tests.teacher.test_journal import attempts_in
 PAYLOADS = 8
 
 
-@pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["po_assets_tests.teacher.crash_driver"])
-    return context
-
-
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path, PAYLOADS)
-
-
-def start(
-    processes: multiprocessing.context.ForkServerContext, scene: Scene, server: Teacher, moment: str = "", at: int = 1
-) -> BaseProcess:
-    arguments = (Path(str(scene.layout.root)), scene.path, server.url, moment, at)
-    process = processes.Process(target=crash_driver.ask, args=arguments)
-    process.start()
-    return process
 
 
 def answered_on_disk(scene: Scene) -> Counter[str]:
@@ -81,12 +63,10 @@ def assert_resumes(scene: Scene, server: Teacher) -> None:
         ("before the ledger is written", 1),
     ],
 )
-def test_killed_at_any_moment_the_batch_resumes(
-    processes: multiprocessing.context.ForkServerContext, scene: Scene, moment: str, at: int
-) -> None:
+def test_killed_at_any_moment_the_batch_resumes(start: Start, scene: Scene, moment: str, at: int) -> None:
     """From the journal, and with the landing that was under way."""
     with teacher() as server:
-        process = start(processes, scene, server, moment, at)
+        process = start(scene, server.url, moment, at)
         process.join(180)
         assert process.exitcode == -signal.SIGKILL
         assert_resumes(scene, server)
@@ -95,7 +75,7 @@ def test_killed_at_any_moment_the_batch_resumes(
 @pytest.mark.parametrize("number", [1, 4, 7])
 @pytest.mark.parametrize("answered", [False, True])
 def test_killed_while_the_teacher_answers_the_batch_resumes(
-    processes: multiprocessing.context.ForkServerContext, scene: Scene, number: int, *, answered: bool
+    start: Start, scene: Scene, number: int, *, answered: bool
 ) -> None:
     """Before the answer is sent, or the moment it is."""
     killed: list[int] = []
@@ -111,20 +91,18 @@ def test_killed_while_the_teacher_answers_the_batch_resumes(
         return Does(after=kill) if answered else Does(before=kill)
 
     with teacher(does) as server:
-        process = start(processes, scene, server)
+        process = start(scene, server.url)
         process.join(180)
         assert killed
         assert process.exitcode == -signal.SIGKILL
         assert_resumes(scene, server)
 
 
-def test_killed_again_and_again_it_comes_to_its_end(
-    processes: multiprocessing.context.ForkServerContext, scene: Scene
-) -> None:
+def test_killed_again_and_again_it_comes_to_its_end(start: Start, scene: Scene) -> None:
     """Every run gets a little further."""
     with teacher(lambda _asked: Does(delay=0.01)) as server:
         for at in (2, 3, 2, 3):
-            process = start(processes, scene, server, "when an answer is on disk", at)
+            process = start(scene, server.url, "when an answer is on disk", at)
             process.join(180)
             assert process.exitcode in (-signal.SIGKILL, 0)
         assert_resumes(scene, server)

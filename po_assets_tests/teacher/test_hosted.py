@@ -1,6 +1,5 @@
 """The provider's batch endpoint: half the price, one journal, and nothing lost or paid twice when it breaks or is killed."""
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -15,8 +14,8 @@ from po_assets.errors import UserError
 from po_assets.teacher import hosted as hosted_module
 from po_assets.teacher.journal import read_journal
 from po_assets.teacher.settings import TeacherLLM
-from po_assets_tests.teacher import crash_driver
 from po_assets_tests.teacher.batch_server import EXPIRED, LOST, HostedBatch, completion, failure, provider
+from po_assets_tests.teacher.conftest import Start
 from po_assets_tests.teacher.scenes import KEY, KEY_VARIABLE, NO_REVIEW, Scene, llm, payload
 from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS, teacher
 
@@ -26,11 +25,6 @@ LIVE_PRICE = (PROMPT_TOKENS * 1.0 + COMPLETION_TOKENS * 10.0) / 1e6
 def hosted(url: str, **changes: Any) -> TeacherLLM:
     """As `llm`, by batch, looked at all the time."""
     return llm(url, **{"delivery": "batch", "batch_poll_seconds": 0.05, **changes})
-
-
-@pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
 
 
 def once(outcome: dict[str, Any], concept: str = payload(2).concept) -> Callable[[HostedBatch, str], dict[str, Any]]:
@@ -208,20 +202,10 @@ def test_a_journal_of_an_older_version_is_read(scene: Scene) -> None:
         assert {attempt.hosted for attempt in journal.attempts()} == {False}
 
 
-@pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["po_assets_tests.teacher.crash_driver"])
-    return context
-
-
 @pytest.mark.parametrize("event", ["file", "batch", "look", "content"])
-def test_killed_at_any_call_the_next_run_collects_the_same_batch(
-    processes: multiprocessing.context.ForkServerContext, scene: Scene, event: str
-) -> None:
+def test_killed_at_any_call_the_next_run_collects_the_same_batch(start: Start, scene: Scene, event: str) -> None:
     """After the provider has done what was asked, before it answers: no request is handed over twice."""
     killed: list[int] = []
-    arguments = (Path(str(scene.layout.root)), scene.path)
 
     def kill(happened: str) -> None:
         if happened == event and not killed:
@@ -230,10 +214,7 @@ def test_killed_at_any_call_the_next_run_collects_the_same_batch(
             os.kill(process.pid, signal.SIGKILL)
 
     with provider(happens=kill) as service:
-        process = processes.Process(
-            target=crash_driver.ask, args=(*arguments, service.url), kwargs={"delivery": "batch"}
-        )
-        process.start()
+        process = start(scene, service.url, delivery="batch")
         process.join(180)
         assert killed
         assert process.exitcode == -signal.SIGKILL
@@ -245,14 +226,10 @@ def test_killed_at_any_call_the_next_run_collects_the_same_batch(
 
 
 @pytest.mark.parametrize(("moment", "at"), [("before a request is noted", 3), ("when an answer is on disk", 4)])
-def test_killed_beside_the_provider_every_answer_is_paid_once(
-    processes: multiprocessing.context.ForkServerContext, scene: Scene, moment: str, at: int
-) -> None:
+def test_killed_beside_the_provider_every_answer_is_paid_once(start: Start, scene: Scene, moment: str, at: int) -> None:
     """While requests are noted, nothing was handed over; while answers are kept, the rest is collected again."""
     with provider() as service:
-        arguments = (Path(str(scene.layout.root)), scene.path, service.url, moment, at)
-        process = processes.Process(target=crash_driver.ask, args=arguments, kwargs={"delivery": "batch"})
-        process.start()
+        process = start(scene, service.url, moment, at, delivery="batch")
         process.join(180)
         assert process.exitcode == -signal.SIGKILL
         report = scene.run(hosted(service.url))
