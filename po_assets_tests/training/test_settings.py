@@ -111,7 +111,11 @@ def test_the_launchpad_shows_what_the_profile_sets(
     code = importlib.util.module_from_spec(place)
     place.loader.exec_module(code)
     resources = code.defs.resolve_job_def("product_owner_student").run_config_schema.config_type.fields["resources"]
-    shown = resources.config_type.fields["recipe"].config_type.fields["config"].config_type.fields
+    model, shown = (
+        resources.config_type.fields[name].config_type.fields["config"].config_type.fields
+        for name in ("base_model", "recipe")
+    )
+    assert json.loads(model["profile"].default_value_as_json_str) == profile
     assert json.loads(shown["epochs"].default_value_as_json_str) == epochs
     assert json.loads(shown["learning_rate"].default_value_as_json_str) == rate
 
