@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.intake.normalization import folded, input_digest
@@ -34,8 +34,14 @@ _ANSWER_SKELETON = frozenset((*VISION_KEYS, *REVIEW_KEYS, *ALIGNMENT_KEYS))
 _ID = re.compile(r"(?:nfr|fr|req|con|c)[-_]?\d+")
 
 Sequences = set[tuple[str, ...]]
-Kind = Literal["same input", "nearly the same input", "input within other text", "nearly the same answer"]
-KINDS: tuple[Kind, ...] = ("same input", "nearly the same input", "input within other text", "nearly the same answer")
+KINDS = {
+    "same input": "same input as an evaluation case",
+    "nearly the same input": "nearly the input of an evaluation case",
+    "input within other text": "an evaluation case's input within other text",
+    "nearly the same answer": "nearly the reference answer of an evaluation case",
+}
+"""How a row gives a case away, and the same as the ledger's reason."""
+_SAME, _NEAR, _WITHIN, _ANSWER = KINDS
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,13 @@ class Overlap:
     case_id: str
     similarity: float
     """1 for the same input; the share of the case that the row holds where it stands within other text."""
-    kind: Kind
+    kind: str
+    """One of `KINDS`."""
 
     @property
     def same_input(self) -> bool:
         """Whether the row asks the very same."""
-        return self.kind == "same input"
+        return self.kind == _SAME
 
 
 class _Likeness(NamedTuple):
@@ -80,16 +87,16 @@ class HoldOut:
         `digest` is the input's digest where it is known already.
         """
         if case_id := self._by_digest.get(digest or input_digest(concept, requirements_yaml)):
-            return Overlap(case_id, 1.0, "same input")
+            return Overlap(case_id, 1.0, _SAME)
         found = self._inputs.nearest(word_sequences(concept, requirements_yaml), self._threshold)
         if found is None:
             return None
-        return Overlap(found.name, found.similarity, KINDS[2] if found.within else KINDS[1])
+        return Overlap(found.name, found.similarity, _WITHIN if found.within else _NEAR)
 
     def find_answer(self, vision_yaml: str, review_yaml: str) -> Overlap | None:
         """The case whose reference answer this is, or nearly, or of which it holds the VISION or the REVIEW."""
         found = self._answers.nearest(answer_sequences(vision_yaml, review_yaml), self._threshold)
-        return Overlap(found.name.partition(_PART)[0], found.similarity, KINDS[3]) if found else None
+        return Overlap(found.name.partition(_PART)[0], found.similarity, _ANSWER) if found else None
 
 
 class _Index:

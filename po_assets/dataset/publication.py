@@ -44,12 +44,6 @@ from po_assets.text import verb
 PREVIEW_ROWS = 3
 PARTICULARS = re.compile(r"'.*'|[0-9]+", re.DOTALL)
 """What differs from row to row in the validator's reasons; without it, they can be counted."""
-_HELD_OUT = {
-    "same input": "same input as an evaluation case",
-    "nearly the same input": "nearly the input of an evaluation case",
-    "input within other text": "an evaluation case's input within other text",
-    "nearly the same answer": "nearly the reference answer of an evaluation case",
-}
 _REMEMBERED_LENGTHS = 1 << 17
 """Rows; some 20 MB."""
 
@@ -296,10 +290,10 @@ def _outcome(number: int, decisions: Decisions, settings: SelectionSettings, bud
             reason = f"{source} score under {settings.min_score:g}"
             detail = f"its score is {decisions.score[number]:.4f}"
         case Outcome.HELD_OUT:
-            kind = KINDS[int(decisions.overlap[number])]
-            reason = _HELD_OUT[kind]
+            overlap = int(decisions.overlap[number])
+            reason = list(KINDS.values())[overlap]
             detail = f"case {decisions.case_ids[int(decisions.case[number])]}"
-            detail += "" if kind == "same input" else f", similarity {decisions.similarity[number]:.2f}"
+            detail += f", similarity {decisions.similarity[number]:.2f}" if overlap else ""
         case Outcome.REPLACED:
             file, line = decisions.place(int(decisions.winner[number]))
             reason, detail = "replaced by a corrected row", f"replaced by {file}:{line}"

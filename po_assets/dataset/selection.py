@@ -116,7 +116,7 @@ def make_judge(
             or hold_out.find_answer(row["vision_yaml"], row["review_yaml"])
         ):
             outcome, similarity = Outcome.HELD_OUT, overlap.similarity
-            case, overlaps = positions[overlap.case_id], KINDS.index(overlap.kind)
+            case, overlaps = positions[overlap.case_id], list(KINDS).index(overlap.kind)
         elif rules["invalid_targets"] == "leave_out" and not row["valid"]:
             outcome = Outcome.INVALID_TARGET
         digest = content_digest(concept, requirements, row["vision_yaml"], row["review_yaml"], key=key)

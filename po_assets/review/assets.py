@@ -10,14 +10,13 @@ from po_assets.dag import Artifacts, asked_for_alone, bar_chart, records_table, 
 from po_assets.dataset.assets import eval_cases
 from po_assets.dataset.publication import token_budget
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.errors import UserError
 from po_assets.intake.assets import OWNERS, normalized_teacher
 from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
 from po_assets.review.conflicts import make_conflicts
-from po_assets.review.review_file import collect, write_review_file
+from po_assets.review.review_file import collect, refuse_edited, write_review_file
 from po_assets.review.settings import ReviewSettings
-from po_assets.storage import Layout, StagedTable, digest_of, file_digest, read_manifest, recorded_digest, stage_lines
+from po_assets.storage import Layout, StagedTable, digest_of, file_digest, recorded_digest, stage_lines
 
 GROUP = "curation"
 CONFLICTS_CODE_VERSION = f"2+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
@@ -109,7 +108,7 @@ def review_candidates(
 ) -> dg.MaterializeResult[Any]:
     """Collect the candidates and write the review file, unless it holds edits that were not taken yet."""
     layout = artifacts.layout
-    _refuse_to_overwrite_edits(layout)
+    refuse_edited(layout.review_file, "po-assets review land", "materialize review_candidates again")
     found = collect(layout, curation, selection.score_tolerance)
     write_review_file(layout.review_file, found.candidates)
     for note in found.notes:
@@ -122,7 +121,6 @@ def review_candidates(
     staged = stage_lines(layout.review_candidates, map(orjson.dumps, table)).with_manifest(
         inputs=_inputs(layout) | {"approved_answers": file_digest(approved) if approved.exists() else ""},
         code_version=CANDIDATES_CODE_VERSION,
-        extra={"review_sha256": file_digest(layout.review_file)},
     )
     metadata: dict[str, Any] = {
         "review_file": dg.MetadataValue.path(str(layout.review_file)),
@@ -139,15 +137,6 @@ def review_candidates(
 
 def _inputs(layout: Layout) -> dict[str, str]:
     return {"normalized_teacher": recorded_digest(layout.normalized), "eval_cases": file_digest(layout.eval_cases)}
-
-
-def _refuse_to_overwrite_edits(layout: Layout) -> None:
-    path, manifest = layout.review_file, read_manifest(layout.review_candidates)
-    if path.exists() and (manifest is None or manifest.extra.get("review_sha256") != file_digest(path)):
-        raise UserError(
-            f"The review file {str(path)!r} was edited and its corrections were not taken yet. Take them with "
-            "`po-assets review land`, or delete the file, then materialize review_candidates again."
-        )
 
 
 def _result(staged: StagedTable, metadata: dict[str, Any]) -> dg.MaterializeResult[Any]:

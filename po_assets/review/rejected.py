@@ -6,7 +6,6 @@ it is not rejected again; the verbatim old one stays in the review file, which i
 """
 
 import codecs
-import hashlib
 import os
 import shlex
 import subprocess
@@ -23,7 +22,7 @@ from upath import UPath
 from po_assets.errors import UserError, all_faults
 from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import line_id, normalize
-from po_assets.review.review_file import land_new_file, put_aside, read_entries, write_entries
+from po_assets.review.review_file import land_new_file, put_aside, read_entries, refuse_edited, write_entries
 from po_assets.storage import Layout, read_rows, replace_file
 from po_assets.text import amount, verb
 
@@ -39,7 +38,6 @@ _HEADER = """\
 #     po-assets rejected land
 #
 # checks all corrected lines before it lands any, as a new file in incoming/, and takes the old ones out of theirs.
-# digest of the entries as they were written: {digest}
 """
 
 
@@ -55,11 +53,7 @@ def export_rejected(layout: Layout) -> UPath:
         UserError: nothing was normalized yet, no line is rejected that could be corrected, or the file holds edits.
     """
     path = rejected_file(layout)
-    if path.exists() and _is_edited(path):
-        raise UserError(
-            f"The file {str(path)!r} was edited and its corrections were not taken yet. Take them with `po-assets "
-            "rejected land`, or delete the file, then write it anew."
-        )
+    refuse_edited(path, "po-assets rejected land", "write it anew")
     editable = (record for record in _quarantine(layout) if "text" in record and record["text"].strip())
     whole = [record for record in islice(editable, MOST_ENTRIES + 1) if "only_the_first_bytes" not in record]
     entries = [_entry(record) for record in whole[:MOST_ENTRIES]]
@@ -70,7 +64,7 @@ def export_rejected(layout: Layout) -> UPath:
             + (", none of them readable as text. See distillation/po_teacher_rejected.jsonl." if rejected else ".")
         )
     more = f"Only the first {MOST_ENTRIES} are here." if len(whole) > MOST_ENTRIES else ""
-    write_entries(path, _HEADER.format(more=more, digest=_digest(entries)), entries)
+    write_entries(path, _HEADER.format(more=more), entries)
     return path
 
 
@@ -183,16 +177,3 @@ def _place(record: Mapping[str, Any]) -> str:
 
 def _line_id(record: Mapping[str, Any]) -> str:
     return line_id(str(record.get("text", "")).encode())
-
-
-def _digest(entries: Sequence[Mapping[str, Any]]) -> str:
-    return hashlib.blake2b(orjson.dumps(list(entries)), digest_size=8).hexdigest()
-
-
-def _is_edited(path: UPath) -> bool:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    written = text.partition("as they were written: ")[2].split("\n")[0]
-    try:
-        return bool(_digest(yaml.safe_load(text)) != written)
-    except (yaml.YAMLError, TypeError):
-        return True

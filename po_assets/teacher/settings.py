@@ -31,19 +31,12 @@ class TeacherLLM(Settings):
     # All but these decides what the teacher answers, apart from its own dice. (A whole answer is the same under any
     # token limit; what the limit cut is asked again when it is raised.)
     without_effect: ClassVar[frozenset[str]] = frozenset(
-        {
-            *(
-                "api_key_variable",
-                "max_output_tokens",
-                "token_limit_parameter",
-                "stream",
-                "timeout_seconds",
-                "concurrency",
-            ),
-            *("requests_per_minute", "tokens_per_minute", "retries", "retry_wait_seconds"),
+        (
+            *("api_key_variable", "max_output_tokens", "token_limit_parameter", "stream", "timeout_seconds"),
+            *("concurrency", "requests_per_minute", "tokens_per_minute", "retries", "retry_wait_seconds"),
             *("price_per_million_input_tokens", "price_per_million_output_tokens"),
             *("delivery", "batch_price_share", "batch_poll_seconds"),
-        }
+        )
     )
 
     base_url: str = Field(
