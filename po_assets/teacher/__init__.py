@@ -1,5 +1,5 @@
-"""Asking a teacher LLM for new rows: `teacher_batch`, its checks, and a small local server to try it with.
+"""Asking a teacher LLM for new rows: `teacher_batch` and its checks.
 
-What lands goes into `incoming/` like any other file; taking it in belongs to `teacher`, starting the graph to the
-sensor in `automation`.
+What lands goes into `incoming/` like any other file; taking it in belongs to `intake`, starting the graph to the sensor
+in `automation`.
 """
