@@ -60,12 +60,17 @@ SECONDS ?= 60
 fuzz: .venv/.fuzz ## look for landed input that breaks an invariant: make fuzz SECONDS=60
 	@$(BIN)/python -m benchmarks.fuzz --seconds $(SECONDS) --corpus .fuzz/corpus
 
+# Exported by make, not written into a command: the path may have spaces and quotes.
+ui: export VIRTUAL_ENV = $(CURDIR)/.venv
+ui: export PATH := $(CURDIR)/$(BIN):$(PATH)
+ui-ray: export DAGSTER_HOME = $(CURDIR)/deploy/ray
+
 ui: .venv/.runtime ## open the Dagster UI on http://127.0.0.1:3000, on the same instance
 	@$(BIN)/python -P po_assets/storage/history.py
-	@VIRTUAL_ENV=$(CURDIR)/.venv PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dg dev --host 127.0.0.1 --port 3000
+	@$(BIN)/dg dev --host 127.0.0.1 --port 3000
 
 ui-ray: .venv/.ray ## the same on Ray: each step a Ray job, those that compute with the model on a GPU of their own
-	@DAGSTER_HOME=$(CURDIR)/deploy/ray $(BIN)/po-assets ui-ray
+	@$(BIN)/po-assets ui-ray
 
 bench: .venv/.bench ## measure every speed figure that the README quotes
 	@$(BIN)/python -m benchmarks

@@ -52,6 +52,7 @@ artifacts = Artifacts.configure_at_launch()
 # The Launchpad shows the profile, and the values that it brings; a wrong one fails a run, not the code location.
 profile = BaseModel(**given["base_model"]).profile
 shown_model = ({"profile": profile} if shown_defaults(profile) else {}) | given["base_model"]
+shown_recipe = shown_defaults(profile) | given["recipe"]
 base_model = BaseModel.configure_at_launch(**shown_model)
 
 defs = dg.Definitions(
@@ -98,7 +99,7 @@ defs = dg.Definitions(
         "base_model": base_model,
         "selection": SelectionSettings.configure_at_launch(**given["selection"]),
         "prompt": PromptSettings.configure_at_launch(**given["prompt"]),
-        "recipe": TrainingSettings.configure_at_launch(base_model=base_model, **(shown_defaults(profile) | given["recipe"])),
+        "recipe": TrainingSettings.configure_at_launch(base_model=base_model, **shown_recipe),
         "decoding": Decoding.configure_at_launch(**given["decoding"]),
         "gate": GateProfile.configure_at_launch(**given["gate"]),
         "export": ExportSettings.configure_at_launch(**given["export"]),

@@ -10,6 +10,7 @@ import torch
 from po_assets.definitions import defs
 from po_assets.model import BaseModel, best_device, require_hardware
 from po_assets.text import Progress
+from po_assets.training.settings import shown_defaults
 from po_assets.training.student import make_student
 from po_assets_tests.training.tiny_training import PAIRS, make_artifacts, tiny_recipe
 
@@ -37,6 +38,7 @@ def test_each_asset_refuses_before_any_work(tmp_path: Path, monkeypatch: pytest.
             "resources": {
                 "artifacts": {"config": {"root": str(layout.root)}},
                 "base_model": {"config": {"profile": "paper"}},
+                "recipe": {"config": shown_defaults("paper")},
             }
         },
         raise_on_error=False,

@@ -25,7 +25,7 @@ from po_assets.model import (
 )
 from po_assets.product_owner import parse_answer, validate_answer
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
-from po_assets.storage import digest_of, is_local, replace_file
+from po_assets.storage import digest_of, full_disk_named, is_local, replace_file
 from po_assets.text import Progress
 from po_assets.training.memory import memory_named
 
@@ -335,7 +335,7 @@ def _line(asked: str, answer: Answer) -> bytes:
 
 def _append_synced(path: Path, line: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with full_disk_named(path, path), path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

@@ -14,7 +14,7 @@ from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.intake.lines import MAX_LINE_BYTES, Line
-from po_assets.storage import Manifest, StagedTable, is_local, open_buffered, staging_path
+from po_assets.storage import Manifest, StagedTable, full_disk_named, is_local, open_buffered, staging_path
 from po_assets.text import amount
 
 _BLOCK = 1 << 20
@@ -139,7 +139,7 @@ def snapshot(files: list[UPath], target: UPath) -> tuple[StagedTable, list[Sourc
     staging = staging_path(target)
     whole, sources = hashlib.sha256(), []
     try:
-        with staging.open("wb") as out:
+        with full_disk_named(target, staging), staging.open("wb") as out:
             for path in files:
                 digest, rows, last = hashlib.sha256(), 0, b"\n"
                 for block in _blocks(path):

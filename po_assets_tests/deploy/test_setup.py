@@ -154,3 +154,22 @@ def test_setup_without_cuda_looks_at_no_pytorch(tmp_path: Path) -> None:
     (tmp_path / "python").chmod(0o755)
     command = ["make", "--old-file", ".venv/.runtime", "setup", "EXTRAS=fast", f"BIN={tmp_path}"]
     subprocess.run(command, cwd=ROOT, check=True)
+
+
+def test_the_ui_starts_under_a_path_with_spaces_quotes_and_other_letters(tmp_path: Path) -> None:
+    """An ordinary user's clone; programs of the .venv are stand-ins."""
+    clone = tmp_path / 'María\'s "own" clone'
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    for file in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / file, clone)
+    for name in ("python", "dg", "po-assets"):
+        (clone / ".venv" / "bin" / name).write_text('#!/bin/sh\necho "$0 $VIRTUAL_ENV|$DAGSTER_HOME|$PATH"\n')
+        (clone / ".venv" / "bin" / name).chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in {"DAGSTER_HOME", "VIRTUAL_ENV"}}
+    for target, home in (("ui", "local"), ("ui-ray", "ray")):
+        command = ["make", "--old-file", ".venv/.runtime", "--old-file", ".venv/.ray", target]
+        done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=True)
+        said = done.stdout.splitlines()[-1]
+        assert f"|{clone}/deploy/{home}|" in said
+        assert target == "ui-ray" or f"{clone}/.venv|" in said
+        assert target == "ui-ray" or said.endswith(f"|{clone}/.venv/bin:{environment['PATH']}")
