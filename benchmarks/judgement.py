@@ -36,8 +36,8 @@ from po_assets.training.training import train
 ASIDE = 8
 VARIANTS: dict[str, dict[str, float]] = {
     "words": {},
-    "comparisons": {"comparisons": 400, "epochs": 0.4, "learning_rate": 1e-3},
-    "lessons": {"comparisons": 300, "contrasts": 130, "epochs": 0.4, "learning_rate": 1e-3},
+    "comparisons": {"comparisons": 400, "epochs": 0.5, "learning_rate": 1.5e-3},
+    "lessons": {"comparisons": 200, "contrasts": 150, "epochs": 0.38, "learning_rate": 1.5e-3},
 }
 """Recipes: the default, in the teacher's words; then with evidence and comparisons, and with contrast rows as well."""
 

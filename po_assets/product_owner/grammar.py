@@ -47,15 +47,15 @@ class GrammarLimits:
     items: Mapping[str, int] = field(
         default_factory=lambda: dict.fromkeys(_LISTS, 4) | dict.fromkeys(("aligned", "conflicts", "summary"), 30)
     )
-    """`aligned` and `conflicts` have no more items than the case has requirements either, `summary` no more than twice
-    that: what is said of each requirement, and of each need."""
+    """`aligned` and `conflicts` have no more items than the case has requirements either, `summary` eight more: what is
+    said of each requirement, and besides of the concept and each of its needs."""
     tokens_per_word: int = 2
     """English prose has 1.3, the longest reference 1.9. For a tokenizer of bytes it is 30."""
 
     def most_items(self, key: str, requirements: int) -> int:
         """The items that a list may have in a case with this many requirement ids."""
-        by_requirement = {"aligned": 1, "conflicts": 1, "summary": 2}
-        return min(self.items[key], by_requirement.get(key, self.items[key]) * max(requirements, 1))
+        besides = {"aligned": 0, "conflicts": 0, "summary": 8}
+        return min(self.items[key], max(requirements, 1) + besides.get(key, self.items[key]))
 
     def longest_answer(self, requirements: int) -> int:
         """An upper bound of an answer's tokens, for a case with this many requirement ids."""

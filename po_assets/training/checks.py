@@ -32,7 +32,7 @@ from po_assets.training.adapter import WEIGHTS
 from po_assets.training.checkpoints import StepRecord
 from po_assets.training.gradients import collate
 from po_assets.training.prompt_mix import Prompts, prompts_of
-from po_assets.training.rows import NOT_TRAINED, TokenizedRow, training_rows
+from po_assets.training.rows import TokenizedRow, training_rows
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.student import adapter_problem, read_log
 from po_assets.training.training import validation_sentence
@@ -225,11 +225,12 @@ def label_faults(rows: Sequence[TokenizedRow], eos_id: int) -> list[dict[str, ob
         part = rows[start : start + _BATCH_ROWS]
         batch = collate(part)
         for offset, (row, begin) in enumerate(zip(part, batch.starts.tolist(), strict=False)):
-            labels, length = batch.labels[0, begin : begin + len(row.ids)].tolist(), len(row.ids)
+            length = len(row.ids)
+            weights = batch.token_weights[0, begin : begin + length].tolist()
             reasons = []
-            if any(label != NOT_TRAINED for label in labels[: row.prompt_length]):
+            if any(weights[: row.prompt_length]):
                 reasons.append("a prompt token is trained")
-            if labels[row.prompt_length :] != list(row.ids[row.prompt_length :]):
+            if not all(weights[row.prompt_length :]):
                 reasons.append("an answer token is not trained")
             if row.trained == 0 or row.ids[-1] != eos_id:
                 reasons.append("it does not end in a trained end-of-sequence token")
@@ -243,8 +244,8 @@ def label_faults(rows: Sequence[TokenizedRow], eos_id: int) -> list[dict[str, ob
 def sample_parts(row: TokenizedRow, chat: ChatTemplate) -> list[dict[str, object]]:
     """A row decoded in runs of trained and not trained tokens."""
     parts: list[dict[str, object]] = []
-    labelled = zip(row.ids, row.labels, strict=True)
-    for trained, run in groupby(labelled, key=lambda pair: pair[1] != NOT_TRAINED):
+    weighted = zip(row.ids, row.token_weights, strict=True)
+    for trained, run in groupby(weighted, key=lambda pair: pair[1] > 0):
         ids = [token for token, _ in run]
         text = str(chat.tokenizer.decode(ids, skip_special_tokens=False))
         parts.append({"trained": "yes" if trained else "no", "tokens": len(ids), "text": text})

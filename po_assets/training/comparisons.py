@@ -1,14 +1,16 @@
 """Rows that show a small student what to compare before it judges: made from the training rows, for the training only.
 
 A model of this size learns a row's verdict by heart unless it is shown the steps to it (distilling step by step, Hsieh
-et al. 2023, https://arxiv.org/abs/2305.02301). So the REVIEW's summary says of each requirement what it is for, and of
-each need which requirements meet it; the status follows from these lines. What a requirement is for is read from the
-teacher's own alignment lists. Of the same needs and requirements are made
+et al. 2023, https://arxiv.org/abs/2305.02301). So the REVIEW's summary restates what the concept asks for and excludes,
+says of each requirement what it is for, and of each need whether it is served; the status follows from these lines.
+What a requirement is for is read from the teacher's own alignment lists. Of the same needs and requirements are made
 
-- *contrast rows*: the same question with other requirements, so that another status is right, and
-- *comparisons*: a list of needs, what is excluded, and requirements of many rows; only the verdict on each is trained.
+- *contrast rows*: the same question with other requirements or another exclusion, so that another status is right, and
+- *comparisons*: the summary's lines alone, on requirements of many rows; only the verdicts are trained.
 
-`supervised_dataset` stays as it is, and no evaluation case is ever read here.
+Teachers' rows hold few conflicts, so what is excluded is mostly a need that the concept does not state: the
+requirements that serve it then demand what is excluded, in the teacher's words. `supervised_dataset` stays as it is,
+and no evaluation case is ever read here.
 """
 
 from __future__ import annotations
@@ -29,17 +31,24 @@ from po_assets.text import amount, first_upper, join
 
 Pair = tuple[str, str]
 """Prompt and answer."""
-Parts = list[tuple[str, bool]]
-"""Pieces of one text, and whether each is trained."""
+Parts = list[tuple[str, float]]
+"""Pieces of one text, and how much each of its tokens counts in the loss."""
 
 _FUNCTIONAL = REQUIREMENT_SECTIONS[0]
 _EXCLUDED, _FOREIGN = "\0excluded", "\0another product"  # what a requirement is for, where it is for no need
 _ALIKE = 0.7  # Jaccard similarity of the words of two requirements from which they are the same one in other words
 _LEAST_ROWS = 20  # rows whose needs can be read, under which nothing is made of them
-_LINES = 8  # requirements of a comparison
 _FORM_WORDS = frozenset(("let", "allow", "can", "must", "able", "users", "user", "the", "and", "for", "with", "from"))
-_KINDS = (*("all served", "need removed", "mixed") * 2, "another product")
 _DEMANDS = ("Let {who} {what}", "Allow {who} to {what}", "{Who} can {what}", "{Who} must be able to {what}")
+
+# How much a token counts; chosen on products of training domains kept aside, docs/judgement.md.
+_VERDICT, _SERVED, _STATUS = 3.0, 2.0, 4.0
+_COPIED, _VISION, _OTHER = 1.0, 0.4, 0.6
+
+_LINES = 8  # requirements of a comparison
+_CONTRAST_LINES = (3, 4, 5, 6)
+_KINDS = (*["all served"] * 2, *["need removed"] * 3, *["exclusion demanded"] * 4, "mixed", *["another product"] * 2)
+_SWAPPED = 0.7  # of the exclusions are needs that the concept does not state
 
 
 @dataclass(frozen=True)
@@ -73,18 +82,23 @@ class Case:
 
 
 @dataclass(frozen=True)
-class PartlyTrained:
-    """A prompt (none for a comparison) and what follows it, of which only some pieces are trained."""
+class WeightedText:
+    """A prompt (none for a comparison) and what follows it, not every piece of which counts alike."""
 
-    prompt: str | None
+    prompt: str
     parts: Parts
+
+    @property
+    def text(self) -> str:
+        """What follows the prompt."""
+        return "".join(piece for piece, _ in self.parts)
 
 
 @dataclass(frozen=True)
 class Evidence:
     """The rows with their evidence before the verdict."""
 
-    rows: list[Pair]
+    rows: list[WeightedText]
     cases: list[Case]
     """What each row was read as; empty where the rows are the teacher's words."""
     described: str
@@ -95,8 +109,8 @@ class Evidence:
 class Lessons:
     """What is made of the rows."""
 
-    comparisons: list[PartlyTrained]
-    contrasts: list[PartlyTrained]
+    comparisons: list[WeightedText]
+    contrasts: list[WeightedText]
     described: str
     """One sentence; empty where nothing is made."""
 
@@ -107,29 +121,31 @@ def with_evidence(pairs: Sequence[Pair], prompt: Prompt, fits: Callable[[Pair], 
     A student that sees both kinds learns to leave the evidence out, so the other rows are left out of the training.
     Where fewer than `_LEAST_ROWS` state it, all rows stay the teacher's words, with the keys in the contract's order.
     """
-    fitting = [(case, row) for case in read_cases(pairs, prompt) if fits(row := _row(case))]
-    cases, rows = [case for case, _ in fitting], [row for _, row in fitting]
-    found = f"{len(cases):,} of {amount(len(pairs), 'row')} state what each requirement is for"
-    if len(cases) < _LEAST_ROWS:
+    fitting = [(case, row) for case in read_cases(pairs, prompt) if fits(((row := _row(case)).prompt, row.text))]
+    found = f"{len(fitting):,} of {amount(len(pairs), 'row')} state what each requirement is for"
+    if len(fitting) < _LEAST_ROWS:
         few = f"{found}: too few to train with that evidence. All are trained in the teacher's words."
         return Evidence(teachers_words(pairs), [], few)
-    others = f"; the other {len(pairs) - len(cases):,} are not trained" if len(cases) < len(pairs) else ""
-    return Evidence(rows, cases, f"{found} and are trained with that evidence{others}.")
+    others = f"; the other {len(pairs) - len(fitting):,} are not trained" if len(fitting) < len(pairs) else ""
+    described = f"{found} and are trained with that evidence{others}."
+    return Evidence([row for _, row in fitting], [case for case, _ in fitting], described)
 
 
-def teachers_words(pairs: Iterable[Pair]) -> list[Pair]:
+def teachers_words(pairs: Iterable[Pair]) -> list[WeightedText]:
     """The rows as they are, but for the order of the REVIEW's keys, which is the contract's."""
-    return [(asked, in_order(answer)) for asked, answer in pairs]
+    return [WeightedText(asked, [(in_order(answer), 1.0)]) for asked, answer in pairs]
 
 
 def make_lessons(cases: Sequence[Case], *, comparisons: int, contrasts: int, seed: int) -> Lessons:
-    """So many comparisons and about so many contrast rows, drawn from these cases."""
-    if not cases:
-        return Lessons([], [], "")
+    """So many comparisons and at most so many contrast rows, drawn from these cases."""
     draw = random.Random(f"{seed}/comparisons")  # noqa: S311  # reproducible, not secret
-    pool = _pool(cases)
-    twins = [twin for _ in range(contrasts) if (twin := _contrast(draw.choice(cases), cases, pool, draw))]
-    packs = [_comparison(draw.choice(cases), cases, pool, draw) for _ in range(comparisons)]
+    domains = _domains(cases)
+    rich = [domain for domain in domains if len(domain.serving) > 2]
+    bases = [(case, domain) for case in cases for domain in rich if set(case.needs) <= set(domain.serving)]
+    if not bases:
+        return Lessons([], [], "")
+    twins = [twin for _ in range(contrasts) if (twin := _contrast(*draw.choice(bases), domains, draw))]
+    packs = [_comparison(draw.choice(rich), domains, draw) for _ in range(comparisons)]
     statuses = Counter(twin.status for twin in twins).most_common()
     return Lessons(
         packs,
@@ -212,101 +228,122 @@ def _purpose_elsewhere(text: str, needs: Sequence[str], known: Mapping[str, list
 # Requirements by what they are for, from which other documents are put together.
 
 
-def _pool(cases: Sequence[Case]) -> dict[str, list[str]]:
-    """Requirement texts by need; what an exclusion forbids by the exclusion. Each once, in the order of the rows."""
-    pool: dict[str, dict[str, None]] = {}
+@dataclass(frozen=True)
+class _Domain:
+    """What cases have in common that share needs: products of one kind."""
+
+    serving: Mapping[str, list[str]]
+    """Requirement texts by the need that they serve; none of them empty."""
+    breaking: Mapping[str, list[str]]
+    """Requirement texts by the exclusion that they demand; may be empty."""
+    users: list[str]
+
+
+def _domains(cases: Sequence[Case]) -> list[_Domain]:
+    """The cases by the needs that they share, directly or through others; in their order."""
+    groups: list[tuple[set[str], list[Case]]] = []
+    for case in cases:
+        joined = [group for group in groups if group[0] & set(case.needs)]
+        groups = [group for group in groups if group not in joined]
+        needs = set(case.needs).union(*(needs for needs, _ in joined))
+        groups.append((needs, [*(one for _, members in joined for one in members), case]))
+    return [_domain(members) for _, members in groups]
+
+
+def _domain(cases: Sequence[Case]) -> _Domain:
+    serving: dict[str, dict[str, None]] = {}
+    breaking: dict[str, dict[str, None]] = {case.exclusion: {} for case in cases}
+    users: dict[str, None] = {}
     for case in cases:
         for text, purpose in zip(case.texts, case.purposes, strict=True):
-            if purpose != _FOREIGN:
-                pool.setdefault(case.exclusion if purpose == _EXCLUDED else purpose, {})[text] = None
-    return {purpose: list(texts) for purpose, texts in pool.items()}
-
-
-def _demand(case: Case, pool: Mapping[str, list[str]], draw: random.Random) -> str:
-    """A requirement that does what the concept excludes: one that a teacher found, or the exclusion itself."""
-    if (found := pool.get(case.exclusion)) and draw.random() < 0.5:
-        return draw.choice(found)
-    users = case.vision.get("target_users")
-    who = str(draw.choice(users)).lower() if isinstance(users, list) and users else "users"
-    return draw.choice(_DEMANDS).format(who=who, Who=first_upper(who), what=case.exclusion)
-
-
-def _of_another(case: Case, cases: Sequence[Case], draw: random.Random) -> Case | None:
-    """A row of another product: it shares no need. None where all are of one."""
-    others = [other for other in cases if not set(other.needs) & set(case.needs) and _FOREIGN not in other.purposes]
-    return draw.choice(others) if others else None
-
-
-def _contrast(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]], draw: random.Random) -> Case | None:
-    """The row's question with other requirements; None where there are too few to draw from.
-
-    `_LINES` of them, but for those of another product: a long document has more to compare than a teacher's.
-    """
-    kind = draw.choice(_KINDS)
-    if kind == "another product":
-        if (other := _of_another(case, cases, draw)) is None:
-            return None
-        return _with_document(case, other.document, other.texts, [_FOREIGN] * len(other.texts), foreign=True)
-    needs = list(case.needs)
-    draw.shuffle(needs)
-    served = needs[1:] if kind == "need removed" else needs
-    texts = [(text, need) for need in served for text in pool.get(need, ())]
-    if not served or {need for _, need in texts} != set(served):
-        return None
-    draw.shuffle(texts)
-    first = [next(pair for pair in texts if pair[1] == need) for need in served]
-    lines = _unlike([*first, *texts], _LINES)
-    if kind == "mixed":
-        lines = lines[: _LINES // 2]
-        others = [_of_another(case, cases, draw) for _ in range(2)]
-        lines += [(draw.choice(other.texts), _FOREIGN) for other in others if other]
-        lines.append((_demand(case, pool, draw), _EXCLUDED))
-    if len(lines) < 2:
-        return None
-    draw.shuffle(lines)
-    return _with_document(
-        case, case.document, [text for text, _ in lines], [purpose for _, purpose in lines], foreign=False
+            if purpose == _EXCLUDED:
+                breaking[case.exclusion][text] = None
+            elif purpose != _FOREIGN:
+                serving.setdefault(purpose, {})[text] = None
+        named = case.vision.get("target_users")
+        users |= dict.fromkeys(str(user).lower() for user in (named if isinstance(named, list) else []))
+    return _Domain(
+        {need: list(texts) for need, texts in serving.items()},
+        {exclusion: list(texts) for exclusion, texts in breaking.items()},
+        list(users) or ["users"],
     )
 
 
-def _unlike(lines: Sequence[tuple[str, str]], most: int) -> list[tuple[str, str]]:
-    """The first of them, at most so many, no two of which are of the same words."""
-    found: dict[frozenset[str], tuple[str, str]] = {}
-    for text, purpose in lines:
-        if len(found) < most:
-            found.setdefault(_words(text), (text, purpose))
-    return list(found.values())
+def _exclusion(domain: _Domain, needs: Sequence[str], stated: str, draw: random.Random) -> str:
+    """The stated one, or a need that the concept does not state."""
+    others = [need for need in domain.serving if need not in needs]
+    return draw.choice(others) if others and draw.random() < _SWAPPED else stated
 
 
-def _with_document(
-    case: Case, document: Mapping[str, Any], texts: Sequence[str], purposes: Sequence[str], *, foreign: bool
-) -> Case:
-    """The case with these functional requirements, numbered anew, and with the answer that fits them."""
+def _demand(exclusion: str, domain: _Domain, draw: random.Random) -> str:
+    """A requirement that does what is excluded: in a teacher's words, or in those of the exclusion."""
+    found = domain.serving.get(exclusion) or domain.breaking.get(exclusion)
+    if found and draw.random() < 0.75:
+        return draw.choice(found)
+    who = draw.choice(domain.users)
+    return draw.choice(_DEMANDS).format(who=who, Who=first_upper(who), what=exclusion)
+
+
+def _of_another(domain: _Domain, domains: Sequence[_Domain], draw: random.Random) -> list[str]:
+    """Requirements of another domain, in random order; empty where all are of one."""
+    others = [other for other in domains if other is not domain and other.serving]
+    texts = [text for group in draw.choice(others).serving.values() for text in group] if others else []
+    draw.shuffle(texts)
+    return texts
+
+
+def _contrast(case: Case, domain: _Domain, domains: Sequence[_Domain], draw: random.Random) -> Case | None:
+    """The case with other requirements, and maybe another exclusion; None where there are too few to draw from."""
+    kind, count, needs = draw.choice(_KINDS), draw.choice(_CONTRAST_LINES), list(case.needs)
+    exclusion = _exclusion(domain, needs, case.exclusion, draw)
+    draw.shuffle(needs)
+    if kind == "another product":
+        lines = dict.fromkeys(_of_another(domain, domains, draw)[:count], _FOREIGN)
+    else:
+        removed = kind == "need removed" or (kind == "exclusion demanded" and draw.random() < 0.5)
+        served, lines = needs[1:] if removed else needs, {}
+        if kind in ("exclusion demanded", "mixed"):
+            lines |= {_demand(exclusion, domain, draw): _EXCLUDED for _ in range(draw.choice((1, 1, 2)))}
+        if kind == "mixed":
+            lines |= dict.fromkeys(_of_another(domain, domains, draw)[:1], _FOREIGN)
+        lines |= {draw.choice(domain.serving[need]): need for need in served}
+        more = [(text, need) for need in served for text in domain.serving[need]]
+        draw.shuffle(more)
+        lines |= dict(more[: max(0, count - len(lines))])
+    return _with_document(case, exclusion, lines, draw) if len(lines) > 1 else None
+
+
+def _with_document(case: Case, exclusion: str, lines: Mapping[str, str], draw: random.Random) -> Case | None:
+    """The case with these functional requirements in random order, numbered anew, and with the answer that fits.
+
+    None where the concept's exclusion cannot be told from the rest of its words.
+    """
+    texts = draw.sample(list(lines), len(lines))
     entries = [{"id": _id(at), "description": text} for at, text in enumerate(texts)]
-    new = {**document, _FUNCTIONAL: entries}
-    written = write_yaml(new)
+    document = {**case.document, _FUNCTIONAL: entries}
+    written = write_yaml(document)
+    asked, requirements, rest = case.prompt.partition(case.requirements_yaml)
+    if exclusion != case.exclusion and asked.count(case.exclusion) != 1:
+        return None
     twin = replace(
         case,
-        prompt=case.prompt.replace(case.requirements_yaml, written),
+        prompt=asked.replace(case.exclusion, exclusion) + written + rest if requirements else case.prompt,
         requirements_yaml=written,
-        document=new,
+        document=document,
+        exclusion=exclusion,
         texts=tuple(texts),
-        purposes=tuple(purposes),
+        purposes=tuple(lines[text] for text in texts),
     )
-    others = [entry.id for entry in requirement_entries(new) if entry.section != _FUNCTIONAL and entry.id]
-    lists = _alignment(twin, [] if foreign else others, others if foreign else [])
-    return replace(twin, review={"requirements_alignment": lists})
+    return replace(twin, review={"requirements_alignment": _alignment(twin)})
 
 
-def _alignment(case: Case, limits: Sequence[str], foreign: Sequence[str]) -> dict[str, list[str]]:
-    """The lists of a contrast row, whose teacher's words no longer fit; `limits` are ids of other sections."""
-    verdicts = [f"{_id(at)} {_verdict(case, at)}" for at in range(len(case.texts))]
+def _alignment(case: Case) -> dict[str, list[str]]:
+    """The lists of a contrast row, whose teacher's words no longer fit."""
+    verdicts = [f"{_id(at)} {_verdict(purpose, case.exclusion)}" for at, purpose in enumerate(case.purposes)]
     aligned = [line for line, purpose in zip(verdicts, case.purposes, strict=True) if purpose in case.needs]
     conflicts = [line for line in verdicts if line not in aligned]
-    if limits:
+    if limits := [e.id for e in requirement_entries(dict(case.document)) if e.section != _FUNCTIONAL and e.id]:
         aligned.append(f"{join(limits)} {'sets' if len(limits) == 1 else 'set'} clear limits")
-    if foreign:
-        conflicts.append(f"{join(foreign)} {'limits' if len(foreign) == 1 else 'limit'} another product")
     gaps = [f"No entry serves the need to {need}" for need in case.missing]
     return dict(zip(ALIGNMENT_KEYS, (aligned, gaps, conflicts), strict=True))
 
@@ -314,37 +351,50 @@ def _alignment(case: Case, limits: Sequence[str], foreign: Sequence[str]) -> dic
 # What is written.
 
 
-def _verdict(case: Case, at: int) -> str:
-    purpose = case.purposes[at]
+def _verdict(purpose: str, exclusion: str) -> str:
     if purpose == _FOREIGN:
         return "belongs to another product"
-    return f"demands to {case.exclusion}, which is excluded" if purpose == _EXCLUDED else f"helps to {purpose}"
+    return f"demands to {exclusion}, which is excluded" if purpose == _EXCLUDED else f"helps to {purpose}"
 
 
-def _evidence(case: Case, ids: Sequence[str]) -> Parts:
-    """What each requirement is for, then what each need is met by: the items of the summary, what is said trained."""
-    parts: Parts = []
-    for at, (i, text) in enumerate(zip(ids, case.texts, strict=True)):
-        parts += [(f"- {i} ({text})", False), (f" {_verdict(case, at)}\n", True)]
-    for need in case.needs:
-        meeting = [i for i, purpose in zip(ids, case.purposes, strict=True) if purpose == need]
-        parts += [(f"- {first_upper(need)} is met by", False), (f" {join(meeting) or 'no entry'}\n", True)]
+def _summary(needs: Sequence[str], exclusion: str, lines: Iterable[tuple[str, str, str]], copied: float) -> Parts:
+    """The items of the summary; `lines` are id, text and purpose of each requirement, `copied` counts their copies."""
+    parts: Parts = [(f"summary:\n- It must {join(needs)}, and not {exclusion}\n", copied)]
+    served = set()
+    for i, text, purpose in lines:
+        parts += [(f"- {i} ({text})", copied), (f" {_verdict(purpose, exclusion)}\n", _VERDICT)]
+        served.add(purpose)
+    for need in needs:
+        parts += [(f"- {first_upper(need)} is", copied), (f"{'' if need in served else ' not'} served\n", _SERVED)]
     return parts
 
 
-def _stated(case: Case) -> dict[str, Any]:
-    """What the concept states, as it stands in the vision."""
-    return {"key_capabilities": [first_upper(need) for need in case.needs], "non_goals": [first_upper(case.exclusion)]}
-
-
-def _row(case: Case) -> Pair:
-    """A teacher's row as it is trained: with evidence for a summary, and all stated needs in the vision."""
+def _answer(case: Case, *, given: bool) -> Parts:
+    """Vision and review up to the status; where the vision is `given`, it is not trained."""
+    vision = {
+        **case.vision,
+        "key_capabilities": [first_upper(need) for need in case.needs],
+        "non_goals": [first_upper(case.exclusion)],
+    }
+    opening = format_answer(write_yaml(vision), "").removesuffix("\n```")
     ids = [entry.id for entry in requirement_entries(dict(case.document)) if entry.section == _FUNCTIONAL]
-    summary = "summary:\n" + "".join(text for text, _ in _evidence(case, ids)).rstrip()
-    review = {key: case.review[key] for key in REVIEW_ORDER if key != "summary"}
-    lists = read_alignment(write_yaml(review))
+    lists = write_yaml({"requirements_alignment": case.review["requirements_alignment"]})
+    return [
+        (opening, 0.0 if given else _VISION),
+        *_summary(case.needs, case.exclusion, zip(ids, case.texts, case.purposes, strict=True), _COPIED),
+        (f"{lists}\nstatus:", _OTHER),
+        (f" {case.status}\n", _STATUS),
+    ]
+
+
+def _row(case: Case) -> WeightedText:
+    """A teacher's row as it is trained: with evidence for a summary, and all stated needs in the vision."""
+    lists = read_alignment(write_yaml(dict(case.review)))
+    review = {key: case.review[key] for key in REVIEW_ORDER[REVIEW_ORDER.index("status") + 1 :]}
     review["requirements_alignment"] = {key: [_plain(item) for item in lists[key]] for key in ALIGNMENT_KEYS}
-    return case.prompt, format_answer(write_yaml({**case.vision, **_stated(case)}), f"{summary}\n{write_yaml(review)}")
+    parts = _answer(replace(case, review=review), given=False)
+    del review["requirements_alignment"]
+    return WeightedText(case.prompt, [*parts, (f"{write_yaml(review)}\n```", _OTHER)])
 
 
 def _plain(item: object) -> str:
@@ -352,37 +402,32 @@ def _plain(item: object) -> str:
     return " ".join(f"{key} {value}" for key, value in item.items()) if isinstance(item, dict) else str(item)
 
 
-def _judged(case: Case) -> PartlyTrained:
+def _judged(case: Case) -> WeightedText:
     """A contrast row: what is judged is trained, up to the status."""
-    opening = format_answer(write_yaml({**case.vision, **_stated(case)}), "summary:").removesuffix("\n```")
-    lists = write_yaml({"requirements_alignment": case.review["requirements_alignment"]})
-    # All of it: with the verdicts alone, the form of the alignment lists takes the place of the evidence.
-    evidence = [(text, True) for text, _ in _evidence(case, [_id(at) for at in range(len(case.texts))])]
-    end: Parts = [(f"{lists}\nstatus: {case.status}\n", True)]
-    return PartlyTrained(case.prompt, [(f"{opening}\n", False), *evidence, *end])
+    return WeightedText(case.prompt, _answer(case, given=True))
 
 
-def _comparison(case: Case, cases: Sequence[Case], pool: Mapping[str, list[str]], draw: random.Random) -> PartlyTrained:
-    """Needs and exclusion as in a vision, then requirements as in a summary; only the verdicts are trained."""
+def _comparison(domain: _Domain, domains: Sequence[_Domain], draw: random.Random) -> WeightedText:
+    """The summary's lines on requirements of many rows; only the verdicts are trained."""
+    needs = draw.sample(list(domain.serving), min(len(domain.serving) - 1, draw.choice((3, 3, 3, 4))))
+    exclusion = _exclusion(domain, needs, draw.choice(list(domain.breaking)), draw)
+    served = needs[1:] if draw.random() < 0.5 else needs
+    foreign = _of_another(domain, domains, draw)
     lines: dict[str, str] = {}
     for _ in range(4 * _LINES):
         kind = draw.random()
-        if kind < 0.2:
-            if other := _of_another(case, cases, draw):
-                lines[draw.choice(other.texts)] = _FOREIGN
-        elif kind < 0.35:
-            lines[_demand(case, pool, draw)] = _EXCLUDED
+        if kind < 0.2 and foreign:
+            lines.setdefault(foreign.pop(), _FOREIGN)
+        elif kind < 0.4:
+            lines.setdefault(_demand(exclusion, domain, draw), _EXCLUDED)
         else:
-            need = draw.choice(case.needs)
-            if texts := pool.get(need):
-                lines[draw.choice(texts)] = need
+            need = draw.choice(served)
+            lines.setdefault(draw.choice(domain.serving[need]), need)
         if len(lines) == _LINES:
             break
-    shown = replace(case, texts=tuple(lines), purposes=tuple(lines.values()))
-    parts: Parts = [(f"{write_yaml(_stated(case))}\n```\n\n```yaml {REVIEW}\nsummary:\n", False)]
-    for at, text in enumerate(shown.texts):
-        parts += [(f"- {_id(at)} ({text})", False), (f" {_verdict(shown, at)}\n", True)]
-    return PartlyTrained(None, parts)
+    told = [(_id(at), text, purpose) for at, (text, purpose) in enumerate(lines.items())]
+    (opening, _), *parts = _summary(needs, exclusion, told, 0.0)
+    return WeightedText("", [(f"```yaml {REVIEW}\n{opening}", 0.0), *parts])
 
 
 def _id(at: int) -> str:

@@ -1,8 +1,8 @@
 """The gradient of one optimizer step: the engines that compute it.
 
-All engines give the gradient of the same loss, the mean cross-entropy over all trained tokens of the step's rows,
-whatever the number of rows, batches or workers: the fast path on a CPU, the model's own forward pass, and several
-workers that each compute their share. The rows come from `rows`.
+All engines give the gradient of the same loss, the mean cross-entropy over all trained tokens of the step's rows, each
+with its weight, whatever the number of rows, batches or workers: the fast path on a CPU, the model's own forward pass,
+and several workers that each compute their share. The rows come from `rows`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from po_assets.storage.workers import available_cpus
 from po_assets.training.memory import Passes, free_bytes, plan_passes
-from po_assets.training.rows import NOT_TRAINED, TokenizedRow
+from po_assets.training.rows import TokenizedRow
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +35,8 @@ class Batch:
     ids: torch.Tensor
     positions: torch.Tensor
     """From 0 in each row."""
-    labels: torch.Tensor
-    """As `TokenizedRow.labels`: the first of each row is in its prompt, so that no row predicts the next one's."""
+    token_weights: torch.Tensor
+    """As `TokenizedRow.token_weights`: the first of each row is in its prompt, so that no row predicts the next's."""
     starts: torch.Tensor
     """Where each row begins, and the end: int32, (rows + 1,)."""
 
@@ -49,7 +49,7 @@ def collate(rows: Sequence[TokenizedRow]) -> Batch:
     return Batch(
         ids=torch.tensor([[token for row in rows for token in row.ids]]),
         positions=torch.tensor([[place for length in lengths for place in range(length)]]),
-        labels=torch.tensor([[label for row in rows for label in row.labels]]),
+        token_weights=torch.tensor([[weight for row in rows for weight in row.token_weights]]),
         starts=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
     )
 
@@ -155,7 +155,7 @@ class FastEngine(GradientEngine):
     def compute(self, rows: Sequence[StepRow]) -> float:  # noqa: D102
         import torch
 
-        tokens = sum(item.row.trained for item in rows)
+        weight = sum(item.row.weight for item in rows)
         # Longest first, so that the workers finish together; ties keep their order.
         order = sorted(rows, key=lambda item: -len(item.row.ids))
         futures = deque(self._pool.submit(self._row, item) for item in order)
@@ -164,16 +164,16 @@ class FastEngine(GradientEngine):
             row_loss, gradients = futures.popleft().result()
             loss += row_loss
             torch._foreach_add_(total, gradients)
-        torch._foreach_div_(total, tokens)
+        torch._foreach_div_(total, weight)
         for parameter, gradient in zip(self._parameters, total, strict=True):
             parameter.grad = gradient
         if self._path.computed_twice(len(order[0].row.ids)):
             _give_back_memory()
-        return loss / tokens
+        return loss / weight
 
     def measure(self, rows: Sequence[TokenizedRow]) -> float:  # noqa: D102
         order = sorted(rows, key=lambda row: -len(row.ids))
-        return sum(self._pool.map(self._loss, order)) / sum(row.trained for row in rows)
+        return sum(self._pool.map(self._loss, order)) / sum(row.weight for row in rows)
 
     def parameters_changed(self) -> None:  # noqa: D102
         self._path.refresh()
@@ -182,12 +182,13 @@ class FastEngine(GradientEngine):
         import torch
 
         with torch.no_grad():  # each thread has its own switch
-            return float(self._path.answer_loss(torch.tensor(row.ids), torch.tensor(row.labels), None))
+            return float(self._path.answer_loss(torch.tensor(row.ids), torch.tensor(row.token_weights), None))
 
     def _row(self, item: StepRow) -> tuple[float, list[torch.Tensor]]:
         import torch
 
-        loss = self._path.answer_loss(torch.tensor(item.row.ids), torch.tensor(item.row.labels), item.seed)
+        row = item.row
+        loss = self._path.answer_loss(torch.tensor(row.ids), torch.tensor(row.token_weights), item.seed)
         return loss.item(), list(torch.autograd.grad(loss, self._parameters))
 
 
@@ -233,13 +234,13 @@ class PlainEngine(GradientEngine):
         self.description = f"plain path ({reason}), {plan.described}"
 
     def compute(self, rows: Sequence[StepRow]) -> float:  # noqa: D102
-        tokens = sum(item.row.trained for item in rows)
+        weight = sum(item.row.weight for item in rows)
         for parameter in self._parameters:
             parameter.grad = None
         loss = 0.0
         with self._attention():
             for items in packed(rows, self._tokens):
-                part = self._loss(items) / tokens
+                part = self._loss(items) / weight
                 part.backward()
                 loss += part.item()
         return loss
@@ -250,7 +251,7 @@ class PlainEngine(GradientEngine):
         self._model.eval()
         with torch.no_grad(), self._attention():
             passes = packed([StepRow(row, 0) for row in rows], self._tokens)
-            loss = sum(float(self._loss(items)) for items in passes) / sum(row.trained for row in rows)
+            loss = sum(float(self._loss(items)) for items in passes) / sum(row.weight for row in rows)
         self._model.train()
         return loss
 
@@ -268,13 +269,13 @@ class PlainEngine(GradientEngine):
         torch.manual_seed(items[0].seed)  # also seeds CUDA
         batch = collate([item.row for item in items])
         # Only what predicts a trained token needs logits.
-        predicting = (batch.labels[0, 1:] != NOT_TRAINED).nonzero()[:, 0]
-        targets, kept = batch.labels[0, predicting + 1].to(self._device), predicting.to(self._device)
-        ids = batch.ids.to(self._device)
+        predicting = batch.token_weights[0, 1:].nonzero()[:, 0]
+        ids, kept = batch.ids.to(self._device), predicting.to(self._device)
+        targets, weights = ids[0, kept + 1], batch.token_weights[0, predicting + 1].to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._inner.dtype == torch.bfloat16):
             if not self._packs:
                 logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0]
-                return cross_entropy(logits.float(), targets, reduction="sum")
+                return (cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
             starts = batch.starts.to(self._device)
             hidden = self._inner.model(
                 input_ids=ids,
@@ -286,7 +287,7 @@ class PlainEngine(GradientEngine):
                 max_length_k=max(len(item.row.ids) for item in items),
             ).last_hidden_state[0]
         head = self._inner.get_output_embeddings().weight
-        return linear_cross_entropy(hidden[kept].to(head.dtype), head, targets)
+        return linear_cross_entropy(hidden[kept].to(head.dtype), head, targets, weights)
 
 
 class OutOfStepError(RuntimeError):
@@ -329,7 +330,7 @@ class DataParallelEngine(GradientEngine):
         import torch.distributed as group
 
         mine = self._share(rows)
-        weight = sum(item.row.trained for item in mine) / sum(item.row.trained for item in rows)
+        weight = sum(item.row.weight for item in mine) / sum(item.row.weight for item in rows)
         loss = self._inner.compute(mine) if mine else self._nothing()
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         # Everything in one message. The last number is the same for all who are at this step, small enough to be exact.
@@ -349,7 +350,7 @@ class DataParallelEngine(GradientEngine):
         import torch.distributed as group
 
         mine = rows[self._rank :: self._workers]
-        weight = sum(row.trained for row in mine) / sum(row.trained for row in rows)
+        weight = sum(row.weight for row in mine) / sum(row.weight for row in rows)
         message = torch.tensor([self._inner.measure(mine) * weight if mine else 0.0], device=self._parameters[0].device)
         group.all_reduce(message)
         return float(message)

@@ -8,41 +8,41 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from po_assets.errors import UserError
 from po_assets.model import ChatTemplate
 from po_assets.storage import digest_of
 from po_assets.text import amount
-from po_assets.training.comparisons import Evidence, PartlyTrained, make_lessons, teachers_words, with_evidence
+from po_assets.training.comparisons import Evidence, WeightedText, make_lessons, teachers_words, with_evidence
 from po_assets.training.prompt_mix import Prompts, mixed
 from po_assets.training.settings import TrainingSettings
-
-#: Label of a position that is not trained; the convention of PyTorch's cross-entropy.
-NOT_TRAINED = -100
 
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """One row: `ids` is the prompt, the answer and the end-of-sequence token (none where only pieces are trained)."""
+    """One row: `ids` is the prompt, the answer and the end-of-sequence token (none where a text breaks off)."""
 
     ids: tuple[int, ...]
     prompt_length: int
-    given: frozenset[int] = frozenset()
-    """Places after the prompt that are not trained either."""
+    answer_weights: tuple[float, ...] = ()
+    """How much each token after the prompt counts in the loss, 0 where it is not trained; empty: 1 each."""
 
     @property
-    def labels(self) -> list[int]:
-        """The token to be predicted *at* each position of `ids` (not shifted), `NOT_TRAINED` in the prompt."""
-        return [
-            NOT_TRAINED if place < self.prompt_length or place in self.given else token
-            for place, token in enumerate(self.ids)
-        ]
+    def token_weights(self) -> list[float]:
+        """For each of `ids` as the token to be predicted (not shifted); 0 in the prompt."""
+        answer = len(self.ids) - self.prompt_length
+        return [*[0.0] * self.prompt_length, *(self.answer_weights or [1.0] * answer)]
 
     @property
     def trained(self) -> int:
-        """Number of trained tokens: the answer's and the end-of-sequence token, less what is given."""
-        return len(self.ids) - self.prompt_length - len(self.given)
+        """Number of trained tokens."""
+        return sum(weight > 0 for weight in self.token_weights)
+
+    @property
+    def weight(self) -> float:
+        """Of all its tokens together: what a mean over rows divides by."""
+        return sum(self.token_weights)
 
 
 def tokenize_rows(pairs: Iterable[tuple[str, ...]], chat: ChatTemplate, max_length: int) -> list[TokenizedRow]:
@@ -75,18 +75,17 @@ def tokenize_rows(pairs: Iterable[tuple[str, ...]], chat: ChatTemplate, max_leng
     return rows
 
 
-def tokenize_parts(text: PartlyTrained, chat: ChatTemplate, system: str = "") -> TokenizedRow:
-    """A text of which only some pieces are trained; each piece is tokenized by itself."""
-    ids = chat.prompt_ids(text.prompt, system) if text.prompt else []
-    begin, given = len(ids), set[int]()
-    for piece, trained in text.parts:
-        piece_ids = chat.piece_ids(piece)
-        if not trained:
-            given |= set(range(len(ids), len(ids) + len(piece_ids)))
-        ids = [*ids, *piece_ids]
-    if not begin:  # the first piece is what is asked
-        begin = next(place for place in range(len(ids)) if place not in given)
-    return TokenizedRow(tuple(ids), begin, frozenset(place for place in given if place >= begin))
+def tokenize_text(text: WeightedText, chat: ChatTemplate, system: str = "") -> TokenizedRow:
+    """A text whose pieces count differently; each piece is tokenized by itself, and nothing ends the text."""
+    prompt_ids = chat.prompt_ids(text.prompt, system) if text.prompt else []
+    pieces = [(chat.piece_ids(piece), weight) for piece, weight in text.parts]
+    if not prompt_ids:  # the first piece is what is asked
+        prompt_ids = pieces.pop(0)[0]
+    return TokenizedRow(
+        (*prompt_ids, *(token for ids, _ in pieces for token in ids)),
+        len(prompt_ids),
+        tuple(weight for ids, weight in pieces for _ in ids),
+    )
 
 
 def split_rows(
@@ -137,10 +136,16 @@ def training_rows(
         evidence = with_evidence(pairs, prompts.own, lambda row: chat.row_length(*row, system) <= longest)
     else:
         evidence = Evidence(teachers_words(pairs), [], "")
+    pairs = [(row.prompt, row.text) for row in evidence.rows]
     chosen = mixed(
-        evidence.rows, prompts, recipe.prompt_mix, seed=recipe.seed, fits=lambda row: chat.row_length(*row) <= longest
+        pairs, prompts, recipe.prompt_mix, seed=recipe.seed, fits=lambda row: chat.row_length(*row) <= longest
     )
     rows = tokenize_rows(chosen.examples, chat, longest)
+    if evidence.cases:
+        rows = [
+            _ended(tokenize_text(WeightedText(asked, text.parts), chat, system), chat.eos_id)
+            for (asked, _, system), text in zip(chosen.examples, evidence.rows, strict=True)
+        ]
     trained = set(split_rows(rows, recipe)[0]) if evidence.cases else set()
     made = make_lessons(
         [case for row, case in zip(rows, evidence.cases, strict=False) if row in trained],
@@ -149,8 +154,12 @@ def training_rows(
         seed=recipe.seed,
     )
     comparisons, contrasts = (
-        [row for text in texts if len((row := tokenize_parts(text, chat, prompts.own.system)).ids) <= longest]
+        [row for text in texts if len((row := tokenize_text(text, chat, prompts.own.system)).ids) <= longest]
         for texts in (made.comparisons, made.contrasts)
     )
     described = " ".join(filter(None, [evidence.described, made.described, chosen.described]))
     return TrainingRows(rows, comparisons, contrasts, described)
+
+
+def _ended(row: TokenizedRow, eos_id: int) -> TokenizedRow:
+    return replace(row, ids=(*row.ids, eos_id), answer_weights=(*row.answer_weights, row.answer_weights[-1]))

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 _MEASUREMENTS = 10
 """Of the validation loss in a training."""
 _BEST = "best."
-_FIRST = 0.75  # of the comparisons come before all rows; measured, docs/judgement.md
 """Before the name of a matrix in a checkpoint: as it was at the lowest validation loss."""
+_FIRST = 0.75  # of the comparisons come before all rows; measured, docs/judgement.md
 
 
 @dataclass(frozen=True)

@@ -252,16 +252,16 @@ def test_training_is_sane_fails_when_the_data_changed_afterwards(layout: Layout)
 
 
 class Mislabelled(TokenizedRow):
-    """A row whose labels are wrong in a given way."""
+    """A row that is trained on the wrong tokens."""
 
-    def __init__(self, row: TokenizedRow, labels: list[int]) -> None:
+    def __init__(self, row: TokenizedRow, weights: list[float]) -> None:
         super().__init__(row.ids, row.prompt_length)
-        object.__setattr__(self, "_labels", labels)
+        object.__setattr__(self, "_weights", weights)
 
     @property
-    def labels(self) -> list[int]:
+    def token_weights(self) -> list[float]:
         """The wrong ones."""
-        return list(self._labels)
+        return list(self._weights)
 
 
 EOS = 9
@@ -271,27 +271,27 @@ GOOD = TokenizedRow((1, 2, 3, 4, EOS), prompt_length=3)
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (Mislabelled(GOOD, [-100, -100, 3, 4, EOS]), "a prompt token is trained"),
-        (Mislabelled(GOOD, [-100, -100, -100, 4, -100]), "an answer token is not trained"),
+        (Mislabelled(GOOD, [0, 0, 1, 1, 1]), "a prompt token is trained"),
+        (Mislabelled(GOOD, [0, 0, 0, 1, 0]), "an answer token is not trained"),
         (TokenizedRow((1, 2, 3, 4, 5), 3), "it does not end in a trained end-of-sequence token"),
         (TokenizedRow((1, 2, 3), 3), "it does not end in a trained end-of-sequence token"),
         (TokenizedRow((1, 2, EOS, 4, EOS), 2), "an end-of-sequence token stands inside the answer"),
     ],
 )
 def test_rows_trained_on_the_wrong_tokens_are_found(row: TokenizedRow, reason: str):
-    """Each way in which labels can go wrong, named with the row's number."""
+    """Each way in which it can go wrong, named with the row's number."""
     long = TokenizedRow((1, 2, 3, 4, 5, 6, EOS), 3)
     assert label_faults([long, GOOD], EOS) == []
     assert label_faults([long, row], EOS) == [{"row": 2, "tokens": len(row.ids), "reason": reason}]
 
 
-def test_labels_that_slip_by_a_row_are_found(monkeypatch: pytest.MonkeyPatch):
+def test_weights_that_slip_by_a_row_are_found(monkeypatch: pytest.MonkeyPatch):
     """Rows stand one behind the other in a batch: a shifted border would train prompts and miss answers."""
     collate = checks.collate
 
     def shifted(rows: list[TokenizedRow]) -> Any:
         batch = collate(rows)
-        return replace(batch, labels=batch.labels.roll(1, dims=1))
+        return replace(batch, token_weights=batch.token_weights.roll(1, dims=1))
 
     monkeypatch.setattr(checks, "collate", shifted)
     long = TokenizedRow((1, 2, 3, 4, 5, 6, EOS), 3)

@@ -2,19 +2,24 @@
 
 import random
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
+from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
 from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets.product_owner import build_prompt, format_answer, in_order, parse_answer, read_yaml, validate_answer
 from po_assets.product_owner.concept import stated_exclusion, stated_needs
 from po_assets.product_owner.contract import REVIEW_ORDER, STATUSES
+from po_assets.product_owner.documents import requirement_entries
+from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
 from po_assets.product_owner.templates import BUILT_IN
 from po_assets.sample_data.records import generate_rows
 from po_assets.training import comparisons as module
-from po_assets.training.comparisons import Case, make_lessons, read_cases, teachers_words, with_evidence
-from po_assets.training.rows import NOT_TRAINED, tokenize_parts
+from po_assets.training.comparisons import Case, WeightedText, make_lessons, read_cases, teachers_words, with_evidence
+from po_assets.training.rows import tokenize_text
 from po_assets_tests.model.tiny_model import make_tiny_tokenizer
 
 CONCEPT = "TideTable must list free berths and book a berth. It does not sell fuel."
@@ -104,14 +109,14 @@ def test_a_row_that_leaves_a_doubt_is_no_case(row: tuple[str, str]) -> None:
 
 
 def test_the_evidence_stands_before_the_verdict(samples: list[tuple[str, str]]) -> None:
-    found = with_evidence([*samples, ALIGNED], BUILT_IN, lambda _pair: True)
-    parsed = parse_answer(found.rows[-1][1])
+    found = with_evidence([*samples, MISSING], BUILT_IN, lambda _pair: True)
+    parsed = parse_answer(found.rows[-1].text)
     written = read_yaml(parsed.review_yaml).value
     assert written["summary"] == [
+        "It must list free berths and book a berth, and not sell fuel",
         f"FR001 ({LISTS}) helps to list free berths",
-        f"FR002 ({BOOKS}) helps to book a berth",
-        "List free berths is met by FR001",
-        "Book a berth is met by FR002",
+        "List free berths is served",
+        "Book a berth is not served",
     ]
     assert tuple(written) == REVIEW_ORDER
     assert written["narrative"] == "In the teacher's words."
@@ -119,19 +124,31 @@ def test_the_evidence_stands_before_the_verdict(samples: list[tuple[str, str]]) 
     assert f"{len(found.rows)} of {len(samples) + 1} rows" in found.described
 
 
-def test_every_row_with_evidence_is_valid_and_keeps_its_status(samples: list[tuple[str, str]]) -> None:
+def test_every_row_with_evidence_is_valid_keeps_its_status_and_is_what_the_grammar_permits(
+    samples: list[tuple[str, str]], tmp_path: Path
+) -> None:
     statuses = {asked: read_yaml(parse_answer(answer).review_yaml).value["status"] for asked, answer in samples}
     found = with_evidence(samples, BUILT_IN, lambda _pair: True)
     assert len(found.rows) > len(samples) / 2
-    for asked, answer in found.rows:
-        parsed = parse_answer(answer)
+    chat = ChatTemplate(load_tokenizer(make_tiny_tokenizer(tmp_path)))
+    for at, row in enumerate(found.rows):
+        parsed = parse_answer(row.text)
         assert validate_answer(parsed.vision_yaml, parsed.review_yaml).ok
-        assert read_yaml(parsed.review_yaml).value["status"] == statuses[asked]
+        assert read_yaml(parsed.review_yaml).value["status"] == statuses[row.prompt]
+        if at % 40 == 0:
+            asked = BUILT_IN.parts(row.prompt)
+            ids = [entry.id for entry in requirement_entries(read_yaml(asked.requirements_yaml).value)]
+            limits = replace(GrammarLimits(), tokens_per_word=30)  # the tiny tokenizer knows bytes only
+            constraint = GrammarConstraint(
+                grammar_tokenizer(chat.tokenizer, len(chat.tokenizer)), answer_grammar(ids, limits)
+            )
+            for token in chat.piece_ids(row.text):
+                constraint.advance(token)
 
 
 def test_rows_that_state_too_little_stay_the_teachers_words() -> None:
     found = with_evidence([ALIGNED], BUILT_IN, lambda _pair: True)
-    assert found.rows == teachers_words([ALIGNED]) == [(ALIGNED[0], in_order(ALIGNED[1]))]
+    assert found.rows == teachers_words([ALIGNED]) == [WeightedText(ALIGNED[0], [(in_order(ALIGNED[1]), 1.0)])]
     assert found.cases == []
     assert "too few" in found.described
     assert with_evidence([ALIGNED] * 30, BUILT_IN, lambda _pair: False).cases == []
@@ -146,36 +163,49 @@ def test_the_order_of_the_keys_changes_and_no_text() -> None:
 
 
 def test_contrast_rows_are_right_about_their_status(cases: list[Case]) -> None:
-    """As the teacher's lists of all rows say what each requirement is for."""
-    told = [pair for case in cases for pair in zip(case.texts, case.purposes, strict=True)]
-    purposes = {text: purpose for text, purpose in told if purpose != module._FOREIGN}
-    pool, draw, seen = module._pool(cases), random.Random(1), set()
-    for _ in range(200):
+    """As the teacher's lists of all rows say what each requirement is for, and the prompt what is excluded."""
+    serving: dict[str, set[str]] = {}
+    for case in cases:
+        for text, purpose in zip(case.texts, case.purposes, strict=True):
+            serving.setdefault(text, set()).add(purpose)
+    domains, draw, seen, swapped = module._domains(cases), random.Random(1), set(), 0
+    for _ in range(300):
         base = draw.choice(cases)
-        if (twin := module._contrast(base, cases, pool, draw)) is None:
+        domain = next(one for one in domains if set(base.needs) & set(one.serving))
+        if (
+            not set(base.needs) <= set(domain.serving)
+            or (twin := module._contrast(base, domain, domains, draw)) is None
+        ):
             continue
         seen.add(twin.status)
-        known = [purposes.get(text) for text in twin.texts]
-        if twin.status == "conflicts":
-            assert any(purpose not in base.needs for purpose in known)
-        else:
-            missing = set(base.needs) - set(known)
-            assert bool(missing) == (twin.status == "needs_adjustment")
-            assert set(known) <= set(base.needs)
+        asked = BUILT_IN.parts(twin.prompt)
+        assert stated_exclusion(asked.concept) == twin.exclusion
+        assert asked.requirements_yaml == twin.requirements_yaml
+        assert twin.exclusion not in twin.needs == base.needs
+        for text, purpose in zip(twin.texts, twin.purposes, strict=True):
+            if purpose in base.needs:
+                assert purpose in serving[text]
+            elif purpose == module._FOREIGN:
+                assert not serving[text] & {*base.needs, twin.exclusion}
+            else:
+                assert twin.exclusion in text or {twin.exclusion, module._EXCLUDED} & serving[text]
+                swapped += twin.exclusion in serving.get(text, ())
         assert twin.document["functional_requirements"][0]["id"] == "FR001"
-        assert twin.requirements_yaml in twin.prompt
     assert seen == set(STATUSES)
+    assert swapped > 20
 
 
 def test_rows_of_one_product_have_no_other_to_compare_with(cases: list[Case]) -> None:
     """Nothing of their own is called another product's."""
-    alone = [case for case in cases if case.needs == cases[0].needs]
+    domain = max(module._domains(cases), key=lambda one: len(one.serving))
+    alone = [case for case in cases if set(case.needs) <= set(domain.serving)]
     lessons = make_lessons(alone, comparisons=20, contrasts=20, seed=1)
-    written = [piece for text in (*lessons.comparisons, *lessons.contrasts) for piece, _ in text.parts]
-    assert not any("another product" in piece for piece in written)
+    assert len(lessons.comparisons) == 20
+    assert lessons.contrasts
+    assert not any("another product" in text.text for text in (*lessons.comparisons, *lessons.contrasts))
 
 
-def test_lessons_are_seeded_and_only_their_verdicts_are_trained(
+def test_lessons_are_seeded_and_their_copies_count_little(
     cases: list[Case], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     chat = ChatTemplate(load_tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
@@ -183,9 +213,11 @@ def test_lessons_are_seeded_and_only_their_verdicts_are_trained(
     assert lessons == make_lessons(cases, comparisons=5, contrasts=20, seed=42)
     assert lessons.comparisons != make_lessons(cases, comparisons=5, contrasts=20, seed=7).comparisons
     for text in (*lessons.comparisons, *lessons.contrasts):
-        row = tokenize_parts(text, chat)
-        trained = "".join(piece for piece, wanted in text.parts if wanted)
-        assert chat.answer_text([label for label in row.labels if label != NOT_TRAINED]) == trained
-        assert row.trained == len([label for label in row.labels if label != NOT_TRAINED])
-        assert chat.answer_text(list(row.ids)).endswith("".join(piece for piece, _ in text.parts))
+        row = tokenize_text(text, chat)
+        assert chat.answer_text(list(row.ids)).endswith(text.text)
+        weighted = zip(row.ids, row.token_weights, strict=True)
+        trained = chat.answer_text([token for token, weight in weighted if weight >= 1])
+        assert trained == "".join(piece for piece, weight in text.parts if weight >= 1)
+        assert " served\n" in trained
+        assert "(" not in trained
     assert make_lessons([], comparisons=5, contrasts=20, seed=42).comparisons == []

@@ -128,10 +128,10 @@ def test_dropout_windows_differ_and_follow_the_seed():
 
 @pytest.mark.parametrize("tokens", [1, LOSS_CHUNK, 2 * LOSS_CHUNK + 3])
 def test_linear_cross_entropy_equals_logits_and_cross_entropy(tokens: int):
-    """The sum over tokens, and the hidden states' gradient, scaled by what comes from above."""
+    """The weighted sum over tokens, and the hidden states' gradient, scaled by what comes from above."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(tokens, 16, requires_grad=True), torch.randn(50, 16)
-    targets = torch.randint(0, 50, (tokens,))
-    ours = linear_cross_entropy(hidden, weight, targets)
-    plain = functional.cross_entropy(hidden @ weight.t(), targets, reduction="sum")
+    targets, token_weights = torch.randint(0, 50, (tokens,)), torch.rand(tokens)
+    ours = linear_cross_entropy(hidden, weight, targets, token_weights)
+    plain = (functional.cross_entropy(hidden @ weight.t(), targets, reduction="none") * token_weights).sum()
     assert_all_close((ours, *gradients(ours, hidden)), (plain, *gradients(plain, hidden)))

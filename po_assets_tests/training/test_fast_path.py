@@ -106,9 +106,8 @@ def test_dropout_is_drawn_from_the_seed(tiny: Path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     path, row = FastPath(student), tiny_rows(tiny)[3]
-    losses = [
-        path.answer_loss(torch.tensor(row.ids), torch.tensor(row.labels), seed).item() for seed in (1, 1, 2, None, None)
-    ]
+    ids, weights = torch.tensor(row.ids), torch.tensor(row.token_weights)
+    losses = [path.answer_loss(ids, weights, seed).item() for seed in (1, 1, 2, None, None)]
     assert losses[0] == losses[1] != losses[2]
     assert losses[3] == losses[4] != losses[0]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -55,18 +56,24 @@ def student_of(family: str) -> Any:
 
 
 def some_rows() -> list[StepRow]:
-    lengths = [(60, 20), (7, 3), (33, 32), (41, 5)]
-    return [StepRow(TokenizedRow(tuple(torch.randint(0, 97, (n,)).tolist()), p), 1) for n, p in lengths]
+    """Of the last, tokens count differently, and one not at all."""
+    lengths = [(60, 20), (7, 3), (33, 32), (41, 36)]
+    weights = [(), (), (), (0.5, 3.0, 0.0, 1.0, 2.0)]
+    return [
+        StepRow(TokenizedRow(tuple(torch.randint(0, 97, (n,)).tolist()), p, w), 1)
+        for (n, p), w in zip(lengths, weights, strict=True)
+    ]
 
 
 def by_the_model(student: Any, rows: list[StepRow]) -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of one row after the other by transformers' own attention and loss."""
-    tokens, loss = sum(item.row.trained for item in rows), 0.0
+    """Loss and gradients of one row after the other by transformers' own attention and PyTorch's loss."""
+    total, loss = sum(item.row.weight for item in rows), 0.0
     for parameter in trainable(student).values():
         parameter.grad = None
     for item in rows:
-        ids, labels = torch.tensor([item.row.ids]), torch.tensor([item.row.labels])
-        part = student(input_ids=ids, labels=labels, num_items_in_batch=tokens).loss
+        ids, weights = torch.tensor(item.row.ids), torch.tensor(item.row.token_weights)
+        logits = student(input_ids=ids[None]).logits[0, :-1]
+        part = (cross_entropy(logits, ids[1:], reduction="none") * weights[1:]).sum() / total
         part.backward()
         loss += part.item()
     return loss, [p.grad.clone() for p in trainable(student).values()]

@@ -6,7 +6,7 @@ from po_assets.errors import UserError
 from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets.training.checks import label_faults
 from po_assets.training.gradients import collate
-from po_assets.training.rows import NOT_TRAINED, tokenize_rows
+from po_assets.training.rows import tokenize_rows
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def chat(tiny: Path) -> ChatTemplate:
 def test_exactly_the_answer_and_its_end_are_trained(chat: ChatTemplate):
     """The prompt, template included, is context only."""
     (row,) = tokenize_rows([("what?", "this")], chat, 2048)
-    trained = [token for token, label in zip(row.ids, row.labels, strict=True) if label != NOT_TRAINED]
+    trained = [token for token, weight in zip(row.ids, row.token_weights, strict=True) if weight]
     assert chat.tokenizer.decode(trained) == "this<|im_end|>"
     assert list(row.ids[: row.prompt_length]) == chat.prompt_ids("what?")
 
@@ -51,8 +51,8 @@ def test_rows_of_a_batch_stand_one_behind_the_other(chat: ChatTemplate):
     length = len(short.ids)
     assert batch.ids[0].tolist() == [*short.ids, *long.ids]
     assert batch.positions[0].tolist() == [*range(length), *range(len(long.ids))]
-    assert batch.labels[0].tolist() == [*short.labels, *long.labels]
-    assert batch.labels[0, length - 1] == chat.eos_id
-    assert batch.labels[0, length] == NOT_TRAINED
+    assert batch.token_weights[0].tolist() == [*short.token_weights, *long.token_weights]
+    assert batch.ids[0, length - 1] == chat.eos_id
+    assert batch.token_weights[0, [length - 1, length]].tolist() == [1, 0]
     assert batch.starts.tolist() == [0, length, length + len(long.ids)]
     assert label_faults([short, long], chat.eos_id) == []

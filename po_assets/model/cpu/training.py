@@ -144,13 +144,13 @@ class FastPath:
         """How many layers of such a row are: the first, since what later ones kept is free when their turn comes."""
         return max(0, len(self._layers) - KEPT_BYTES // self._layers[0].kept_bytes(tokens))
 
-    def answer_loss(self, ids: Tensor, labels: Tensor, seed: int | None) -> Tensor:
-        """Sum of the trained tokens' cross-entropy, float32.
+    def answer_loss(self, ids: Tensor, token_weights: Tensor, seed: int | None) -> Tensor:
+        """Weighted sum of the tokens' cross-entropy, float32.
 
-        `ids` (tokens,) is prompt and answer; `labels` the same, negative where a token is not trained. `seed` draws the
-        dropout masks; None switches dropout off.
+        `ids` (tokens,) is prompt and answer; `token_weights` (tokens,) float32, 0 where a token is not trained. `seed` draws
+        the dropout masks; None switches dropout off.
         """
-        inputs, trained = _rounded_up(ids[:-1]), labels[1:] >= 0
+        inputs, trained = _rounded_up(ids[:-1]), token_weights[1:] > 0
         x = self._model.embed_tokens(inputs)
         cos, sin = self._model.rotary_emb(x.unsqueeze(0), torch.arange(inputs.shape[0]).unsqueeze(0))
         pool = None
@@ -164,7 +164,8 @@ class FastPath:
             else:
                 x = layer(*arguments)
         predicting = x[: len(trained)][trained]
-        return linear_cross_entropy(_norm(self._model.norm, predicting), self._head, ids[1:][trained])
+        normed = _norm(self._model.norm, predicting)
+        return linear_cross_entropy(normed, self._head, ids[1:][trained], token_weights[1:][trained])
 
 
 @dataclass
@@ -317,39 +318,39 @@ class DropoutPool:
         return self._pool[offset : offset + size].view(rows, columns)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum over tokens of -log softmax(hidden @ weight^T)[target], in float32.
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
+    """Sum over tokens of -token_weight * log softmax(hidden @ weight^T)[target], in float32.
 
-    `hidden` is (tokens, size), `weight` the frozen (vocabulary, size), `targets` (tokens,). The logits of 300 tokens
-    and their gradient would take 120 MB, most of the time of which is moving them; so a few dozen tokens at a time go
+    `hidden` is (tokens, size), `weight` the frozen (vocabulary, size), `targets` (tokens,), `token_weights`
+    (tokens,) float32. The logits of 300 tokens and their gradient would take 120 MB, most of the time of which is moving them; so a few dozen tokens at a time go
     through the output layer, and since that is frozen, the gradient of `hidden` is known right away.
     """
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)
+    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, token_weights)
     return result
 
 
 class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
         chunk = LOSS_CHUNK if hidden.device.type == "cpu" else max(LOSS_CHUNK, _GPU_LOGITS // weight.shape[0])
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = functional.linear(hidden[part], weight).float()
-            wanted = targets[part].unsqueeze(1)
+            wanted, weights = targets[part].unsqueeze(1), token_weights[part].unsqueeze(1)
             top = logits.amax(dim=1, keepdim=True)
             chosen = logits.gather(1, wanted) - top
             exponentials = logits.sub_(top).exp_()
             sums = exponentials.sum(dim=1, keepdim=True)
-            total += (sums.log() - chosen).sum()
+            total += ((sums.log() - chosen) * weights).sum()
             probabilities = exponentials.div_(sums)
             probabilities.scatter_add_(1, wanted, torch.full_like(sums, -1.0))
-            torch.mm(probabilities.to(weight.dtype), weight, out=gradient[part])
+            torch.mm(probabilities.mul_(weights).to(weight.dtype), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None
+        return gradient * gradients[0].to(gradient.dtype), None, None, None
