@@ -140,7 +140,7 @@ def full_disk_named(path: UPath | Path, staging: UPath | Path) -> Iterator[None]
     try:
         yield
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_full(error) and not hasattr(error, "wanted"):  # the innermost block knows best
             error.filename = str(path)
             error.wanted = max(_size(staging), _size(path))  # type: ignore[attr-defined]
         raise
