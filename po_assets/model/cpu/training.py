@@ -147,8 +147,8 @@ class FastPath:
     def answer_loss(self, ids: Tensor, token_weights: Tensor, seed: int | None) -> Tensor:
         """Weighted sum of the tokens' cross-entropy, float32.
 
-        `ids` (tokens,) is prompt and answer; `token_weights` (tokens,) float32, 0 where a token is not trained. `seed` draws
-        the dropout masks; None switches dropout off.
+        `ids` (tokens,) is prompt and answer; `token_weights` (tokens,) float32, 0 where a token is not trained. `seed`
+        draws the dropout masks; None switches dropout off.
         """
         inputs, trained = _rounded_up(ids[:-1]), token_weights[1:] > 0
         x = self._model.embed_tokens(inputs)
@@ -321,9 +321,10 @@ class DropoutPool:
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
     """Sum over tokens of -token_weight * log softmax(hidden @ weight^T)[target], in float32.
 
-    `hidden` is (tokens, size), `weight` the frozen (vocabulary, size), `targets` (tokens,), `token_weights`
-    (tokens,) float32. The logits of 300 tokens and their gradient would take 120 MB, most of the time of which is moving them; so a few dozen tokens at a time go
-    through the output layer, and since that is frozen, the gradient of `hidden` is known right away.
+    `hidden` is (tokens, size), `weight` the frozen (vocabulary, size), `targets` (tokens,), `token_weights` (tokens,)
+    float32. The logits of 300 tokens and their gradient would take 120 MB, most of the time of which is moving them; so
+    a few dozen tokens at a time go through the output layer, and since that is frozen, the gradient of `hidden` is known
+    right away.
     """
     result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, token_weights)
     return result
