@@ -234,9 +234,9 @@ def _train_and_publish(
         if not is_disk_full(error):
             raise
         raise UserError(
-            f"The disk is full: the adapter could not be written to {str(layout.adapter)!r}. Free some space and "
-            "materialize lora_adapter again; it goes on from the last checkpoint. The previous adapter is still "
-            "in place."
+            f"The disk is full: the adapter could not be written to {str(layout.adapter)!r}. Free some space (up to "
+            f"{parameters * 4 / 1e6:,.1f} MB are needed) and materialize lora_adapter again; it goes on from the last "
+            "checkpoint. The previous adapter is still in place."
         ) from error
     checkpoints.clear()
     return Student(str(published_directory(layout.adapter)), manifest, trained.log, unchanged=False)
