@@ -323,8 +323,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, token_
 
     `hidden` is (tokens, size), `weight` the frozen (vocabulary, size), `targets` (tokens,), `token_weights` (tokens,)
     float32. The logits of 300 tokens and their gradient would take 120 MB, most of the time of which is moving them; so
-    a few dozen tokens at a time go through the output layer, and since that is frozen, the gradient of `hidden` is known
-    right away.
+    a few dozen tokens at a time go through the output layer, and since that is frozen, the gradient of `hidden`
+    is known right away.
     """
     result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, token_weights)
     return result
