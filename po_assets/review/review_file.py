@@ -37,7 +37,7 @@ _HEADER = """\
 #   evaluation_case  changes the reference answer (and `status`) in evaluation/po_eval_cases.jsonl. It is never trained
 #                    on. `student_answer` is only there to compare with.
 """
-_SEAL = "# digest of the entries as they were written: "
+_SEAL = "# digest of this file as it was written: "
 RIGHT = "right"
 """The verdict on an answer that needs no correction."""
 PARTS = {"concept": "concept", "requirements": "requirements_yaml", "vision": "vision_yaml", "review": "review_yaml"}
@@ -242,23 +242,24 @@ def _faults(number: int, entry: object) -> list[str]:
 
 
 def write_entries(path: UPath, header: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """A file of entries for people: texts of several lines as block scalars, under a digest that shows edits."""
+    """A file of entries for people: texts of several lines as block scalars, and a digest that shows any edit."""
     texts = [
         yaml.dump([entry], Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=110) for entry in entries
     ]
-    body = ("\n".join(texts) or "[]\n").encode("utf-8", "backslashreplace")
-    replace_file(path, f"{header}{_SEAL}{_short_digest(body)}\n\n".encode() + body)
+    head, body = (text.encode("utf-8", "backslashreplace") for text in (header, "\n".join(texts) or "[]\n"))
+    replace_file(path, head + f"{_SEAL}{_short_digest(head + body)}\n\n".encode() + body)
 
 
 def refuse_edited(path: UPath, command: str, again: str) -> None:
     """Raise `UserError` if the file holds edits that `command` has not taken; `again` is what would overwrite it."""
     if not path.exists():
         return
-    written, _, body = path.read_bytes().partition(_SEAL.encode())[2].partition(b"\n\n")
-    if written.decode(errors="replace") != _short_digest(body):
+    head, _, rest = path.read_bytes().partition(_SEAL.encode())
+    written, _, body = rest.partition(b"\n\n")
+    if written.decode(errors="replace") != _short_digest(head + body):
         raise UserError(
             f"The file {str(path)!r} was edited and its corrections were not taken yet. Take them with `{command}`, or "
-            f"delete the file, then {again}."
+            f"move or delete the file (also if it holds notes only), then {again}."
         )
 
 

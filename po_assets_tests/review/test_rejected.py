@@ -106,11 +106,14 @@ def test_a_line_that_would_be_rejected_again_is_a_fault_and_nothing_lands(layout
 
 
 def test_edits_are_not_overwritten(layout: Layout) -> None:
-    """Until they are taken, or the file is deleted."""
+    """Nor notes, at either end; until they are taken, or the file is deleted. What nobody touched is written anew."""
     path = export_rejected(layout)
-    edit(layout, "not JSON", text="{}")
-    with pytest.raises(UserError, match="was edited and its corrections were not taken yet"):
-        export_rejected(layout)
+    written = export_rejected(layout).read_text()
+    for edited in (written.replace("not JSON", "JSON"), f"{written}# to do\n", f"# to do\n{written}"):
+        path.write_text(edited)
+        with pytest.raises(UserError, match="was edited and its corrections were not taken yet"):
+            export_rejected(layout)
+        assert path.read_text() == edited
     path.unlink()
     export_rejected(layout)
 
