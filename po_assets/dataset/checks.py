@@ -23,12 +23,12 @@ from po_assets.dag import (
     AssetChecks,
     Severity,
     Verdict,
-    Violations,
     bar_chart,
     gate_record,
     histogram,
     write_gate,
 )
+from po_assets.dag.verdict import SHOWN_ROWS
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.holdout import KINDS, HoldOut
 from po_assets.dataset.publication import PARTICULARS, TokenBudget, publication_fault, token_budget
@@ -462,23 +462,26 @@ class DuplicatePrompts:
         """Whether prompts repeat; several good answers to one prompt may be wanted."""
         table = pd.DataFrame({name: np.asarray(column) for name, column in self._columns.items()})
         rows, prompts, copies = len(table), table["prompt"].nunique(), int(table["pair"].duplicated().sum())
-        repeated = table[table["prompt"].duplicated(keep=False)].groupby("prompt")
-        violations, contradicting = Violations(), 0
-        for _, answers in repeated:
-            statuses = Counter((*STATUSES, "unreadable")[status] for status in answers["status"])
-            contradicting += len(statuses) > 1
+        answers = table[table["prompt"].duplicated(keep=False)].groupby("prompt")
+        repeated = answers.agg(count=("status", "size"), statuses=("status", "nunique"))
+        repeated["contradict"] = repeated["statuses"] > 1
+        contradicting, several = int(repeated["contradict"].sum()), len(repeated)
+        # Only those that are shown are looked at one by one: there may be as many as half the rows.
+        worst = repeated.sort_values(["contradict", "count"], ascending=False, kind="stable").head(SHOWN_ROWS)
+        shown = []
+        for found in (answers.get_group(prompt) for prompt in worst.index):
+            statuses = Counter((*STATUSES, "unreadable")[status] for status in found["status"])
             said = ", ".join(f"{count} {name}" for name, count in statuses.most_common())
-            place = {"file": list(self._files)[answers["file"].iloc[0]], "line": int(answers["line"].iloc[0])}
-            weight = 1_000_000 * (len(statuses) > 1) + len(answers)
-            violations.add({**place, "answers": len(answers), "statuses": said}, weight)
+            place = {"file": list(self._files)[found["file"].iloc[0]], "line": int(found["line"].iloc[0])}
+            shown.append({**place, "answers": len(found), "statuses": said})
         numbers = {
             "different_prompts": prompts,
-            "repeated_prompts": repeated.ngroups,
+            "repeated_prompts": several,
             "exact_copies": copies,
             "contradicting_prompts": contradicting,
         }
-        different, several = amount(prompts, "different prompt"), repeated.ngroups
-        if not violations:
+        different = amount(prompts, "different prompt")
+        if not several:
             return Verdict(True, f"{amount(rows, 'row')}, {different}.", numbers=numbers)
         summary = (
             f"{rows:,} rows have only {different}: {several:,} of them {verb(several, 'has', 'have')} "
@@ -489,7 +492,7 @@ class DuplicatePrompts:
             "Several answers to one prompt weigh it more. To keep only the best one, set `drop_duplicates: true` in "
             "the resource `selection`. Answers with different statuses contradict each other: correct them."
         )
-        return Verdict(False, summary, next_step, violations.rows, numbers, of=violations.count)
+        return Verdict(False, summary, next_step, shown, numbers, of=several)
 
 
 @supervised_checks.register(severity="WARN")
