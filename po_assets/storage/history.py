@@ -34,8 +34,8 @@ def history_fault(home: Path, needed: int) -> str | None:
             f"{VARIABLE} {home} cannot be written to ({error.strerror or error}), and Dagster keeps its history there. "
             f"{_owner(there)}Get the right to write there, {way_out}."
         )
-    for path in (home, *home.glob("[!.]*"), *home.glob("*/*.db"), *home.glob("history/runs")):
-        if not os.access(path, os.W_OK) and path.name != "dagster.yaml":
+    for path in (home, *home.glob("[!.]*/"), *home.glob("*/*.db"), *home.glob("history/runs")):
+        if not os.access(path, os.W_OK):
             return (
                 f"{path} in {VARIABLE} is closed to user {os.geteuid()}, and Dagster keeps its history there. "
                 f"{_owner(path)}Get the right to write there (chown -R), {way_out}."
