@@ -84,9 +84,10 @@ clean: ## remove what the graph made, and the instance's history
 
 .venv/.runtime: pyproject.toml requirements.lock
 	@echo "Setting up .venv (two to four minutes, once) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || { \
-	  echo "error: Python 3.11 to 3.14 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || { \
+	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || { \
+	  echo "error: Python 3.11 to 3.14 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }; \
+	  $(PYTHON) -m venv .venv; }
 	@$(INSTALL) run
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

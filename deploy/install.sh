@@ -1,7 +1,8 @@
 #!/bin/sh
 # Install sets of requirements.lock (`run`, an extra, one package's name), each file compared with its sha256:
 #   deploy/install.sh .venv/bin/python run s3
-# TRUST='torch …' (or all) takes these packages as the index has them, in the locked version.
+# TRUST='torch …' takes these packages in the locked version as the index has them, with what they need beyond the lock;
+# TRUST=all takes every package so, and nothing beyond.
 set -eu
 lock=$(dirname "$0")/../requirements.lock
 python=$1
@@ -27,13 +28,16 @@ install() {
   pip --no-index --only-binary :all: --require-hashes --requirement "$temporary/torch"
   pip --only-binary :all: --require-hashes --requirement "$temporary/locked"
   pip --requirement "$temporary/trusted"
+  # PyTorch for another CUDA needs other libraries; of what is in place nothing is installed again.
+  test "$trusted" = '.*' || (unset PIP_FORCE_REINSTALL && pip --with-deps --requirement "$temporary/trusted")
 }
 
 pip() {
   for last; do :; done
   test -s "$last" || return 0
-  "$python" -m pip install --quiet --no-deps "$@" 2> "$temporary/said" || {
-    ! { test "$1" = --no-index && grep -q 'No matching distribution' "$temporary/said"; } || return 0
+  if test "$1" = --with-deps; then shift; else set -- --no-deps "$@"; fi
+  "$python" -m pip install --quiet "$@" 2> "$temporary/said" || {
+    ! { test "$2" = --no-index && grep -q 'No matching distribution' "$temporary/said"; } || return 0
     cat "$temporary/said" >&2
     ! grep -q 'DO NOT MATCH THE HASHES' "$temporary/said" || echo "error: The package index has another file of the" \
       "package named above than requirements.lock (Linux on x86_64 or aarch64, macOS on arm64; Python 3.11 to 3.14), so" \
@@ -44,8 +48,8 @@ pip() {
 }
 
 install "$@"
-# A PyTorch that is not built for CPUs only needs NVIDIA's libraries.
+# PyPI's PyTorch for CUDA needs the locked libraries of NVIDIA; a build of another index (2.13.0+cu126) has its own.
 if "$python" -c 'import importlib.metadata as m, sys
-sys.exit(sys.platform != "linux" or "nvidia" not in " ".join(m.requires("torch")))' 2> /dev/null; then
+sys.exit(sys.platform != "linux" or "+" in m.version("torch") or "nvidia" not in " ".join(m.requires("torch")))' 2> /dev/null; then
   install cuda
 fi

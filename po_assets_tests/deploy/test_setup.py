@@ -3,6 +3,7 @@
 pip and the .venv's python are stand-ins where nothing is to be installed.
 """
 
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -69,15 +70,17 @@ def needed(wanted: Iterator[Requirement]) -> Iterator[tuple[str, Requirement]]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with deploy/install.sh, a virtual environment without packages, and an index of one package."""
+    """A folder with deploy/install.sh, a virtual environment without packages, and an index of a package and its own."""
     (tmp_path / "deploy").mkdir()
     shutil.copy(ROOT / "deploy" / "install.sh", tmp_path / "deploy")
     (tmp_path / "index").mkdir()
-    with zipfile.ZipFile(tmp_path / "index" / "torch-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("torch_stand_in.py", "")
-        wheel.writestr("torch-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
-        wheel.writestr("torch-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("torch-1.0.dist-info/RECORD", "")
+    for name, needs in (("torch", "Requires-Dist: torch_libraries\n"), ("torch_libraries", "")):
+        with zipfile.ZipFile(tmp_path / "index" / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            info = f"{name}-1.0.dist-info"
+            wheel.writestr(f"{name}_stand_in.py", "")
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
     (tmp_path / "requirements.lock").write_text(f"# Made\ntorch==1.0 --hash=sha256:{'0' * 64} # run fast\n")
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --target {tmp_path}/site\n')
     (tmp_path / "python").chmod(0o755)
@@ -100,18 +103,21 @@ def test_a_file_with_another_digest_is_refused_with_a_sentence_and_can_be_truste
     assert not (place / "site").exists()
     assert install(place, "fast", TRUST="numpy torch").returncode == 0
     assert (place / "site" / "torch_stand_in.py").exists()
+    # Another build of it may need libraries that the lock does not have.
+    assert (place / "site" / "torch_libraries_stand_in.py").exists()
 
 
 def test_the_locked_file_is_installed(place: Path) -> None:
-    """And a set that nobody knows is said to be none."""
-    digest = subprocess.run(["sha256sum", *(place / "index").iterdir()], capture_output=True, text=True, check=True)
+    """And nothing that the lock does not have; a set that nobody knows is said to be none."""
+    (wheel,) = (place / "index").glob("torch-*")
     lock = place / "requirements.lock"
-    lock.write_text(lock.read_text().replace("0" * 64, digest.stdout.split()[0]))
+    lock.write_text(lock.read_text().replace("0" * 64, hashlib.sha256(wheel.read_bytes()).hexdigest()))
     unknown = install(place, "run", "fsat")
     assert unknown.returncode == 1
     assert "error: There is no extra or package 'fsat'" in unknown.stderr
     assert install(place, "run").returncode == 0
     assert (place / "site" / "torch_stand_in.py").exists()
+    assert not (place / "site" / "torch_libraries_stand_in.py").exists()
 
 
 @pytest.mark.parametrize(
