@@ -127,6 +127,8 @@ def _settle(layout: Layout, record: GateRecord, adapter: Path) -> str:
     before = current_gate(layout)
     if before and before.sha256 == record.sha256:
         write_gate_section(published_directory(layout.current), section)
+    if (version := _version(layout, record)).is_dir():  # also of one that was current before, and may be again
+        write_gate_section(version, section)
     name, place = f"Adapter {record.sha256[:12]}", "/".join(layout.current.parts[-2:])
     if record.passed:
         promote(layout, record, adapter)
@@ -136,11 +138,11 @@ def _settle(layout: Layout, record: GateRecord, adapter: Path) -> str:
     if before is None:
         return f"{name} is not promoted; no adapter is current yet."
     if before.sha256 != record.sha256:
-        return f"{name} is not promoted; adapter {before.sha256[:12]} stays {place}, where it is since {before.time}."
+        return f"{name} is not promoted; adapter {before.sha256[:12]}, which passed on {before.time}, stays {place}."
     return (
-        f"{name} has been {place} since it passed on {before.time}, and fails now ({', '.join(record.failed)}; profile "
-        f"{record.context['profile']['name']}). It stays in use until another passes: train again, or point {place} to "
-        "an earlier one in models/promoted."
+        f"{name} is {place} since an earlier gate (it passed last on {before.time}), and fails now "
+        f"({', '.join(record.failed)}; profile {record.context['profile']['name']}). It stays in use until another "
+        f"passes: train again, or point {place} to an earlier one in models/promoted."
     )
 
 
@@ -210,8 +212,8 @@ def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:
         _copy(adapter, layout.current, record)
         return layout.current
     current = Path(str(layout.current)).absolute()
-    versions = current.parent / "promoted"
-    version = versions / record.sha256[:16]
+    version = Path(str(_version(layout, record))).absolute()
+    versions = version.parent
     _copy(adapter, UPath(version), record)
     if current.is_dir() and not current.is_symlink():  # made by hand, or by an object store's sync: kept, not lost
         current.rename(versions / f"replaced-{uuid.uuid4().hex[:8]}")
@@ -228,6 +230,11 @@ def current_gate(layout: Layout) -> GateRecord | None:
         return read_gate(published_directory(layout.current) / GATE_FILE)
     except NotADirectoryError:
         return None
+
+
+def _version(layout: Layout, record: GateRecord) -> UPath:
+    """Where a file system keeps the promoted copy of the record's adapter."""
+    return layout.current.parent / "promoted" / record.sha256[:16]
 
 
 def _copy(adapter: Path, target: UPath, record: GateRecord) -> None:

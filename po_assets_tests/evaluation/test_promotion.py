@@ -122,12 +122,12 @@ def test_what_becomes_of_an_adapter_is_said_by_its_digest(layout: Layout) -> Non
     again = evaluated(layout, "1", passed=True)
     assert again == f"Adapter {'1' * 12} stays models/current: it passed again, as on 2026-11-22T10:00."
     assert evaluated(layout, "2", passed=False) == (
-        f"Adapter {'2' * 12} is not promoted; adapter {'1' * 12} stays models/current, where it is since "
-        "2026-11-22T10:00."
+        f"Adapter {'2' * 12} is not promoted; adapter {'1' * 12}, which passed on 2026-11-22T10:00, stays "
+        "models/current."
     )
     failing = evaluated(layout, "1", passed=False)
     assert failing.startswith(
-        f"Adapter {'1' * 12} has been models/current since it passed on 2026-11-22T10:00, and fails now"
+        f"Adapter {'1' * 12} is models/current since an earlier gate (it passed last on 2026-11-22T10:00), and fails"
     )
     assert "(mean_score; profile literal). It stays in use until another passes: train again" in failing
     assert current_gate(layout).sha256 == "1" * 64
@@ -143,6 +143,15 @@ def test_one_adapter_has_one_card_with_the_history_of_its_verdicts(layout: Layou
     assert "- 2026-11-22T10:00, profile literal: passed. The student passes." in card
     assert card.count("2026-11-22") == 2
     assert "What it cannot do" in card
+
+
+def test_the_card_of_an_adapter_that_was_current_before_tells_its_last_verdict(layout: Layout) -> None:
+    """A switch back by hand must not find a card that says passed."""
+    for adapter, passed in (("1", True), ("2", True), ("1", False)):
+        evaluated(layout, adapter, passed=passed)
+    promoted = layout.root / "models" / "promoted"
+    assert (promoted / ("1" * 16) / "README.md").read_text() == (layout.adapter / "README.md").read_text()
+    assert "The gate **passed**" in (promoted / ("2" * 16) / "README.md").read_text()
 
 
 def promote_often(root: Path, adapters: str) -> None:
