@@ -5,8 +5,10 @@ Nothing else in the project turns text into a model's input.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
@@ -22,17 +24,33 @@ _MOST_TEMPLATE_TEXT = 20_000  # characters around one user turn; the longest sys
 
 
 def load_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model folder (see `ensure_base_model`); `UserError` if it cannot chat."""
+    """Load the tokenizer of a base model folder (see `ensure_base_model`); `UserError` if it is not the weights'."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file fails anywhere in two libraries
         raise UserError(
-            f"The folder {str(path)!r} has no tokenizer that transformers can load ({first_line(error)}); put the "
-            "model's tokenizer.json and tokenizer_config.json there."
+            f"The tokenizer in {str(path)!r} cannot be loaded ({first_line(error)}); put tokenizer.json, "
+            "tokenizer_config.json and config.json of one model there."
         ) from error
+    # As loaded: tokens are added in three files. One without weights would end training in an index error.
+    rows, tokens = _token_weights(Path(path)), 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if rows is not None and rows < tokens:
+        raise UserError(
+            f"The base model in {str(path)!r} has weights for {rows:,} tokens, but its tokenizer has {tokens:,}: put "
+            "the tokenizer there that belongs to it, or give another base_model."
+        )
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _token_weights(folder: Path) -> int | None:
+    """Tokens that a base model has weights for; None in a folder that has only a tokenizer (an adapter's)."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return int((config.get("text_config") or config)["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 class ChatTemplate:
@@ -150,5 +168,8 @@ def _turns(prompt: str, system: str) -> list[dict[str, str]]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error of a library in one line; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """An error of a library in one line; its type where it says nothing else."""
+    lines = str(error).split("\n")
+    lines = [line.strip() for line in lines if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return (f"{type(error).__name__}: {said}" if isinstance(error, LookupError) else said)[:300]

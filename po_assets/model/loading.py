@@ -171,7 +171,6 @@ def load_model_folder(
 ) -> PreTrainedModel:
     """Read a model folder as it is: safetensors only, no code of its own, no network."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as hf_logging
 
@@ -199,8 +198,10 @@ def load_model_folder(
             ignore_mismatched_sizes=True,
             **options,
         )
-        _refuse_random_weights(found)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        _refuse_other_weights(found)
+    except (MemoryError, RuntimeError):  # of the machine, not of the folder
+        raise
+    except Exception as error:  # whatever transformers makes of another's config.json
         raise UserError(
             f"The base model in {str(path)!r} cannot be loaded ({first_line(error)}). Delete the folder if "
             "po_assets made it, and it will be made again; else repair it or give another base_model."
@@ -211,8 +212,11 @@ def load_model_folder(
     return cast("PreTrainedModel", model.eval())
 
 
-def _refuse_random_weights(found: dict[str, Any]) -> None:
-    """What the files lack, or have in another size, transformers would draw at random and only warn about."""
+def _refuse_other_weights(found: dict[str, Any]) -> None:
+    """What the files lack, or have in another size, transformers would draw at random and only warn about.
+
+    Layers that they have beyond those of config.json it would leave out.
+    """
     if mismatched := sorted(found["mismatched_keys"]):
         name, in_file, in_config = mismatched[0]
         raise ValueError(
@@ -221,3 +225,7 @@ def _refuse_random_weights(found: dict[str, Any]) -> None:
         )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"it lacks {len(missing):,} of its weights, {missing[0]} among them")
+    if beyond := sorted(name for name in found["unexpected_keys"] if ".layers." in name and name.endswith(".weight")):
+        raise ValueError(
+            f"it has {len(beyond):,} weights of layers that its config.json does not have, {beyond[0]} among them"
+        )

@@ -172,10 +172,12 @@ def _refuse_incomplete(folder: Path) -> None:
 
 def _refuse_unusable(folder: Path, spec: BaseModel, *, weights: bool) -> None:
     problems: list[str] = []
+    config: dict[str, Any] = {}
+    text_config: dict[str, Any] = {}
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        config = {}
+        config = dict(json.loads((folder / "config.json").read_text()))
+        text_config = dict(config.get("text_config") or config)
+    except (OSError, ValueError, TypeError) as error:
         problems.append(f"its config.json cannot be read ({type(error).__name__}).")
     if weights and (missing := _missing_weights(folder)):
         problems.append(f"it lacks {missing} (pickled weights are not loaded, since they can run code).")
@@ -183,10 +185,6 @@ def _refuse_unusable(folder: Path, spec: BaseModel, *, weights: bool) -> None:
         problems.append(
             f"its type {config.get('model_type')!r} needs Python code from the model's author, which is not run."
         )
-    text_config = config.get("text_config") or config
-    rows, vocabulary = text_config.get("vocab_size"), _vocabulary(folder)
-    if isinstance(rows, int) and rows < vocabulary:
-        problems.append(f"it has weights for {rows:,} tokens, but its tokenizer has {vocabulary:,}.")
     context = text_config.get("max_position_embeddings")
     if isinstance(context, int) and context < spec.max_length:
         problems.append(f"its context is {context} tokens, but max_length is {spec.max_length}; lower max_length.")
@@ -203,20 +201,9 @@ def _missing_weights(folder: Path) -> str:
         return "the *.safetensors weights"
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    except (OSError, ValueError, KeyError):
-        return ""
-    return ", ".join(sorted(name for name in set(index.values()) if not (folder / name).exists()))
-
-
-def _vocabulary(folder: Path) -> int:
-    """Tokens that the tokenizer may write, added ones included; 0 where its file cannot be read so."""
-    try:
-        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        vocabulary = tokenizer["model"]["vocab"]
-        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        return 1 + max(int(number) for number in [*ids, *(token["id"] for token in tokenizer["added_tokens"])])
+        return ", ".join(sorted(name for name in set(index.values()) if not (folder / name).exists()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return 0  # `load_tokenizer` says what is wrong
+        return ""  # `load_model_folder` says what is wrong
 
 
 def _known_architecture(config: dict[str, Any]) -> bool:

@@ -1,3 +1,5 @@
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,42 @@ def test_many_rows_have_the_lengths_of_each(tiny_folder: Path) -> None:
     assert chat.row_lengths([]) == []
 
 
+def added_in_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    token = {"id": 259, "content": "<x>", "special": False, **flags}
+    edit_json(path, added_tokens=[*json.loads(path.read_text())["added_tokens"], token])
+
+
+@pytest.mark.parametrize(
+    ("change", "rows", "tokens"),
+    [
+        (lambda folder: edit_json(folder / "config.json", vocab_size=200), 200, 259),
+        (lambda folder: edit_json(folder / "config.json", text_config={"vocab_size": 258}), 258, 259),
+        (added_in_tokenizer, 259, 260),
+        # Tokens that stand in no tokenizer.json.
+        (lambda folder: edit_json(folder / "tokenizer_config.json", extra_special_tokens=["<y>", "<z>"]), 259, 261),
+    ],
+)
+def test_a_tokenizer_larger_than_the_model_is_refused(
+    tiny_folder: Path, change: Callable[[Path], None], rows: int, tokens: int
+) -> None:
+    """Its last tokens have no weights: training would end in an index error at the first row that has one."""
+    change(tiny_folder)
+    with pytest.raises(
+        UserError, match=rf"weights for {rows} tokens, but its tokenizer has {tokens}: .*another base_m"
+    ):
+        load_tokenizer(tiny_folder)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_tokenizer_that_cannot_be_read_is_one_sentence(tiny_folder: Path, file: str) -> None:
+    """Wherever in two libraries it fails."""
+    (tiny_folder / file).write_text("[3]")
+    with pytest.raises(UserError, match=r"The tokenizer in .* cannot be loaded \(.*\); put tokenizer\.json"):
+        load_tokenizer(tiny_folder)
+
+
 def test_a_tokenizer_without_chat_template_is_refused(tiny_folder: Path) -> None:
     """A base model that was never taught to chat has no format to share between training and evaluation."""
     (tiny_folder / "chat_template.jinja").unlink(missing_ok=True)
@@ -72,7 +110,7 @@ def test_a_tokenizer_without_end_of_sequence_is_refused(tiny_folder: Path) -> No
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     """The message names folder and files."""
-    with pytest.raises(UserError, match=r"no tokenizer.*tokenizer\.json"):
+    with pytest.raises(UserError, match=r"tokenizer in .* cannot be loaded .*put tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 

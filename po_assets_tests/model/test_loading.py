@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +146,27 @@ def test_weights_of_other_sizes_are_refused(tiny_folder: Path) -> None:
         load_base_model(tiny_folder, "float32", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"num_hidden_layers": 1},
+            r"it has 9 weights of layers that its config\.json does not have, model\.layers\.1\.",
+        ),
+        ({"num_key_value_heads": 0}, "integer division or modulo by zero"),
+        ({"hidden_size": 30}, r"The hidden size \(30\) is not a multiple of the number of attention heads"),
+        ({"hidden_act": "nosuch"}, "KeyError: 'nosuch'"),
+    ],
+)
+def test_a_config_that_cannot_be_the_weights_is_one_sentence(
+    tiny_folder: Path, config: dict[str, Any], said: str
+) -> None:
+    """Layers left out without a word, and what fails anywhere in transformers."""
+    edit_json(tiny_folder / "config.json", **config)
+    with pytest.raises(UserError, match=rf"cannot be loaded \(.*{said}.*give another base_model"):
+        load_base_model(tiny_folder, "float32", device="cpu")
+
+
 def test_missing_weights_are_refused(tiny_folder: Path) -> None:
     """They would be random numbers, and the only trace a warning."""
     tensors = load_file(tiny_folder / "model.safetensors")
@@ -158,7 +180,7 @@ def test_nf4_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tiny_fold
     """4-bit NormalFloat with double quantization, computed in the precision of the run (QLoRA's settings)."""
     asked: dict[str, object] = {}
 
-    class StopError(Exception):
+    class StopError(RuntimeError):
         pass
 
     def from_pretrained(_path: str, **options: object) -> None:

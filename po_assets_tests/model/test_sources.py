@@ -60,18 +60,19 @@ def test_code_that_comes_with_a_model_is_not_run(tiny_folder: Path, layout: Layo
         ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout)
 
 
+@pytest.mark.parametrize("config", ['{"text_config": [1]}', "[1]", "3", "{"])
+def test_a_config_that_is_none_is_refused(tiny_folder: Path, layout: Layout, config: str) -> None:
+    """Whatever stands in it."""
+    (tiny_folder / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"cannot be used: its config\.json cannot be read"):
+        ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout)
+
+
 def test_a_context_shorter_than_max_length_is_refused(tiny_folder: Path, layout: Layout) -> None:
     """Rows as long as the setting allows would not fit into the model."""
     spec = BaseModel(base_model=str(tiny_folder), max_length=4096).resolved()
     with pytest.raises(UserError, match="context is 2048 tokens, but max_length is 4096"):
         ensure_base_model(spec, layout)
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(tiny_folder: Path, layout: Layout) -> None:
-    """Its last tokens have no weights: training would end in an index error at the first row that has one."""
-    edit_json(tiny_folder / "config.json", vocab_size=200)
-    with pytest.raises(UserError, match="weights for 200 tokens, but its tokenizer has 259"):
-        ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout)
 
 
 def test_an_unreachable_hub_gives_one_clear_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
