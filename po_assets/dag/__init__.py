@@ -17,6 +17,7 @@ from po_assets.dag.verdict import (
     check_description,
     column_schema,
     records_table,
+    rounded,
     to_check_result,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "read_frame",
     "read_gate",
     "records_table",
+    "rounded",
     "stage_frames",
     "to_check_result",
     "user_errors_fail_the_step",

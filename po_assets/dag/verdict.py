@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -85,10 +85,9 @@ class Violations:
 def check_description(verdict: Verdict) -> str:
     """The text the UI shows first (markdown, of which only code spans are taken from the verdict's own words)."""
     parts = [escaped(verdict.summary)]
-    if verdict.rows and not verdict.passed:
-        total, shown = verdict.of or len(verdict.rows), min(SHOWN_ROWS, len(verdict.rows))
-        if total > shown:
-            parts.append(f"The table shows {shown} of {total:,} rows.")
+    total, shown = verdict.of or len(verdict.rows), min(SHOWN_ROWS, len(verdict.rows))
+    if total > shown > 0:
+        parts.append(f"The table shows {shown} of {total:,} rows.")
     if verdict.next_step and not verdict.passed:
         parts.append(f"**What to do:** {escaped(verdict.next_step)}")
     return "\n\n".join(parts)
@@ -109,8 +108,8 @@ def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckRes
     """The verdict as Dagster's result: sentence inline, rows as a table, numbers as plots."""
     metadata: dict[str, dg.MetadataValue | float | int] = {}
     if verdict.rows:
-        metadata["rows"] = records_table(verdict.rows)
-    metadata |= {key: _readable(value) for key, value in verdict.numbers.items()}
+        metadata["rows"] = records_table(verdict.rows[:SHOWN_ROWS])  # the description says of how many
+    metadata |= rounded({key: float(value) for key, value in verdict.numbers.items()})
     metadata |= dict(verdict.extra)
     return dg.AssetCheckResult(
         passed=verdict.passed,
@@ -122,18 +121,27 @@ def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckRes
     )
 
 
-def _readable(number: float) -> float:
+def rounded(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with its fractions as people read them; anything else as it is."""
+    return {key: _readable(value) if isinstance(value, float) else value for key, value in metadata.items()}
+
+
+def _readable(value: float) -> float:
     """Four decimals, of small numbers four digits: the UI shows as many as there are."""
-    value = float(number)
     if not math.isfinite(value):
         return value
     return float(f"{value:.4g}") if abs(value) < _SMALL else round(value, 4)
 
 
-def records_table(rows: Sequence[Mapping[str, object]]) -> dg.TableMetadataValue:
-    """The first `SHOWN_ROWS` rows as a table; columns in order of first appearance, long texts shortened."""
-    shown = rows[:SHOWN_ROWS]
+def records_table(rows: Sequence[Mapping[str, object]], *, of: int | None = None) -> dg.TableMetadataValue:
+    """The first `SHOWN_ROWS` rows as a table; columns in order of first appearance, long texts shortened.
+
+    A last row says how many of how many there are, where more are than shown; `of` where `rows` are a part already.
+    """
+    shown, total = rows[:SHOWN_ROWS], of or len(rows)
     columns = list(dict.fromkeys(key for row in shown for key in row))
+    if total > len(shown) and columns:
+        shown = [*shown, dict.fromkeys(columns, "") | {columns[0]: f"{len(shown)} of {total:,} rows"}]
     return dg.MetadataValue.table(
         records=[dg.TableRecord({column: _cell(row.get(column)) for column in columns}) for row in shown],
         schema=dg.TableSchema(columns=[dg.TableColumn(name=column, type="string") for column in columns]),

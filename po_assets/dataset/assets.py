@@ -66,7 +66,8 @@ def eval_cases(artifacts: Artifacts) -> dg.MaterializeResult[Any]:
             "tiers": bar_chart(dict(Counter(case.tier or "not said" for case in cases)), "Tiers"),
             **({"notes": records_table(file.notes)} if file.notes else {}),
             "preview": records_table(
-                [{"case_id": c.case_id, "tier": c.tier, "status": c.status, "concept": c.concept} for c in cases[:5]]
+                [{"case_id": c.case_id, "tier": c.tier, "status": c.status, "concept": c.concept} for c in cases[:5]],
+                of=len(cases),
             ),
             "path": dg.MetadataValue.path(str(path)),
         },
@@ -140,7 +141,7 @@ def _result(
         "dagster/row_count": staged.rows,
         "landed": chosen.outcomes.total,
         "outcomes": records_table(chosen.outcomes.table()),
-        "preview": records_table(chosen.preview),
+        "preview": records_table(chosen.preview, of=staged.rows),
         "path": dg.MetadataValue.path(path),
         "prompt": f"{budget.prompt.name} ({budget.prompt.digest[:12]})",
         "tokens": int(kept_tokens.sum()),

@@ -324,6 +324,7 @@ def consumer_prompts(found: Evidence) -> Verdict:
         if found.consumers
         else "Name the prompts in consumer_prompts, and how many cases in consumer_cases (resource prompt).",
         rows=worst_answers(found.student, found.consumers),
+        of=sum(len(one.pairs) for one in found.compared),
         numbers={f"mean score ({one.prompt})": one.summary.mean for one in found.compared},
     )
 

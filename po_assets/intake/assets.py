@@ -105,7 +105,7 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
             ),
             "path": dg.MetadataValue.path(str(layout.raw)),
         }
-        | ({"skipped_files": records_table(skipped["first"])} if folder.skipped else {}),
+        | ({"skipped_files": records_table(skipped["first"], of=skipped["count"])} if folder.skipped else {}),
     )
 
 
@@ -151,7 +151,7 @@ def _result(staged: StagedTable, summary: Summary, path: UPath, version: str) ->
         "invalid_answers": summary.counts["valid"][False],
         "scored_by_the_metric": summary.counts["score_source"]["metric"],
         "outcomes": records_table(summary.outcomes.table()),
-        "preview": records_table(summary.preview),
+        "preview": records_table(summary.preview, of=summary.rows),
         "path": dg.MetadataValue.path(str(path)),
     }
     if summary.rows:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import dagster as dg
+
 from po_assets.dag import Artifacts, AssetChecks, Verdict, Violations
 from po_assets.errors import UserError
 from po_assets.intake.assets import IntakeSettings
@@ -76,6 +78,7 @@ def has_records(found: Snapshot) -> Verdict:
         rows=[*first, *empty],
         numbers=numbers,
         severity="WARN",
+        of=others + len(empty),
     )
 
 
@@ -218,6 +221,8 @@ def rejected_share(found: Normalization) -> Verdict:
         rows=outcomes.example_rows(Outcome.REJECTED),
         numbers=numbers,
         severity="ERROR" if above else "WARN",
+        extra={"rejected_file": dg.MetadataValue.path(str(found.layout.rejected))},
+        of=rejected,
     )
 
 

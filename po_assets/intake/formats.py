@@ -25,6 +25,7 @@ from po_assets.intake.records import (
     present,
 )
 from po_assets.product_owner import parse_answer
+from po_assets.text import shown
 
 _QUESTION = ("concept", "requirements_yaml", EXISTING_VISION)
 _FINISHED = ("output", "response", "completion", "answer")
@@ -257,9 +258,10 @@ def _matching(row: Row) -> list[RecordFormat]:
     found = [known for known in likely if known.matches(row)] or [known for known in FORMATS if known.asks(row)][:1]
     if found:
         return found
-    keys = ", ".join(str(key)[:40] for key in list(row)[:12]) or "no keys at all"
-    formats = "; ".join(f"{known.name} ({known.looks_like})" for known in FORMATS)
-    raise Rejected(Reason.UNKNOWN_FORMAT, f"the row has {keys}; known formats are {formats}")
+    # A table's cell shows all of it: names only, `docs/formats.md` has their keys.
+    keys = shown(", ".join(map(str, row)) or "no keys at all", 45)
+    formats = ", ".join(known.name for known in FORMATS)
+    raise Rejected(Reason.UNKNOWN_FORMAT, f"the row has {keys}; known formats are {formats} (see docs/formats.md)")
 
 
 def _read(known: RecordFormat, row: Row) -> tuple[TeacherRecord, Parts]:

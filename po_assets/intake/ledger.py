@@ -178,7 +178,7 @@ def count_lines(path: UPath) -> int:
 
 def _example(row: Mapping[str, Any]) -> str:
     text = f"{row['file']}:{row['line']}"
-    return f"{text} {row['detail'][:160]}".rstrip()
+    return f"{text} {row['detail']}".rstrip()
 
 
 def _name(place: tuple[str, int] | None) -> str:

@@ -47,8 +47,9 @@ def test_a_failed_verdict_says_what_where_and_what_to_do() -> None:
 
 
 def test_a_passed_verdict_gives_no_orders() -> None:
-    """Nothing is to be done."""
-    assert check_description(Verdict(True, "All is well.", "Fix it.", ROWS)) == "All is well."
+    """Nothing is to be done; a table that shows a part says so here, too."""
+    assert check_description(Verdict(True, "All is well.", "Fix it.", ROWS[:20])) == "All is well."
+    assert check_description(Verdict(True, "All is well.", rows=ROWS, of=40)).endswith("The table shows 20 of 40 rows.")
 
 
 def test_a_verdict_becomes_dagsters_result() -> None:
@@ -60,6 +61,14 @@ def test_a_verdict_becomes_dagsters_result() -> None:
     assert isinstance(table, dg.TableMetadataValue)
     assert len(table.records) == 20
     assert table.records[0].data["reason"] == "x" * 199 + "…"
+
+
+def test_a_table_that_shows_a_part_says_of_how_many() -> None:
+    """In its last row: an asset's page has no other place beside it."""
+    for given, of, said in ((ROWS, None, "20 of 25 rows"), (ROWS[:2], 40, "2 of 40 rows")):
+        last = records_table(given, of=of).records[-1].data
+        assert last == {"file": said, "line": "", "reason": ""}
+    assert len(records_table(ROWS[:20]).records) == 20
 
 
 def test_tables_take_any_value() -> None:

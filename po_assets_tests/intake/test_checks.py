@@ -1,5 +1,6 @@
 """The checks of raw_teacher and normalized_teacher in Dagster: passing on good data, and what they say on bad data."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def test_the_assets_say_what_came_out(tmp_path: Path) -> None:
         ("rejected", "unknown format", 2),
         ("kept", "–", 1),
     ]
-    assert str(outcomes[0]["example"]).startswith("a.jsonl:2 the row has a; known formats are")
+    assert str(outcomes[0]["example"]).startswith("a.jsonl:2 the row has a; known formats are teacher")
+    assert str(outcomes[0]["example"]).endswith("batch (see docs/formats.md)")
     assert outcomes[0]["also"] == "b.jsonl:1"
     for picture in ("formats", "statuses", "tiers", "scores"):
         assert "data:image/png;base64," in str(normalized.metadata[picture].value)
@@ -199,7 +201,16 @@ def test_rejected_share_fails_above_the_limit_and_stops_the_graph(tmp_path: Path
         ("a.jsonl", 9, "unknown format"),
         ("b.jsonl", 1, "not JSON"),
     ]
+    lines = Path(str(found.metadata["rejected_file"].value)).read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == ["unknown format", "not JSON"]
     assert not result.success
+
+
+def test_rejected_share_says_how_many_more_there_are(tmp_path: Path) -> None:
+    """The table has a few of each reason; the row of an unknown format names every known one."""
+    found = evaluations(run(land(tmp_path, a=[GOOD, *[{"a": 1}] * 40])))["rejected_share"]
+    assert "The table shows 3 of 40 rows." in found.description
+    assert str(table(found)[0]["detail"]).endswith("alpaca, batch (see docs/formats.md)")
 
 
 def test_rejected_share_warns_below_the_limit(tmp_path: Path) -> None:
