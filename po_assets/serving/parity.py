@@ -185,7 +185,7 @@ def ask_gguf(gguf: Path, asked: Sequence[Turns], *, max_tokens: int = MAX_TOKENS
     try:
         import xllamacpp
     except ModuleNotFoundError as error:
-        raise UserError("Asking a GGUF file needs the extra `export`: pip install 'po-assets[export]'.") from error
+        raise UserError("Asking a GGUF file needs the extra `export`: make setup EXTRAS=export.") from error
     settings = xllamacpp.CommonParams()
     settings.model.path = str(gguf)
     settings.n_ctx, settings.n_parallel, settings.warmup, settings.use_jinja = _CONTEXT, 1, False, True

@@ -22,7 +22,7 @@ def browser() -> Iterator[Any]:
     """Debian's chromium; without it the tests are skipped, or fail where `PO_REQUIRE_BROWSER` is set."""
     missing = "" if CHROMIUM else "chromium is not installed: apt-get install chromium (or set PO_CHROMIUM to its path)"
     if not importlib.util.find_spec("playwright"):
-        missing = "playwright is not installed: pip install '.[dev]'"
+        missing = "playwright is not installed: make test-browser"
     if missing and os.environ.get("PO_REQUIRE_BROWSER"):
         pytest.fail(missing)
     elif missing:

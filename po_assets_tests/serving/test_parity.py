@@ -251,7 +251,7 @@ def test_what_cannot_be_judged_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     (layout.exported / "export.json").write_text(json.dumps({"adapter_digest": "b" * 64}))
     assert "They were made of the adapter bbbbbbbbbbbb, and this is aaaaaaaaaaaa. Export it anew." in summary()
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(UserError, match=r"needs the extra `export`: pip install 'po-assets\[export\]'"):
+    with pytest.raises(UserError, match=r"needs the extra `export`: make setup EXTRAS=export"):
         module.ask_gguf(tmp_path / "x.gguf", [])
 
 
