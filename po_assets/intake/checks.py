@@ -290,7 +290,7 @@ teacher_checks = [raw_teacher_checks, normalized_teacher_checks]
 def balance_verdict(found: Balance) -> Verdict:
     """The verdict of a check `ledger_balances`, here and in `dataset`."""
     parts = " + ".join(f"{count:,} {name}" for name, count in found.outcomes.by_outcome().items()) or "nothing"
-    disagreements = len(found.disagreements)
+    disagreements = len(found.disagreements) + found.unnamed
     numbers = {"landed": found.landed, "ledger_rows": found.outcomes.total, "disagreements": disagreements}
     if not disagreements:
         return Verdict(True, f"{amount(found.landed, 'landed line')} = {parts}.", numbers=numbers)
@@ -301,6 +301,7 @@ def balance_verdict(found: Balance) -> Verdict:
         next_step="The files under distillation/ do not belong together. Materialize normalized_teacher and "
         "supervised_dataset again, and change none of them by hand.",
         rows=found.disagreements,
+        of=disagreements,
         numbers=numbers,
     )
 

@@ -103,6 +103,8 @@ class Balance:
     landed: int
     outcomes: OutcomeCounts
     disagreements: list[dict[str, object]]
+    unnamed: int = 0
+    """Disagreements beyond those named."""
 
 
 def balance(
@@ -120,7 +122,7 @@ def balance(
     With the `supervised` rows it must be closed, too: every outcome final, and as many kept as there are training rows.
     """
     outcomes = OutcomeCounts()
-    faults, undecided = _ledger_faults(ledger, sources, outcomes)
+    faults, undecided, unnamed = _ledger_faults(ledger, sources, outcomes)
     landed, rejected_rows = count_lines(raw), outcomes.of(Outcome.REJECTED)
     counts = [
         (landed, sum(source.rows for source in sources), "lines in the raw snapshot, by its manifest"),
@@ -139,17 +141,17 @@ def balance(
         for found, due, what in counts
         if found != due
     ]
-    return Balance(landed, outcomes, faults)
+    return Balance(landed, outcomes, faults, unnamed)
 
 
 def _ledger_faults(
     ledger: UPath, sources: list[Source], outcomes: OutcomeCounts
-) -> tuple[list[dict[str, object]], int]:
-    """Count the ledger's rows into `outcomes`; the first rows that stand wrongly, and how many are undecided."""
+) -> tuple[list[dict[str, object]], int, int]:
+    """Count the ledger's rows into `outcomes`; the first faults of rows, the undecided rows, and further faults."""
     faults: list[dict[str, object]] = []
     expected = ((source.file, number) for source in sources for number in range(1, source.rows + 1))
     known = {outcome.value for outcome in Outcome}
-    undecided = 0
+    undecided = found = 0
     for row in read_rows(ledger):
         outcomes.add(row)
         undecided += row["decided_by"] != CLOSED_BY and row["outcome"] != Outcome.REJECTED
@@ -157,12 +159,14 @@ def _ledger_faults(
         wrong = [f"the ledger's row {outcomes.total} should be {_name(due)}"] if place != due else []
         if row["outcome"] not in known:
             wrong.append(f"unknown outcome {row['outcome']!r}")
+        found += len(wrong)
         if len(faults) < _NAMED_FAULTS:
             faults += [{"file": place[0], "line": place[1], "fault": fault} for fault in wrong]
+    unnamed = found - len(faults)
     if (due := next(expected, None)) is not None:
         fault = "the ledger has no row for this line and those after it"
         faults.append({"file": due[0], "line": due[1], "fault": fault})
-    return faults, undecided
+    return faults, undecided, unnamed
 
 
 def count_lines(path: UPath) -> int:

@@ -254,6 +254,16 @@ def test_ledger_balances_fails_when_a_landed_line_has_no_row(tmp_path: Path) -> 
     assert "2 found where 3 are due: rows in the ledger, one for each landed line" in faults
 
 
+def test_ledger_balances_counts_disagreements_that_it_does_not_name(tmp_path: Path) -> None:
+    """Every row after a gap stands wrongly; 20 are shown, and two counts differ."""
+    layout = land(tmp_path, a=[GOOD] * 50)
+    run(layout)
+    layout.ledger.write_bytes(b"".join(layout.ledger.read_bytes().splitlines(keepends=True)[1:]))
+    found = recheck(layout)["ledger_balances"]
+    assert "the ledger says 49 kept; 52 disagreements found." in found.description
+    assert "The table shows 20 of 52 rows." in found.description
+
+
 def test_ledger_balances_fails_when_a_normalized_row_is_gone(tmp_path: Path) -> None:
     """A row that the ledger calls kept must be in the table."""
     layout = land(tmp_path, a=[GOOD, GOOD])
