@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from po_assets.dag import Artifacts, asked_for_alone, bar_chart, records_table, user_errors_fail_the_step
+from po_assets.dag import Artifacts, asked_for_alone, bar_chart, records_table, rounded, user_errors_fail_the_step
 from po_assets.dataset.assets import eval_cases
 from po_assets.dataset.publication import token_budget
 from po_assets.dataset.settings import SelectionSettings
@@ -83,7 +83,8 @@ def _land_conflicts(
             [
                 {"pattern": row["metadata"]["pattern"]} | {name: row[name] for name in shown}
                 for row in (made.rows[0], made.rows[-1])
-            ]
+            ],
+            of=len(made.rows),
         )
     return _result(staged, metadata)
 
@@ -140,5 +141,5 @@ def _inputs(layout: Layout) -> dict[str, str]:
 
 
 def _result(staged: StagedTable, metadata: dict[str, Any]) -> dg.MaterializeResult[Any]:
-    metadata = {"dagster/row_count": staged.rows, **metadata}
+    metadata = {"dagster/row_count": staged.rows, **rounded(metadata)}
     return dg.MaterializeResult(value=staged, data_version=dg.DataVersion(staged.sha256), metadata=metadata)

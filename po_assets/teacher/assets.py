@@ -9,7 +9,15 @@ from typing import Any
 import dagster as dg
 from upath import UPath
 
-from po_assets.dag import Artifacts, AssetChecks, Verdict, asked_for_alone, records_table, user_errors_fail_the_step
+from po_assets.dag import (
+    Artifacts,
+    AssetChecks,
+    Verdict,
+    asked_for_alone,
+    records_table,
+    rounded,
+    user_errors_fail_the_step,
+)
 from po_assets.intake.ledger import count_lines
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
@@ -74,7 +82,7 @@ def _metadata(report: BatchReport) -> dict[str, Any]:
     }
     if report.left_out:
         metadata["left_out"] = records_table(report.left_out)
-    return metadata
+    return rounded(metadata)
 
 
 @dataclass(frozen=True)

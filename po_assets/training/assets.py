@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pandas as pd
 
-from po_assets.dag import Artifacts, Tracking, line_chart, user_errors_fail_the_step
+from po_assets.dag import Artifacts, Tracking, line_chart, rounded, user_errors_fail_the_step
 from po_assets.dag.compute import CRASH_RETRY, POOL, TRAINING_STEP
 from po_assets.dataset.settings import PromptSettings
 from po_assets.intake.assets import OWNERS
 from po_assets.product_owner import PROMPT_VERSION
-from po_assets.text import Progress
+from po_assets.text import Progress, amount
 from po_assets.training.prompt_mix import prompts_of
 from po_assets.training.settings import TrainingSettings
 
@@ -74,21 +74,24 @@ def _metadata(student: "Student") -> dict[str, Any]:
     curves = {"loss of the step": (steps, [r.loss for r in log]), f"mean of {window} steps": (steps, mean)}
     if measured := {r.step: r.validation_loss for r in log if r.validation_loss is not None}:
         curves["validation loss"] = (list(measured), list(measured.values()))
-    return {
-        "loss_curve": line_chart(curves, "Loss per trained token", "optimizer step", "nats"),
-        "unchanged": student.unchanged,
-        "path": dg.MetadataValue.path(student.folder),
-        "dagster/row_count": student.manifest.rows or 0,
-        "prompt": extra.get("prompt", {}).get("name", ""),
-        "prompt_mix": extra.get("prompt_mix") or "All rows are trained under the own prompt.",
-        "computation": extra["engine"],
-        "resumed_at_step": extra["resumed_at"],
-        "training_seconds": extra["seconds"],
-        **{name: extra[name] for name in ("base_model", "precision", "steps", "first_loss", "last_loss", "tokens")},
-        "tokens_per_second": extra["tokens"] / extra["seconds"] if extra["seconds"] else 0.0,
-        "peak_memory_gib": max(record.memory_gib for record in log),
-        "trainable_parameters": extra["trainable_parameters"],
-        **{name: extra[name] for name in ("validation_rows", "validation_loss", "published_step") if name in extra},
-        "recipe_digest": student.manifest.config,
-        "supervised_sha256": student.manifest.inputs["supervised_dataset"],
-    }
+    used, rows = extra.get("rows_used"), student.manifest.rows or 0
+    return rounded(
+        {
+            "trained": f"{amount(extra['steps'], 'step')} on {f'{used:,} of ' if used else ''}{amount(rows, 'row')}",
+            "loss_curve": line_chart(curves, "Loss per trained token", "optimizer step", "nats"),
+            "unchanged": student.unchanged,
+            "path": dg.MetadataValue.path(student.folder),
+            "prompt": extra.get("prompt", {}).get("name", ""),
+            "prompt_mix": extra.get("prompt_mix") or "All rows are trained under the own prompt.",
+            "computation": extra["engine"],
+            "resumed_at_step": extra["resumed_at"],
+            "training_seconds": extra["seconds"],
+            **{name: extra[name] for name in ("base_model", "precision", "steps", "first_loss", "last_loss", "tokens")},
+            "tokens_per_second": extra["tokens"] / extra["seconds"] if extra["seconds"] else 0.0,
+            "peak_memory_gib": max(record.memory_gib for record in log),
+            "trainable_parameters": extra["trainable_parameters"],
+            **{name: extra[name] for name in ("validation_rows", "validation_loss", "published_step") if name in extra},
+            "recipe_digest": student.manifest.config,
+            "supervised_sha256": student.manifest.inputs["supervised_dataset"],
+        }
+    )

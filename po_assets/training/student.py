@@ -270,6 +270,8 @@ def _complete(
     extra: dict[str, Any] = {
         "files": files,
         "trainable_parameters": parameters,
+        # Of less than an epoch some rows are not seen; those of the validation loss never are.
+        "rows_used": round(min(1.0, log[-1].epoch) * (rows - trained.validation_rows)),
         "resumed_at": trained.resumed_at,
         **{key: getattr(facts, key) for key in ("precision", "engine", "steps", "tokens", "seconds")},
         **{key: getattr(facts, key) for key in ("first_loss", "last_loss")},

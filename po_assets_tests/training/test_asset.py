@@ -74,8 +74,11 @@ def test_a_materialization_shows_what_people_want_to_see(layout: Layout):
     assert event.tags["dagster/data_version"] == manifest.sha256
     metadata = event.metadata
     assert str(metadata["loss_curve"].value).startswith("![Loss per trained token](data:image/png;base64,")
-    assert metadata["dagster/row_count"].value == 12
+    assert next(iter(metadata)) == "trained"
+    assert metadata["trained"].value == "6 steps on 12 of 12 rows"
     assert metadata["steps"].value == 6
+    for name in ("training_seconds", "first_loss", "last_loss", "tokens_per_second", "peak_memory_gib"):
+        assert metadata[name].value == round(metadata[name].value, 4), name
     assert metadata["trainable_parameters"].value == sum(
         tensor.numel() for tensor in load_file(str(layout.adapter / "adapter_model.safetensors")).values()
     )
@@ -89,6 +92,19 @@ def test_a_materialization_shows_what_people_want_to_see(layout: Layout):
         "changes_the_model": True,
         "training_is_sane": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [
+        ({"epochs": 0.5}, "2 steps on 6 of 12 rows"),
+        ({"validation_share": 0.25, "epochs": 1.0}, "3 steps on 9 of 12 rows"),
+    ],
+)
+def test_rows_that_the_adapter_did_not_see_are_not_counted(layout: Layout, recipe: dict[str, Any], trained: str):
+    """Those after the last step, and those of the validation loss."""
+    (event,) = materialize(layout, **recipe).asset_materializations_for_node("lora_adapter")
+    assert event.metadata["trained"].value == trained
 
 
 def test_numbers_are_observed_while_it_trains(layout: Layout):
