@@ -199,7 +199,7 @@ def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypat
     assert not strict.success
     (event,) = strict.asset_materializations_for_node("eval_report")
     assert event.metadata["promotion"].value.startswith(
-        f"Adapter {'a' * 12} has been models/current since it passed on "
+        f"Adapter {'a' * 12} is models/current since an earlier gate (it passed last on "
     )
     assert "and fails now (judges; profile reviewer). It stays in use" in event.metadata["promotion"].value
     # With one token a byte, its visions are longer than the grammar permits: what cannot be asked is said.
