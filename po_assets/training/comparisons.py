@@ -20,6 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from po_assets.product_owner import cited_ids, format_answer, in_order, parse_answer, read_alignment, read_yaml
@@ -137,14 +138,15 @@ def teachers_words(pairs: Iterable[Pair]) -> list[WeightedText]:
 
 
 def make_lessons(cases: Sequence[Case], *, comparisons: int, contrasts: int, seed: int) -> Lessons:
-    """So many comparisons and at most so many contrast rows, drawn from these cases."""
+    """So many comparisons and contrast rows, drawn from these cases; fewer where little can be made of them."""
     draw = random.Random(f"{seed}/comparisons")  # noqa: S311  # reproducible, not secret
     domains = _domains(cases)
     rich = [domain for domain in domains if len(domain.serving) > 2]
     bases = [(case, domain) for case in cases for domain in rich if set(case.needs) <= set(domain.serving)]
     if not bases:
         return Lessons([], [], "")
-    twins = [twin for _ in range(contrasts) if (twin := _contrast(*draw.choice(bases), domains, draw))]
+    drawn = (_contrast(*draw.choice(bases), domains, draw) for _ in range(3 * contrasts))
+    twins = list(islice(filter(None, drawn), contrasts))
     packs = [_comparison(draw.choice(rich), domains, draw) for _ in range(comparisons)]
     statuses = Counter(twin.status for twin in twins).most_common()
     return Lessons(

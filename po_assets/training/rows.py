@@ -147,10 +147,11 @@ def training_rows(
             for (asked, _, system), text in zip(chosen.examples, evidence.rows, strict=True)
         ]
     trained = set(split_rows(rows, recipe)[0]) if evidence.cases else set()
+    shown = recipe.epochs * len(trained)
     made = make_lessons(
         [case for row, case in zip(rows, evidence.cases, strict=False) if row in trained],
-        comparisons=recipe.comparisons,
-        contrasts=recipe.contrasts,
+        comparisons=round(shown * recipe.comparisons),
+        contrasts=round(shown * recipe.contrasts),
         seed=recipe.seed,
     )
     comparisons, contrasts = (

@@ -84,17 +84,19 @@ class TrainingSettings(Settings):
         description="Compute activations twice to save memory. Empty: only where those of the longest row do not fit "
         "into the GPU. The faster computation (fast_path) has no use for it.",
     )
-    comparisons: int = Field(
-        default=0,
+    comparisons: float = Field(
+        default=0.0,
         ge=0,
-        description="Short lessons in what to compare, made of the rows: what each requirement is for. See "
+        le=100,
+        description="Short lessons in what to compare, made of the rows, for each row that is shown. See "
         "docs/judgement.md for what they bring.",
     )
-    contrasts: int = Field(
-        default=0,
+    contrasts: float = Field(
+        default=0.0,
         ge=0,
-        description="Contrast rows made of the rows: other requirements, another status. With 0 of both, rows are "
-        "trained in the teacher's words.",
+        le=0.95,
+        description="Share of the rows shown that are contrast rows instead, made of the rows: other requirements, "
+        "another status. With 0 of both, rows are trained in the teacher's words.",
     )
     seed: int = Field(
         default=42, ge=0, lt=2**32, description="Seed of the LoRA matrices, the order of rows and the dropout."

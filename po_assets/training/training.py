@@ -291,11 +291,11 @@ class Step:
 def plan_steps(row_count: int, recipe: TrainingSettings, *, comparisons: int = 0, contrasts: int = 0) -> list[Step]:
     """All steps of a training on `row_count` rows, whose indices are followed by those of what is made of them.
 
-    Every epoch passes over all rows in its own seeded order; a fractional epoch stops part way. Most comparisons come
-    first, as the shortest lesson; the rest and the contrast rows, each once, stand among the rows. Steps are filled
-    across the border of epochs, so that only the last one can be smaller.
+    Every epoch passes over all rows in its own seeded order; a fractional epoch stops part way. A contrast row takes
+    the place of a row. Most comparisons come first, as the shortest lesson; the rest and the contrast rows, each once,
+    stand among the rows. Steps are filled across the border of epochs, so that only the last one can be smaller.
     """
-    wanted = max(1, round(recipe.epochs * row_count))
+    wanted = max(1, round(recipe.epochs * row_count) - contrasts)
     order: list[int] = []
     epoch = 0
     while len(order) < wanted:
