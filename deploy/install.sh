@@ -9,11 +9,18 @@ python=$1
 shift
 temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
+trap 'exit 130' INT TERM
 
 install() {
   for set; do
     grep -Eq "^$set==| # (.* )?$set( |$)" "$lock" || {
       echo "error: There is no extra or package '$set' in $lock." >&2
+      exit 1
+    }
+  done
+  for name in ${TRUST:-}; do
+    test "$name" = all || grep -q "^$name==" "$lock" || {
+      echo "error: TRUST names '$name', and $lock has no such package; TRUST=all takes every package as the index has it." >&2
       exit 1
     }
   done
@@ -43,6 +50,9 @@ pip() {
       "package named above than requirements.lock (Linux on x86_64 or aarch64, macOS on arm64; Python 3.11 to 3.14), so" \
       "nothing was installed. If it is to be another, as a PyTorch built for your machine is, run this again with" \
       "TRUST=torch (or TRUST=all); if not, somebody may have changed it: use another index." >&2
+    ! grep -Eq 'NewConnectionError|ConnectTimeout|Name or service not known|Temporary failure' "$temporary/said" ||
+      echo "error: The package index cannot be reached, so nothing was installed. Set a mirror with" \
+        "PIP_INDEX_URL=https://… (or 'pip config set global.index-url'), or try again with a connection." >&2
     exit 1
   }
 }
