@@ -163,7 +163,15 @@ test -z "$PIP_FORCE_REINSTALL" || printf {brings} > {built}
 """
     (tmp_path / "python").write_text(script)
     (tmp_path / "python").chmod(0o755)
-    command = ["make", "--old-file", ".venv/.runtime", "setup", "EXTRAS=fast,cuda", f"BIN={tmp_path}"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "--old-file",
+        ".venv/.runtime",
+        "setup",
+        "EXTRAS=fast,cuda",
+        f"BIN={tmp_path}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     assert said in done.stdout + done.stderr
@@ -175,7 +183,15 @@ def test_setup_without_cuda_looks_at_no_pytorch(tmp_path: Path) -> None:
     """Importing it takes seconds."""
     (tmp_path / "python").write_text('#!/bin/sh\ncase "$*" in *torch.version*) exit 9;; *importlib*) exit 1;; esac\n')
     (tmp_path / "python").chmod(0o755)
-    command = ["make", "--old-file", ".venv/.runtime", "setup", "EXTRAS=fast", f"BIN={tmp_path}"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "--old-file",
+        ".venv/.runtime",
+        "setup",
+        "EXTRAS=fast",
+        f"BIN={tmp_path}",
+    ]
     subprocess.run(command, cwd=ROOT, check=True)
 
 
@@ -190,7 +206,7 @@ def test_the_ui_starts_under_a_path_with_spaces_quotes_and_other_letters(tmp_pat
         (clone / ".venv" / "bin" / name).chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name not in {"DAGSTER_HOME", "VIRTUAL_ENV"}}
     for target, home in (("ui", "local"), ("ui-ray", "ray")):
-        command = ["make", "--old-file", ".venv/.runtime", "--old-file", ".venv/.ray", target]
+        command = ["make", "--no-print-directory", "--old-file", ".venv/.runtime", "--old-file", ".venv/.ray", target]
         done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=True)
         said = done.stdout.splitlines()[-1]
         assert f"|{clone}/deploy/{home}|" in said
