@@ -144,7 +144,10 @@ def make_lessons(cases: Sequence[Case], *, comparisons: int, contrasts: int, see
     rich = [domain for domain in domains if len(domain.serving) > 2]
     bases = [(case, domain) for case in cases for domain in rich if set(case.needs) <= set(domain.serving)]
     if not bases:
-        return Lessons([], [], "")
+        few = (
+            "No lesson can be made of them: that takes a row whose needs, and three of its kind of product, are served."
+        )
+        return Lessons([], [], few if cases else "")
     drawn = (_contrast(*draw.choice(bases), domains, draw) for _ in range(3 * contrasts))
     twins = list(islice(filter(None, drawn), contrasts))
     packs = [_comparison(draw.choice(rich), domains, draw) for _ in range(comparisons)]
@@ -324,12 +327,12 @@ def _with_document(case: Case, exclusion: str, lines: Mapping[str, str], draw: r
     entries = [{"id": _id(at), "description": text} for at, text in enumerate(texts)]
     document = {**case.document, _FUNCTIONAL: entries}
     written = write_yaml(document)
-    asked, requirements, rest = case.prompt.partition(case.requirements_yaml)
+    asked, _, rest = case.prompt.partition(case.requirements_yaml)
     if exclusion != case.exclusion and asked.count(case.exclusion) != 1:
         return None
     twin = replace(
         case,
-        prompt=asked.replace(case.exclusion, exclusion) + written + rest if requirements else case.prompt,
+        prompt=asked.replace(case.exclusion, exclusion) + written + rest,
         requirements_yaml=written,
         document=document,
         exclusion=exclusion,
@@ -392,11 +395,10 @@ def _answer(case: Case, *, given: bool) -> Parts:
 def _row(case: Case) -> WeightedText:
     """A teacher's row as it is trained: with evidence for a summary, and all stated needs in the vision."""
     lists = read_alignment(write_yaml(dict(case.review)))
-    review = {key: case.review[key] for key in REVIEW_ORDER[REVIEW_ORDER.index("status") + 1 :]}
-    review["requirements_alignment"] = {key: [_plain(item) for item in lists[key]] for key in ALIGNMENT_KEYS}
-    parts = _answer(replace(case, review=review), given=False)
-    del review["requirements_alignment"]
-    return WeightedText(case.prompt, [*parts, (f"{write_yaml(review)}\n```", _OTHER)])
+    plain = {key: [_plain(item) for item in lists[key]] for key in ALIGNMENT_KEYS}
+    parts = _answer(replace(case, review={"requirements_alignment": plain}), given=False)
+    end = write_yaml({key: case.review[key] for key in REVIEW_ORDER[REVIEW_ORDER.index("status") + 1 :]})
+    return WeightedText(case.prompt, [*parts, (f"{end}\n```", _OTHER)])
 
 
 def _plain(item: object) -> str:

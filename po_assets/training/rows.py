@@ -136,16 +136,20 @@ def training_rows(
         evidence = with_evidence(pairs, prompts.own, lambda row: chat.row_length(*row, system) <= longest)
     else:
         evidence = Evidence(teachers_words(pairs), [], "")
-    pairs = [(row.prompt, row.text) for row in evidence.rows]
     chosen = mixed(
-        pairs, prompts, recipe.prompt_mix, seed=recipe.seed, fits=lambda row: chat.row_length(*row) <= longest
+        [(row.prompt, row.text) for row in evidence.rows],
+        prompts,
+        recipe.prompt_mix,
+        seed=recipe.seed,
+        fits=lambda row: chat.row_length(*row) <= longest,
     )
-    rows = tokenize_rows(chosen.examples, chat, longest)
-    if evidence.cases:
+    if evidence.cases:  # they fit, and their pieces count differently
         rows = [
             _ended(tokenize_text(WeightedText(asked, text.parts), chat, system), chat.eos_id)
             for (asked, _, system), text in zip(chosen.examples, evidence.rows, strict=True)
         ]
+    else:
+        rows = tokenize_rows(chosen.examples, chat, longest)
     trained = set(split_rows(rows, recipe)[0]) if evidence.cases else set()
     shown = recipe.epochs * len(trained)
     made = make_lessons(

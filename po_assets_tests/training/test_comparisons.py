@@ -19,8 +19,10 @@ from po_assets.product_owner.templates import BUILT_IN
 from po_assets.sample_data.records import generate_rows
 from po_assets.training import comparisons as module
 from po_assets.training.comparisons import Case, WeightedText, make_lessons, read_cases, teachers_words, with_evidence
-from po_assets.training.rows import tokenize_text
+from po_assets.training.prompt_mix import Prompts
+from po_assets.training.rows import tokenize_text, training_rows
 from po_assets_tests.model.tiny_model import make_tiny_tokenizer
+from po_assets_tests.training.tiny_training import tiny_recipe
 
 CONCEPT = "TideTable must list free berths and book a berth. It does not sell fuel."
 VISION = (
@@ -221,3 +223,27 @@ def test_lessons_are_seeded_and_their_verdicts_count_most(
         assert " served\n" in trained
         assert "(" not in trained
     assert make_lessons([], comparisons=5, contrasts=20, seed=42).comparisons == []
+
+
+def test_the_recipe_says_how_many_lessons_a_shown_row_brings(
+    samples: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Rows with evidence end as a whole answer does, in the very tokens of their text."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    chat = ChatTemplate(load_tokenizer(make_tiny_tokenizer(folder)))
+    recipe = tiny_recipe(folder, max_length=20_000, epochs=0.5, comparisons=0.5, contrasts=0.25)
+    found = training_rows(samples, chat, recipe, Prompts())
+    texts = with_evidence(samples, BUILT_IN, lambda _pair: True).rows
+    assert len(found.rows) == len(texts)
+    assert len(found.comparisons) == round(0.25 * len(texts))
+    assert len(found.contrasts) == round(0.125 * len(texts))
+    for row, text in zip(found.rows[:10], texts, strict=False):
+        assert list(row.ids) == [*chat.prompt_ids(text.prompt), *chat.answer_ids(text.text)]
+        assert len(row.token_weights) == len(row.ids)
+    assert "comparisons and" in found.described
+
+
+def test_rows_of_which_nothing_can_be_made_say_so() -> None:
+    found = make_lessons(read_cases([ALIGNED], BUILT_IN), comparisons=5, contrasts=5, seed=1)
+    assert (found.comparisons, found.contrasts) == ([], [])
+    assert "No lesson can be made of them" in found.described
