@@ -26,7 +26,8 @@ from upath import UPath
 
 from po_assets.dag import Artifacts
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.checks import DatasetEvidence, record_gate, supervised_checks
+from po_assets.dataset.checks import record_gate
+from po_assets.dataset.evidence import DatasetEvidence, supervised_checks
 from po_assets.dataset.publication import build_supervised, token_budget
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.evaluation.answering import load_student

@@ -1,7 +1,7 @@
 """The checks of supervised_dataset: what its rows are worth, found out again from the bytes of the file.
 
 They see training rows, not normalized ones, so that a fault of the stages before cannot hide itself. Their limits
-belong to `settings`, finding an overlap with an evaluation case to `holdout`.
+belong to `settings`, what all of them look at to `evidence`, finding an overlap with an evaluation case to `holdout`.
 """
 
 import hashlib
@@ -9,18 +9,14 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import orjson
 import pandas as pd
 
 from po_assets.dag import (
     Artifacts,
-    AssetChecks,
     Severity,
     Verdict,
     bar_chart,
@@ -30,27 +26,21 @@ from po_assets.dag import (
 )
 from po_assets.dag.verdict import SHOWN_ROWS
 from po_assets.dataset.cases import read_eval_cases
+from po_assets.dataset.evidence import DatasetEvidence, TrainingRow, supervised_checks
 from po_assets.dataset.holdout import KINDS, HoldOut
-from po_assets.dataset.publication import PARTICULARS, TokenBudget, publication_fault, token_budget
-from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, SCORE_COLUMN
+from po_assets.dataset.publication import PARTICULARS, publication_fault, token_budget
+from po_assets.dataset.selection import NEVER_SAMPLED_AWAY
 from po_assets.dataset.settings import PromptSettings, SelectionSettings
 from po_assets.intake.checks import RowCheck, balance_verdict
-from po_assets.intake.landing import sources_of
-from po_assets.intake.ledger import CLOSED_BY, Balance, Outcome, balance
+from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import input_digest
 from po_assets.model import BaseModel
 from po_assets.product_owner import (
     STATUSES,
-    ParsedAnswer,
-    PromptParts,
-    parse_answer,
-    read_status,
     read_yaml,
-    split_prompt,
     validate_answer,
 )
-from po_assets.product_owner.templates import BUILT_IN, Prompt
-from po_assets.storage import Layout, file_digest, open_buffered, read_manifest, read_rows
+from po_assets.storage import file_digest, read_manifest
 from po_assets.storage.workers import BLOCK_ROWS
 from po_assets.text import amount, verb
 
@@ -61,83 +51,6 @@ _LEFT_OUT_ON_PURPOSE = {
 }
 _TELLING_SUMMARY_CHARACTERS = 40
 """A product summary this long does not stand in a prompt by chance."""
-
-
-@dataclass(frozen=True)
-class TrainingRow:
-    """A training row as it stands in the file, with the place where it landed; its parts are read when asked for."""
-
-    file: str
-    line: int
-    row: Mapping[str, Any]
-    asked_with: Prompt = BUILT_IN
-
-    @property
-    def prompt(self) -> str:
-        """The prompt, empty when the row has none."""
-        return value if isinstance(value := self.row.get("prompt"), str) else ""
-
-    @property
-    def response(self) -> str:
-        """The response, empty when the row has none."""
-        return value if isinstance(value := self.row.get("response"), str) else ""
-
-    @cached_property
-    def parts(self) -> PromptParts:
-        """What the prompt holds."""
-        return self.asked_with.parts(self.prompt) or split_prompt(self.prompt)
-
-    @cached_property
-    def answer(self) -> ParsedAnswer:
-        """What the response holds."""
-        return parse_answer(self.response)
-
-    @property
-    def status(self) -> str | None:
-        """The status that the response teaches."""
-        return read_status(self.answer.review_yaml)
-
-
-@dataclass(frozen=True)
-class DatasetEvidence:
-    """What the checks look at: the files as they stand, the settings, the tokenizer."""
-
-    layout: Layout
-    settings: SelectionSettings
-    budget: TokenBudget
-
-    @cached_property
-    def balance(self) -> Balance:
-        """Landed lines, ledger rows and training rows, counted in their files."""
-        paths = self.layout
-        sources = sources_of(read_manifest(paths.raw), paths.raw)
-        return balance(paths.raw, sources, paths.ledger, paths.normalized, paths.rejected, supervised=paths.supervised)
-
-    def rows(self) -> Iterator[TrainingRow]:
-        """The training rows, each with the place under which it landed, as far as the ledger has one for it."""
-        kept = (entry for entry in read_rows(self.layout.ledger) if entry["outcome"] == Outcome.KEPT)
-        for number, row in enumerate(read_rows(self.layout.supervised), start=1):
-            entry = next(kept, {"file": self.layout.supervised.name, "line": number})
-            yield TrainingRow(entry["file"], entry["line"], row, self.budget.prompt)
-
-    def conflicts_left_out(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Ledger entry and normalized row of every conflicts row that passed the score filter and is not trained on.
-
-        A replaced one is there in its corrected form.
-        """
-        score, least = SCORE_COLUMN[self.settings.score_source], self.settings.min_score
-        readable = (entry for entry in read_rows(self.layout.ledger) if entry["decided_by"] == CLOSED_BY)
-        with open_buffered(self.layout.normalized) as lines:
-            for entry, line in zip(readable, lines, strict=False):
-                # Every JSON line that has this value holds these bytes; other lines need no parsing.
-                if entry["outcome"] in (Outcome.KEPT, Outcome.REPLACED) or b'"conflicts"' not in line:
-                    continue
-                row = orjson.loads(line)
-                if row["status"] == NEVER_SAMPLED_AWAY and row[score] >= least:
-                    yield entry, row
-
-
-supervised_checks = AssetChecks[DatasetEvidence]("supervised_dataset", rows=DatasetEvidence.rows)
 
 
 @supervised_checks.register(blocking=True)

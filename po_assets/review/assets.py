@@ -13,8 +13,9 @@ from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.assets import OWNERS, normalized_teacher
 from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
+from po_assets.review.candidates import collect
 from po_assets.review.conflicts import make_conflicts
-from po_assets.review.review_file import collect, refuse_edited, write_review_file
+from po_assets.review.review_file import refuse_edited, write_review_file
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, StagedTable, digest_of, file_digest, recorded_digest, stage_lines
 

@@ -18,9 +18,8 @@ from po_assets.evaluation.answers import Answer
 from po_assets.evaluation.scoring import score_answer
 from po_assets.product_owner import STATUSES, format_answer, read_status, score_product_owner
 from po_assets.review import review_file
+from po_assets.review.candidates import Collected, collect
 from po_assets.review.review_file import (
-    Collected,
-    collect,
     land_corrections,
     read_review_file,
     write_review_file,
