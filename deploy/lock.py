@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from packaging.markers import Marker
-from packaging.tags import compatible_tags, cpython_tags, mac_platforms
+from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,21 +98,28 @@ def where(marker: str) -> str:
     return " ; sys_platform == 'linux'" if linux else f" ; {marker}"
 
 
-def line(package: dict[str, Any], old: set[str]) -> str:
-    """What the lock says of a package; old digests that the index does not list are a local build's, and stay."""
-    name, version = package["name"], package["version"]
-    tags = {
+@cache
+def locked_tags() -> frozenset[Tag]:
+    """What wheels for the Pythons and platforms are tagged with."""
+    return frozenset(
         tag
         for minor in PYTHONS
         for platforms in PLATFORMS.values()
-        for make in (
+        for made in (
             cpython_tags((3, minor), [f"cp3{minor}"], platforms),
             compatible_tags((3, minor), f"cp3{minor}", platforms),
         )
-        for tag in make
-    }
+        for tag in made
+    )
+
+
+def line(package: dict[str, Any], old: set[str]) -> str:
+    """What the lock says of a package; old digests that the index does not list are a local build's, and stay."""
+    name, version = package["name"], package["version"]
     listed = {wheel["url"].rpartition("/")[2]: wheel["hashes"]["sha256"] for wheel in package.get("wheels", [])}
-    fitting = {digest for wheel, digest in listed.items() if not tags.isdisjoint(parse_wheel_filename(wheel)[3])}
+    fitting = {
+        digest for wheel, digest in listed.items() if not locked_tags().isdisjoint(parse_wheel_filename(wheel)[3])
+    }
     links = os.environ.get("PIP_FIND_LINKS", "").split()
     local = [file for link in links for file in Path(link).glob(f"{name.replace('-', '_')}-{version}+*.whl")]
     digests = fitting | old - {*listed.values()} | {hashlib.sha256(file.read_bytes()).hexdigest() for file in local}

@@ -30,10 +30,10 @@ from po_assets.errors import UserError, all_faults
 from po_assets.model import BaseModel
 from po_assets.model.settings import Profile
 from po_assets.storage import Layout, artifact_root, is_local, replace_file
+from po_assets.storage.history import HOME_VARIABLE
 from po_assets.storage.layout import ROOT_VARIABLE
 
 SETTINGS_VARIABLE = "PO_SETTINGS"
-HOME_VARIABLE = "DAGSTER_HOME"
 _CASE_SUFFIXES = (".jsonl", ".yaml", ".yml")
 REPOSITORY = Path(__file__).resolve().parents[2]
 _TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text", list: "list", dict: "mapping"}

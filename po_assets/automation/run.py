@@ -26,7 +26,6 @@ from po_assets.automation.catch_up import root_tag
 from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
 from po_assets.automation.jobs import main_job
 from po_assets.automation.project import (
-    HOME_VARIABLE,
     REPOSITORY,
     SETTINGS_VARIABLE,
     enter_project,
@@ -39,7 +38,7 @@ from po_assets.errors import UserError
 from po_assets.evaluation.gate import gate_sentence, gate_table
 from po_assets.model import BaseModel, require_hardware
 from po_assets.storage import Layout, LockedError
-from po_assets.storage.history import OF_A_RUN, history_fault
+from po_assets.storage.history import HOME_VARIABLE, OF_A_RUN, history_fault
 from po_assets.text import say
 
 CodeLocation = Callable[[], ModuleType]

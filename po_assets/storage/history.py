@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-VARIABLE = "DAGSTER_HOME"
+HOME_VARIABLE = "DAGSTER_HOME"
 OF_A_RUN = 50_000_000
 """Bytes that the history of a run may take, with room to spare."""
 OF_A_STEP = 10_000_000
@@ -22,7 +22,7 @@ def history_fault(home: Path, needed: int) -> str | None:
 
     Dagster's folders and databases in it are looked at too: those of a run as root are closed to everybody else.
     """
-    way_out = f"or set {VARIABLE} to a folder of your own on another disk"
+    way_out = f"or set {HOME_VARIABLE} to a folder of your own on another disk"
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home) as probe:
@@ -31,18 +31,18 @@ def history_fault(home: Path, needed: int) -> str | None:
     except OSError as error:
         there = next(folder for folder in (home, *home.parents) if os.path.lexists(folder))
         return (
-            f"{VARIABLE} {home} cannot be written to ({error.strerror or error}), and Dagster keeps its history there. "
-            f"{_owner(there)}Get the right to write there, {way_out}."
+            f"{HOME_VARIABLE} {home} cannot be written to ({error.strerror or error}), and Dagster keeps its history "
+            f"there. {_owner(there)}Get the right to write there, {way_out}."
         )
     for path in (home, *home.glob("[!.]*/"), *home.glob("*/*.db"), *home.glob("history/runs")):
         if not os.access(path, os.W_OK):
             return (
-                f"{path} in {VARIABLE} is closed to user {os.geteuid()}, and Dagster keeps its history there. "
+                f"{path} in {HOME_VARIABLE} is closed to user {os.geteuid()}, and Dagster keeps its history there. "
                 f"{_owner(path)}Get the right to write there (chown -R), {way_out}."
             )
     if free < needed:
         return (
-            f"{VARIABLE} {home} has {free / 1e6:.0f} MB of free disk, and Dagster's history needs up to "
+            f"{HOME_VARIABLE} {home} has {free / 1e6:.0f} MB of free disk, and Dagster's history needs up to "
             f"{needed / 1e6:.0f} MB. Make room, {way_out}."
         )
     return None
@@ -50,7 +50,7 @@ def history_fault(home: Path, needed: int) -> str | None:
 
 def step_history_fault() -> str | None:
     """The same before a step, where this process keeps a history on a disk of its own."""
-    home = Path(os.environ.get(VARIABLE, ""))
+    home = Path(os.environ.get(HOME_VARIABLE, ""))
     return history_fault(home, OF_A_STEP) if home.is_absolute() and (home / "history").is_dir() else None
 
 
@@ -58,5 +58,5 @@ def _owner(path: Path) -> str:
     return f"'{path}' belongs to user {path.lstat().st_uid}. "
 
 
-if __name__ == "__main__" and (fault := history_fault(Path(os.environ[VARIABLE]), OF_A_RUN)):
+if __name__ == "__main__" and (fault := history_fault(Path(os.environ[HOME_VARIABLE]), OF_A_RUN)):
     sys.exit(f"error: {fault}")

@@ -87,6 +87,12 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def make(*words: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`make` as if the package were installed; without its own lines about folders, also inside another make."""
+    command = ["make", "--no-print-directory", "--old-file", ".venv/.runtime", *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
 def install(place: Path, *sets: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(place / "index"), **variables}
     command = ["sh", place / "deploy" / "install.sh", place / "python", *sets]
@@ -163,16 +169,7 @@ test -z "$PIP_FORCE_REINSTALL" || printf {brings} > {built}
 """
     (tmp_path / "python").write_text(script)
     (tmp_path / "python").chmod(0o755)
-    command = [
-        "make",
-        "--no-print-directory",
-        "--old-file",
-        ".venv/.runtime",
-        "setup",
-        "EXTRAS=fast,cuda",
-        f"BIN={tmp_path}",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = make("setup", "EXTRAS=fast,cuda", f"BIN={tmp_path}")
     assert done.returncode == status, done.stderr
     assert said in done.stdout + done.stderr
     for name in ("torch==", "bitsandbytes=="):
@@ -183,16 +180,8 @@ def test_setup_without_cuda_looks_at_no_pytorch(tmp_path: Path) -> None:
     """Importing it takes seconds."""
     (tmp_path / "python").write_text('#!/bin/sh\ncase "$*" in *torch.version*) exit 9;; *importlib*) exit 1;; esac\n')
     (tmp_path / "python").chmod(0o755)
-    command = [
-        "make",
-        "--no-print-directory",
-        "--old-file",
-        ".venv/.runtime",
-        "setup",
-        "EXTRAS=fast",
-        f"BIN={tmp_path}",
-    ]
-    subprocess.run(command, cwd=ROOT, check=True)
+    done = make("setup", "EXTRAS=fast", f"BIN={tmp_path}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_ui_starts_under_a_path_with_spaces_quotes_and_other_letters(tmp_path: Path) -> None:
@@ -206,8 +195,8 @@ def test_the_ui_starts_under_a_path_with_spaces_quotes_and_other_letters(tmp_pat
         (clone / ".venv" / "bin" / name).chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name not in {"DAGSTER_HOME", "VIRTUAL_ENV"}}
     for target, home in (("ui", "local"), ("ui-ray", "ray")):
-        command = ["make", "--no-print-directory", "--old-file", ".venv/.runtime", "--old-file", ".venv/.ray", target]
-        done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=True)
+        done = make("--old-file", ".venv/.ray", target, cwd=clone, env=environment)
+        assert done.returncode == 0, done.stderr
         said = done.stdout.splitlines()[-1]
         assert f"|{clone}/deploy/{home}|" in said
         assert target == "ui-ray" or f"{clone}/.venv|" in said
