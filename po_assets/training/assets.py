@@ -62,7 +62,7 @@ def lora_adapter(  # noqa: PLR0917 - resources, by name
         if not student.unchanged:
             tracked.metrics([(record.step, record.numbers) for record in student.log])
             tracked.result(metadata)
-    return dg.MaterializeResult(data_version=dg.DataVersion(student.manifest.sha256), metadata=metadata)
+    return dg.MaterializeResult(data_version=dg.DataVersion(student.manifest.sha256), metadata=rounded(metadata))
 
 
 def _metadata(student: "Student") -> dict[str, Any]:
@@ -75,23 +75,21 @@ def _metadata(student: "Student") -> dict[str, Any]:
     if measured := {r.step: r.validation_loss for r in log if r.validation_loss is not None}:
         curves["validation loss"] = (list(measured), list(measured.values()))
     used, rows = extra.get("rows_used"), student.manifest.rows or 0
-    return rounded(
-        {
-            "trained": f"{amount(extra['steps'], 'step')} on {f'{used:,} of ' if used else ''}{amount(rows, 'row')}",
-            "loss_curve": line_chart(curves, "Loss per trained token", "optimizer step", "nats"),
-            "unchanged": student.unchanged,
-            "path": dg.MetadataValue.path(student.folder),
-            "prompt": extra.get("prompt", {}).get("name", ""),
-            "prompt_mix": extra.get("prompt_mix") or "All rows are trained under the own prompt.",
-            "computation": extra["engine"],
-            "resumed_at_step": extra["resumed_at"],
-            "training_seconds": extra["seconds"],
-            **{name: extra[name] for name in ("base_model", "precision", "steps", "first_loss", "last_loss", "tokens")},
-            "tokens_per_second": extra["tokens"] / extra["seconds"] if extra["seconds"] else 0.0,
-            "peak_memory_gib": max(record.memory_gib for record in log),
-            "trainable_parameters": extra["trainable_parameters"],
-            **{name: extra[name] for name in ("validation_rows", "validation_loss", "published_step") if name in extra},
-            "recipe_digest": student.manifest.config,
-            "supervised_sha256": student.manifest.inputs["supervised_dataset"],
-        }
-    )
+    return {
+        "trained": f"{amount(extra['steps'], 'step')} on {f'{used:,} of ' if used else ''}{amount(rows, 'row')}",
+        "loss_curve": line_chart(curves, "Loss per trained token", "optimizer step", "nats"),
+        "unchanged": student.unchanged,
+        "path": dg.MetadataValue.path(student.folder),
+        "prompt": extra.get("prompt", {}).get("name", ""),
+        "prompt_mix": extra.get("prompt_mix") or "All rows are trained under the own prompt.",
+        "computation": extra["engine"],
+        "resumed_at_step": extra["resumed_at"],
+        "training_seconds": extra["seconds"],
+        **{name: extra[name] for name in ("base_model", "precision", "steps", "first_loss", "last_loss", "tokens")},
+        "tokens_per_second": extra["tokens"] / extra["seconds"] if extra["seconds"] else 0.0,
+        "peak_memory_gib": max(record.memory_gib for record in log),
+        "trainable_parameters": extra["trainable_parameters"],
+        **{name: extra[name] for name in ("validation_rows", "validation_loss", "published_step") if name in extra},
+        "recipe_digest": student.manifest.config,
+        "supervised_sha256": student.manifest.inputs["supervised_dataset"],
+    }
