@@ -71,13 +71,29 @@ def test_a_full_artifact_disk_is_one_sentence_and_the_old_artifact_stays(small_d
     assert said.startswith(f"The disk of '{target}' is full (")
     needed = re.search(r"\((\d\.\d) MB free, more than (\d\.\d) MB needed\)", said)
     assert needed, said
-    assert 1.0 <= float(needed[2]) <= 2.1  # what went onto the disk before it was full
+    if writer == "answers":
+        assert needed[2] == "4.0"  # what was to be added, whatever the file holds already
+    else:
+        assert 1.0 <= float(needed[2]) <= 2.1  # what went onto the disk before it was full
     assert "Make room there, or set PO_ARTIFACTS_ROOT" in said
     assert files_below(small_disk) == before
-    if writer == "answers":  # a cut line is shut off by the next one, and not read
-        assert target.read_text().startswith("old\n")
-    elif writer != "folder":
+    if writer != "folder":
         assert target.read_text() == "old\n"
+
+
+def test_a_full_disk_under_the_kept_answers_says_what_the_next_answer_needs(small_disk: Path) -> None:
+    """Not the size of all that are kept already; a cut line is taken away again, and the next answer finds its place."""
+    kept = small_disk / "answers.jsonl"
+    kept.write_bytes(b"old\n" * 100_000)
+    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 500))
+    before, line = kept.read_bytes(), b'{"asked": "it"}' * 400 + b"\n"
+    with pytest.raises(dg.Failure) as failed, user_errors_fail_the_step():
+        _append_synced(kept, line)
+    assert " kB free, more than 6.0 kB needed). Make room there" in str(failed.value.description)
+    assert kept.read_bytes() == before
+    (small_disk / "filler").unlink()
+    _append_synced(kept, line)
+    assert kept.read_bytes() == before + line
 
 
 def test_a_step_on_a_full_disk_fails_with_the_sentence_alone(small_disk: Path) -> None:

@@ -220,7 +220,7 @@ def _report(result: dg.ExecuteInProcessResult, layout: Layout, seconds: float, d
     if produced:
         console.print(f"Report: {layout.report_html}", markup=False)
     ui = f"po-assets ui --data {shlex.quote(str(data))}" if data else "make ui"
-    console.print(f"UI, with every check and picture: {ui}", markup=False)
+    console.print(f"UI, with every check, its table and pictures: {ui}", markup=False)
     return 0 if passed else 1
 
 

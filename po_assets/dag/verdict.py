@@ -17,6 +17,7 @@ SHOWN_ROWS = 20
 """More make a page nobody reads; the sentence above the table says how many there are."""
 CELL_CHARACTERS = 200
 _SMALL = 0.01
+_CAPTION = re.compile(r"\n\nThe table shows \d+ of [\d,]+ rows\.(?=\n\n|$)")
 _CODE_SPAN = re.compile(r"(`[^`]*`)")
 # What markdown acts on. An underscore inside a word (min_score) is none of it.
 _MARKUP = re.compile(r"[\\*\[\]<]|~~|(?<!\w)_|_(?!\w)")
@@ -100,8 +101,9 @@ def escaped(text: str) -> str:
 
 
 def unescaped(description: str) -> str:
-    """The description without markdown, for a terminal or a message."""
-    return re.sub(r"\\([\\*\[\]<~_])", r"\1", description.replace("**What to do:**", "What to do:"))
+    """The description without markdown, and without the caption of a table that is on the page only: for a terminal."""
+    plain = _CAPTION.sub("", description).replace("**What to do:**", "What to do:")
+    return re.sub(r"\\([\\*\[\]<~_])", r"\1", plain)
 
 
 def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckResult:

@@ -137,8 +137,8 @@ class ConflictsShare(RowCheck):
                 f"training rows; {count}.{more}"
             )
             next_step = (
-                "The table says why each is missing. Shorten rows that are over length, or raise max_length in the "
-                "resource base_model."
+                "The check's table says why each is missing. Shorten rows that are over length, or raise max_length in "
+                "the resource base_model."
             )
             return Verdict(False, summary, next_step, self.violations.rows, numbers, severity, of=lost)
         if share > most:

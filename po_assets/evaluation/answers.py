@@ -335,14 +335,20 @@ def _line(asked: str, answer: Answer) -> bytes:
 
 def _append_synced(path: Path, line: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(path, path), path.open("ab+") as file:
-        if file.tell():
+    with full_disk_named(path, path, wanted=len(line)), path.open("ab+", buffering=0) as file:
+        end = file.tell()
+        if end:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                file.write(b"\n")  # shuts off a line that a crash cut
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+                line = b"\n" + line  # shuts off a line that a crash cut
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def _read_lines(path: UPath) -> Iterable[tuple[str, Answer]]:

@@ -128,9 +128,9 @@ def mean_score(found: Evidence) -> Verdict:
         value=f"{mean:.3f}",
         summary=f"The student scores {mean:.3f} on average over all {found.summary.cases} cases, at least {least:.2f} "
         "is asked for.",
-        next_step="The table lists the lowest cases with what cost them points; open them in the HTML report. Where "
-        "blocks do not parse or sections are missing, train longer; where requirements are not covered, look at the "
-        "data.",
+        next_step="The check's table lists the lowest cases with what cost them points; open them in the HTML report. "
+        "Where blocks do not parse or sections are missing, train longer; where requirements are not covered, look at "
+        "the data.",
         rows=_case_rows(sorted(found.student, key=lambda answer: answer.total)[:_SHOWN_CASES]),
         of=len(found.student),
         numbers={"mean score": mean},
@@ -147,8 +147,8 @@ def score_std(found: Evidence) -> Verdict:
         value=f"{std:.3f}",
         summary=f"The scores spread by {std:.3f} (sample standard deviation) around {mean:.3f}, at most {most:.2f} is "
         "allowed.",
-        next_step="The table lists the cases farthest from the mean. A few very low ones are usually answers that were "
-        "cut or do not parse; see their problems.",
+        next_step="The check's table lists the cases farthest from the mean. A few very low ones are usually answers "
+        "that were cut or do not parse; see their problems.",
         rows=_case_rows(sorted(found.student, key=lambda answer: -abs(answer.total - mean))[:_SHOWN_CASES]),
         of=len(found.student),
         numbers={"standard deviation": std},
@@ -168,7 +168,7 @@ def delta_vs_baseline(found: Evidence) -> Verdict:
         summary=f"The student scores {student:.3f}, the baseline {baseline:.3f} on the same cases: a difference of "
         f"{delta:+.3f}, at least {least:+.2f} is asked for.",
         next_step="Training made the model worse than its base: look at the loss curve of lora_adapter and at the "
-        "cases below, which lost most.",
+        "cases in the check's table, which lost most.",
         rows=[
             {
                 "case": answer.case_id,
@@ -195,8 +195,8 @@ def valid_answers(found: Evidence) -> Verdict:
         value=f"{share:.1%}",
         summary=f"{len(found.student) - len(invalid)} of {len(found.student)} answers are valid ({share:.1%}); at "
         f"least {least:.0%} is asked for.",
-        next_step="The table gives the validator's reason for each. Nothing downstream can use such an answer: train "
-        "until the form is learnt, or decode with the grammar (mode constrained).",
+        next_step="The check's table gives the validator's reason for each. Nothing downstream can use such an answer: "
+        "train until the form is learnt, or decode with the grammar (mode constrained).",
         rows=[
             {
                 "case": a.case_id,
@@ -278,8 +278,8 @@ def status_accuracy(found: Evidence) -> Verdict:
         summary=f"{sum(answer.status_is_right for answer in known)} of {len(known)} answers give the right status "
         f"({summary.status_accuracy:.1%}, macro-F1 {summary.macro_f1:.2f}); always giving the most frequent one would "
         f"be right in {guess:.1%}. Right were {missed or 'none: no case has a right status'}.",
-        next_step="The metric does not see this. The table lists the wrong ones; more training rows of the status that "
-        "is missed most usually help.",
+        next_step="The metric does not see this. The check's table lists the wrong ones; more training rows of the "
+        "status that is missed most usually help.",
         rows=_status_rows(found.student),
         numbers={"status accuracy": summary.status_accuracy, "macro-F1": summary.macro_f1},
     )
@@ -318,9 +318,9 @@ def consumer_prompts(found: Evidence) -> Verdict:
         required=f">= {least:.2f}, {valid:.0%} valid",
         value=f"{lowest.summary.mean:.3f}, {lowest.summary.valid_share:.0%}" if lowest else "not asked",
         summary=" ".join([*said, *faults]) or nothing,
-        next_step="The table has the answers that lost most beside those under the own prompt. Ask the student with "
-        "the prompt that travels with it; or train it under these prompts too (prompt_mix in the resource recipe), or "
-        "make one of them the own prompt (template in the resource prompt)."
+        next_step="The check's table has the answers that lost most beside those under the own prompt. Ask the student "
+        "with the prompt that travels with it; or train it under these prompts too (prompt_mix in the resource "
+        "recipe), or make one of them the own prompt (template in the resource prompt)."
         if found.consumers
         else "Name the prompts in consumer_prompts, and how many cases in consumer_cases (resource prompt).",
         rows=worst_answers(found.student, found.consumers),

@@ -73,8 +73,8 @@ def has_records(found: Snapshot) -> Verdict:
         False,
         f"{summary} {amount(others, 'other name')} in the landing folder {verb(others, 'was', 'were')} not taken in: "
         f"{names}.",
-        next_step="The table says why. What holds teacher rows belongs directly into the landing folder, readable and "
-        "named *.jsonl; move the rest elsewhere, and materialize raw_teacher again.",
+        next_step="The check's table says why. What holds teacher rows belongs directly into the landing folder, "
+        "readable and named *.jsonl; move the rest elsewhere, and materialize raw_teacher again.",
         rows=[*first, *empty],
         numbers=numbers,
         severity="WARN",

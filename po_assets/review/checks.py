@@ -73,8 +73,8 @@ def share_reached(found: MadeRows) -> Verdict:
     return Verdict(
         False,
         f"{said}: {amount(needed - made, 'row')} could not be made.",
-        next_step="The table says why parents gave no row. Land more different teacher rows of status aligned whose "
-        "visions name non-goals, or lower target_conflicts_share in the resource curation.",
+        next_step="The check's table says why parents gave no row. Land more different teacher rows of status aligned "
+        "whose visions name non-goals, or lower target_conflicts_share in the resource curation.",
         rows=[{"reason": reason, "parents": count} for reason, count in record["passed_over"].items()],
         numbers=numbers,
     )

@@ -134,7 +134,7 @@ def parity(cases: Sequence[EvalCase], adapter: Sequence[Said], exported: Sequenc
     return Verdict(
         not faults,
         f"against the adapter on {of}, {said}; {same} of the answers are the same.",
-        next_step=" ".join(["Compare the answers in the table.", *(way_out for _, way_out in faults)]),
+        next_step=" ".join(["Compare the answers.", *(way_out for _, way_out in faults)]),
         rows=[
             {
                 "case": case.case_id,

@@ -132,17 +132,18 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def full_disk_named(path: UPath | Path, staging: UPath | Path) -> Iterator[None]:
+def full_disk_named(path: UPath | Path, staging: UPath | Path, *, wanted: int = 0) -> Iterator[None]:
     """Give what is missing to an error that a full disk raises in the block: which path, how many bytes are wanted.
 
-    The system tells of a write without either. What had been written beside `path` is still there in `staging`.
+    The system tells of a write without either. Where `wanted` is not known before, what had been written beside `path`
+    is still there in `staging`.
     """
     try:
         yield
     except OSError as error:
         if is_disk_full(error) and not hasattr(error, "wanted"):  # the innermost block knows best
             error.filename = str(path)
-            error.wanted = max(_size(staging), _size(path))  # type: ignore[attr-defined]
+            error.wanted = wanted or max(_size(staging), _size(path))  # type: ignore[attr-defined]
         raise
 
 
@@ -152,6 +153,10 @@ def _size(path: UPath | Path) -> int:
     return sum(file.stat().st_size for file in (here, *here.rglob("*")) if is_local(path) and file.is_file())
 
 
+def _in_words(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
 def disk_fault(error: OSError) -> str | None:
     """What a person does about a disk or a right that refused: path, reason and way out; None for any other error."""
     path = Path(str(error.filename or tempfile.gettempdir())).absolute()
@@ -159,9 +164,9 @@ def disk_fault(error: OSError) -> str | None:
     kept = "What was published before is still in place, and nothing half-written was left."
     way_out = "set PO_ARTIFACTS_ROOT to a folder on another disk, then materialize this again"
     if is_disk_full(error):
-        free, wanted = shutil.disk_usage(there).free / 1e6, getattr(error, "wanted", 0)
-        needed = f", more than {wanted / 1e6:.1f} MB needed" if wanted else ""
-        return f"The disk of '{path}' is full ({free:.1f} MB free{needed}). Make room there, or {way_out}. {kept}"
+        free, wanted = shutil.disk_usage(there).free, getattr(error, "wanted", 0)
+        needed = f", more than {_in_words(wanted)} needed" if wanted else ""
+        return f"The disk of '{path}' is full ({_in_words(free)} free{needed}). Make room there, or {way_out}. {kept}"
     if error.errno == errno.EROFS:
         return f"'{path}' is on a disk that can only be read. Mount it for writing, or {way_out}. {kept}"
     if error.errno in (errno.EACCES, errno.EPERM):

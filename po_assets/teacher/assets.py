@@ -149,15 +149,15 @@ def acceptance_rate(found: Evidence) -> Verdict:
     if not report.answers:
         fine = report.payloads == 0 or report.stop_reason == StopReason.BUDGET
         said = f"No answer came: {report.stop_detail}."
-        return Verdict(fine, said, next_step="See the reasons in the table.", rows=table, numbers=numbers)
+        return Verdict(fine, said, next_step="See the reasons in the check's table.", rows=table, numbers=numbers)
     said = f"{report.accepted:,} of {amount(report.answers, 'answer')} ({report.acceptance:.1%}) were accepted"
     if report.acceptance >= report.min_acceptance:
         return Verdict(True, f"{said}.", numbers=numbers)
     return Verdict(
         False,
         f"{said}, at least {report.min_acceptance:.0%} should be.",
-        next_step="The table says why the others were not. When blocks are missing or the validator fails, the model "
-        "does not keep to the form: set `instructions`, or ask a larger model. When answers are cut, raise "
+        next_step="The check's table says why the others were not. When blocks are missing or the validator fails, the "
+        "model does not keep to the form: set `instructions`, or ask a larger model. When answers are cut, raise "
         "max_output_tokens: only they are asked again.",
         rows=table,
         numbers=numbers,

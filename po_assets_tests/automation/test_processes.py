@@ -185,7 +185,7 @@ raise SystemExit(main(["run"]))
     first.send_signal(end)
     first.communicate(timeout=60)
     second = start(place, "-c", script)
-    said = read_until(second, "UI, with every check and picture")
+    said = read_until(second, "UI, with every check, its table and pictures")
     second.wait(30)
     assert ("its process is gone; it is marked as failed" in said) is (end == signal.SIGKILL)
     assert "Gate" in said

@@ -46,6 +46,13 @@ def test_a_failed_verdict_says_what_where_and_what_to_do() -> None:
     )
 
 
+def test_a_terminal_hears_nothing_of_a_table_that_it_does_not_show() -> None:
+    """How many rows the page's table holds is said on the page alone; the next step names the table as the check's."""
+    said = check_description(Verdict(False, "25 of 30 rows were rejected.", "The check's table says why.", ROWS))
+    assert unescaped(said) == "25 of 30 rows were rejected.\n\nWhat to do: The check's table says why."
+    assert unescaped(check_description(Verdict(True, "All is well.", rows=ROWS, of=1_040))) == "All is well."
+
+
 def test_a_passed_verdict_gives_no_orders() -> None:
     """Nothing is to be done; a table that shows a part says so here, too."""
     assert check_description(Verdict(True, "All is well.", "Fix it.", ROWS[:20])) == "All is well."
