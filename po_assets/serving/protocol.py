@@ -153,7 +153,7 @@ def _sentence(error: ValidationError) -> str:
     # Of the ways in which a value might have fitted, the one that it came nearest to.
     first = max(error.errors(), key=lambda one: len(one["loc"]))
     kinds = ("list[", "constrained-")
-    place = ".".join(str(part) for part in first["loc"] if part != "str" and not str(part).startswith(kinds))
+    place = ".".join(str(part)[:80] for part in first["loc"] if part != "str" and not str(part).startswith(kinds))
     if first["type"] == "extra_forbidden":
         return f"{place} is not something that this server does; leave it out."
     if first["type"] == "literal_error":

@@ -272,15 +272,16 @@ class _Guard:
         if not self._any_host and not is_loopback(_name(f"//{host}")):
             # A page of another site whose name was made to mean this machine.
             return _refusal(403, f"The host {shown(host)} is not this machine; ask http://127.0.0.1.")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("//")[2].lower() != host.lower():
             return _refusal(403, f"The origin {shown(origin)} is another site; pages of other sites may not ask.")
         if self._key and scope["path"] != "/health":
-            given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-            if not hmac.compare_digest(given.encode(), self._key.encode()):
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            # Bytes against bytes: a header's are read as Latin-1, whatever they are.
+            if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self._key.encode()):
                 return _refusal(401, f"The key is missing or wrong; send the one of {KEY_VARIABLE} as bearer token.")
         if (
             scope["method"] == "POST"
-            and headers.get("content-type", "").partition(";")[0].strip() != "application/json"
+            and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
         ):
             return _refusal(
                 415, f"The content type is {shown(headers.get('content-type', ''))}; send application/json."

@@ -206,10 +206,12 @@ def test_a_failing_model_is_a_500_and_the_server_goes_on() -> None:
         ({"host": "[::1]:8001"}, 200),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://[x"}, 403),
+        ({"host": "[x"}, 403),
         ({"origin": "http://127.0.0.1:8001"}, 200),
         ({"content-type": "text/plain"}, 415),
         ({"content-type": ""}, 415),
-        ({"content-type": "application/json; charset=utf-8"}, 200),
+        ({"content-type": "Application/JSON; charset=utf-8"}, 200),
     ],
 )
 def test_other_sites_cannot_ask_through_a_browser(headers: dict[str, str], status: int) -> None:
@@ -224,7 +226,16 @@ def test_with_a_key_only_who_has_it_may_ask() -> None:
     assert asked.get("/health", headers={"host": "student.example"}).status_code == 200
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer "}):
         assert asked.post(CHAT, json=HELLO, headers=headers).status_code == 401
-    assert asked.post(CHAT, json=HELLO, headers={"authorization": "Bearer s3cret"}).status_code == 200
+    for given in ("Bearer s3cret", "bearer s3cret"):
+        assert asked.post(CHAT, json=HELLO, headers={"authorization": given}).status_code == 200
+
+
+def test_a_key_may_have_any_letters() -> None:
+    """As bytes; a wrong one of other letters is refused, not a fault."""
+    asked = client(key="schlüssel", any_host=True)
+    for key, status in ((b"schl\xc3\xbcssel", 200), (b"schl\xc3\xa4ssel", 401), (b"\xff", 401)):
+        response = asked.post(CHAT, json=HELLO, headers={b"authorization": b"Bearer " + key})
+        assert response.status_code == status
 
 
 def test_a_large_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
