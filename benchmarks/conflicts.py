@@ -1,6 +1,6 @@
 """What conflicts rows do: the same student trained with none, with those that landed, and with the share filled up.
 
-    python -m benchmarks.conflicts                     about 8 min an arm on 2 cores: training and 40 answers
+    python -m benchmarks.conflicts                     about 10 min an arm on 2 cores: training, 40 answers, contrasts
     python -m benchmarks.conflicts --arms filled       one arm; the others can follow, in any order
     python -m benchmarks.conflicts --write docs/conflicts.md
 
@@ -16,6 +16,7 @@ The tables are markdown. With --write they replace what stands between the two m
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ from po_assets.dataset.checks import record_gate
 from po_assets.dataset.evidence import DatasetEvidence, supervised_checks
 from po_assets.dataset.publication import build_supervised, token_budget
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.evaluation.answering import load_student
-from po_assets.evaluation.answers import AnswerCache, answer_cases
+from po_assets.evaluation.answering import AnsweringModel, load_student
+from po_assets.evaluation.answers import AnswerCache, answer_cases, reference_limits
+from po_assets.evaluation.contrast import contrast_cases, contrast_record, judge_contrasts
 from po_assets.evaluation.scoring import score_answers
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import confusion_matrix, summarize
@@ -129,9 +131,9 @@ def tables(root: Path) -> str:
     lines = [
         (
             "| arm | training rows | conflicts among them | steps | right status | conflicts found "
-            "| conflicts said wrongly | macro F1 | mean score | valid |"
+            "| conflicts said wrongly | macro F1 | contrast consistency | mean score | valid |"
         ),
-        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for result in results:
         matrix, cases = result["confusion"], result["cases"]
@@ -142,7 +144,8 @@ def tables(root: Path) -> str:
         lines.append(
             f"| {_TITLES[result['arm']]} | {result['rows']} | {conflicts} ({conflicts / result['rows']:.1%}) "
             f"| {result['steps']} | {right} of {cases} | {matrix['conflicts']['conflicts']} of {wanted} | {wrongly} "
-            f"| {result['macro_f1']:.2f} | {result['mean']:.3f} | {result['valid']} of {cases} |"
+            f"| {result['macro_f1']:.2f} | {_contrast(result['contrast'])} | {result['mean']:.3f} "
+            f"| {result['valid']} of {cases} |"
         )
     for result in results:
         columns = list(next(iter(result["confusion"].values())))
@@ -160,6 +163,13 @@ def tables(root: Path) -> str:
     first = results[0]
     lines += ["", f"Made with {first['model']}, {first['epochs']:g} epochs, answers {first['decoding']}."]
     return "\n".join(lines)
+
+
+def _contrast(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "no pair"
+    low, high = record["interval"]
+    return f"{record['consistent']} of {record['pairs']} ({low:.2f} to {high:.2f})"
 
 
 def write_between_markers(path: Path, text: str) -> None:
@@ -213,22 +223,25 @@ def _train_and_answer(layout: Layout, pairs: list[tuple[str, str]], study: Study
     student = make_student(layout, pairs, study.recipe, Progress(say, every_seconds=30))
     cases = read_eval_cases(layout.eval_cases)[: study.first_cases]
     digest = digest_of([student.manifest.sha256, spec.quantization])
+    cache = AnswerCache(layout.answer_cache, digest, decoding.fingerprint())
     with local_copy(layout.adapter) as adapter:
-        answers = answer_cases(
-            cases,
-            decoding,
-            AnswerCache(layout.answer_cache, digest, decoding.fingerprint()),
-            lambda: load_student(ensure_base_model(spec, layout), spec, adapter),
-            log=say,
-            name="student",
+
+        @functools.cache
+        def load() -> AnsweringModel:
+            return load_student(ensure_base_model(spec, layout), spec, adapter)
+
+        answers = answer_cases(cases, decoding, cache, load, log=say, name="student")
+        scored = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding.fingerprint())
+        contrast = judge_contrasts(
+            contrast_cases(cases), scored, cache, load, decoding=decoding, limits=reference_limits(cases)
         )
-    scored = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding.fingerprint())
     summary = summarize(scored)
     return {
         "confusion": confusion_matrix(scored),
         "cases": len(scored),
         "mean": summary.mean,
         "macro_f1": summary.macro_f1,
+        "contrast": contrast_record(contrast),
         "valid": sum(answer.valid for answer in scored),
         "steps": student.manifest.extra["steps"],
         "epochs": study.recipe.epochs,

@@ -2,6 +2,8 @@
 
     python -m benchmarks.judgement                          every variant, some 15 minutes each on 2 cores
     python -m benchmarks.judgement --variants words lessons --cases 60
+    python -m benchmarks.judgement --generated 359 1000 3000    the learning curve: so many generated rows, each shown
+                                                            once in the teacher's words; over an hour on 2 cores
 
 Eight of the training domains are kept aside: their rows are not trained, and cases are generated of them alone, a third
 of each status. The evaluation domains and the 40 cases are not touched, so that a choice made here is not made on them.
@@ -11,7 +13,8 @@ One row a variant, with 95 % intervals. Answers are cut after the status, which 
 import argparse
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from benchmarks.machine import machine
 from benchmarks.training import base_folder, sample_pairs
@@ -20,12 +23,13 @@ from po_assets.evaluation.answering import AnsweringModel, merged
 from po_assets.evaluation.contrast import own_verdicts, verdict_of
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import macro_f1, wilson
+from po_assets.intake.formats import read_record
 from po_assets.model import BaseModel, ChatTemplate, choose_precision, load_base_model, load_tokenizer
 from po_assets.model.cpu import prepare_for_decoding
-from po_assets.product_owner import STATUSES, parse_answer
+from po_assets.product_owner import STATUSES, build_prompt, format_answer, parse_answer
 from po_assets.product_owner.grammar import limits_of
 from po_assets.sample_data.domains import Domain, load_domains
-from po_assets.sample_data.records import draw_case
+from po_assets.sample_data.records import draw_case, generate_rows
 from po_assets.text import Progress
 from po_assets.training.adapter import add_adapter
 from po_assets.training.prompt_mix import Prompts
@@ -47,20 +51,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--cases", type=int, default=210, help="generated cases, a third of each status")
-    parser.add_argument("--rows", type=int, default=None, help="train on the first rows only")
+    parser.add_argument("--generated", nargs="+", type=int, default=[], help="numbers of generated rows")
     arguments = parser.parse_args()
     print(machine())
     print(f"{'variant':<12} {'tokens':>8} {'seconds':>8} {'right':>16} {'macro-F1':>9}  found of each status")
+    if arguments.generated:
+        for rows in arguments.generated:
+            pairs = list(islice(_known_pairs(_generated_pairs()), rows))
+            print(f"{rows:<7,} rows {_measured({'epochs': 1.0}, pairs, arguments.cases)}", flush=True)
+        return
     for name in arguments.variants:
-        print(f"{name:<12} {_measured(VARIANTS[name], arguments.cases, arguments.rows)}", flush=True)
+        print(
+            f"{name:<12} {_measured(VARIANTS[name], list(_known_pairs(sample_pairs())), arguments.cases)}", flush=True
+        )
 
 
-def _measured(changes: dict[str, float], count: int, rows: int | None) -> str:
-    """One variant, trained and asked."""
+def _measured(changes: dict[str, float], pairs: list[tuple[str, str]], count: int) -> str:
+    """One training on these rows, asked so many cases."""
     recipe = TrainingSettings(base_model=BaseModel(profile="embedded").resolved(), **changes).resolved()
     folder = base_folder()
     chat = ChatTemplate(load_tokenizer(folder))
-    pairs = list(_known_pairs())[:rows]
     chosen = training_rows(pairs, chat, recipe, Prompts())
     model = add_adapter(load_base_model(folder, choose_precision()), recipe, folder)
     progress = Progress(lambda text: print(text, file=sys.stderr, flush=True))
@@ -87,10 +97,20 @@ def _measured(changes: dict[str, float], count: int, rows: int | None) -> str:
     return f"{tokens:>8,} {seconds:>8.0f} {share:>16} {macro_f1(matrix):>9.2f}  {found}"
 
 
-def _known_pairs() -> Iterator[tuple[str, str]]:
-    """The landed sample rows without those of the domains kept aside."""
+def _known_pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Those that are not of the domains kept aside."""
     aside = [product for domain in _domains()[1] for product in domain.products]
-    return (pair for pair in sample_pairs() if not any(product in pair[0] for product in aside))
+    return (pair for pair in pairs if not any(product in pair[0] for product in aside))
+
+
+def _generated_pairs() -> Iterator[tuple[str, str]]:
+    """As many rows as are wanted, in the proportions of the sample data."""
+    for row in generate_rows(sys.maxsize):
+        _, record = read_record(row)
+        yield (
+            build_prompt(record.concept, record.requirements_yaml),
+            format_answer(record.vision_yaml, record.review_yaml),
+        )
 
 
 def _domains() -> tuple[list[Domain], list[Domain]]:

@@ -56,7 +56,7 @@ def main() -> None:
         way, _, option = arguments.one.partition(":")
         print(json.dumps(WAYS[way](arguments.rows, int(option or 0))))
         return
-    print(f"{machine()}, {arguments.rows} rows")
+    print(f"{machine()}, {arguments.rows} rows", flush=True)
     print(f"{'way':<12} {'tokens/s':>9} {'tokens/cpu s':>13} {'padding':>8} {'peak GiB':>9} {'ours is':>8}")
     results = {way: _best(way, arguments.rows) for way in arguments.ways}
     ours = results.get("ours", {}).get("speed")
