@@ -8,8 +8,8 @@ command that was given is imported, so that `--help` answers at once. The functi
         parser.add_argument("--root")
         parser.set_defaults(handle=land)
 
-A `UserError` becomes a line on standard error here and nowhere else; the exit status is then 1, or the default
-`error_status` that the parser was given.
+A `UserError`, or a disk that is full or closed, becomes a line on standard error here and nowhere else; the exit status
+is then 1, or the default `error_status` that the parser was given.
 """
 
 import argparse
@@ -65,6 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.handle(options))
     except UserError as error:
         print(printable(str(error)), file=sys.stderr)  # noqa: T201
+        return int(options.error_status)
+    except BrokenPipeError:  # whoever read what is printed has enough of it, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from po_assets.storage import disk_fault
+
+        if (sentence := disk_fault(error)) is None:
+            raise
+        print(printable(sentence), file=sys.stderr)  # noqa: T201
         return int(options.error_status)
 
 

@@ -1,6 +1,7 @@
 """Words for people: numbers with their nouns, durations, text of others, progress and lines of a command."""
 
 import math
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -12,8 +13,8 @@ def amount(number: int, noun: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line of a command's standard output, at once."""
-    print(text, flush=True)  # noqa: T201
+    """A line of a command's standard output, at once; nothing in it acts on the terminal, whoever wrote it."""
+    print(printable(text), flush=True)  # noqa: T201
 
 
 def verb(number: int, singular: str, plural: str) -> str:
@@ -58,6 +59,13 @@ def shown(value: object, limit: int = 80) -> str:
     """
     text = printable(str(value)).replace("\n", "\\n").replace("\t", "\\t").replace("`", "\\x60")
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def fenced(text: str) -> str:
+    """The text as a block of markdown that shows it as it is, whatever fences and markup stand in it."""
+    longest = max((len(run) for run in re.findall("~+", text)), default=0)
+    fence = "~" * max(4, longest + 1)
+    return f"{fence}\n{printable(text)}\n{fence}"
 
 
 def _is_plain(char: str) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -14,6 +15,7 @@ import dagster as dg
 import pytest
 from upath import UPath
 
+from po_assets import cli
 from po_assets.dag import JsonlIOManager, user_errors_fail_the_step
 from po_assets.dag.artifacts import Artifacts
 from po_assets.evaluation.answers import _append_synced
@@ -45,12 +47,29 @@ def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("writer", ["table", "file", "folder", "landed lines", "answers"])
+def fill(folder: Path, writer: str) -> None:
+    """Write more into it than the disk has, in ways that tell of it in errors of their own."""
+    if writer == "copied folder":
+        source = folder.parents[2] / "adapter"
+        source.mkdir()
+        (source / "weights").write_bytes(b"x" * 2 * SMALL)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    elif writer == "tokenizer":
+        from tokenizers import Tokenizer, models
+
+        vocabulary = {f"a rather long word of number {number}": number for number in range(100_000)}
+        Tokenizer(models.WordLevel(vocabulary, unk_token=next(iter(vocabulary)))).save(str(folder / "tokenizer.json"))
+    else:
+        (folder / "weights").write_bytes(b"x" * 2 * SMALL)
+
+
+@pytest.mark.parametrize("writer", ["table", "file", "folder", "copied folder", "tokenizer", "landed lines", "answers"])
 def test_a_full_artifact_disk_is_one_sentence_and_the_old_artifact_stays(small_disk: Path, writer: str) -> None:
     """The system tells of a failed write without a path: the sentence has it, how much is free, and the way out."""
     target = UPath(small_disk / "distillation" / "thing")
     target.parent.mkdir()
-    if writer != "folder":
+    of_folders = ("folder", "copied folder", "tokenizer")
+    if writer not in of_folders:
         target.write_text("old\n")
     landed = UPath(small_disk.parent / "rows.jsonl")
     landed.write_bytes(b"{}\n" * SMALL)
@@ -66,7 +85,7 @@ def test_a_full_artifact_disk_is_one_sentence_and_the_old_artifact_stays(small_d
             _append_synced(Path(str(target)), b"x" * 2 * SMALL)
         else:
             with atomic_directory(target) as staging:
-                (staging / "weights").write_bytes(b"x" * 2 * SMALL)
+                fill(staging, writer)
     said = str(failed.value.description)
     assert said.startswith(f"The disk of '{target}' is full (")
     needed = re.search(r"\((\d\.\d) MB free, more than (\d\.\d) MB needed\)", said)
@@ -77,7 +96,7 @@ def test_a_full_artifact_disk_is_one_sentence_and_the_old_artifact_stays(small_d
         assert 1.0 <= float(needed[2]) <= 2.1  # what went onto the disk before it was full
     assert "Make room there, or set PO_ARTIFACTS_ROOT" in said
     assert files_below(small_disk) == before
-    if writer != "folder":
+    if writer not in of_folders:
         assert target.read_text() == "old\n"
 
 
@@ -94,6 +113,23 @@ def test_a_full_disk_under_the_kept_answers_says_what_the_next_answer_needs(smal
     (small_disk / "filler").unlink()
     _append_synced(kept, line)
     assert kept.read_bytes() == before + line
+
+
+def test_a_command_on_a_full_disk_says_the_sentence(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a step does: no traceback, exit status 1."""
+    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 100_000))
+    assert cli.main(["sample-data", "--root", str(small_disk)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"The disk of '{small_disk}/incoming/")
+    assert said.count("\n") == 1
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word() -> None:
+    """`po-assets settings | head -1`."""
+    command = shutil.which("po-assets", path=str(Path(sys.executable).parent))
+    piped = f"{shlex.quote(str(command))} settings | head -1"
+    done = subprocess.run(piped, shell=True, capture_output=True, text=True, check=False)
+    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
 
 
 def test_a_step_on_a_full_disk_fails_with_the_sentence_alone(small_disk: Path) -> None:

@@ -195,7 +195,7 @@ def _history_errors() -> Iterator[None]:
 
 
 def _report(result: dg.ExecuteInProcessResult, layout: Layout, seconds: float, data: Path | None) -> int:
-    console = Console(width=120, highlight=False)
+    console = Console(width=120, highlight=False, emoji=False)  # `:key:` in a name is none
     summary = run_summary(result.all_events)
     console.print()
     for title, checks in (("Failed checks", summary.errors), ("Warnings", summary.warnings)):
@@ -218,9 +218,9 @@ def _report(result: dg.ExecuteInProcessResult, layout: Layout, seconds: float, d
     verdict = "[green]The run passed[/green]" if passed else "[red]The run failed[/red]"
     console.print(f"\n{verdict} after {seconds / 60:.1f} minutes.")
     if produced:
-        console.print(f"Report: {layout.report_html}", markup=False)
+        console.print(f"Report: {layout.report_html}", markup=False, soft_wrap=True)  # to be copied in one piece
     ui = f"po-assets ui --data {shlex.quote(str(data))}" if data else "make ui"
-    console.print(f"UI, with every check, its table and pictures: {ui}", markup=False)
+    console.print(f"UI, with every check, its table and pictures: {ui}", markup=False, soft_wrap=True)
     return 0 if passed else 1
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from upath import UPath
 
 from po_assets.dag.checks import user_errors_fail_the_step
+from po_assets.dag.pages import place
 from po_assets.storage import Layout, StagedTable, artifact_root, default_root, read_rows, stage_lines
 
 
@@ -81,6 +82,10 @@ class _JsonlIOManager(dg.UPathIOManager):
             )
         with user_errors_fail_the_step():
             staged.publish()
+
+    def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, dg.MetadataValue]:
+        """The path as an asset's page has room for it."""
+        return {} if obj is None else {"path": place(self._get_path(context))}
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> pd.DataFrame:  # noqa: ARG002 - named by Dagster
         """The whole table."""

@@ -50,7 +50,7 @@ def user_errors_fail_the_step() -> Iterator[None]:
         yield
     except UserError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
-    except OSError as error:
+    except Exception as error:
         if (sentence := disk_fault(error)) is None:
             raise
         raise dg.Failure(description=sentence, allow_retries=False) from error

@@ -102,19 +102,23 @@ def _bounded(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return [*ranked[: MOST_BARS - 1], (f"and {len(rest):,} others", sum(count for _, count in rest))]
 
 
-def _markdown(figure: "Figure") -> dg.MarkdownMetadataValue:
+def data_uri(figure: "Figure", dots_per_inch: int = _DOTS_PER_INCH) -> str:
+    """The figure as a PNG inside a data URI; its labels are plain text, whoever wrote them."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a dollar sign in a label is a dollar sign
-        text.set_text(shown(text.get_text()))
+        text.set_text(shown(text.get_text(), LABEL_CHARACTERS * 2))
     buffer = io.BytesIO()
     # Without the software's name and the date, equal figures give equal bytes.
     with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks, and of labels that leave no room
-        figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", metadata={"Software": None})
-    return dg.MetadataValue.md(
-        f"![{shown(figure.get_label()).translate(_NO_LINK)}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
-    )
+        figure.savefig(buffer, format="png", dpi=dots_per_inch, bbox_inches="tight", metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _markdown(figure: "Figure") -> dg.MarkdownMetadataValue:
+    alt = shown(figure.get_label()).translate(_NO_LINK)
+    return dg.MetadataValue.md(f"![{alt}]({data_uri(figure)})")
 
 
 def _axes(title: str, xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:

@@ -13,6 +13,7 @@ import dagster as dg
 from po_assets.text import printable
 
 Severity = Literal["ERROR", "WARN"]
+Cell = str | int | float | bool | None
 SHOWN_ROWS = 20
 """More make a page nobody reads; the sentence above the table says how many there are."""
 CELL_CHARACTERS = 200
@@ -20,7 +21,7 @@ _SMALL = 0.01
 _CAPTION = re.compile(r"\n\nThe table shows \d+ of [\d,]+ rows\.(?=\n\n|$)")
 _CODE_SPAN = re.compile(r"(`[^`]*`)")
 # What markdown acts on. An underscore inside a word (min_score) is none of it.
-_MARKUP = re.compile(r"[\\*\[\]<]|~~|(?<!\w)_|_(?!\w)")
+_MARKUP = re.compile(r"[\\*\[\]<]|~~|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def escaped(text: str) -> str:
 def unescaped(description: str) -> str:
     """The description without markdown, and without the caption of a table that is on the page only: for a terminal."""
     plain = _CAPTION.sub("", description).replace("**What to do:**", "What to do:")
-    return re.sub(r"\\([\\*\[\]<~_])", r"\1", plain)
+    return re.sub(r"\\([\\*\[\]<~_&])", r"\1", plain)
 
 
 def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckResult:
@@ -140,14 +141,22 @@ def records_table(rows: Sequence[Mapping[str, object]], *, of: int | None = None
 
     A last row says how many of how many there are, where more are than shown; `of` where `rows` are a part already.
     """
+    columns, cells = table_cells(rows, of=of)
+    return dg.MetadataValue.table(
+        records=[dg.TableRecord(row) for row in cells],
+        schema=dg.TableSchema(columns=[dg.TableColumn(name=column, type="string") for column in columns]),
+    )
+
+
+def table_cells(
+    rows: Sequence[Mapping[str, object]], *, of: int | None = None
+) -> tuple[list[str], list[dict[str, Cell]]]:
+    """The columns, and the rows of `records_table` as they are shown."""
     shown, total = rows[:SHOWN_ROWS], of or len(rows)
     columns = list(dict.fromkeys(key for row in shown for key in row))
     if total > len(shown) and columns:
         shown = [*shown, dict.fromkeys(columns, "") | {columns[0]: f"{len(shown)} of {total:,} rows"}]
-    return dg.MetadataValue.table(
-        records=[dg.TableRecord({column: _cell(row.get(column)) for column in columns}) for row in shown],
-        schema=dg.TableSchema(columns=[dg.TableColumn(name=column, type="string") for column in columns]),
-    )
+    return columns, [{column: _cell(row.get(column)) for column in columns} for row in shown]
 
 
 def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
@@ -160,7 +169,7 @@ def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
     )
 
 
-def _cell(value: object) -> str | int | float | bool | None:
+def _cell(value: object) -> Cell:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):

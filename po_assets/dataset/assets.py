@@ -13,7 +13,9 @@ from po_assets.dag import (
     bar_chart,
     column_schema,
     histogram,
-    records_table,
+    page_list,
+    page_table,
+    place,
     user_errors_fail_the_step,
 )
 from po_assets.dataset.cases import COLUMNS as CASE_COLUMNS
@@ -64,12 +66,12 @@ def eval_cases(artifacts: Artifacts) -> dg.MaterializeResult[Any]:
             "reference answer",
             "statuses": bar_chart(dict(Counter(case.status or "not said" for case in cases)), "Right status"),
             "tiers": bar_chart(dict(Counter(case.tier or "not said" for case in cases)), "Tiers"),
-            **({"notes": records_table(file.notes)} if file.notes else {}),
-            "preview": records_table(
+            **({"notes": page_table(file.notes)} if file.notes else {}),
+            "preview": page_table(
                 [{"case_id": c.case_id, "tier": c.tier, "status": c.status, "concept": c.concept} for c in cases[:5]],
                 of=len(cases),
             ),
-            "path": dg.MetadataValue.path(str(path)),
+            "path": place(path),
         },
     )
 
@@ -140,9 +142,10 @@ def _result(
     metadata: dict[str, dg.MetadataValue | int | float | str] = {
         "dagster/row_count": staged.rows,
         "landed": chosen.outcomes.total,
-        "outcomes": records_table(chosen.outcomes.table()),
-        "preview": records_table(chosen.preview, of=staged.rows),
-        "path": dg.MetadataValue.path(path),
+        "outcomes": page_list(chosen.outcomes.lines()),
+        "examples": page_table(chosen.outcomes.table()),
+        "preview": page_table(chosen.preview, of=staged.rows),
+        "path": place(path),
         "prompt": f"{budget.prompt.name} ({budget.prompt.digest[:12]})",
         "tokens": int(kept_tokens.sum()),
     }

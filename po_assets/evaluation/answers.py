@@ -26,7 +26,7 @@ from po_assets.model import (
 from po_assets.product_owner import parse_answer, validate_answer
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
 from po_assets.storage import digest_of, full_disk_named, is_local, replace_file
-from po_assets.text import Progress
+from po_assets.text import Progress, shown
 from po_assets.training.memory import memory_named
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def decoding_faults(
     if decoding.mode == "constrained" and decoding.max_new_tokens and decoding.max_new_tokens < needed:
         faults.append(
             f"max_new_tokens is {decoding.max_new_tokens}, but the grammar allows answers of up to {needed} tokens "
-            f"(case {case_id}): an answer could be cut. Leave it empty, or set it to {needed} or more."
+            f"(case {shown(case_id)}): an answer could be cut. Leave it empty, or set it to {needed} or more."
         )
     if chat and context:
         lengths = {case.case_id: len(chat.prompt_ids(case.prompt, case.asked_with.system)) for case in cases}
@@ -153,7 +153,7 @@ def decoding_faults(
         longest = max(lengths, key=lambda case_id: lengths[case_id] + room[case_id])
         if lengths[longest] + room[longest] > context:
             faults.append(
-                f"The prompt of case {longest} has {lengths[longest]:,} tokens; with an answer of up to "
+                f"The prompt of case {shown(longest)} has {lengths[longest]:,} tokens; with an answer of up to "
                 f"{room[longest]:,} that is more than the model's context of {context:,}. Lower max_new_tokens (with "
                 "mode free), shorten the reference answers, or use a base model with a longer context."
             )

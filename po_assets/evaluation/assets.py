@@ -13,10 +13,14 @@ from upath import UPath
 
 from po_assets.dag import (
     Artifacts,
+    GateRecord,
     Tracking,
     column_schema,
     figure_picture,
-    records_table,
+    page_list,
+    page_table,
+    place,
+    short,
     stage_frames,
     user_errors_fail_the_step,
 )
@@ -82,11 +86,11 @@ def baseline_report(  # noqa: PLR0917 - resources, by name
         },
         config=decoding.fingerprint(),
         metadata={
-            "model": spec.name,
+            "model": short(spec.name),
             "prompt": f"{prompt.own.name} ({prompt.own.digest[:12]})",
             "references": reference_note(cases),
             "decoding": decoding.described(),
-            "report": dg.MetadataValue.path(str(layout.baseline_report)),
+            "report": place(layout.baseline_report),
         },
         tracked=tracking.run(context, spec.identity() | decoding.effective()),
     )
@@ -170,7 +174,7 @@ def _answers_result(
             "status_accuracy": round(summary.status_accuracy, 3),
             "macro_f1": round(summary.macro_f1, 3),
             "tokens_per_second": round(summary.tokens_per_second, 1),
-            "lowest_cases": records_table(
+            "lowest_cases": page_table(
                 [
                     {
                         "case": a.case_id,
@@ -199,21 +203,28 @@ def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict
         "verdict": f"{record.context['sentence']} Mean score {summary.mean:.3f} over {amount(summary.cases, 'case')} "
         f"(baseline {found.baseline_summary.mean:.3f}). {evaluation.promotion}",
         "gate": f"{'passed' if record.passed else 'failed'} (profile {name})",
-        "gate_table": records_table(verdict_rows(record)),
-        "judgement": records_table(judgement_rows(found.judgement)),
+        "criteria": page_list(_criteria(record)),
+        "judgement": page_table(judgement_rows(found.judgement)),
         "contrast": evaluation.contrast.described if evaluation.contrast else "No contrast case could be judged.",
         "prompt": record.context["prompt"],
-        "consumer_prompts": records_table(consumer_rows(found.student, found.consumers))
+        "consumer_prompts": page_table(consumer_rows(found.student, found.consumers))
         if found.consumers
         else "No other prompt was asked.",
         # A path with a copy button: browsers refuse to follow a link from the UI to a file.
-        "report": dg.MetadataValue.path(str(html)),
-        "report_json": dg.MetadataValue.path(str(report)),
+        "report": place(html),
+        "report_json": place(report),
         "promotion": evaluation.promotion,
         "decoding": record.context["decoding"],
         "without_grammar": free.described if free else "The student was not asked without grammar.",
         **{_key(name): figure_picture(figure, name) for name, figure in evaluation_figures(found).items()},
     }
+
+
+def _criteria(record: GateRecord) -> list[str]:
+    """A line for each criterion: what failed first, then what only warns."""
+    order = ("FAIL", "warning", "pass")
+    rows = sorted(verdict_rows(record), key=lambda row: order.index(row["verdict"]))
+    return [f"**{one['verdict']}** {one['criterion']}: {one['value']} (required {one['required']})" for one in rows]
 
 
 def _key(title: str) -> str:

@@ -31,7 +31,7 @@ from po_assets.evaluation.gate import judge, settle, verdict_rows
 from po_assets.evaluation.report import (
     FreeRun,
     build_report,
-    data_uri,
+    drawn,
     evaluation_figures,
     free_run,
     read_report,
@@ -43,7 +43,7 @@ from po_assets.model import BaseModel, base_model_digest, decide_quantization, e
 from po_assets.product_owner import format_answer
 from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_manifest
-from po_assets.text import say
+from po_assets.text import say, shown
 from po_assets.training.handover import travelled_prompt
 from po_assets.training.student import adapter_problem
 
@@ -231,7 +231,7 @@ def _model_digest(folder: Path, spec: BaseModel) -> str:
 
 
 def _pictures(found: Evidence) -> dict[str, str]:
-    return {name: data_uri(figure) for name, figure in evaluation_figures(found).items()}
+    return drawn(evaluation_figures(found))
 
 
 # Answers made elsewhere
@@ -319,15 +319,15 @@ def read_answers(path: Path, cases: Sequence[EvalCase]) -> list[Answer]:
         if text is None or not case_id:
             faults.append(f"answer {number} lacks case_id, or vision_yaml and review_yaml (or text)")
         elif case_id not in known:
-            faults.append(f"answer {number} is of case {case_id!r}, which is not among the {len(known)} cases")
+            faults.append(f"answer {number} is of case {shown(case_id)!r}, which is not among the {len(known)} cases")
         elif case_id in seen:
-            faults.append(f"answer {number} is a second one to case {case_id!r}")
+            faults.append(f"answer {number} is a second one to case {shown(case_id)!r}")
         else:
             seen.add(case_id)
             try:
                 answers.append(Answer(case_id, text, *_details(record)))
             except ValueError as error:
-                faults.append(f"answer {number} ({case_id}) has {error}")
+                faults.append(f"answer {number} ({shown(case_id)}) has {shown(error, 200)}")
     if faults:
         more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise UserError(f"{path}: {'; '.join(faults[:10])}{more}")

@@ -194,7 +194,8 @@ def _consumer_table(record: GateRecord) -> list[str]:
         return []
     lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     title = "Under other prompts than the own one, on a share of the cases:"
-    return [title, "", *("| " + " | ".join(line) + " |" for line in lines), ""]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return [title, "", *("| " + " | ".join(line) + " |" for line in escaped), ""]
 
 
 def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:

@@ -4,8 +4,8 @@ Derived from scored answers alone, so that it can be rebuilt without a model. Ho
 """
 
 import base64
+import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from upath import UPath
 
-from po_assets.dag import GateRecord
+from po_assets.dag import GateRecord, data_uri
 from po_assets.dataset.cases import EvalCase
 from po_assets.evaluation.checks import Evidence, checks
 from po_assets.evaluation.consumers import consumer_rows, worst_answers
@@ -24,7 +24,7 @@ from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import breakdown, confusion_matrix, judgement_rows, summarize
 from po_assets.storage import replace_file
-from po_assets.text import printable
+from po_assets.text import printable, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,8 @@ REPORT_FORMAT = 3
 _CHANGED = 0.01
 """Score differences under one hundredth are rounding and wording, not better or worse."""
 
-
+_NAMED_CASES = 100
+"""More names under a picture are not read, and take minutes to draw."""
 _BASELINE, _STUDENT, _LINE = "#94a3b8", "#4f46e5", "#dc2626"
 
 
@@ -169,18 +170,20 @@ def evaluation_figures(found: Evidence) -> "dict[str, Figure]":
     """All pictures of an evaluation, by title: for Dagster's metadata and for the HTML page."""
     least = found.profile.mean_score
     return {
-        "Baseline against student": _case_scores(found.baseline, found.student, least),
+        "Scores by case": _case_scores(found.baseline, found.student, least),
         "Score histogram": _score_histogram(found.baseline, found.student, least),
         "Student's statuses": _confusion_picture(confusion_matrix(found.student), "Student's statuses"),
         "Baseline's statuses": _confusion_picture(confusion_matrix(found.baseline), "Baseline's statuses"),
     }
 
 
-def data_uri(figure: "Figure") -> str:
-    """The figure as a PNG inside a data URI, for an HTML page without further files."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def drawn(figures: "Mapping[str, Figure]") -> dict[str, str]:
+    """The figures as data URIs, for an HTML page without further files; an empty one where a figure cannot be drawn."""
+    uris = dict.fromkeys(figures, "")
+    for name, figure in figures.items():
+        with contextlib.suppress(Exception):  # whatever a drawing library makes of a text, the report is written
+            uris[name] = data_uri(figure, dots_per_inch=110)
+    return uris
 
 
 def _side(scored: Sequence[ScoredAnswer]) -> dict[str, Any]:
@@ -242,8 +245,10 @@ def _case_scores(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswe
     axes.scatter(places, before, color=_BASELINE, s=22, label="baseline", zorder=3)
     axes.scatter(places, after, color=_STUDENT, s=22, label="student", zorder=3)
     axes.axhline(threshold, color=_LINE, linestyle="--", linewidth=1, label=f"mean asked for {threshold:g}")
-    # A `$` in an id or a status is no formula.
-    axes.set_xticks(list(places), [a.case_id for a in ordered], rotation=90, fontsize=5, parse_math=False)
+    if len(ordered) <= _NAMED_CASES:
+        axes.set_xticks(list(places), [shown(a.case_id, 20) for a in ordered], rotation=90, fontsize=5)
+    else:
+        axes.set_xticks([])
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
@@ -271,7 +276,7 @@ def _confusion_picture(matrix: Mapping[str, Mapping[str, int]], title: str) -> "
     for y, row in enumerate(counts):
         for x, count in enumerate(row):
             axes.text(x, y, str(count), ha="center", va="center", color="white" if count > highest / 2 else "black")
-    axes.set_xticks(range(len(columns)), columns, fontsize=8, parse_math=False)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     return figure
 

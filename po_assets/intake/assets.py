@@ -16,7 +16,9 @@ from po_assets.dag import (
     bar_chart,
     column_schema,
     histogram,
-    records_table,
+    page_list,
+    page_table,
+    place,
     user_errors_fail_the_step,
 )
 from po_assets.intake.landing import Source, list_landing, skipped_record, snapshot, sources_of, sources_record
@@ -100,12 +102,12 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
             "dagster/row_count": staged.rows,
             "files": len(sources),
             "skipped": skipped["count"],
-            "landed_files": records_table(
+            "landed_files": page_table(
                 [{"file": source.file, "rows": source.rows, "sha256": source.sha256[:12]} for source in sources]
             ),
-            "path": dg.MetadataValue.path(str(layout.raw)),
+            "path": place(layout.raw),
         }
-        | ({"skipped_files": records_table(skipped["first"], of=skipped["count"])} if folder.skipped else {}),
+        | ({"skipped_files": page_table(skipped["first"], of=skipped["count"])} if folder.skipped else {}),
     )
 
 
@@ -150,9 +152,10 @@ def _result(staged: StagedTable, summary: Summary, path: UPath, version: str) ->
         "rejected": summary.outcomes.of(Outcome.REJECTED),
         "invalid_answers": summary.counts["valid"][False],
         "scored_by_the_metric": summary.counts["score_source"]["metric"],
-        "outcomes": records_table(summary.outcomes.table()),
-        "preview": records_table(summary.preview, of=summary.rows),
-        "path": dg.MetadataValue.path(str(path)),
+        "outcomes": page_list(summary.outcomes.lines()),
+        "examples": page_table(summary.outcomes.table()),
+        "preview": page_table(summary.preview, of=summary.rows),
+        "path": place(path),
     }
     if summary.rows:
         metadata |= {

@@ -16,6 +16,7 @@ from upath import UPath
 
 from po_assets.intake.landing import Source
 from po_assets.storage import read_rows
+from po_assets.text import amount
 
 OPENED_BY = "normalized_teacher"
 CLOSED_BY = "supervised_dataset"
@@ -71,6 +72,13 @@ class OutcomeCounts:
     def by_outcome(self) -> dict[str, int]:
         """Rows of each outcome that occurs, in the order of `Outcome`."""
         return {outcome.value: count for outcome in Outcome if (count := self.of(outcome))}
+
+    def lines(self) -> list[str]:
+        """One sentence per outcome and reason, most frequent first."""
+        return [
+            f"**{outcome}**{f', {reason}' if reason else ''}: {amount(count, 'row')} ({count / self.total:.1%})"
+            for (outcome, reason), count in self.counts.most_common()
+        ]
 
     def table(self) -> list[dict[str, object]]:
         """One row per outcome and reason, most frequent first: how many, their share, an example, more places."""

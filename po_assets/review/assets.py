@@ -6,7 +6,15 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from po_assets.dag import Artifacts, asked_for_alone, bar_chart, records_table, rounded, user_errors_fail_the_step
+from po_assets.dag import (
+    Artifacts,
+    asked_for_alone,
+    bar_chart,
+    page_table,
+    place,
+    rounded,
+    user_errors_fail_the_step,
+)
 from po_assets.dataset.assets import eval_cases
 from po_assets.dataset.publication import token_budget
 from po_assets.dataset.settings import SelectionSettings
@@ -75,12 +83,12 @@ def _land_conflicts(
     metadata["parents_available"] = len(made.basis.parents)
     if passed_over := made.record["passed_over"]:
         table = [{"reason": reason, "parents": count} for reason, count in passed_over.items()]
-        metadata["parents_passed_over"] = records_table(table)
+        metadata["parents_passed_over"] = page_table(table)
     if made.rows:
         patterns = [row["metadata"]["pattern"] for row in made.rows]
         metadata["patterns"] = bar_chart({name: patterns.count(name) for name in dict.fromkeys(patterns)}, "Patterns")
         shown = ("score", "concept", "teacher_product_owner_review")
-        metadata["preview"] = records_table(
+        metadata["preview"] = page_table(
             [
                 {"pattern": row["metadata"]["pattern"]} | {name: row[name] for name in shown}
                 for row in (made.rows[0], made.rows[-1])
@@ -125,7 +133,7 @@ def review_candidates(
         code_version=CANDIDATES_CODE_VERSION,
     )
     metadata: dict[str, Any] = {
-        "review_file": dg.MetadataValue.path(str(layout.review_file)),
+        "review_file": place(layout.review_file),
         "next_step": "Correct answers in the review file, or write `verdict: right` where they need no correction, "
         "then run: po-assets review land",
     }
@@ -133,7 +141,7 @@ def review_candidates(
         metadata[several] = sum(one.kind == kind for one in found.candidates)
         metadata |= {f"more_{several}": found.more[kind], f"{several}_approved": found.approved[kind]}
     metadata |= {"left_out": " ".join(found.notes)} if found.notes else {}
-    metadata |= {"candidates": records_table(table)} if table else {}
+    metadata |= {"candidates": page_table(table)} if table else {}
     return _result(staged, metadata)
 
 

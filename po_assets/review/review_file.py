@@ -21,6 +21,7 @@ from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import REPLACES, normalize
 from po_assets.product_owner.contract import MIN_SCORE
 from po_assets.storage import Layout, digest_of, read_rows, replace_file
+from po_assets.text import shown
 
 _HEADER = """\
 # Answers to look at, the worst first; `why` says what caught the eye.
@@ -306,7 +307,7 @@ def _correct_rows(layout: Layout, entries: Sequence[Entry], landed: Landed, faul
     for entry in entries:
         row = rows.get(entry.identifier)
         if row is None:
-            faults.append(f"row {entry.identifier} has not landed, or not any more")
+            faults.append(f"row {shown(entry.identifier)} has not landed, or not any more")
             continue
         place = f"{row['file']}:{row['line']}"
         original = Entry("teacher_row", entry.identifier, **{name: row[name] for name in PARTS.values()}, place=place)
@@ -333,9 +334,9 @@ def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed, fau
     changed: dict[str, dict[str, str]] = {}
     for entry in entries:
         if entry.identifier not in cases:
-            faults.append(f"there is no case {entry.identifier}")
+            faults.append(f"there is no case {shown(entry.identifier)}")
             continue
-        original, name = entry_of_case(cases[entry.identifier]), f"reference of case {entry.identifier}"
+        original, name = entry_of_case(cases[entry.identifier]), f"reference of case {shown(entry.identifier)}"
         if not (normalized := _corrected(entry, original, name, landed, faults)):
             continue
         status = normalized["status"]

@@ -17,6 +17,7 @@ from po_assets.product_owner import format_answer, score_product_owner
 from po_assets.sample_data.domains import Domain, forms, load_domains, pick_some, shuffled
 from po_assets.sample_data.records import Answered, answer_case, as_record, draw_case, review_prompt, to_line
 from po_assets.sample_data.scenario import Scenario, Status, Tier
+from po_assets.storage import replace_file
 
 SEED = 42
 FIRST_GENERATION = "incoming/2026-05-first_generation.jsonl"
@@ -61,8 +62,7 @@ def write_sample_data(root: Path, seed: int = SEED) -> dict[Path, int]:
     written = {}
     for name, rows in sample_files(seed).items():
         path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(to_line(row) for row in rows))
+        replace_file(path, b"".join(to_line(row) for row in rows))
         written[path] = len(rows)
     return written
 

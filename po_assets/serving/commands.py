@@ -18,7 +18,7 @@ from po_assets.serving.engine import load_engine, promotions, student_folder
 from po_assets.serving.export import DEFAULT_FORMS, FORMS, export_student
 from po_assets.serving.parity import Exported, exported_checks, keep_verdict
 from po_assets.storage import local_copy
-from po_assets.text import amount, say
+from po_assets.text import amount, printable, say
 
 _INVALID = 3
 
@@ -125,8 +125,10 @@ def _ask(options: argparse.Namespace) -> int:
         asking = contextlib.nullcontext(read_question(*given))
     with asking as documents:
         answer = ask(documents, Artifacts().layout, **_model(options))
-    print(answer.generated.text)  # noqa: T201 - the command line speaks on standard output
-    print(described(answer), file=sys.stderr)  # noqa: T201
+    text = answer.generated.text
+    # Whoever reads it from a pipe or a file gets it as it is; on a terminal nothing in it acts.
+    print(printable(text) if sys.stdout.isatty() else text)  # noqa: T201 - the command line speaks on standard output
+    print(printable(described(answer)), file=sys.stderr)  # noqa: T201
     return 0 if answer.valid else _INVALID
 
 

@@ -27,6 +27,7 @@ from po_assets.storage import (
     published_directory,
     read_manifest,
 )
+from po_assets.text import fenced
 from po_assets.training.handover import RECORD as PROMPT_RECORD
 from po_assets.training.handover import TEMPLATE, travelled_prompt
 from po_assets.training.student import adapter_problem
@@ -163,6 +164,11 @@ def modelfile(tokenizer: Any, gguf: str, context: int, system_text: str = "") ->
         f"{{{{ if .System }}}}{before_system}{{{{ .System }}}}{close_system}{{{{ end }}}}"
         f"{open_user}{{{{ .Prompt }}}}{whole}{{{{ .Response }}}}{close_answer}"
     )
+    if any('"""' in text for text in (template, system_text, default)):
+        raise UserError(
+            'A Modelfile cannot hold \'"""\', which stands in the chat template or in the system text of the prompt. '
+            "Take it out there, or export without a GGUF format."
+        )
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
     lines += [f'SYSTEM """{system_text or default}"""'] if system_text or default else []
     # The end of a turn, and where an answer would go on as another's turn.
@@ -229,10 +235,10 @@ def _write_instructions(adapter: Path, staging: Path, whole: Path, forms: Sequen
     asked = prompt.user("{concept}", "{requirements}")
     parts.append(
         "The user's turn is this prompt, the one that the student was trained and evaluated with; another one gives "
-        f"worse answers. Decode greedily.\n\n~~~\n{asked}\n~~~\n"
+        f"worse answers. Decode greedily.\n\n{fenced(asked)}\n"
     )
     if prompt.system:
-        parts.append(f"The system text before it (the Modelfile has it):\n\n~~~\n{prompt.system}\n~~~\n")
+        parts.append(f"The system text before it (the Modelfile has it):\n\n{fenced(prompt.system)}\n")
     (staging / "README.md").write_text(_card(adapter, "\n".join(parts)), encoding="utf-8")
     for name in (TEMPLATE, PROMPT_RECORD, GATE_FILE):
         if (adapter / name).is_file():

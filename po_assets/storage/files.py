@@ -124,11 +124,16 @@ def publish_file(staging: UPath, path: UPath | Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space or quota; safetensors tells of it in the text of an error of its own."""
+    """Whether a write failed for want of space or quota.
+
+    Libraries in Rust (safetensors, tokenizers) and `shutil.copytree` tell of it in the text of an error of their own.
+    """
     full = (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, OSError):
-        return error.errno in full
-    return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in full)
+    if getattr(error, "errno", None) in full:
+        return True
+    told = [f"os error {number})" for number in full]
+    told += [f"[Errno {number}]" for number in full] if isinstance(error, shutil.Error) else []
+    return any(text in str(error.args) for text in told)
 
 
 @contextlib.contextmanager
@@ -140,9 +145,10 @@ def full_disk_named(path: UPath | Path, staging: UPath | Path, *, wanted: int = 
     """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         if is_disk_full(error) and not hasattr(error, "wanted"):  # the innermost block knows best
-            error.filename = str(path)
+            # What goes to an object store is made here first.
+            error.filename = str(path) if is_local(path) else None  # type: ignore[attr-defined]
             error.wanted = wanted or max(_size(staging), _size(path))  # type: ignore[attr-defined]
         raise
 
@@ -157,24 +163,26 @@ def _in_words(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
 
 
-def disk_fault(error: OSError) -> str | None:
+def disk_fault(error: Exception) -> str | None:
     """What a person does about a disk or a right that refused: path, reason and way out; None for any other error."""
-    path = Path(str(error.filename or tempfile.gettempdir())).absolute()
+    full, number, named = is_disk_full(error), getattr(error, "errno", None), getattr(error, "filename", None)
+    if not full and not (isinstance(error, OSError) and named and number in (errno.EROFS, errno.EACCES, errno.EPERM)):
+        return None
+    path = Path(os.fsdecode(named) if isinstance(named, str | bytes) else tempfile.gettempdir()).absolute()
     there = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), path)
     kept = "What was published before is still in place, and nothing half-written was left."
-    way_out = "set PO_ARTIFACTS_ROOT to a folder on another disk, then materialize this again"
-    if is_disk_full(error):
+    variable = "PO_ARTIFACTS_ROOT" if named else "TMPDIR"
+    way_out = f"set {variable} to a folder on another disk, then start this again"
+    if full:
         free, wanted = shutil.disk_usage(there).free, getattr(error, "wanted", 0)
         needed = f", more than {_in_words(wanted)} needed" if wanted else ""
         return f"The disk of '{path}' is full ({_in_words(free)} free{needed}). Make room there, or {way_out}. {kept}"
-    if error.errno == errno.EROFS:
+    if number == errno.EROFS:
         return f"'{path}' is on a disk that can only be read. Mount it for writing, or {way_out}. {kept}"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return (
-            f"'{path}' is closed to user {os.geteuid()} ({error.strerror}); '{there}' belongs to user "
-            f"{there.lstat().st_uid}. Get the right to it (chown or chmod), run as that user, or {way_out}. {kept}"
-        )
-    return None
+    return (
+        f"'{path}' is closed to user {os.geteuid()} ({os.strerror(number or 0)}); '{there}' belongs to user "
+        f"{there.lstat().st_uid}. Get the right to it (chown or chmod), run as that user, or {way_out}. {kept}"
+    )
 
 
 def remove_stale_staging(folder: UPath, older_than: timedelta = timedelta(days=1)) -> list[UPath]:

@@ -14,8 +14,11 @@ from po_assets.dag import (
     AssetChecks,
     Verdict,
     asked_for_alone,
-    records_table,
+    page_list,
+    page_table,
+    place,
     rounded,
+    short,
     user_errors_fail_the_step,
 )
 from po_assets.intake.ledger import count_lines
@@ -67,6 +70,7 @@ def teacher_batch(
 
 def _metadata(report: BatchReport) -> dict[str, Any]:
     shown = ("payloads", "given_up", "requests", "tokens", "cost", "seconds", "rows_per_minute", "landed_rows")
+    table = Totals.over(read_rows(UPath(report.ledger))).table()
     metadata: dict[str, Any] = {
         "model": f"{report.model} at {report.provider}",
         "ended": report.stop_detail,
@@ -74,14 +78,18 @@ def _metadata(report: BatchReport) -> dict[str, Any]:
         "left_to_ask": report.open + report.failed,
         "acceptance_rate": report.acceptance,
         "cost_without_a_bill": report.estimated_cost,
-        "outcomes": records_table(Totals.over(read_rows(UPath(report.ledger))).table()),
-        "landed_file": report.landed_file or "none: there is no new accepted row",
-        "ledger": dg.MetadataValue.path(report.ledger),
-        "journal": dg.MetadataValue.path(report.journal),
+        "outcomes": page_list(
+            f"**{row['outcome']}**, {row['reason']}: {amount(int(str(row['requests'])), 'request')} ({row['share']})"
+            for row in table
+        ),
+        "examples": page_table(table),
+        "landed_file": short(report.landed_file) or "none: there is no new accepted row",
+        "ledger": place(report.ledger),
+        "journal": place(report.journal),
         **{name: getattr(report, name) for name in shown},
     }
     if report.left_out:
-        metadata["left_out"] = records_table(report.left_out)
+        metadata["left_out"] = page_table(report.left_out)
     return rounded(metadata)
 
 

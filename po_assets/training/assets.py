@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pandas as pd
 
-from po_assets.dag import Artifacts, Tracking, line_chart, rounded, user_errors_fail_the_step
+from po_assets.dag import (
+    Artifacts,
+    Tracking,
+    digest,
+    line_chart,
+    place,
+    rounded,
+    short,
+    user_errors_fail_the_step,
+)
 from po_assets.dag.compute import CRASH_RETRY, POOL, TRAINING_STEP
 from po_assets.dataset.settings import PromptSettings
 from po_assets.intake.assets import OWNERS
@@ -79,17 +88,18 @@ def _metadata(student: "Student") -> dict[str, Any]:
         "trained": f"{amount(extra['steps'], 'step')} on {f'{used:,} of ' if used else ''}{amount(rows, 'row')}",
         "loss_curve": line_chart(curves, "Loss per trained token", "optimizer step", "nats"),
         "unchanged": student.unchanged,
-        "path": dg.MetadataValue.path(student.folder),
+        "path": place(student.folder),
         "prompt": extra.get("prompt", {}).get("name", ""),
         "prompt_mix": extra.get("prompt_mix") or "All rows are trained under the own prompt.",
         "computation": extra["engine"],
         "resumed_at_step": extra["resumed_at"],
         "training_seconds": extra["seconds"],
-        **{name: extra[name] for name in ("base_model", "precision", "steps", "first_loss", "last_loss", "tokens")},
+        "base_model": short(extra["base_model"]),
+        **{name: extra[name] for name in ("precision", "steps", "first_loss", "last_loss", "tokens")},
         "tokens_per_second": extra["tokens"] / extra["seconds"] if extra["seconds"] else 0.0,
         "peak_memory_gib": max(record.memory_gib for record in log),
         "trainable_parameters": extra["trainable_parameters"],
         **{name: extra[name] for name in ("validation_rows", "validation_loss", "published_step") if name in extra},
-        "recipe_digest": student.manifest.config,
-        "supervised_sha256": student.manifest.inputs["supervised_dataset"],
+        "recipe_digest": digest(student.manifest.config),
+        "supervised_sha256": digest(student.manifest.inputs["supervised_dataset"]),
     }

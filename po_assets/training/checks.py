@@ -27,7 +27,7 @@ from po_assets.model import (
 )
 from po_assets.model.chat import first_line
 from po_assets.storage import Layout, file_digest, local_copy, read_manifest
-from po_assets.text import verb
+from po_assets.text import fenced, verb
 from po_assets.training.adapter import WEIGHTS
 from po_assets.training.checkpoints import StepRecord
 from po_assets.training.gradients import collate
@@ -293,6 +293,6 @@ def _marked(parts: Sequence[dict[str, object]]) -> str:
     """The sample row as markdown: what is trained under its own heading."""
     return "\n\n".join(
         f"**{'Trained' if part['trained'] == 'yes' else 'Not trained'} ({part['tokens']} tokens)**\n\n"
-        f"~~~~\n{part['text']}\n~~~~"
+        f"{fenced(str(part['text']))}"
         for part in parts
     )

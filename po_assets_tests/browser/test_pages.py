@@ -1,9 +1,10 @@
-"""What a person sees in the UI: the graph, a failed check's page, the evaluation; nothing needs to be unfolded."""
+"""What a person sees in the UI: the graph, checks, assets; nothing needs to be unfolded or scrolled sideways."""
 
 from typing import Any
 
 import pytest
 
+from po_assets.evaluation.settings import CRITERIA
 from po_assets_tests.automation.live import Server
 
 pytestmark = pytest.mark.slow
@@ -53,13 +54,62 @@ def test_a_passed_checks_page_says_its_numbers_and_gives_no_orders(ui: Server, p
     assert page.get_by_text("What to do:").count() == 0
 
 
-def test_the_evaluations_page_shows_gate_pictures_and_worst_cases(ui: Server, page: Any) -> None:
-    """The gate as a table, the lowest cases with what cost them points, and pictures one click away."""
-    page.goto(f"{ui.url}/assets/eval_report?view=overview")
-    visible(page, "gate_table")
-    for text in ("mean_score", ">= 0.82", "FAIL", "lowest_cases", "EVAL-01", "what cost points", "is not promoted"):
+CUT_OFF = """() => [...document.querySelectorAll("td")].flatMap((cell) => {
+  const right = (node) => node.getBoundingClientRect().right;
+  let around = cell.parentElement;
+  while (around && getComputedStyle(around).overflowX === "visible") around = around.parentElement;
+  return around && right(cell) > right(around) + 1 ? [cell.innerText.slice(0, 60)] : [];
+})"""
+"""The cells of tables that reach beyond what holds them."""
+
+
+def open_page(page: Any, url: str, width: int, wanted: str) -> None:
+    """An asset's page in a window of this width, when its metadata is there."""
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.goto(url)
+    metadata = page.locator("tr", has_text=wanted).first
+    metadata.wait_for(state="visible")
+
+
+@pytest.mark.parametrize("width", [1280, 1400])
+def test_verdict_and_criteria_are_read_without_scrolling_sideways(ui: Server, page: Any, width: int) -> None:
+    """All that the gate says stands on the page; what is wide is one click away."""
+    open_page(page, f"{ui.url}/assets/eval_report?view=overview", width, "lowest_cases")
+    criteria = page.locator("tr", has_text="criteria").locator("li")
+    criteria.first.wait_for(state="visible")
+    assert page.evaluate(CUT_OFF) == []
+    visible(page, "is not promoted; no adapter is current yet.")
+    listed = criteria.all_inner_texts()
+    assert {line.split()[1].rstrip(":") for line in listed} == set(CRITERIA)
+    assert any(line.startswith("FAIL mean_score: ") and line.endswith("(required >= 0.82)") for line in listed)
+
+
+@pytest.mark.parametrize("width", [1280, 1400])
+@pytest.mark.parametrize(
+    ("asset", "wanted"),
+    [
+        ("raw_teacher", "landed_files"),
+        ("normalized_teacher", "scored_by_the_metric"),
+        ("supervised_dataset", "preview"),
+        ("eval_cases", "with_reference"),
+        ("lora_adapter", "trainable_parameters"),
+        ("baseline_report", "lowest_cases"),
+    ],
+)
+def test_no_assets_page_is_cut_off(ui: Server, page: Any, asset: str, wanted: str, width: int) -> None:
+    """However long paths, digests and rows are: one value that is too wide would cut off all of them."""
+    open_page(page, f"{ui.url}/assets/{asset}?view=overview", width, wanted)
+    assert page.evaluate(CUT_OFF) == []
+
+
+def test_the_evaluations_page_opens_tables_and_pictures(ui: Server, page: Any) -> None:
+    """The lowest cases with what cost them points, and pictures, one click away each."""
+    open_page(page, f"{ui.url}/assets/eval_report?view=overview", 1280, "lowest_cases")
+    page.locator("tr", has_text="lowest_cases").get_by_text("[Show Markdown]").click()
+    for text in ("EVAL-01", "what cost points"):
         visible(page, text)
-    page.get_by_text("[Show Markdown]").first.click()
+    page.keyboard.press("Escape")
+    page.locator("tr", has_text="score_histogram").get_by_text("[Show Markdown]").click()
     picture = page.locator('img[src^="data:image/png"]').first
     picture.wait_for(state="visible")
     page.wait_for_function("image => image.complete && image.naturalWidth > 100", arg=picture.element_handle())

@@ -13,12 +13,16 @@ from po_assets.dag import (
     column_schema,
     histogram,
     line_chart,
+    page_list,
+    page_table,
+    place,
     records_table,
+    short,
     to_check_result,
 )
 from po_assets.dag.pictures import _bounded
 from po_assets.dag.verdict import unescaped
-from po_assets.text import shown
+from po_assets.text import fenced, shown
 
 HOSTILE = (
     "$\\frac{$",
@@ -164,3 +168,50 @@ def test_landed_text_in_a_verdict_is_shown_and_not_acted_on(text: str) -> None:
     assert not re.search(r"(?<!\\)(\]\(|<)", description)
     assert unescaped(description).startswith(f"The file {shown(text)} is empty.")
     assert "`min_score` and min_score." in description
+
+
+def test_an_assets_page_has_narrow_tables_in_line_and_wide_ones_behind_a_link() -> None:
+    """The UI shows markdown of less than 1,000 characters where it stands; a wide table would cut off all values."""
+    narrow = page_table([{"what": "macro-F1 of all", "ok": True}, {"what": "none"}]).value
+    assert narrow == "| what | ok |\n| --- | --- |\n| macro-F1 of all | yes |\n| none |  |"
+    for wide in (page_table(ROWS), page_table([{"file": "x" * 40}]), page_table([dict.fromkeys("abcdefg", "12345")])):
+        assert len(wide.value) >= 1_000
+    assert page_table(ROWS[:2], of=40).value.rstrip().endswith("| 2 of 40 rows |  |  |")
+
+
+@pytest.mark.parametrize(
+    "text", [*HOSTILE, "a | b", "`code | x`", "[x](javascript:alert(1))", "&lt;b&gt;", "**", "- x"]
+)
+def test_no_text_of_a_row_leaves_its_cell(text: str) -> None:
+    """It is shown as it is, and its row has as many cells as the others."""
+    table, line = page_table([{"text": text, "n": 1}]).value, page_list([f"kept, {shown(text)}: 1 row"]).value
+    for row in table.rstrip().splitlines():
+        assert len(re.findall(r"(?<!\\)\|", row)) == 3
+    assert len(table.rstrip().splitlines()) == 3
+    assert len(line.splitlines()) == 1
+    for shown_text in (table, line):
+        assert not re.search(r"(?<!\\)[\[<]", shown_text)
+        assert not any(ord(char) < 32 and char != "\n" for char in shown_text)
+
+
+def test_a_list_of_many_lines_says_how_many_more() -> None:
+    """As tables do."""
+    lines = page_list(f"**{number}** rows" for number in range(30)).value.splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("- **0** rows", "- and 10 more", 21)
+
+
+def test_long_paths_and_names_are_shown_as_far_as_there_is_room() -> None:
+    """A path below the root, or its name; of another name the end."""
+    assert place("/root/artifacts/evaluation/po_eval_report.html").value == "evaluation/po_eval_report.html"
+    assert place("/root/artifacts/distillation/po_teacher_normalized.jsonl").value == "po_teacher_normalized.jsonl"
+    assert place("s3://bucket/x").value == "s3://bucket/x"
+    assert short("/home/anna/models/" + "long/" * 20 + "tiny").endswith("/tiny")
+    assert len(short("x" * 500)) == 36
+
+
+def test_a_text_that_holds_fences_stays_in_its_block() -> None:
+    """A landed prompt on the page of `training_is_sane`, or a team's prompt in a card."""
+    block = fenced("~~~~\n![i](http://x)\n~~~~~~\n\x1b[31m")
+    first, *inside, last = block.splitlines()
+    assert first == last == "~~~~~~~"
+    assert inside == ["~~~~", "![i](http://x)", "~~~~~~", "\\x1b[31m"]

@@ -17,7 +17,7 @@ from po_assets.evaluation.assets import baseline_report, eval_report
 from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.evaluate import spread
 from po_assets.evaluation.gate import current_gate, gate_path
-from po_assets.evaluation.settings import Decoding, GateProfile
+from po_assets.evaluation.settings import CRITERIA, Decoding, GateProfile
 from po_assets.model import BaseModel, base_model_digest
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
 from po_assets.training.adapter import CONFIG, WEIGHTS
@@ -130,21 +130,28 @@ def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(evaluated
 
 def test_the_metadata_shows_the_gate_the_pictures_and_the_report(evaluated: tuple[Layout, Any]) -> None:
     """What the asset's page in Dagster has."""
-    layout, result = evaluated
+    _, result = evaluated
     (event,) = result.asset_materializations_for_node("eval_report")
     metadata = event.metadata
-    assert metadata["report"].value == str(layout.report_html)
+    assert metadata["report"].value == "evaluation/po_eval_report.html"
     assert metadata["gate"].value == "failed (profile literal)"
     assert next(iter(metadata)) == "verdict"
     assert metadata["verdict"].value.startswith("The student fails the gate (case_count, mean_score")
     assert "Mean score 0.016 over 3 cases (baseline 0.016)." in metadata["verdict"].value
-    assert metadata["judgement"].value.records[0].data["what"] == "right statuses"
-    assert [row.data["criterion"] for row in metadata["gate_table"].value.records][:2] == ["case_count", "mean_score"]
+    assert "| right statuses | 0 of 3 |" in metadata["judgement"].value
+    criteria = metadata["criteria"].value.splitlines()
+    assert criteria[:2] == [
+        "- **FAIL** case_count: 3 (required = 40)",
+        "- **FAIL** mean_score: 0.016 (required >= 0.82)",
+    ]
+    assert len(criteria) == len(CRITERIA)
+    assert len(metadata["criteria"].value) < 1_000  # the UI shows it where it stands
     assert metadata["promotion"].value == f"Adapter {'a' * 12} is not promoted; no adapter is current yet."
-    for picture in ("baseline_against_student", "score_histogram", "student_statuses", "baseline_statuses"):
+    for picture in ("scores_by_case", "score_histogram", "student_statuses", "baseline_statuses"):
         assert "data:image/png;base64," in metadata[picture].value
     assert metadata["dagster/row_count"].value == COUNT
-    assert metadata["lowest_cases"].value.records[0].data["what cost points"]
+    assert "| EVAL-01 |" in metadata["lowest_cases"].value
+    assert "| what cost points |" in metadata["lowest_cases"].value
 
 
 def test_the_student_is_the_adapter_and_not_the_base(evaluated: tuple[Layout, Any]) -> None:
@@ -222,12 +229,12 @@ def test_the_student_is_asked_through_consumers_prompts_too(evaluated: tuple[Lay
     """By default the agent's, on all of so few cases; table and report show it, and nothing is asked twice."""
     layout, result = evaluated
     (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key == dg.AssetKey("eval_report")]
-    (row,) = event.materialization.metadata["consumer_prompts"].value.records
-    assert (row.data["prompt"], row.data["cases"]) == ("agent", "3")
+    assert "| agent | 3 | " in event.materialization.metadata["consumer_prompts"].value
     check = {check.check_name: check for check in result.get_asset_check_evaluations()}["consumer_prompts"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "Through the prompt agent the student scores" in check.description
-    assert json.loads(layout.report_json.read_text())["consumer_prompts"] == [row.data]
+    (row,) = json.loads(layout.report_json.read_text())["consumer_prompts"]
+    assert (row["prompt"], row["cases"]) == ("agent", "3")
     cached = {path.name: path.read_bytes() for path in layout.answer_cache.iterdir()}
     assert run(layout, base_folder, "eval_report").get_asset_materialization_events()
     assert {path.name: path.read_bytes() for path in layout.answer_cache.iterdir()} == cached

@@ -5,13 +5,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 from upath import UPath
 
 from po_assets.evaluation.checks import Evidence, checks
 from po_assets.evaluation.gate import judge
 from po_assets.evaluation.report import (
     build_report,
-    data_uri,
+    drawn,
     evaluation_figures,
     free_run,
     read_report,
@@ -101,16 +102,44 @@ def test_no_character_turns_or_hides_the_page(tmp_path: Any) -> None:
     assert "U+202Egpj.exe" in page
     baseline[0], student[0] = (replace(side[0], case_id=hostile, tier=hostile) for side in (baseline, student))
     found = Evidence(baseline, student)
-    assert all(data_uri(figure) for figure in evaluation_figures(found).values())
+    assert all(drawn(evaluation_figures(found)).values())
     summary = checks.verdicts(found)["worst_case"].summary
     assert "\x1b" not in summary
     assert len(summary) < 300
 
 
+@pytest.mark.parametrize("names", [["\udc80", "$\\frac{$", "a\x00b", "漢字"], ["x" * 20_000, "y" * 20_000]])
+def test_no_name_of_a_case_stops_the_report_or_makes_it_large(names: list[str]) -> None:
+    """The pictures are drawn with what can be drawn of it."""
+    sides = both_sides([0.5] * len(names))
+    sides = tuple([replace(a, case_id=name) for a, name in zip(side, names, strict=True)] for side in sides)
+    uris = drawn(evaluation_figures(Evidence(*sides)))
+    assert all(uri.startswith("data:image/png;base64,") for uri in uris.values())
+    assert sum(map(len, uris.values())) < 300_000
+
+
+def test_a_picture_of_many_cases_takes_no_minutes() -> None:
+    """Names are left out where nobody could read them."""
+    figure = evaluation_figures(Evidence(*both_sides([0.5] * 2_000)))["Scores by case"]
+    assert not figure.axes[0].get_xticklabels()
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_note_on_the_page() -> None:
+    """The report is written all the same."""
+
+    class Broken:
+        def findobj(self, *_: object) -> None:
+            raise RuntimeError("no")
+
+    uris = drawn({"Scores": Broken()})  # type: ignore[dict-item]
+    assert uris == {"Scores": ""}
+    assert 'The picture "Scores" could not be drawn.' in render_html(report_of(*both_sides([0.9] * 3)), uris)
+
+
 def test_the_page_needs_no_other_file() -> None:
     """Pictures are inside; there is no outside address."""
     baseline, student = both_sides([0.9] * 4)
-    pictures = {name: data_uri(figure) for name, figure in evaluation_figures(Evidence(baseline, student)).items()}
+    pictures = drawn(evaluation_figures(Evidence(baseline, student)))
     page = render_html(report_of(baseline, student), pictures)
     addresses = outline(page).addresses
     pictures_shown = [address for address in addresses if not address.startswith("#")]
