@@ -17,8 +17,11 @@ Cell = str | int | float | bool | None
 SHOWN_ROWS = 20
 """More make a page nobody reads; the sentence above the table says how many there are."""
 CELL_CHARACTERS = 200
+WORD_CHARACTERS = 60
+"""Words do not break: one that is longer would push the rest of its table off the page."""
 _SMALL = 0.01
 _CAPTION = re.compile(r"\n\nThe table shows \d+ of [\d,]+ rows\.(?=\n\n|$)")
+_LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS + 1},}}")
 _CODE_SPAN = re.compile(r"(`[^`]*`)")
 # What markdown acts on. An underscore inside a word (min_score) is none of it.
 _MARKUP = re.compile(r"[\\*\[\]<]|~~|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
@@ -176,4 +179,5 @@ def _cell(value: object) -> Cell:
         # NaN (a missing value in pandas) is not valid JSON, and the UI shows no row that holds it.
         return round(value, 4) if math.isfinite(value) else str(value)
     text = printable(str(value))  # also lone surrogates (bytes that are not UTF-8), which the event log cannot store
-    return text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}…"
+    text = text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}…"
+    return _LONG_WORD.sub(lambda word: f"{word[0][: WORD_CHARACTERS - 1]}…", text)

@@ -323,7 +323,16 @@ def consumer_prompts(found: Evidence) -> Verdict:
         "recipe), or make one of them the own prompt (template in the resource prompt)."
         if found.consumers
         else "Name the prompts in consumer_prompts, and how many cases in consumer_cases (resource prompt).",
-        rows=worst_answers(found.student, found.consumers),
+        rows=[
+            {
+                "prompt and case": f"{one['prompt']}, {one['case']}",
+                "score": f"{one['score']}, own {one['own score']}",
+                "what cost points": one["what cost points"],
+                "own answer": one["answer under the own prompt"],
+                "answer": one["answer"],
+            }
+            for one in worst_answers(found.student, found.consumers)
+        ],
         of=sum(len(one.pairs) for one in found.compared),
         numbers={f"mean score ({one.prompt})": one.summary.mean for one in found.compared},
     )

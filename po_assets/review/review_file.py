@@ -21,7 +21,7 @@ from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import REPLACES, normalize
 from po_assets.product_owner.contract import MIN_SCORE
 from po_assets.storage import Layout, digest_of, read_rows, replace_file
-from po_assets.text import shown
+from po_assets.text import amount, shown
 
 _HEADER = """\
 # Answers to look at, the worst first; `why` says what caught the eye.
@@ -136,7 +136,7 @@ def read_review_file(path: UPath) -> list[Entry]:
     entries = read_entries(path, "Materialize review_candidates first.")
     faults = [fault for number, entry in enumerate(entries, start=1) for fault in _faults(number, entry)]
     if faults:
-        raise UserError(f"{str(path)!r} has {len(faults)} fault(s): {'; '.join(faults)}.")
+        raise UserError(f"{str(path)!r} has {amount(len(faults), 'fault')}: {'; '.join(faults)}.")
     return [
         Entry(
             kind=entry["candidate"],
@@ -283,7 +283,7 @@ def land_corrections(layout: Layout) -> Landed:
     case_lines = _correct_cases(layout, cases, landed, faults)
     if faults:
         said = "; ".join(faults)
-        raise UserError(f"{len(faults)} fault(s) in {str(layout.review_file)!r}, nothing was taken: {said}.")
+        raise UserError(f"{amount(len(faults), 'fault')} in {str(layout.review_file)!r}, nothing was taken: {said}.")
     if landed.approved:  # first, since it may find its file broken
         everything = sorted(read_approved(layout) | set(landed.approved))
         records = [orjson.dumps(dict(zip(_APPROVED_KEYS, known, strict=True))) for known in everything]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from po_assets.storage.workers import available_cpus
+from po_assets.text import amount
 from po_assets.training.memory import Passes, free_bytes, plan_passes
 from po_assets.training.rows import TokenizedRow
 
@@ -136,7 +137,7 @@ class FastEngine(GradientEngine):
         self._path = path
         self._parameters = list(parameters)
         self._workers = workers
-        self.description = f"fast path, {workers} row(s) side by side"
+        self.description = f"fast path, {amount(workers, 'row')} side by side"
 
     def __enter__(self) -> Self:
         import torch

@@ -65,7 +65,7 @@ def tokenize_rows(pairs: Iterable[tuple[str, ...]], chat: ChatTemplate, max_leng
     if problems:
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
         raise UserError(
-            f"{len(problems)} training row(s) cannot be used: {shown}. Rows are never cut: materialize "
+            f"{amount(len(problems), 'training row')} cannot be used: {shown}. Rows are never cut: materialize "
             "supervised_dataset with the same base model and max_length, which sets such rows aside in the ledger."
         )
     if not rows:

@@ -71,7 +71,9 @@ def test_a_verdict_becomes_dagsters_result() -> None:
     table = result.metadata["rows"]
     assert isinstance(table, dg.TableMetadataValue)
     assert len(table.records) == 20
-    assert table.records[0].data["reason"] == "x" * 199 + "…"
+    assert table.records[0].data["reason"] == "x" * 59 + "…"  # it is one word
+    (row,) = records_table([{"reason": "word " * 60, "file": f"{'y' * 60}.jsonl is empty"}]).records
+    assert row.data == {"reason": ("word " * 60)[:199] + "…", "file": "y" * 59 + "… is empty"}
 
 
 def test_a_table_that_shows_a_part_says_of_how_many() -> None:

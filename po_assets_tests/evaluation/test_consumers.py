@@ -49,13 +49,13 @@ def test_one_that_loses_too_much_under_any_of_them_is_warned_of_answer_beside_an
     lost = (under("short", [0.9] * 4), under("agent", [0.9, 0.4, 0.8, 0.9], text="All is well."))
     found = verdict(*lost)
     assert (found.passed, found.severity, found.value) == (False, "WARN", "0.750, 0%")
-    worst = [row for row in found.rows if row["prompt"] == "agent"]
-    assert [(row["case"], row["own score"], row["score"]) for row in worst[:2]] == [
-        ("EVAL-02", 0.9, 0.4),
-        ("EVAL-03", 0.9, 0.8),
+    worst = [row for row in found.rows if str(row["prompt and case"]).startswith("agent, ")]
+    assert [(row["prompt and case"], row["score"]) for row in worst[:2]] == [
+        ("agent, EVAL-02", "0.4, own 0.9"),
+        ("agent, EVAL-03", "0.8, own 0.9"),
     ]
     assert worst[0]["answer"] == "All is well."
-    assert "VISION" in worst[0]["answer under the own prompt"]
+    assert "VISION" in worst[0]["own answer"]
     assert verdict(*lost, profile=WANTS_IT).severity == "ERROR"
     assert not verdict(under("agent", [0.9] * 4, valid=False)).passed
 

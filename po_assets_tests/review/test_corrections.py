@@ -201,7 +201,7 @@ def test_all_faults_are_listed_and_nothing_is_taken(layout: Layout) -> None:
     assert (
         f"case {case_id} is not valid: its REVIEW says status 'aligned', the entry's own field `status` says " in text
     )
-    assert text.startswith("4 fault(s) in ")
+    assert text.startswith("4 faults in ")
     assert not text.endswith("..")
     assert not list(layout.incoming.glob("corrections-*"))
     assert layout.eval_cases.read_bytes() == before
@@ -303,7 +303,7 @@ def test_a_case_with_another_status_than_its_review_is_one_fault_that_names_both
     case = case_of(layout, case_id)
     edit(layout, case_id, review=case.reference_review_yaml.replace("status: aligned", "status: conflicts"))
     assert refused(layout) == (
-        f"1 fault(s) in {str(layout.review_file)!r}, nothing was taken: the corrected reference of case {case_id} is "
+        f"1 fault in {str(layout.review_file)!r}, nothing was taken: the corrected reference of case {case_id} is "
         "not valid: its REVIEW says status 'conflicts', the entry's own field `status` says 'aligned'; set `status: "
         "conflicts` in the entry, or correct the REVIEW."
     )
@@ -317,7 +317,7 @@ def test_a_reference_that_does_not_parse_is_one_fault(layout: Layout) -> None:
     case_id = disagreeing(layout)
     collected(layout)
     edit(layout, case_id, review="status: [aligned")
-    with pytest.raises(UserError, match=rf"^1 fault\(s\) .* case {case_id} is not valid: REVIEW: line 2"):
+    with pytest.raises(UserError, match=rf"^1 fault .* case {case_id} is not valid: REVIEW: line 2"):
         land_corrections(layout)
 
 
