@@ -29,6 +29,8 @@ from po_assets.evaluation.statistics import (
 from po_assets.text import amount, shown, verb
 
 _SHOWN_CASES = 10
+_NAME = 24
+"""Characters of a case's name or tier in a table: longer ones would push the rest off the page."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def delta_vs_baseline(found: Evidence) -> Verdict:
         "cases in the check's table, which lost most.",
         rows=[
             {
-                "case": answer.case_id,
+                "case": shown(answer.case_id, _NAME),
                 "baseline": round(base.total, 3),
                 "student": round(answer.total, 3),
                 "difference": round(answer.total - base.total, 3),
@@ -199,7 +201,7 @@ def valid_answers(found: Evidence) -> Verdict:
         "train until the form is learnt, or decode with the grammar (mode constrained).",
         rows=[
             {
-                "case": a.case_id,
+                "case": shown(a.case_id, _NAME),
                 "reason": a.invalid_reason,
                 "finish reason": a.finish_reason,
                 "score": round(a.total, 3),
@@ -373,7 +375,12 @@ def refuse_unpaired(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAn
 def _status_rows(answers: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
     """The wrong ones."""
     return [
-        {"case": a.case_id, "tier": a.tier, "right status": a.reference_status, "given": a.status or "no status"}
+        {
+            "case": shown(a.case_id, _NAME),
+            "tier": shown(a.tier, _NAME),
+            "right status": a.reference_status,
+            "given": shown(a.status or "no status", _NAME),
+        }
         for a in answers
         if a.reference_status and not a.status_is_right
     ]
@@ -382,8 +389,8 @@ def _status_rows(answers: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
 def _case_rows(answers: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
     return [
         {
-            "case": answer.case_id,
-            "tier": answer.tier,
+            "case": shown(answer.case_id, _NAME),
+            "tier": shown(answer.tier, _NAME),
             "score": round(answer.total, 3),
             "what cost points": "; ".join(answer.problems[:3]) or "nothing",
         }
