@@ -355,6 +355,8 @@ def _read_lines(path: UPath) -> Iterable[tuple[str, Answer]]:
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a cut line: its answer is made again
+        with contextlib.suppress(
+            ValueError, TypeError, KeyError, AttributeError
+        ):  # a cut line: its answer is made again
             record = json.loads(line)
             yield record.pop("asked"), Answer(**record)

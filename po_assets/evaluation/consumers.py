@@ -80,10 +80,13 @@ def read_consumers(path: UPath, student: Sequence[ScoredAnswer]) -> list[UnderPr
     if not path.exists() or not student:
         return []
     same = (student[0].model_digest, student[0].decoding)
-    read = [
-        UnderPrompt(one["prompt"], [ScoredAnswer(**a) for a in one["answers"]], one["fault"])
-        for one in json.loads(path.read_bytes())
-    ]
+    try:
+        read = [
+            UnderPrompt(one["prompt"], [ScoredAnswer(**a) for a in one["answers"]], one["fault"])
+            for one in json.loads(path.read_bytes())
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{str(path)!r} does not hold what eval_report wrote there: materialize it again.") from error
     return [one for one in read if all((a.model_digest, a.decoding) == same for a in one.answers)]
 
 

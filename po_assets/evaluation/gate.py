@@ -154,9 +154,11 @@ def _history(layout: Layout) -> list[GateRecord]:
     """The records of earlier evaluations, the oldest first; what another version wrote is left out."""
     path = _history_path(layout)
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError):
-            records.append(GateRecord(**json.loads(line)))
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            record = GateRecord(**json.loads(line))
+            _earlier(record)
+            records.append(record)
     return records
 
 
@@ -180,12 +182,14 @@ def _card_section(verdicts: Sequence[GateRecord]) -> str:
     ]
     if len(verdicts) > 1:
         lines += ["", "Earlier verdicts on this adapter:", ""]
-        lines += [
-            f"- {one.time}, profile {one.context['profile']['name']}: {'passed' if one.passed else 'failed'}. "
-            f"{one.context['sentence']}"
-            for one in reversed(verdicts[:-1])
-        ]
+        lines += map(_earlier, reversed(verdicts[:-1]))
     return "\n".join(lines)
+
+
+def _earlier(one: GateRecord) -> str:
+    """An earlier verdict as a line of the card."""
+    verdict = "passed" if one.passed else "failed"
+    return f"- {one.time}, profile {one.context['profile']['name']}: {verdict}. {one.context['sentence']}"
 
 
 def _consumer_table(record: GateRecord) -> list[str]:

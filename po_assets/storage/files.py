@@ -175,7 +175,8 @@ def disk_fault(error: Exception) -> str | None:
     way_out = f"set {variable} to a folder on another disk, then start this again"
     if full:
         free, wanted = shutil.disk_usage(there).free, getattr(error, "wanted", 0)
-        needed = f", more than {_in_words(wanted)} needed" if wanted else ""
+        # A library that took its half-written file away again leaves nothing to measure.
+        needed = f", more than {_in_words(wanted)} needed" if wanted > free * 0.9 else ", and more is needed"
         return f"The disk of '{path}' is full ({_in_words(free)} free{needed}). Make room there, or {way_out}. {kept}"
     if number == errno.EROFS:
         return f"'{path}' is on a disk that can only be read. Mount it for writing, or {way_out}. {kept}"

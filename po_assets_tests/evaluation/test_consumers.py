@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from upath import UPath
 
 from po_assets.dag import Verdict
@@ -98,6 +99,10 @@ def test_answers_of_another_student_or_decoding_are_not_taken(tmp_path: Path) ->
     assert read_consumers(path, [replace(answer, model_digest="n" * 64) for answer in student]) == kept[1:]
     assert read_consumers(path, [replace(answer, decoding="e" * 64) for answer in student]) == kept[1:]
     assert read_consumers(UPath(tmp_path / "none.json"), student) == []
+    for content in (b"[5]", b"\xff", b'[{"prompt": "agent"}]'):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="does not hold what eval_report wrote there: materialize it again"):
+            read_consumers(path, student)
 
 
 def test_report_page_and_card_have_one_table() -> None:

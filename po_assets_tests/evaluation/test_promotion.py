@@ -145,6 +145,16 @@ def test_one_adapter_has_one_card_with_the_history_of_its_verdicts(layout: Layou
     assert "What it cannot do" in card
 
 
+def test_what_is_no_verdict_in_the_history_is_left_out(layout: Layout) -> None:
+    """Bytes that a power cut left, and records of another version: the evaluation goes on."""
+    evaluated(layout, "1", passed=True)
+    history = layout.report_json.parent / "po_eval_gate_history.jsonl"
+    other = {"sha256": "1" * 64, "passed": True, "checks": {}, "time": "then", "context": {}}
+    history.write_bytes(b"\xff\x00\n5\n[]\n" + json.dumps(other).encode() + b"\n" + history.read_bytes())
+    evaluated(layout, "1", passed=False)
+    assert (layout.current / "README.md").read_text().count("2026-11-22") == 2
+
+
 def test_the_card_of_an_adapter_that_was_current_before_tells_its_last_verdict(layout: Layout) -> None:
     """A switch back by hand must not find a card that says passed."""
     for adapter, passed in (("1", True), ("2", True), ("1", False)):
