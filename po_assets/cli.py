@@ -16,6 +16,7 @@ import argparse
 import functools
 import importlib
 import importlib.metadata
+import io
 import os
 import sys
 import warnings
@@ -79,7 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare_environment() -> None:
-    """Set what libraries look at when they are imported."""
+    """Set what libraries look at when they are imported; let every letter be printed, by its number if need be."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Dagster warns of previews and betas that the project uses on purpose, transformers of its own old names.
     warnings.filterwarnings("ignore", module="dagster")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

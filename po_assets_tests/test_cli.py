@@ -2,7 +2,10 @@
 
 import argparse
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,11 @@ def test_the_page_of_failures_quotes_what_the_code_says() -> None:
     parts = [part.strip() for line in quoted for part in line.split("…") if part.strip()]
     assert len(quoted) > 20
     assert [part for part in parts if not any(part in text for text in said)] == []
+
+
+def test_a_terminal_without_some_letters_gets_their_code_points(tmp_path: Path) -> None:
+    """`PYTHONIOENCODING`, or a locale that is not UTF-8: what a team writes in ends no command."""
+    code = "import sys; from po_assets import cli, text; cli._prepare_environment(); text.say('漢字 – ü')"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, cwd=tmp_path)
+    assert done.stdout == b"\\u6f22\\u5b57 \\u2013 \xfc\n"
