@@ -156,7 +156,8 @@ class ConflictsShare(RowCheck):
             False,
             f"{count}, at least {least:.1%} are needed: {amount(self._missing(), 'row')} more.{more}",
             f"{self._gone()}Land more conflicts examples: with fewer the student never learns to say conflicts. The "
-            "job conflicts_on_demand makes them from rows that are there.",
+            "job conflicts_on_demand makes them from rows that are there; what a share was measured to buy stands in "
+            "docs/conflicts.md.",
             numbers=numbers,
             severity=severity,
         )
