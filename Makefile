@@ -49,7 +49,7 @@ test: .venv/.dev ## run the tests of every stage with real components (six minut
 	@$(BIN)/pytest -n auto --maxprocesses 8 --dist loadscope -m 'not slow'
 
 test-slow: .venv/.dev ## run the other tests: whole runs, Ray, Kubernetes, servers (half an hour)
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest -m slow --durations 12
 
 test-all: test test-slow ## run all of them
 
