@@ -235,9 +235,7 @@ def test_ten_thousand_files_are_read_once(
     assert len(hashed) == 10_000
     assert len(first.cursor) < 300
     hashed.clear()
-    began = time.process_time()
     assert "10,000 landed files" in reason(tick(artifacts, instance, first.cursor))
-    assert time.process_time() - began < 1
     assert hashed == []
     land(artifacts, "7.jsonl", "changed\n", age=20)
     assert len(tick(artifacts, instance, first.cursor).run_requests) == 1

@@ -117,6 +117,7 @@ def test_too_few_rows_are_not_judged() -> None:
     assert "too few to tell" in verdict.summary
 
 
+@pytest.mark.slow
 def test_shuffled_labels_are_called_telling_as_often_as_the_significance_says(prompts: list[StylePrompt]) -> None:
     """With labels exchanged at random inside the groups, p-values are spread evenly: about half lie below 0.5."""
     rng, below = Random(0), 0

@@ -7,6 +7,7 @@ import shutil
 import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -55,19 +56,24 @@ def expected(processes: multiprocessing.context.ForkServerContext, layout: Layou
     return files
 
 
+def slow(*values: object) -> Any:
+    """Values of the slow tests: each kill takes three trainings."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("moment", "at", "resumed"),
     [
-        ("during a step", 1, 0),
+        slow("during a step", 1, 0),
         ("during a step", 10, 2),
-        ("during a step", 22, 5),
-        ("while a checkpoint is written", 1, 0),
-        ("while a checkpoint is written", 4, 3),
-        ("while one is written beside the training", 1, 0),
-        ("while one is written beside the training", 2, 1),
-        ("between the renames of a checkpoint", 3, 2),
+        slow("during a step", 22, 5),
+        slow("while a checkpoint is written", 1, 0),
+        slow("while a checkpoint is written", 4, 3),
+        slow("while one is written beside the training", 1, 0),
+        slow("while one is written beside the training", 2, 1),
+        slow("between the renames of a checkpoint", 3, 2),
         ("while the adapter is written", 1, 6),
-        ("before the adapter's manifest", 1, 6),
+        slow("before the adapter's manifest", 1, 6),
     ],
 )
 def test_killed_training_resumes_to_the_same_adapter(  # noqa: PLR0917
@@ -94,7 +100,9 @@ def test_killed_training_resumes_to_the_same_adapter(  # noqa: PLR0917
     assert leftovers == []
 
 
-@pytest.mark.parametrize(("moment", "at"), [("while a checkpoint is written", 9), ("while the adapter is written", 1)])
+@pytest.mark.parametrize(
+    ("moment", "at"), [slow("while a checkpoint is written", 9), ("while the adapter is written", 1)]
+)
 def test_killed_training_keeps_its_choice_of_the_best(
     processes: multiprocessing.context.ForkServerContext, layout: Layout, moment: str, at: int
 ):
@@ -174,8 +182,8 @@ def test_killed_again_and_again_at_random_times(
 @pytest.mark.parametrize(
     ("moment", "replaced"),
     [
-        ("while the adapter is written", False),
-        ("before the adapters change places", False),
+        slow("while the adapter is written", False),
+        slow("before the adapters change places", False),
         ("after the adapters changed places", True),
     ],
 )
