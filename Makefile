@@ -45,10 +45,10 @@ run: .venv/.runtime ## materialize the whole graph with its checks, then print t
 	@$(BIN)/po-assets run
 
 # Tests of one module share costly fixtures; so each module stays with one worker. The slow ones measure and wait: one by one.
-test: .venv/.dev ## run the tests of every stage with real components (six minutes on two cores)
+test: .venv/.dev ## run the tests of every stage with real components (six to twelve minutes on two cores)
 	@$(BIN)/pytest -n auto --maxprocesses 8 --dist loadscope -m 'not slow'
 
-test-slow: .venv/.dev ## run the other tests: whole runs, Ray, Kubernetes, servers (half an hour)
+test-slow: .venv/.dev ## run the other tests: whole runs, Ray, Kubernetes, servers (forty minutes)
 	@$(BIN)/pytest -m slow --durations 12
 
 test-all: test test-slow ## run all of them
