@@ -17,16 +17,15 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from benchmarks.machine import machine
-from benchmarks.training import base_folder, sample_pairs
+from benchmarks.training import base_folder, pair_of, sample_pairs
 from po_assets.dataset.cases import EvalCase
 from po_assets.evaluation.answering import AnsweringModel, merged
 from po_assets.evaluation.contrast import own_verdicts, verdict_of
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import macro_f1, wilson
-from po_assets.intake.formats import read_record
 from po_assets.model import BaseModel, ChatTemplate, choose_precision, load_base_model, load_tokenizer
 from po_assets.model.cpu import prepare_for_decoding
-from po_assets.product_owner import STATUSES, build_prompt, format_answer, parse_answer
+from po_assets.product_owner import STATUSES, parse_answer
 from po_assets.product_owner.grammar import limits_of
 from po_assets.sample_data.domains import Domain, load_domains
 from po_assets.sample_data.records import draw_case, generate_rows
@@ -57,7 +56,7 @@ def main() -> None:
     print(f"{'variant':<12} {'tokens':>8} {'seconds':>8} {'right':>16} {'macro-F1':>9}  found of each status")
     if arguments.generated:
         for rows in arguments.generated:
-            pairs = list(islice(_known_pairs(_generated_pairs()), rows))
+            pairs = list(islice(_known_pairs(map(pair_of, generate_rows(sys.maxsize))), rows))
             print(f"{rows:<7,} rows {_measured({'epochs': 1.0}, pairs, arguments.cases)}", flush=True)
         return
     for name in arguments.variants:
@@ -101,16 +100,6 @@ def _known_pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Those that are not of the domains kept aside."""
     aside = [product for domain in _domains()[1] for product in domain.products]
     return (pair for pair in pairs if not any(product in pair[0] for product in aside))
-
-
-def _generated_pairs() -> Iterator[tuple[str, str]]:
-    """As many rows as are wanted, in the proportions of the sample data."""
-    for row in generate_rows(sys.maxsize):
-        _, record = read_record(row)
-        yield (
-            build_prompt(record.concept, record.requirements_yaml),
-            format_answer(record.vision_yaml, record.review_yaml),
-        )
 
 
 def _domains() -> tuple[list[Domain], list[Domain]]:

@@ -88,12 +88,16 @@ def sample_pairs() -> Iterator[tuple[str, str]]:
     """Prompt and answer of the landed sample rows, shuffled in a fixed way so that any few are typical."""
     lines = [line for path in sorted(Artifacts().layout.incoming.glob("*.jsonl")) for line in path.open("rb")]
     for i in range(len(lines)):
-        row = json.loads(lines[i * 163 % len(lines)])  # 163 and 379 have no common divisor
-        _, record = read_record(row)
-        yield (
-            build_prompt(record.concept, record.requirements_yaml),
-            format_answer(record.vision_yaml, record.review_yaml),
-        )
+        yield pair_of(json.loads(lines[i * 163 % len(lines)]))  # 163 and 379 have no common divisor
+
+
+def pair_of(row: dict[str, Any]) -> tuple[str, str]:
+    """Prompt and answer of a landed row."""
+    _, record = read_record(row)
+    return (
+        build_prompt(record.concept, record.requirements_yaml),
+        format_answer(record.vision_yaml, record.review_yaml),
+    )
 
 
 def base_folder() -> Path:

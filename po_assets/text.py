@@ -4,7 +4,7 @@ import math
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 def amount(number: int, noun: str) -> str:
@@ -66,6 +66,15 @@ def fenced(text: str) -> str:
     longest = max((len(run) for run in re.findall("~+", text)), default=0)
     fence = "~" * max(4, longest + 1)
     return f"{fence}\n{printable(text)}\n{fence}"
+
+
+def markdown_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of markdown; what is in a cell stays in it, its markup still acts."""
+    head = list(columns)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
 
 
 def _is_plain(char: str) -> bool:

@@ -11,12 +11,11 @@ import dagster as dg
 from upath import UPath
 
 from po_assets.dag.verdict import SHOWN_ROWS, escaped, table_cells
-from po_assets.text import shown
+from po_assets.text import markdown_table, shown
 
 LINE = 36
 _IN_LINE = 1_000
 """Shorter markdown is shown by the UI where it stands, longer one behind a link."""
-_DIGEST = 12
 _BUTTON = 3
 
 
@@ -27,11 +26,10 @@ def page_table(rows: Sequence[Mapping[str, object]], *, of: int | None = None) -
     """
     columns, cells = table_cells(rows, of=of)
     texts = [columns, *([_text(row[column]) for column in columns] for row in cells)]
-    lines = ["| " + " | ".join(_escaped(text) for text in line) + " |" for line in texts]
-    lines.insert(1, "| " + " | ".join(["---"] * len(columns)) + " |")
     # A column is at least as wide as its longest word, and two characters of space.
     widths = [max(len(word) for line in texts for word in f"{line[n]} -".split()) + 2 for n in range(len(columns))]
-    table = "\n".join(lines)
+    head, *body = ([escaped(shown(text, 400)) for text in line] for line in texts)
+    table = markdown_table(head, body)
     return dg.MetadataValue.md(table if sum(widths) <= LINE else table.ljust(_IN_LINE))
 
 
@@ -55,16 +53,7 @@ def short(text: str) -> str:
     return text if len(text) <= LINE else f"…{text[1 - LINE :]}"
 
 
-def digest(sha256: str) -> str:
-    """The digits by which people tell digests apart."""
-    return sha256[:_DIGEST]
-
-
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else " ".join(str(value).split())
-
-
-def _escaped(text: str) -> str:
-    return escaped(shown(text, 400)).replace("|", "\\|")

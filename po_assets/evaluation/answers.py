@@ -355,8 +355,7 @@ def _read_lines(path: UPath) -> Iterable[tuple[str, Answer]]:
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():
-        with contextlib.suppress(
-            ValueError, TypeError, KeyError, AttributeError
-        ):  # a cut line: its answer is made again
+        # A cut line: its answer is made again.
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
             record = json.loads(line)
             yield record.pop("asked"), Answer(**record)

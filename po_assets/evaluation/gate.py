@@ -28,6 +28,7 @@ from po_assets.storage import (
     read_manifest,
     replace_file,
 )
+from po_assets.text import markdown_table
 from po_assets.training.adapter import write_gate_section
 
 GATE_FILE = "gate.json"
@@ -157,7 +158,7 @@ def _history(layout: Layout) -> list[GateRecord]:
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             record = GateRecord(**json.loads(line))
-            _earlier(record)
+            _earlier(record)  # one that the card cannot tell of is another version's
             records.append(record)
     return records
 
@@ -196,10 +197,8 @@ def _consumer_table(record: GateRecord) -> list[str]:
     rows = record.context.get("consumer_prompts") or []
     if not rows:
         return []
-    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     title = "Under other prompts than the own one, on a share of the cases:"
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return [title, "", *("| " + " | ".join(line) + " |" for line in escaped), ""]
+    return [title, "", markdown_table(rows[0], (row.values() for row in rows)), ""]
 
 
 def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:

@@ -18,7 +18,7 @@ from upath import UPath
 from po_assets.errors import UserError
 from po_assets.storage import replace_file
 from po_assets.storage.workers import available_cpus
-from po_assets.text import duration
+from po_assets.text import duration, markdown_table
 from po_assets.training.handover import base_reference
 from po_assets.training.settings import ALL_LINEAR, TrainingSettings
 
@@ -268,10 +268,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "(none recorded)"
     names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
-    )
+    return markdown_table(names, ([str(row.get(name, "")) for name in names] for row in rows))
 
 
 def _hardware() -> str:

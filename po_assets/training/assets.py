@@ -8,7 +8,6 @@ import pandas as pd
 from po_assets.dag import (
     Artifacts,
     Tracking,
-    digest,
     line_chart,
     place,
     rounded,
@@ -100,6 +99,6 @@ def _metadata(student: "Student") -> dict[str, Any]:
         "peak_memory_gib": max(record.memory_gib for record in log),
         "trainable_parameters": extra["trainable_parameters"],
         **{name: extra[name] for name in ("validation_rows", "validation_loss", "published_step") if name in extra},
-        "recipe_digest": digest(student.manifest.config),
-        "supervised_sha256": digest(student.manifest.inputs["supervised_dataset"]),
+        "recipe_digest": student.manifest.config[:12],
+        "supervised_sha256": student.manifest.inputs["supervised_dataset"][:12],
     }
