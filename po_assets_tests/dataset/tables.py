@@ -6,7 +6,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import dagster as dg
+import orjson
+
+from po_assets.dag.verdict import to_check_result
 from po_assets.dataset.cases import EvalCase, read_eval_cases
+from po_assets.dataset.checks import supervised_checks
+from po_assets.dataset.evidence import DatasetEvidence
 from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.storage import Layout, read_rows
@@ -89,6 +95,17 @@ def close(layout: Layout, budget: TokenBudget = WORD_COUNT, workers: int = 1, **
     staged, chosen = build_supervised(layout, SelectionSettings(**settings), cases, budget, workers)
     staged.publish()
     return chosen
+
+
+def judged(layout: Layout, check: str, budget: TokenBudget = WORD_COUNT, **settings: Any) -> dg.AssetCheckResult:
+    """What a check of the training rows says of the files as they stand, as its page shows it."""
+    found = DatasetEvidence(layout, SelectionSettings(**settings), budget)
+    return to_check_result(check, supervised_checks.asset, supervised_checks.verdicts(found, {check})[check])
+
+
+def rewrite(layout: Layout, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Change the training rows by hand."""
+    layout.supervised.write_bytes(b"".join(orjson.dumps(one) + b"\n" for one in rows))
 
 
 def outcomes(layout: Layout) -> list[str]:

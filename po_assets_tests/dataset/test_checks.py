@@ -1,13 +1,17 @@
-"""The assets and checks of the dataset in Dagster: passing on good data, and what they say on bad data."""
+"""The assets and checks of the dataset in Dagster: passing on good data, and what they say on bad data.
 
-from collections.abc import Iterable, Mapping
+The graph is run where it is promised that it stops or goes on; what a check says is asked of the check.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
-import orjson
 import pytest
+from upath import UPath
 
 from po_assets.dag import Artifacts, JsonlIOManager, read_gate
 from po_assets.dataset import assets, checks
@@ -20,12 +24,26 @@ from po_assets.intake.assets import normalized_teacher, raw_teacher
 from po_assets.intake.checks import teacher_checks
 from po_assets.model import BaseModel
 from po_assets.storage import Layout, file_digest, read_manifest, read_rows
-from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, words, write_cases
-from po_assets_tests.intake.landed_rows import land, pair_row, vision_prompt_row
+from po_assets_tests.dataset.tables import (
+    WORD_COUNT,
+    case,
+    close,
+    judged,
+    kept_numbers,
+    normalized_tables,
+    outcomes,
+    rewrite,
+    row,
+    texts,
+    words,
+    write_cases,
+)
+from po_assets_tests.intake.landed_rows import land, pair_row
 from po_assets_tests.intake.test_checks import evaluations, failure_message, table
 
 EVERYTHING = [raw_teacher, normalized_teacher, eval_cases, supervised_dataset, *teacher_checks, *dataset_checks]
 OF_DATASET = dg.AssetSelection.checks_for_assets(supervised_dataset)
+ALONE = dg.AssetSelection.assets(supervised_dataset).without_checks()
 GOOD = [row(number) for number in range(9)] + [row(9, "conflicts")]
 
 
@@ -71,15 +89,68 @@ def recheck(layout: Layout, **policy: Any) -> dict[str, dg.AssetCheckEvaluation]
     return evaluations(run(layout, OF_DATASET, cases=None, **policy))
 
 
-def rewrite(layout: Layout, rows: list[Mapping[str, Any]]) -> None:
-    """Change the training rows by hand."""
-    layout.supervised.write_bytes(b"".join(orjson.dumps(one) + b"\n" for one in rows))
+class Finished(NamedTuple):
+    """A root in which the graph ran once, to be copied and not changed, and the run."""
+
+    layout: Layout
+    result: dg.ExecuteInProcessResult
 
 
-def test_good_rows_pass_every_check_and_open_the_gate(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def finish(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
+    """Runs the graph on these files."""
+
+    def finish(policy: dict[str, Any], **files: Any) -> Finished:
+        layout = land(tmp_path_factory.mktemp("finished"), **files)
+        with pytest.MonkeyPatch.context() as patch:
+            budget_of(patch, WORD_COUNT)
+            return Finished(layout, run(layout, **policy))
+
+    return finish
+
+
+@pytest.fixture(scope="module")
+def good(finish: Callable[..., Finished]) -> Finished:
+    """Ten good rows, all kept."""
+    return finish({}, a=GOOD)
+
+
+@pytest.fixture(scope="module")
+def mixed(finish: Callable[..., Finished]) -> Finished:
+    """Of ten rows kept, one rejected and three below the minimum score, in this order."""
+    low = [row(number, score=0.1) for number in range(20, 23)]
+    return finish({"max_rejected_share": 0.5}, a=GOOD, b=b"{\n", c=low)
+
+
+@pytest.fixture
+def layout(good: Finished, tmp_path: Path) -> Layout:
+    """The good rows, made, in a place of their own."""
+    return copied(good, tmp_path)
+
+
+@pytest.fixture
+def closed(mixed: Finished, tmp_path: Path) -> tuple[Layout, list[bytes]]:
+    """The mixed rows, made, in a place of their own; and the lines of their closed ledger."""
+    layout = copied(mixed, tmp_path)
+    return layout, layout.ledger.read_bytes().splitlines(keepends=True)
+
+
+def copied(finished: Finished, folder: Path) -> Layout:
+    """A copy of the root that may be changed."""
+    shutil.copytree(str(finished.layout.root), folder / "copy")
+    return Layout(UPath(folder / "copy"))
+
+
+def chosen(tmp_path: Path, rows: bytes | list[Any], **policy: Any) -> Layout:
+    """The tables made of these rows, as the graph makes them."""
+    layout = normalized_tables(tmp_path, a=rows)
+    close(layout, **policy)
+    return layout
+
+
+def test_good_rows_pass_every_check_and_open_the_gate(good: Finished) -> None:
     """And the sentences give the numbers."""
-    layout = land(tmp_path, a=GOOD)
-    result = run(layout)
+    layout, result = good
     assert result.success
     found = {name: one for name, one in evaluations(result).items() if one.asset_key == supervised_dataset.key}
     longest = found["fits_context"].metadata["longest_row_tokens"].value
@@ -109,70 +180,54 @@ def test_good_rows_pass_every_check_and_open_the_gate(tmp_path: Path) -> None:
     assert refusal(layout.supervised_gate, file_digest(layout.supervised)) is None
 
 
-def test_the_asset_says_what_came_out(tmp_path: Path) -> None:
+def test_the_asset_says_what_came_out(mixed: Finished) -> None:
     """Row count, outcomes, preview, pictures with the thresholds, and a manifest that names the inputs."""
-    layout = land(tmp_path, a=[*GOOD, row(10, score=0.1)])
-    (made,) = run(layout).asset_materializations_for_node("supervised_dataset")
+    layout, result = mixed
+    (made,) = result.asset_materializations_for_node("supervised_dataset")
     assert made.metadata["dagster/row_count"].value == 10
-    kept, below = str(made.metadata["outcomes"].value).splitlines()
-    assert kept == "- **kept**: 10 rows (90.9%)"
+    kept, below, rejected = str(made.metadata["outcomes"].value).splitlines()
+    assert kept == "- **kept**: 10 rows (71.4%)"
     assert below.startswith("- **below_min_score**, ")
-    assert below.endswith(": 1 row (9.1%)")
+    assert below.endswith(": 3 rows (21.4%)")
+    assert rejected == "- **rejected**, not JSON: 1 row (7.1%)"
     for picture in ("statuses", "tiers", "scores", "lengths"):
         assert "data:image/png;base64," in str(made.metadata[picture].value)
     manifest, normalized = read_manifest(layout.supervised), read_manifest(layout.normalized)
     assert manifest.inputs == {"normalized_teacher": normalized.sha256, "eval_cases": file_digest(layout.eval_cases)}
     assert manifest.sha256 == file_digest(layout.supervised)
-    assert manifest.extra["outcomes"] == {"kept": 10, "below_min_score": 1}
+    assert manifest.extra["outcomes"] == {"kept": 10, "rejected": 1, "below_min_score": 3}
     assert made.tags is not None
     assert made.tags["dagster/data_version"] == manifest.sha256
 
 
-def test_the_config_digest_follows_the_rules(tmp_path: Path) -> None:
+def test_the_config_digest_follows_the_rules(layout: Layout) -> None:
     """Dagster does not count settings; the manifest does."""
-    layout = land(tmp_path, a=GOOD)
-    digests = []
-    run(layout)
-    alone = dg.AssetSelection.assets(supervised_dataset).without_checks()
-    for policy in ({}, {}, {"min_score": 0.8}, {"seed": 7}, {"max_samples": None}):
-        run(layout, alone, **policy)
-        manifest = read_manifest(layout.supervised)
-        digests.append(manifest.config)
+    digests = [read_manifest(layout.supervised).config]
+    for policy in ({}, {"min_score": 0.8}, {"seed": 7}, {"max_samples": None}):
+        run(layout, ALONE, cases=None, **policy)
+        digests.append(read_manifest(layout.supervised).config)
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4
 
 
-def closed_ledger(tmp_path: Path) -> tuple[Layout, list[bytes]]:
-    """The closed ledger's lines: of ten rows kept, one rejected and three below the minimum score, in this order."""
-    layout = land(tmp_path, a=GOOD, b=b"{\n", c=[row(number, score=0.1) for number in range(20, 23)])
-    run(layout, max_rejected_share=0.5)
-    return layout, layout.ledger.read_bytes().splitlines(keepends=True)
-
-
 def balance_of(layout: Layout) -> dg.AssetCheckEvaluation:
     """What the balance check of the closed ledger says of the files as they stand."""
-    (found,) = (one for one in run_checks(layout, OF_DATASET) if one.check_name == "ledger_balances")
-    return found
+    return recheck(layout)["ledger_balances"]
 
 
-def run_checks(layout: Layout, selection: dg.AssetSelection) -> list[dg.AssetCheckEvaluation]:
-    """The evaluations of these checks, on the files as they stand."""
-    return run(layout, selection, cases=None).get_asset_check_evaluations()
-
-
-def test_the_closed_ledger_balances(tmp_path: Path) -> None:
+def test_the_closed_ledger_balances(closed: tuple[Layout, list[bytes]]) -> None:
     """Every final outcome counts, for the check of normalized_teacher too."""
-    layout, _ = closed_ledger(tmp_path)
+    layout, _ = closed
     both = dg.AssetSelection.checks_for_assets(normalized_teacher, supervised_dataset)
-    found = [one for one in run_checks(layout, both) if one.check_name == "ledger_balances"]
-    said = "14 landed lines = 10 kept + 1 rejected + 3 below_min_score."
-    assert [(one.passed, one.description) for one in found] == [(True, said)] * 2
+    every = run(layout, both, cases=None).get_asset_check_evaluations()
+    found = [(one.passed, one.description) for one in every if one.check_name == "ledger_balances"]
+    assert found == [(True, "14 landed lines = 10 kept + 1 rejected + 3 below_min_score.")] * 2
 
 
 @pytest.mark.parametrize("gone", [slice(11, 14), slice(11, 12), slice(13, 14)])
-def test_rows_gone_from_the_closed_ledger_are_missed(tmp_path: Path, gone: slice) -> None:
+def test_rows_gone_from_the_closed_ledger_are_missed(closed: tuple[Layout, list[bytes]], gone: slice) -> None:
     """All left out for their score, one of them, the last line: each stops the graph and shuts the gate."""
-    layout, lines = closed_ledger(tmp_path)
+    layout, lines = closed
     left = len(lines) - len(lines[gone])
     del lines[gone]
     layout.ledger.write_bytes(b"".join(lines))
@@ -186,22 +241,22 @@ def test_rows_gone_from_the_closed_ledger_are_missed(tmp_path: Path, gone: slice
     assert "ledger_balances: The ledger does not balance" in message
 
 
-def test_a_row_in_the_ledger_twice_is_noticed(tmp_path: Path) -> None:
+def test_a_row_in_the_ledger_twice_is_noticed(closed: tuple[Layout, list[bytes]]) -> None:
     """The number of rows alone may be right."""
-    layout, lines = closed_ledger(tmp_path)
+    layout, lines = closed
     layout.ledger.write_bytes(b"".join([*lines[:-1], lines[-2]]))
-    found = balance_of(layout)
+    found = judged(layout, "ledger_balances")
     assert not found.passed
     assert [(one["file"], one["line"], one["fault"]) for one in table(found)] == [
         ("c.jsonl", 2, "the ledger's row 14 should be c.jsonl, line 3")
     ]
 
 
-def test_a_ledger_that_is_only_opened_is_not_final(tmp_path: Path) -> None:
+def test_a_ledger_that_is_only_opened_is_not_final(closed: tuple[Layout, list[bytes]]) -> None:
     """Normalizing again opens it anew; the training rows are then those of a ledger that is gone."""
-    layout, _ = closed_ledger(tmp_path)
+    layout, _ = closed
     run(layout, dg.AssetSelection.assets(normalized_teacher).without_checks(), cases=None)
-    faults = [one["fault"] for one in table(balance_of(layout))]
+    faults = [one["fault"] for one in table(judged(layout, "ledger_balances"))]
     assert faults[:2] == [
         "13 found where 0 are due: rows that supervised_dataset has not decided about",
         "10 found where 13 are due: training rows, one for each row that the ledger calls kept",
@@ -210,22 +265,20 @@ def test_a_ledger_that_is_only_opened_is_not_final(tmp_path: Path) -> None:
     assert faults[2].endswith(": they are of different runs")
 
 
-def test_ledger_and_rows_of_different_runs_are_told(tmp_path: Path) -> None:
+def test_ledger_and_rows_of_different_runs_are_told(closed: tuple[Layout, list[bytes]]) -> None:
     """A run was killed after it had closed the ledger and before its rows were there; counting alone shows nothing."""
-    layout, _ = closed_ledger(tmp_path)
+    layout, _ = closed
     before = {path: path.read_bytes() for path in layout.supervised.parent.glob("po_teacher_supervised.*")}
-    run(layout, dg.AssetSelection.assets(supervised_dataset).without_checks(), cases=None, min_score=0.05, seed=1)
+    run(layout, ALONE, cases=None, min_score=0.05, seed=1)
     for path, content in before.items():
         path.write_bytes(content)
     assert publication_fault(layout)
-    faults = [str(one["fault"]) for one in table(balance_of(layout))]
+    faults = [str(one["fault"]) for one in table(judged(layout, "ledger_balances"))]
     assert any("was made with the ledger" in fault and "different runs" in fault for fault in faults)
 
 
-def test_without_the_snapshot_nothing_can_be_proved(tmp_path: Path) -> None:
+def test_without_the_snapshot_nothing_can_be_proved(layout: Layout) -> None:
     """One clear message."""
-    layout = land(tmp_path, a=GOOD)
-    run(layout)
     layout.raw.unlink()
     result = run(layout, OF_DATASET, cases=None)
     assert "There is no complete snapshot at" in failure_message(result, "supervised_dataset_checks")
@@ -245,24 +298,23 @@ def test_eval_cases_are_read_and_never_rewritten(tmp_path: Path) -> None:
     assert [path.name for path in layout.eval_cases.parent.iterdir()] == [layout.eval_cases.name]
 
 
-def test_faulty_eval_cases_stop_the_graph_with_one_message(tmp_path: Path) -> None:
+def test_faulty_eval_cases_stop_the_graph_with_one_message(layout: Layout) -> None:
     """Every fault of the file in it."""
-    result = run(land(tmp_path, a=GOOD), cases=None)
+    layout.eval_cases.unlink()
+    below = [eval_cases, supervised_dataset]
+    result = run(layout, below, cases=None)
     assert "do not exist" in failure_message(result, "eval_cases")
-    layout = land(tmp_path / "other", a=GOOD)
-    layout.eval_cases.parent.mkdir()
+    assert not result.asset_materializations_for_node("supervised_dataset")
     layout.eval_cases.write_text("{}\n[]\n")
-    message = failure_message(run(layout, cases=None), "eval_cases")
+    message = failure_message(run(layout, below, cases=None), "eval_cases")
     assert "line 1: unknown format" in message
     assert "line 2: not a JSON object" in message
 
 
 def test_a_base_model_that_is_not_there_leaves_the_dataset_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One clear message; the older dataset and its closed ledger stay."""
-    layout = land(tmp_path, a=GOOD)
-    run(layout)
     made = {path.name: path.read_bytes() for path in (layout.supervised, layout.ledger, layout.supervised_gate)}
 
     def no_model(*_: object) -> TokenBudget:
@@ -291,10 +343,12 @@ def test_conflicts_share_fails_with_too_few(tmp_path: Path) -> None:
 def test_conflicts_share_says_what_is_missing_and_which_file_is_gone(tmp_path: Path) -> None:
     """Also when the run before this one had missed it already; and which job makes such rows."""
     layout = land(tmp_path, a=GOOD[:9], conflicts=[row(number, "conflicts") for number in (20, 21)])
-    run(layout)
+    made = dg.AssetSelection.assets(*EVERYTHING[:4])
+    run(layout, made.without_checks())
     (layout.incoming / "conflicts.jsonl").unlink()
-    for _ in range(2):
-        found = evaluations(run(layout, min_conflicts_share=0.2))["conflicts_share"]
+    for selection in (made.without_checks(), ALONE):
+        run(layout, selection, cases=None)
+        found = judged(layout, "conflicts_share", min_conflicts_share=0.2)
         assert "0 of 9 training rows (0.0%) are conflicts, at least 20.0% are needed: 3 rows more." in (
             found.description
         )
@@ -330,11 +384,9 @@ def test_conflicts_share_says_how_many_there_are(
     tmp_path: Path, rows: list[Any], policy: dict[str, Any], passed: bool, said: str
 ) -> None:
     """Too few, too many, and those that are left out on purpose; a warning where the selection says so."""
-    result = run(land(tmp_path, a=rows), **policy)
-    found = evaluations(result)["conflicts_share"]
+    found = judged(chosen(tmp_path, rows, **policy), "conflicts_share", **policy)
     assert (found.passed, said in found.description) == (passed, True), found.description
     warns = "conflicts_share" in policy or policy == {"max_samples": 5}
-    assert result.success == (passed or warns)
     assert passed or found.severity == (dg.AssetCheckSeverity.WARN if warns else dg.AssetCheckSeverity.ERROR)
 
 
@@ -342,7 +394,7 @@ def test_conflicts_share_fails_when_one_that_passed_is_missing(tmp_path: Path) -
     """It names the row and why it is missing; rows under the score filter are not missed."""
     long = texts(20, "conflicts") | {"concept": "and " * 700}
     rows = [*GOOD, pair_row(long, score=0.9), row(21, "conflicts", score=0.1)]
-    found = evaluations(run(land(tmp_path, a=rows)))["conflicts_share"]
+    found = judged(chosen(tmp_path, rows), "conflicts_share")
     assert not found.passed
     assert "1 conflicts row passed the score filter and is not among the training rows" in found.description
     (lost,) = table(found)
@@ -352,48 +404,30 @@ def test_conflicts_share_fails_when_one_that_passed_is_missing(tmp_path: Path) -
 
 def test_no_eval_overlap_fails_and_names_row_and_case(tmp_path: Path) -> None:
     """Here somebody put the row back by hand; the ledger no longer agrees either."""
-    layout = land(tmp_path, a=[*GOOD, row(900)])
-    run(layout)
+    layout = chosen(tmp_path, [*GOOD, row(900)])
     assert outcomes(layout)[-1] == "held_out"
     given = texts(900)
     leaked = pair_row(given | {"concept": given["concept"].upper()})
     rewrite(layout, [leaked, *list(read_rows(layout.supervised))[1:]])
-    found = recheck(layout)["no_eval_overlap"]
+    found = judged(layout, "no_eval_overlap")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert "1 of 10 training rows gives 1 evaluation case away: 1 with the same input" in found.description
     (offender,) = table(found)
     assert (offender["file"], offender["line"], offender["case"]) == ("a.jsonl", 1, "case-900")
 
 
-def test_no_eval_overlap_sees_a_reference_answer(tmp_path: Path) -> None:
+def test_no_eval_overlap_sees_a_reference_answer(layout: Layout) -> None:
     """And a case within other text."""
-    layout = land(tmp_path, a=GOOD)
-    run(layout)
     rows, reference, given = list(read_rows(layout.supervised)), case(900), texts(900)
     answer = texts(0) | {"vision": reference["reference_vision_yaml"], "review": reference["reference_review_yaml"]}
     within = texts(1) | {"concept": f"{given['concept']} {words(1, 90)}", "requirements": given["requirements"]}
     rewrite(layout, [pair_row(answer), pair_row(within), *rows[2:]])
-    found = recheck(layout)["no_eval_overlap"]
+    found = judged(layout, "no_eval_overlap")
     assert (
         "2 of 10 training rows give 1 evaluation case away: 0 with the same input, 0 with one at least 80% similar, "
         in (found.description)
     )
     assert "1 with one within other text, 1 with nearly its reference answer." in found.description
-
-
-def test_fits_context_fails_when_rows_are_longer_than_the_model_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For example because the base model was changed after the dataset was made."""
-    layout = land(tmp_path, a=GOOD)
-    run(layout)
-    budget_of(monkeypatch, TokenBudget("small-model", 200, WORD_COUNT.row_lengths))
-    found = recheck(layout)["fits_context"]
-    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert "10 of 10 rows have more than the 200 tokens that small-model is trained with" in found.description
-    assert "their ends would be lost" in found.description
-    assert table(found)[0]["over"] == table(found)[0]["tokens"] - 200
-    assert "data:image/png" in str(found.metadata["lengths"].value)
 
 
 @pytest.mark.parametrize(
@@ -417,43 +451,28 @@ def test_targets_that_fail_the_validator_are_named_with_the_reason(
 ) -> None:
     """Left out by default, trained on with a warning, or nothing is until they are corrected, as the selection says."""
     bad = texts(30) | {"review": texts(30)["review"].replace("- Keep FR001 and FR002 as they are.\n", "")}
-    result = run(land(tmp_path, a=[*GOOD, pair_row(bad, score=0.9)]), **policy)
-    found = evaluations(result)["targets_pass_validator"]
-    assert (found.passed, found.severity, found.blocking) == (False, severity, True)
+    layout = chosen(tmp_path, [*GOOD, pair_row(bad, score=0.9)], **policy)
+    found = judged(layout, "targets_pass_validator", **policy)
+    assert (found.passed, found.severity) == (False, severity)
     assert said in found.description
     assert [(one["line"], one.get("detail", one["reason"])) for one in table(found)] == [
         (11, "recommended_actions holds 1, at least 2 are needed")
     ]
-    assert result.success == (severity == dg.AssetCheckSeverity.WARN)
 
 
-def test_an_answer_in_the_prompt_is_named(tmp_path: Path) -> None:
-    """The template rows show the vision; what is left of it in the prompt is its summary."""
-    result = run(land(tmp_path, a=[*GOOD, vision_prompt_row(texts(31, "conflicts"))]))
-    found = evaluations(result)["answer_not_in_prompt"]
-    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert "1 of 11 prompts holds the vision that the answer must contain" in found.description
-    assert "A vision was cut out of 1 landed prompt." in found.description
-    (offender,) = table(found)
-    assert (offender["line"], offender["status"]) == (11, "conflicts")
-    assert str(offender["given_away"]).startswith("product_summary: A planner that helps")
-
-
-def test_a_whole_vision_in_a_training_prompt_is_named(tmp_path: Path) -> None:
+def test_a_whole_vision_in_a_training_prompt_is_named(layout: Layout) -> None:
     """Here in a file changed by hand."""
-    layout = land(tmp_path, a=GOOD)
-    run(layout)
     rows = list(read_rows(layout.supervised))
     rows[3]["prompt"] = rows[3]["prompt"].replace("REQUIREMENTS:", "VISION:\nproduct_name: x\n\nREQUIREMENTS:")
     rewrite(layout, rows)
-    (offender,) = table(recheck(layout)["answer_not_in_prompt"])
+    (offender,) = table(judged(layout, "answer_not_in_prompt"))
     assert (offender["line"], offender["given_away"]) == (4, "a VISION stands in the prompt")
 
 
 def test_duplicate_prompts_are_counted_and_contradictions_come_first(tmp_path: Path) -> None:
     """Several answers, exact copies, and one prompt that is answered with two statuses."""
     rows = [*GOOD, row(1), row(1), row(2), row(3, "conflicts")]
-    found = evaluations(run(land(tmp_path, a=rows)))["duplicate_prompts"]
+    found = judged(chosen(tmp_path, rows), "duplicate_prompts")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert (
         "14 rows have only 10 different prompts: 3 of them have several answers, 1 with different statuses; "
@@ -469,38 +488,36 @@ def test_duplicate_prompts_are_counted_and_contradictions_come_first(tmp_path: P
 
 def test_retention_warns_outside_the_expected_band(tmp_path: Path) -> None:
     """It says where the rows went."""
-    layout = land(tmp_path, a=[*GOOD, *(row(number, score=0.1) for number in range(20, 30))])
-    found = evaluations(run(layout))["retention"]
+    layout = chosen(tmp_path, [*GOOD, *(row(number, score=0.1) for number in range(20, 30))])
+    found = judged(layout, "retention")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert (
         "10 of 20 landed rows (50.0%) are fit for training, between 80% and 100% are expected: 10 kept, "
         "10 below_min_score." in found.description
     )
     assert table(found)[0]["reason"] == "declared score under 0.82"
-    assert evaluations(run(layout, min_retention=0.4))["retention"].passed
-    assert not evaluations(run(layout, min_retention=0.1, max_retention=0.4))["retention"].passed
+    assert judged(layout, "retention", min_retention=0.4).passed
+    assert not judged(layout, "retention", min_retention=0.1, max_retention=0.4).passed
 
 
-def test_retention_is_a_share_of_what_landed(tmp_path: Path) -> None:
+def test_retention_is_a_share_of_what_landed(closed: tuple[Layout, list[bytes]]) -> None:
     """Of the snapshot's lines, not of the ledger's rows, which may be too few."""
-    layout, lines = closed_ledger(tmp_path)
+    layout, lines = closed
     layout.ledger.write_bytes(b"".join(lines[:11]))
-    found = recheck(layout)["retention"]
+    found = judged(layout, "retention")
     assert "10 of 14 landed rows (71.4%) are fit for training, between 80% and 100% are expected" in found.description
     assert found.metadata["landed"].value == 14
 
 
-def test_schema_fails_on_other_keys_prompts_and_answers(tmp_path: Path) -> None:
+def test_schema_fails_on_other_keys_prompts_and_answers(layout: Layout) -> None:
     """What a trainer would trip over, and fault 9: a training prompt that is not the evaluation's."""
-    layout = land(tmp_path, a=GOOD)
-    run(layout)
     rows = list(read_rows(layout.supervised))
     rows[0] |= {"score": 1}
     rows[1]["prompt"] = rows[1]["prompt"].replace("You are a Product Owner.", "You are an analyst.")
     rows[2]["response"] = rows[2]["response"][:-4]
     rows[3] = {"prompt": None, "response": 5}
     rewrite(layout, rows)
-    found = recheck(layout)["schema"]
+    found = judged(layout, "schema")
     assert "4 of 10 rows are not of the one form" in found.description
     assert [(one["line"], one["fault"]) for one in table(found)] == [
         (1, "its keys are prompt, response, score, expected are prompt, response"),
@@ -513,10 +530,9 @@ def test_schema_fails_on_other_keys_prompts_and_answers(tmp_path: Path) -> None:
     ]
 
 
-def test_schema_fails_when_no_row_is_left(tmp_path: Path) -> None:
+def test_schema_fails_when_no_row_is_left(layout: Layout) -> None:
     """An empty dataset is never trained on."""
-    layout = land(tmp_path, a=GOOD)
-    result = run(layout, min_score=1)
+    result = run(layout, dg.AssetSelection.assets(supervised_dataset), cases=None, min_score=1)
     found = evaluations(result)["schema"]
     assert not found.passed
     assert "There is no training row." in found.description
@@ -524,10 +540,10 @@ def test_schema_fails_when_no_row_is_left(tmp_path: Path) -> None:
     assert refusal(layout.supervised_gate, file_digest(layout.supervised)) is not None
 
 
-def test_the_gate_record_is_tied_to_the_data(tmp_path: Path) -> None:
+def test_the_gate_record_is_tied_to_the_data(layout: Layout) -> None:
     """Data that changed after its checks ran, or whose checks never all ran, is refused with the reason."""
-    layout = land(tmp_path, a=GOOD)
-    run(layout, dg.AssetSelection.all(include_sources=False).without_checks())
+    layout.supervised_gate.unlink()
+    run(layout, ALONE, cases=None)
     digest = file_digest(layout.supervised)
     assert "has no gate record" in str(refusal(layout.supervised_gate, digest))
     key = dg.AssetCheckKey(supervised_dataset.key, "schema")

@@ -25,13 +25,28 @@ from po_assets.storage import Layout, read_manifest, read_rows
 from po_assets.training import checks as training_checks
 from po_assets.training.gradients import Batch, collate
 from po_assets.training.rows import TokenizedRow
-from po_assets_tests.dataset.tables import WORD_COUNT, case, kept_numbers, outcomes, row, texts, write_cases
+from po_assets_tests.dataset.tables import (
+    WORD_COUNT,
+    case,
+    close,
+    judged,
+    kept_numbers,
+    normalized_tables,
+    outcomes,
+    rewrite,
+    row,
+    texts,
+    write_cases,
+)
 from po_assets_tests.dataset.test_checks import (
     GOOD,
-    budget_of,
+    Finished,
+    chosen,
+    copied,
     evaluations,
+    finish,
+    good,
     recheck,
-    rewrite,
     run,
     table,
     words_for_tokens,
@@ -40,6 +55,7 @@ from po_assets_tests.evaluation.scenes import GOOD as GOOD_ANSWER
 from po_assets_tests.evaluation.scenes import VISION as EVALUATED_VISION
 from po_assets_tests.evaluation.scenes import cases as evaluation_cases
 from po_assets_tests.evaluation.scenes import scored
+from po_assets_tests.intake import landed_rows
 from po_assets_tests.intake.landed_rows import land, pair_row, prompt_output_row, teacher_row, vision_prompt_row
 from po_assets_tests.product_owner.documents_text import REVIEW
 from po_assets_tests.training.test_asset import materialize as train
@@ -47,16 +63,16 @@ from po_assets_tests.training.test_asset import run_checks as adapter_checks
 from po_assets_tests.training.tiny_training import make_artifacts
 
 SAMPLES = Path(__file__).resolve().parents[2] / "artifacts" / "evaluation" / "po_eval_cases.jsonl"
-__all__ = ["words_for_tokens"]  # the fixture that counts words for tokens
+__all__ = ["finish", "good", "words_for_tokens"]  # fixtures
 
 
 def test_1_rows_of_another_format_are_taken_in_or_named(tmp_path: Path) -> None:
     """Ten hand-made records in another format were skipped without a word."""
     handmade = [prompt_output_row(texts(number, "conflicts")) for number in range(20, 24)]
-    layout = land(tmp_path, first=GOOD, handmade=[*handmade, {"question": "?", "answer": "!"}])
-    result = run(layout, max_rejected_share=0.1)
+    layout = normalized_tables(tmp_path, first=GOOD, handmade=[*handmade, {"question": "?", "answer": "!"}])
+    close(layout)
     assert {20, 21, 22, 23} <= set(kept_numbers(layout))
-    found = evaluations(result)["rejected_share"]
+    found = landed_rows.judged(layout, "rejected_share", max_rejected_share=0.1)
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "1 of 15 landed rows (6.7%) was rejected" in found.description
     (offender,) = table(found)
@@ -81,10 +97,9 @@ def test_2_the_numbers_are_counted_from_the_files(tmp_path: Path) -> None:
     assert offender["detail"] == "teacher_product_vision is missing"
 
 
-def test_2_rows_skipped_after_they_were_counted_are_missed(tmp_path: Path) -> None:
+def test_2_rows_skipped_after_they_were_counted_are_missed(good: Finished, tmp_path: Path) -> None:
     """Here the file holds one row less than the ledger says was written."""
-    layout = land(tmp_path, a=GOOD)
-    run(layout)
+    layout = copied(good, tmp_path)
     rewrite(layout, list(read_rows(layout.supervised))[:9])
     found = recheck(layout)
     assert (found["schema"].passed, found["schema"].severity) == (False, dg.AssetCheckSeverity.ERROR)
@@ -101,19 +116,17 @@ def test_2_rows_skipped_after_they_were_counted_are_missed(tmp_path: Path) -> No
 def test_2_a_missing_score_is_computed(tmp_path: Path) -> None:
     """It counted as 1.0, so that a bad row without a score was trained on."""
     bare = texts(31) | {"vision": "product_name: x", "review": REVIEW.replace("needs_adjustment", "aligned")}
-    layout = land(tmp_path, a=[*GOOD, pair_row(bare)])
-    result = run(layout)
+    layout = chosen(tmp_path, [*GOOD, pair_row(bare)])
     measured = score_product_owner(bare["requirements"], bare["vision"], bare["review"]).total
     assert measured < 0.82
     assert outcomes(layout)[-1] == "below_min_score"
     assert list(read_rows(layout.ledger))[-1]["note"] == f"no score was declared; the metric gives {measured:.3f}"
-    found = evaluations(result)["declared_scores_match_metric"]
+    found = landed_rows.judged(layout, "declared_scores_match_metric")
     assert "1 row declares none; the metric's score stands in." in found.description
     lines = layout.normalized.read_bytes().splitlines(keepends=True)
     perfect = orjson.loads(lines[-1]) | {"score": 1.0}  # as the manual process had it
     layout.normalized.write_bytes(b"".join([*lines[:-1], orjson.dumps(perfect), b"\n"]))
-    schema = dg.AssetCheckKey(dg.AssetKey("normalized_teacher"), "schema")
-    found = evaluations(run(layout, dg.AssetSelection.checks(schema), cases=None))["schema"]
+    found = landed_rows.judged(layout, "schema")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert "1 of 11 normalized rows breaks the schema." in found.description
     assert [(one["line"], one["fault"]) for one in table(found)] == [(11, "score is not the metric score")]
@@ -122,8 +135,8 @@ def test_2_a_missing_score_is_computed(tmp_path: Path) -> None:
 def test_3_flattering_scores_are_listed(tmp_path: Path) -> None:
     """Hand-made records declared 0.85 to 0.90; the metric gives them 0.64 to 0.72."""
     flat = texts(32, "conflicts") | {"requirements": "FR001: one thing\nFR002: another thing"}
-    result = run(land(tmp_path, a=[*GOOD, prompt_output_row(flat, score=0.9)]))
-    found = evaluations(result)["declared_scores_match_metric"]
+    layout = chosen(tmp_path, [*GOOD, prompt_output_row(flat, score=0.9)])
+    found = landed_rows.judged(layout, "declared_scores_match_metric")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     worst = table(found)[0]
     assert (worst["line"], worst["declared"]) == (11, 0.9)
@@ -132,16 +145,14 @@ def test_3_flattering_scores_are_listed(tmp_path: Path) -> None:
 
 def test_4_evaluation_inputs_do_not_reach_the_training_rows(tmp_path: Path) -> None:
     """26 of 34 evaluation cases had the byte-identical prompt in the training file."""
-    layout = land(tmp_path, a=[*GOOD, row(900), row(901)])
-    result = run(layout)
+    layout = chosen(tmp_path, [*GOOD, row(900), row(901)])
     assert outcomes(layout)[-2:] == ["held_out", "held_out"]
     cases = [case(900), case(901)]
     trained = {entry["prompt"] for entry in read_rows(layout.supervised)}
     assert not trained & {build_prompt(one["concept"], one["requirements_yaml"]) for one in cases}
-    assert evaluations(result)["no_eval_overlap"].passed
+    assert judged(layout, "no_eval_overlap").passed
     write_cases(layout, [*cases, case(1), case(2)])  # now cases are added for what is trained on already
-    overlap = dg.AssetCheckKey(dg.AssetKey("supervised_dataset"), "no_eval_overlap")
-    found = evaluations(run(layout, dg.AssetSelection.checks(overlap), cases=None))["no_eval_overlap"]
+    found = judged(layout, "no_eval_overlap")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert "2 of 10 training rows give 2 evaluation cases away: 2 with the same input" in found.description
     assert [one["case"] for one in table(found)] == ["case-1", "case-2"]
@@ -151,12 +162,12 @@ def test_4_a_reference_answer_under_another_prompt_is_held_out(tmp_path: Path) -
     """The row asks something else, and teaches what a case's answer is."""
     cases = [{name: getattr(one, name) for name in COLUMNS} for one in read_eval_cases(UPath(SAMPLES))]
     given = texts(50) | {"vision": cases[0]["reference_vision_yaml"], "review": cases[0]["reference_review_yaml"]}
-    layout = land(tmp_path, a=[*GOOD, row(50) | teacher_row(given, score=0.95)])
-    result = run(layout, cases=cases)
+    layout = normalized_tables(tmp_path, cases, a=[*GOOD, row(50) | teacher_row(given, score=0.95)])
+    close(layout)
     last = list(read_rows(layout.ledger))[-1]
     assert (last["outcome"], last["reason"]) == ("held_out", "nearly the reference answer of an evaluation case")
     assert last["detail"].startswith(f"case {cases[0]['case_id']}, similarity ")
-    assert evaluations(result)["no_eval_overlap"].passed
+    assert judged(layout, "no_eval_overlap").passed
 
 
 def test_5_few_different_prompts_are_noticed(tmp_path: Path) -> None:
@@ -165,7 +176,7 @@ def test_5_few_different_prompts_are_noticed(tmp_path: Path) -> None:
         pair_row(texts(3) | {"review": texts(3)["review"].replace("well", f"well, {word}")}, score=0.9)
         for word in ("all", "each", "both")
     ]
-    found = evaluations(run(land(tmp_path, a=[*GOOD, *answers])))["duplicate_prompts"]
+    found = judged(chosen(tmp_path, [*GOOD, *answers]), "duplicate_prompts")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "13 rows have only 10 different prompts: 1 of them has several answers" in found.description
     assert "0 rows are exact copies" in found.description
@@ -177,7 +188,11 @@ def test_6_an_answer_in_the_prompt_is_cut_out_and_told(tmp_path: Path) -> None:
     layout = land(tmp_path, a=[*GOOD, vision_prompt_row(texts(33, "conflicts"))])
     found = evaluations(run(layout))["answer_not_in_prompt"]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "1 of 11 prompts holds the vision that the answer must contain" in found.description
     assert "A vision was cut out of 1 landed prompt." in found.description
+    (offender,) = table(found)  # what is left of the vision in the prompt is its summary
+    assert (offender["line"], offender["status"]) == (11, "conflicts")
+    assert str(offender["given_away"]).startswith("product_summary: A planner that helps")
     last = list(read_rows(layout.supervised))[-1]
     assert "key_capabilities" not in last["prompt"]
     assert list(read_rows(layout.ledger))[-1]["note"].endswith("it was left out of the prompt")
@@ -187,31 +202,34 @@ def test_7_targets_that_fail_the_validator_are_counted(tmp_path: Path) -> None:
     """118 of 359 training targets failed the validator that the student's answers must pass."""
     one_action = REVIEW.replace("- Keep FR001 and FR002 as they are.\n", "").replace("needs_adjustment", "aligned")
     bad = [pair_row(texts(number) | {"review": one_action}, score=0.9) for number in range(40, 45)]
-    layout = land(tmp_path, a=[*GOOD, *bad])
-    found = evaluations(run(layout))["targets_pass_validator"]
+    layout = chosen(tmp_path, [*GOOD, *bad])
+    found = judged(layout, "targets_pass_validator")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "5 rows are left out, since the validator rejects their answers." in found.description
     assert outcomes(layout)[-5:] == ["invalid_target"] * 5
-    found = evaluations(run(layout, invalid_targets="warn"))["targets_pass_validator"]
+    close(layout, invalid_targets="warn")
+    found = judged(layout, "targets_pass_validator", invalid_targets="warn")
     assert "5 of 15 responses (33.3%) fail the validator" in found.description
     assert found.metadata["invalid_targets"].value == 5
 
 
-def test_8_no_row_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_8_no_row_is_cut(tmp_path: Path) -> None:
     """Rows were cut silently at 768 tokens, with real rows of 750 to 1,530 tokens."""
     long = texts(34) | {"concept": " ".join([texts(34)["concept"], *["word"] * 700])}
-    layout = land(tmp_path, a=[*GOOD, pair_row(long, score=0.9)])
-    found = evaluations(run(layout))["fits_context"]
+    layout = chosen(tmp_path, [*GOOD, pair_row(long, score=0.9)])
+    found = judged(layout, "fits_context")
     assert found.passed
     assert "10 of 10 rows fit into 600 tokens" in found.description
     entry = list(read_rows(layout.ledger))[-1]
     assert (entry["outcome"], entry["reason"]) == ("over_length", "longer than 600 tokens")
     assert int(entry["detail"].split()[2]) > 700
-    budget_of(monkeypatch, TokenBudget("older-model", 100, WORD_COUNT.row_lengths))  # rows for another, shorter model
-    alone = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("supervised_dataset"), "fits_context"))
-    found = evaluations(run(layout, alone, cases=None))["fits_context"]
+    older = TokenBudget("older-model", 100, WORD_COUNT.row_lengths)  # rows for another, shorter model
+    found = judged(layout, "fits_context", older)
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert "10 of 10 rows have more than the 100 tokens that older-model is trained with" in found.description
+    assert "their ends would be lost" in found.description
+    assert table(found)[0]["over"] == table(found)[0]["tokens"] - 100
+    assert "data:image/png" in str(found.metadata["lengths"].value)
 
 
 def test_8_training_on_the_wrong_tokens_is_noticed(tmp_path: Path) -> None:
@@ -241,14 +259,12 @@ def test_9_training_and_evaluation_ask_with_one_prompt(tmp_path: Path) -> None:
     """Whatever the landed prompt said, the training row asks as the evaluation does."""
     landed = prompt_output_row(texts(35))
     assert landed["prompt"] != build_prompt(texts(35)["concept"], texts(35)["requirements"])
-    layout = land(tmp_path, a=[*GOOD, landed])
-    result = run(layout)
+    layout = chosen(tmp_path, [*GOOD, landed])
     last = list(read_rows(layout.supervised))[-1]
     assert last["prompt"] == build_prompt(texts(35)["concept"], texts(35)["requirements"])
-    schema = dg.AssetCheckKey(dg.AssetKey("supervised_dataset"), "schema")
-    assert {one.asset_check_key: one.passed for one in result.get_asset_check_evaluations()}[schema]
+    assert judged(layout, "schema").passed
     rewrite(layout, [*list(read_rows(layout.supervised))[:-1], last | {"prompt": landed["prompt"]}])
-    found = evaluations(run(layout, dg.AssetSelection.checks(schema), cases=None))["schema"]
+    found = judged(layout, "schema")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert "1 of 11 rows is not of the one form" in found.description
     assert table(found)[0]["fault"] == "its prompt is not the one that evaluation uses"
@@ -258,8 +274,8 @@ def test_10_a_landed_review_that_does_not_parse_is_told_apart_from_a_wrong_statu
     """A score of 0.375 was read as "wrong status"; it was a REVIEW that is no YAML."""
     broken = texts(36) | {"review": "status: aligned\nsummary: a: b"}
     wrong = texts(37) | {"review": REVIEW.replace("needs_adjustment", "unaligned")}
-    layout = land(tmp_path, a=[*GOOD, pair_row(broken, score=0.375), pair_row(wrong, score=0.9)])
-    found = evaluations(run(layout))["rejected_share"]
+    layout = normalized_tables(tmp_path, a=[*GOOD, pair_row(broken, score=0.375), pair_row(wrong, score=0.9)])
+    found = landed_rows.judged(layout, "rejected_share")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert "2 of 12 landed rows (16.7%) were rejected, at most 5.0% may be: 1 YAML does not parse, 1 schema." in (
         found.description
@@ -337,10 +353,8 @@ def test_11_too_few_cases_do_not_pass_for_a_gate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format_name", ["teacher", "pair"])
-def test_taking_in_what_was_written_gives_the_same_rows(tmp_path: Path, format_name: str) -> None:
+def test_taking_in_what_was_written_gives_the_same_rows(good: Finished, tmp_path: Path, format_name: str) -> None:
     """An old training file, landed again, becomes the same training file (fault 1: formats must not matter)."""
-    first = land(tmp_path / "first", a=GOOD)
-    run(first)
-    again = land(tmp_path / "again", a=first.supervised.read_bytes() if format_name == "pair" else GOOD)
-    run(again)
-    assert again.supervised.read_bytes() == first.supervised.read_bytes()
+    first = good.layout.supervised.read_bytes()
+    again = chosen(tmp_path, first if format_name == "pair" else GOOD)
+    assert again.supervised.read_bytes() == first

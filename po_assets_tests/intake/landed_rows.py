@@ -5,13 +5,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 from upath import UPath
 
-from po_assets.intake.landing import Source, list_landing, snapshot, sources_record
+from po_assets.dag.verdict import to_check_result
+from po_assets.intake.assets import IntakeSettings
+from po_assets.intake.checks import Normalization, Snapshot, normalized_checks, raw_checks
+from po_assets.intake.landing import Source, list_landing, snapshot, sources_of, sources_record
+from po_assets.intake.ledger import balance
 from po_assets.intake.lines import Line
 from po_assets.intake.pipeline import Summary, normalize_snapshot
 from po_assets.product_owner import build_prompt, format_answer
-from po_assets.storage import Layout
+from po_assets.storage import Layout, read_manifest
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
 CONCEPT = "A route planner for small delivery companies"
@@ -183,3 +188,14 @@ def take_in(layout: Layout, workers: int | None = 1) -> tuple[list[Source], Summ
     table, summary = normalize_snapshot(layout, sources, staged.sha256, workers)
     table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()
     return sources, summary
+
+
+def judged(layout: Layout, check: str, **policy: Any) -> dg.AssetCheckResult:
+    """What a check of the teacher rows says of the files as they stand, as its page shows it."""
+    sources = sources_of(read_manifest(layout.raw), layout.raw)
+    if check in raw_checks.names:
+        verdict = raw_checks.verdicts(Snapshot(layout, sources, {}))[check]
+        return to_check_result(check, raw_checks.asset, verdict)
+    counted = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
+    found = Normalization(layout, sources, IntakeSettings(**policy), counted)
+    return to_check_result(check, normalized_checks.asset, normalized_checks.verdicts(found, {check})[check])

@@ -1,4 +1,7 @@
-"""The checks of raw_teacher and normalized_teacher in Dagster: passing on good data, and what they say on bad data."""
+"""The checks of raw_teacher and normalized_teacher: passing on good data, and what they say on bad data.
+
+The graph is run where it is promised that it stops or goes on; what a check says is asked of the check.
+"""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +18,7 @@ from po_assets.intake.assets import IntakeSettings, normalized_teacher, raw_teac
 from po_assets.intake.checks import teacher_checks
 from po_assets.product_owner import score_product_owner
 from po_assets.storage import Layout, read_manifest, read_rows
-from po_assets_tests.intake.landed_rows import land, teacher_row
+from po_assets_tests.intake.landed_rows import judged, land, take_in, teacher_row
 from po_assets_tests.intake.test_landing import lock, odd_entries
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
@@ -57,9 +60,11 @@ def failure_message(result: dg.ExecuteInProcessResult, step: str) -> str:
     return error.message
 
 
-def recheck(layout: Layout) -> dict[str, dg.AssetCheckEvaluation]:
-    """Run the checks of normalized_teacher alone, on the files as they stand."""
-    return evaluations(run(layout, dg.AssetSelection.checks_for_assets(normalized_teacher)))
+def taken_in(root: Path, **files: Any) -> Layout:
+    """The tables made of these files, as the graph makes them."""
+    layout = land(root, **files)
+    take_in(layout)
+    return layout
 
 
 def test_good_rows_pass_every_check(tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def test_has_records_fails_when_every_line_is_blank(tmp_path: Path) -> None:
 
 def test_has_records_names_files_without_records(tmp_path: Path) -> None:
     """A file of blank lines beside a good one is worth a word."""
-    found = evaluations(run(land(tmp_path, a=[GOOD], b=b"\n"), max_rejected_share=1))["has_records"]
+    found = judged(taken_in(tmp_path, a=[GOOD], b=b"\n"), "has_records")
     assert found.passed
     assert found.description == "There is 1 record in 2 landed files. 1 of the files holds none."
     assert table(found)[0]["file"] == "b.jsonl"
@@ -177,11 +182,9 @@ def test_has_records_warns_of_what_was_not_taken_in(tmp_path: Path, monkeypatch:
 
 def test_has_records_fails_on_a_snapshot_that_was_changed(tmp_path: Path) -> None:
     """The manifest says how many lines there were."""
-    layout = land(tmp_path, a=[GOOD, GOOD])
-    run(layout)
+    layout = taken_in(tmp_path, a=[GOOD, GOOD])
     layout.raw.write_bytes(layout.raw.read_bytes().splitlines()[0] + b"\n")
-    result = run(layout, selection=dg.AssetSelection.checks_for_assets(raw_teacher))
-    found = evaluations(result)["has_records"]
+    found = judged(layout, "has_records")
     assert not found.passed
     assert "ends before line 2 of a.jsonl" in found.description
 
@@ -206,7 +209,7 @@ def test_rejected_share_fails_above_the_limit_and_stops_the_graph(tmp_path: Path
 
 def test_rejected_share_says_how_many_more_there_are(tmp_path: Path) -> None:
     """The table has a few of each reason; the row of an unknown format names every known one."""
-    found = evaluations(run(land(tmp_path, a=[GOOD, *[{"a": 1}] * 40])))["rejected_share"]
+    found = judged(taken_in(tmp_path, a=[GOOD, *[{"a": 1}] * 40]), "rejected_share")
     assert "The table shows 3 of 40 rows." in found.description
     assert str(table(found)[0]["detail"]).endswith("alpaca, batch (see docs/formats.md)")
 
@@ -222,29 +225,27 @@ def test_rejected_share_warns_below_the_limit(tmp_path: Path) -> None:
 
 def test_declared_scores_that_are_not_the_metrics_are_listed_worst_first(tmp_path: Path) -> None:
     """A warning with both figures; the policy may trust the declared ones."""
-    result = run(land(tmp_path, a=[GOOD, teacher_row(score=METRIC - 0.1), teacher_row(score=0.2)]))
-    found = evaluations(result)["declared_scores_match_metric"]
+    layout = taken_in(tmp_path, a=[GOOD, teacher_row(score=METRIC - 0.1), teacher_row(score=0.2)])
+    found = judged(layout, "declared_scores_match_metric")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "2 of 3 declared scores differ from the metric's by more than 0.005" in found.description
     assert "score_source: metric" in found.description
     assert [(row["line"], row["declared"]) for row in table(found)] == [(3, 0.2), (2, round(METRIC - 0.1, 4))]
-    assert result.success
 
 
 def test_a_difference_within_the_tolerance_is_none(tmp_path: Path) -> None:
     """The tolerance is a setting."""
-    layout = land(tmp_path, a=[teacher_row(score=METRIC - 0.02)])
-    assert not evaluations(run(layout))["declared_scores_match_metric"].passed
-    assert evaluations(run(layout, score_tolerance=0.03))["declared_scores_match_metric"].passed
+    layout = taken_in(tmp_path, a=[teacher_row(score=METRIC - 0.02)])
+    assert not judged(layout, "declared_scores_match_metric").passed
+    assert judged(layout, "declared_scores_match_metric", score_tolerance=0.03).passed
 
 
 def test_ledger_balances_fails_when_a_landed_line_has_no_row(tmp_path: Path) -> None:
     """It counts the lines of the files, not what somebody counted."""
-    layout = land(tmp_path, a=[GOOD, GOOD, GOOD])
-    run(layout)
+    layout = taken_in(tmp_path, a=[GOOD, GOOD, GOOD])
     lines = layout.ledger.read_bytes().splitlines(keepends=True)
     layout.ledger.write_bytes(lines[0] + lines[2])
-    found = recheck(layout)["ledger_balances"]
+    found = judged(layout, "ledger_balances")
     assert not found.passed
     assert "3 lines landed, the ledger says 2 kept" in found.description
     faults = [row["fault"] for row in table(found)]
@@ -254,34 +255,31 @@ def test_ledger_balances_fails_when_a_landed_line_has_no_row(tmp_path: Path) -> 
 
 def test_ledger_balances_counts_disagreements_that_it_does_not_name(tmp_path: Path) -> None:
     """Every row after a gap stands wrongly; 20 are shown, and two counts differ."""
-    layout = land(tmp_path, a=[GOOD] * 50)
-    run(layout)
+    layout = taken_in(tmp_path, a=[GOOD] * 50)
     layout.ledger.write_bytes(b"".join(layout.ledger.read_bytes().splitlines(keepends=True)[1:]))
-    found = recheck(layout)["ledger_balances"]
+    found = judged(layout, "ledger_balances")
     assert "the ledger says 49 kept; 52 disagreements found." in found.description
     assert "The table shows 20 of 52 rows." in found.description
 
 
 def test_ledger_balances_fails_when_a_normalized_row_is_gone(tmp_path: Path) -> None:
     """A row that the ledger calls kept must be in the table."""
-    layout = land(tmp_path, a=[GOOD, GOOD])
-    run(layout)
+    layout = taken_in(tmp_path, a=[GOOD, GOOD])
     layout.normalized.write_bytes(layout.normalized.read_bytes().splitlines(keepends=True)[0])
-    found = recheck(layout)["ledger_balances"]
+    found = judged(layout, "ledger_balances")
     assert not found.passed
     assert table(found)[0]["fault"] == "1 found where 2 are due: normalized rows, one for each row not rejected"
 
 
 def test_schema_names_each_fault_of_each_row(tmp_path: Path) -> None:
     """A row that was changed by hand, or that a format converts wrongly."""
-    layout = land(tmp_path, a=[GOOD, GOOD, GOOD])
-    run(layout)
+    layout = taken_in(tmp_path, a=[GOOD, GOOD, GOOD])
     rows = list(read_rows(layout.normalized))
     rows[0] |= {"status": "fine", "score": 2, "valid": "yes"}
     del rows[1]["concept"]
     rows[2]["line"] = 1
     layout.normalized.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    found = recheck(layout)["schema"]
+    found = judged(layout, "schema")
     assert not found.passed
     assert "2 of 3 normalized rows break the schema." in found.description or "3 of 3" in found.description
     faults = {row["line"]: row["fault"] for row in table(found)}
@@ -291,25 +289,23 @@ def test_schema_names_each_fault_of_each_row(tmp_path: Path) -> None:
 
 def test_schema_fails_on_rows_out_of_landing_order(tmp_path: Path) -> None:
     """The ledger is matched to the table by order."""
-    layout = land(tmp_path, a=[GOOD, GOOD])
-    run(layout)
+    layout = taken_in(tmp_path, a=[GOOD, GOOD])
     rows = layout.normalized.read_bytes().splitlines(keepends=True)
     layout.normalized.write_bytes(rows[1] + rows[0])
-    found = recheck(layout)["schema"]
+    found = judged(layout, "schema")
     assert "it stands twice or out of landing order" in str(table(found)[0]["fault"])
 
 
 def test_schema_fails_when_every_row_was_rejected(tmp_path: Path) -> None:
     """A table without rows is no success."""
-    found = evaluations(run(land(tmp_path, a=b"{\n"), max_rejected_share=1))["schema"]
+    found = judged(taken_in(tmp_path, a=b"{\n"), "schema")
     assert not found.passed
     assert "There is no normalized row: every landed line was rejected." in found.description
 
 
 def test_a_single_check_can_be_run_alone(tmp_path: Path) -> None:
     """As people do from the check's page."""
-    layout = land(tmp_path, a=[GOOD])
-    run(layout)
+    layout = taken_in(tmp_path, a=[GOOD])
     key = dg.AssetCheckKey(dg.AssetKey("normalized_teacher"), "schema")
     assert set(evaluations(run(layout, selection=dg.AssetSelection.checks(key)))) == {"schema"}
 
