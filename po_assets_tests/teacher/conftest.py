@@ -1,6 +1,5 @@
 """A root with payloads, and processes that run batches over them."""
 
-import multiprocessing
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from po_assets_tests.processes import started
 from po_assets_tests.teacher import crash_driver
 from po_assets_tests.teacher.scenes import Scene
 
@@ -22,13 +22,8 @@ def scene(tmp_path: Path) -> Scene:
 @pytest.fixture(scope="session")
 def start() -> Start:
     """Starts a process that asks the scene's payloads of a server, as `crash_driver.ask` does."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([crash_driver.__name__])
 
     def start(scene: Scene, url: str, moment: str = "", at: int = 1, **settings: Any) -> BaseProcess:
-        arguments = (Path(str(scene.layout.root)), scene.path, url, moment, at)
-        process = context.Process(target=crash_driver.ask, args=arguments, kwargs=settings)
-        process.start()
-        return process
+        return started(crash_driver.ask, Path(str(scene.layout.root)), scene.path, url, moment, at, **settings)
 
     return start

@@ -1,14 +1,16 @@
 """The asset and its checks through Dagster: what people see when it goes well, and what each check says when it does not."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from upath import UPath
 
 from po_assets.dag import Artifacts, JsonlIOManager, Tracking
 from po_assets.dataset.settings import PromptSettings
@@ -20,7 +22,7 @@ from po_assets.training.assets import lora_adapter
 from po_assets.training.checks import label_faults, lora_adapter_checks
 from po_assets.training.rows import TokenizedRow
 from po_assets.training.settings import TrainingSettings
-from po_assets_tests.training.tiny_training import write_supervised
+from po_assets_tests.training.tiny_training import make_artifacts, write_supervised
 
 
 @dg.asset(io_manager_key="io_manager")
@@ -63,9 +65,29 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     return str(event.step_failure_data.user_failure_data.description)
 
 
-def test_a_materialization_shows_what_people_want_to_see(layout: Layout):
+class Finished(NamedTuple):
+    """A place with a trained adapter, to be copied and not changed, and the run that made it."""
+
+    layout: Layout
+    result: dg.ExecuteInProcessResult
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    layout = make_artifacts(tmp_path_factory.mktemp("finished") / "artifacts")
+    return Finished(layout, materialize(layout))
+
+
+@pytest.fixture
+def trained(finished: Finished, tmp_path: Path) -> Layout:
+    """A copy with the adapter and its base model."""
+    shutil.copytree(str(finished.layout.root), tmp_path / "trained")
+    return Layout(UPath(tmp_path / "trained"))
+
+
+def test_a_materialization_shows_what_people_want_to_see(finished: Finished):
     """Loss curve, speed, rows, steps, parameters, precision and why; the digest is the data version; all checks pass."""
-    result = materialize(layout)
+    layout, result = finished
     assert result.success
     (event,) = result.asset_materializations_for_node("lora_adapter")
     manifest = read_manifest(layout.adapter)
@@ -107,17 +129,18 @@ def test_rows_that_the_adapter_did_not_see_are_not_counted(layout: Layout, recip
     assert event.metadata["trained"].value == trained
 
 
-def test_numbers_are_observed_while_it_trains(layout: Layout):
+def test_numbers_are_observed_while_it_trains(finished: Finished):
     """Numeric observations, which the UI plots before the asset is finished."""
-    events = [e for e in materialize(layout).all_events if e.event_type_value == "ASSET_OBSERVATION"]
+    events = [e for e in finished.result.all_events if e.event_type_value == "ASSET_OBSERVATION"]
     observed = events[0].asset_observation_data.asset_observation.metadata
     assert {"train/loss", "train/tokens_per_second", "train/step"} <= set(observed)
     assert all(isinstance(value.value, float) for value in observed.values())
 
 
-def test_nothing_new_is_unchanged_with_the_same_data_version(layout: Layout):
+def test_nothing_new_is_unchanged_with_the_same_data_version(finished: Finished):
     """A second materialization returns at once and leaves everything downstream fresh."""
-    first, second = (materialize(layout).asset_materializations_for_node("lora_adapter")[0] for _ in range(2))
+    results = (finished.result, materialize(finished.layout))
+    first, second = (result.asset_materializations_for_node("lora_adapter")[0] for result in results)
     assert first.metadata["unchanged"].value is False
     assert second.metadata["unchanged"].value is True
     assert first.tags["dagster/data_version"] == second.tags["dagster/data_version"]
@@ -165,11 +188,10 @@ def test_loads_fails_without_an_adapter(layout: Layout):
     assert "**What to do:** Materialize lora_adapter again." in str(loads.description)
 
 
-def test_loads_fails_on_a_damaged_file(layout: Layout):
+def test_loads_fails_on_a_damaged_file(trained: Layout):
     """Bytes that are not those of the manifest are not loaded at all."""
-    materialize(layout)
-    rewrite_weights(layout, lambda tensors: {k: v + 1 for k, v in tensors.items()}, honest=False)
-    loads = run_checks(layout)["loads"]
+    rewrite_weights(trained, lambda tensors: {k: v + 1 for k, v in tensors.items()}, honest=False)
+    loads = run_checks(trained)["loads"]
     assert not loads.passed
     assert "adapter_model.safetensors" in str(loads.description)
     assert "changed or damaged" in str(loads.description)
@@ -185,36 +207,33 @@ def with_nan(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("change", "fault"), [(without_one, "missing"), (with_nan, "not finite")])
-def test_loads_fails_on_missing_and_on_broken_matrices(layout: Layout, change: Any, fault: str):
+def test_loads_fails_on_missing_and_on_broken_matrices(trained: Layout, change: Any, fault: str):
     """PEFT would load both without an error; the table names the matrix."""
-    materialize(layout)
-    rewrite_weights(layout, change)
-    loads = run_checks(layout)["loads"]
+    rewrite_weights(trained, change)
+    loads = run_checks(trained)["loads"]
     assert not loads.passed
     assert "matrices 1 is missing, left over or not finite" in str(loads.description)
     (record,) = loads.metadata["rows"].records
     assert record.data["fault"] == fault
 
 
-def test_loads_fails_on_another_base_model(layout: Layout):
+def test_loads_fails_on_another_base_model(trained: Layout):
     """Shapes that do not fit are said in words, not in a stack trace."""
-    materialize(layout)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     LlamaForCausalLM(
         LlamaConfig(vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    ).save_pretrained(layout.root / "tiny")
-    found = run_checks(layout)
+    ).save_pretrained(trained.root / "tiny")
+    found = run_checks(trained)
     assert not found["loads"].passed
     assert "does not load onto" in str(found["loads"].description)
     assert not found["changes_the_model"].passed
 
 
-def test_changes_the_model_fails_on_an_untrained_adapter(layout: Layout):
+def test_changes_the_model_fails_on_an_untrained_adapter(trained: Layout):
     """B matrices of zeros are a valid adapter that does nothing: the evaluation would measure the base model."""
-    materialize(layout)
-    rewrite_weights(layout, lambda t: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()})
-    found = run_checks(layout)
+    rewrite_weights(trained, lambda t: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()})
+    found = run_checks(trained)
     assert found["loads"].passed
     assert not found["changes_the_model"].passed
     assert "by 0.0000 nats per token (at least 0.001 wanted)" in str(found["changes_the_model"].description)
@@ -235,20 +254,18 @@ def rewrite_losses(layout: Layout, losses: list[float]) -> None:
         ([2.0, 1.0, float("nan"), 0.9, 0.9, 0.8], "not finite in 1 of 6 steps, first in step 3"),
     ],
 )
-def test_training_is_sane_fails_on_losses_that_are_not(layout: Layout, losses: list[float], expected: str):
+def test_training_is_sane_fails_on_losses_that_are_not(trained: Layout, losses: list[float], expected: str):
     """A rising and a broken loss, with advice on the learning rate."""
-    materialize(layout)
-    rewrite_losses(layout, losses)
-    sane = run_checks(layout)["training_is_sane"]
+    rewrite_losses(trained, losses)
+    sane = run_checks(trained)["training_is_sane"]
     assert not sane.passed
     assert expected in str(sane.description)
     assert "Lower learning_rate" in str(sane.description)
 
 
-def test_training_is_sane_shows_a_row_with_what_is_trained_marked(layout: Layout):
+def test_training_is_sane_shows_a_row_with_what_is_trained_marked(trained: Layout):
     """The prompt with its template is not trained; the answer with its end-of-sequence token is."""
-    materialize(layout)
-    sane = run_checks(layout)["training_is_sane"]
+    sane = run_checks(trained)["training_is_sane"]
     assert sane.passed
     assert "All 12 rows end in a trained end-of-sequence token" in str(sane.description)
     prompt, answer = (record.data for record in sane.metadata["rows"].records)
@@ -258,11 +275,10 @@ def test_training_is_sane_shows_a_row_with_what_is_trained_marked(layout: Layout
     assert "**Trained (" in str(sane.metadata["sample_row"].value)
 
 
-def test_training_is_sane_fails_when_the_data_changed_afterwards(layout: Layout):
+def test_training_is_sane_fails_when_the_data_changed_afterwards(trained: Layout):
     """It would otherwise judge rows that were never trained on."""
-    materialize(layout)
-    write_supervised(layout, [("other", "rows")])
-    sane = run_checks(layout)["training_is_sane"]
+    write_supervised(trained, [("other", "rows")])
+    sane = run_checks(trained)["training_is_sane"]
     assert not sane.passed
     assert "supervised dataset changed since" in str(sane.description)
 

@@ -1,38 +1,27 @@
 """Kill -9 at many moments: the next run ends with the same adapter as an uninterrupted one, and nothing is ever half there."""
 
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 
-from po_assets.storage import Layout, read_manifest
+from po_assets.storage import Layout, Manifest, read_manifest
 from po_assets.training.student import adapter_problem
+from po_assets_tests.processes import started
 from po_assets_tests.training import crash_driver
-from po_assets_tests.training.tiny_training import PAIRS, UNLIKE_PAIRS, write_supervised
+from po_assets_tests.training.tiny_training import PAIRS, UNLIKE_PAIRS, make_artifacts, write_supervised
 
 FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
-@pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["po_assets_tests.training.crash_driver"])
-    return context
-
-
-def start(
-    processes: multiprocessing.context.ForkServerContext, root: Path, moment: str = "", at: int = 1, **options: bool
-) -> BaseProcess:
-    process = processes.Process(target=crash_driver.make, args=(root, moment, at), kwargs=options)
-    process.start()
-    return process
+def start(root: Path, moment: str = "", at: int = 1, **options: bool) -> BaseProcess:
+    return started(crash_driver.make, root, moment, at, **options)
 
 
 def adapter_bytes(layout: Layout) -> list[bytes]:
@@ -43,21 +32,58 @@ def log(root: Path) -> str:
     return (root / "log.txt").read_text()
 
 
+class Trained(NamedTuple):
+    """What an uninterrupted training published, and its folder `models`."""
+
+    files: list[bytes]
+    manifest: Manifest | None
+    models: Path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """The place of all trainings here: the path of the base model is in what they publish."""
+    return make_artifacts(tmp_path_factory.mktemp("crash") / "artifacts")
+
+
 @pytest.fixture
-def expected(processes: multiprocessing.context.ForkServerContext, layout: Layout, tmp_path: Path) -> list[bytes]:
-    """The files of an uninterrupted training in the same place, whose traces are then removed."""
-    root = Path(str(layout.root))
-    process = start(processes, root)
+def layout(place: Layout) -> Layout:
+    """The place as it was before the first training."""
+    return tidied(place)
+
+
+def tidied(place: Layout) -> Layout:
+    root = Path(str(place.root))
+    shutil.rmtree(root / "models", ignore_errors=True)
+    (root / "log.txt").unlink(missing_ok=True)
+    write_supervised(place, PAIRS)
+    return place
+
+
+@pytest.fixture(scope="module")
+def expected(place: Layout, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """What an uninterrupted training publishes."""
+    return uninterrupted(tidied(place), tmp_path_factory.mktemp("expected"))
+
+
+@pytest.fixture(scope="module")
+def best(place: Layout, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """What one publishes that chooses the matrices of the lowest validation loss."""
+    write_supervised(tidied(place), UNLIKE_PAIRS)
+    return uninterrupted(place, tmp_path_factory.mktemp("best"), best=True)
+
+
+def uninterrupted(place: Layout, kept: Path, **options: bool) -> Trained:
+    root = Path(str(place.root))
+    process = start(root, **options)
     process.join(120)
     assert process.exitcode == 0
-    files = adapter_bytes(layout)
-    shutil.rmtree(root / "models")
-    (root / "log.txt").unlink()
-    return files
+    models = shutil.copytree(root / "models", kept / "models")
+    return Trained(adapter_bytes(place), read_manifest(place.adapter), models)
 
 
 def slow(*values: object) -> Any:
-    """Values of the slow tests: each kill takes three trainings."""
+    """Values of the slow tests: each kill takes two trainings."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -76,25 +102,20 @@ def slow(*values: object) -> Any:
         slow("before the adapter's manifest", 1, 6),
     ],
 )
-def test_killed_training_resumes_to_the_same_adapter(  # noqa: PLR0917
-    processes: multiprocessing.context.ForkServerContext,
-    layout: Layout,
-    expected: list[bytes],
-    moment: str,
-    at: int,
-    resumed: int,
+def test_killed_training_resumes_to_the_same_adapter(
+    layout: Layout, expected: Trained, moment: str, at: int, resumed: int
 ):
     """Killed there, no adapter is visible; run again, it goes on from the last whole checkpoint."""
     root = Path(str(layout.root))
-    killed = start(processes, root, moment, at)
+    killed = start(root, moment, at)
     killed.join(120)
     assert killed.exitcode == -signal.SIGKILL
     assert not layout.adapter.exists()
-    again = start(processes, root)
+    again = start(root)
     again.join(120)
     assert again.exitcode == 0
     assert f"resumed at {resumed}\n" in log(root)
-    assert adapter_bytes(layout) == expected
+    assert adapter_bytes(layout) == expected.files
     assert adapter_problem(layout.adapter) is None
     leftovers = [p.name for p in (root / "models").rglob("*") if "step-" in p.name]
     assert leftovers == []
@@ -103,50 +124,41 @@ def test_killed_training_resumes_to_the_same_adapter(  # noqa: PLR0917
 @pytest.mark.parametrize(
     ("moment", "at"), [slow("while a checkpoint is written", 9), ("while the adapter is written", 1)]
 )
-def test_killed_training_keeps_its_choice_of_the_best(
-    processes: multiprocessing.context.ForkServerContext, layout: Layout, moment: str, at: int
-):
+def test_killed_training_keeps_its_choice_of_the_best(layout: Layout, best: Trained, moment: str, at: int):
     """The step of the lowest validation loss lies before the kill; its matrices are published all the same."""
     root = Path(str(layout.root))
     write_supervised(layout, UNLIKE_PAIRS)
-    start(processes, root, best=True).join(120)
-    whole, manifest = adapter_bytes(layout), read_manifest(layout.adapter)
-    shutil.rmtree(root / "models")
-    killed = start(processes, root, moment, at, best=True)
+    killed = start(root, moment, at, best=True)
     killed.join(120)
     assert killed.exitcode == -signal.SIGKILL
     assert not layout.adapter.exists()
-    again = start(processes, root, best=True)
+    again = start(root, best=True)
     again.join(120)
     assert again.exitcode == 0
     made = read_manifest(layout.adapter)
     assert made
-    assert manifest
-    assert made.extra["resumed_at"] >= 8 > made.extra["published_step"] == manifest.extra["published_step"]
-    assert adapter_bytes(layout) == whole
+    assert best.manifest
+    assert made.extra["resumed_at"] >= 8 > made.extra["published_step"] == best.manifest.extra["published_step"]
+    assert adapter_bytes(layout) == best.files
 
 
-def test_killed_after_publication_nothing_is_trained_again(
-    processes: multiprocessing.context.ForkServerContext, layout: Layout, expected: list[bytes]
-):
+def test_killed_after_publication_nothing_is_trained_again(layout: Layout, expected: Trained):
     """The adapter is whole; the next run sees that and only tidies up."""
     root = Path(str(layout.root))
-    killed = start(processes, root, "after the adapter is published")
+    killed = start(root, "after the adapter is published")
     killed.join(120)
     assert killed.exitcode == -signal.SIGKILL
-    again = start(processes, root)
+    again = start(root)
     again.join(120)
     assert "done, unchanged=True" in log(root)
-    assert adapter_bytes(layout) == expected
+    assert adapter_bytes(layout) == expected.files
     assert list(layout.checkpoints.iterdir()) == []
 
 
-def test_a_stopped_training_goes_on_to_the_same_adapter(
-    processes: multiprocessing.context.ForkServerContext, layout: Layout, expected: list[bytes]
-):
+def test_a_stopped_training_goes_on_to_the_same_adapter(layout: Layout, expected: Trained):
     """SIGSTOP in the middle, SIGCONT: nothing is lost and nothing is done twice."""
     root = Path(str(layout.root))
-    process = start(processes, root)
+    process = start(root)
     assert process.pid is not None
     while not (root / "log.txt").exists() or "step 1/" not in log(root):
         process.join(0.01)
@@ -157,26 +169,25 @@ def test_a_stopped_training_goes_on_to_the_same_adapter(
     process.join(120)
     assert process.exitcode == 0
     assert "done, unchanged=False, resumed at 0" in log(root)
-    assert adapter_bytes(layout) == expected
+    assert adapter_bytes(layout) == expected.files
 
 
-def test_killed_again_and_again_at_random_times(
-    processes: multiprocessing.context.ForkServerContext, layout: Layout, expected: list[bytes]
-):
+@pytest.mark.slow
+def test_killed_again_and_again_at_random_times(layout: Layout, expected: Trained):
     """Twelve kills after a random time each, wherever that is; whatever is published in between is whole."""
     root = Path(str(layout.root))
     moments = random.Random(5)
     for _ in range(12):
-        process = start(processes, root)
+        process = start(root)
         process.join(moments.uniform(0.05, 1.2))
         process.kill()
         process.join(60)
         if layout.adapter.exists():
             assert adapter_problem(layout.adapter) is None
-    last = start(processes, root)
+    last = start(root)
     last.join(120)
     assert last.exitcode == 0
-    assert adapter_bytes(layout) == expected
+    assert adapter_bytes(layout) == expected.files
 
 
 @pytest.mark.parametrize(
@@ -188,14 +199,15 @@ def test_killed_again_and_again_at_random_times(
     ],
 )
 def test_a_killed_retraining_leaves_the_previous_adapter(
-    processes: multiprocessing.context.ForkServerContext, layout: Layout, moment: str, *, replaced: bool
+    layout: Layout, expected: Trained, moment: str, *, replaced: bool
 ):
     """New data, killed while the new adapter takes its place: the old or the new one is there, whole."""
     root = Path(str(layout.root))
-    start(processes, root).join(120)
+    shutil.copytree(expected.models, root / "models")
     before = read_manifest(layout.adapter)
+    assert before
     write_supervised(layout, PAIRS[::-1])
-    killed = start(processes, root, moment)
+    killed = start(root, moment)
     killed.join(120)
     assert killed.exitcode == -signal.SIGKILL
     assert (read_manifest(layout.adapter) != before) is replaced

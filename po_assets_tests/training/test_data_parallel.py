@@ -1,6 +1,5 @@
 """Several workers train what one would: the same losses at the same effective batch, the same matrices on every worker."""
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from po_assets.errors import UserError
+from po_assets_tests.processes import started
 from po_assets_tests.training import worker_driver
 from po_assets_tests.training.tiny_training import make_recipe, run_training
 
@@ -18,12 +18,7 @@ TOLERANCE = 1e-5
 
 def train_with(workers: int, base: Path, out: Path, **settings: Any) -> list[dict[str, Any]]:
     """What each worker had in the end."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["po_assets_tests.training.worker_driver"])
-    arguments = [(rank, workers, base, out, settings) for rank in range(workers)]
-    processes = [context.Process(target=worker_driver.work, args=each) for each in arguments]
-    for process in processes:
-        process.start()
+    processes = [started(worker_driver.work, rank, workers, base, out, settings) for rank in range(workers)]
     for process in processes:
         process.join(120)
         assert process.exitcode == 0

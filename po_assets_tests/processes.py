@@ -1,0 +1,28 @@
+"""Processes that a test kills or that train side by side: forked from one server that has loaded the heavy libraries."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+DRIVERS = ["po_assets_tests.training.crash_driver", "po_assets_tests.teacher.crash_driver"]
+"""Imported by the server, which is one for all tests of a worker: who starts it first decides for the others."""
+
+
+def started(target: Callable[..., None], *arguments: Any, **options: Any) -> BaseProcess:
+    """A process in which `target` runs, in this process's environment of now."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(DRIVERS)
+    process = context.Process(target=_run, args=(dict(os.environ), target, arguments, options))
+    process.start()
+    return process
+
+
+def _run(
+    environment: Mapping[str, str], target: Callable[..., None], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    """The server's environment is that of the moment at which it was started."""
+    os.environ.clear()
+    os.environ.update(environment)
+    target(*arguments, **options)
