@@ -217,13 +217,7 @@ def test_a_history_that_cannot_be_kept_is_one_sentence(small_disk: Path, fault: 
     assert not root.exists()
 
 
-ANYTHING_AS_NOBODY = """
-import os, runpy, sys
-import po_assets.automation.run, po_assets.definitions
-from po_assets import cli
-from po_assets.storage import history
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
-"""
+BECOME_NOBODY = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -239,14 +233,16 @@ def test_a_history_of_another_user_is_one_sentence(tmp_path: Path, what: str) ->
     opened(home)
     before = files_below(tmp_path)
     environment = {**os.environ, "DAGSTER_HOME": str(home), "PO_ARTIFACTS_ROOT": str(root), "HOME": str(root)}
-    for command in (
-        "sys.exit(cli.main(['run']))",
+    run = ("import sys, po_assets.automation.run, po_assets.definitions", "sys.exit(po_assets.cli.main(['run']))")
+    ui = (
+        "import runpy; from po_assets.storage import history",
         "runpy.run_path(history.__file__, run_name='__main__')",
-    ):
+    )
+    for imports, command in (run, ui):
+        code = f"import po_assets.cli; {imports}; {BECOME_NOBODY}; {command}"
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", ANYTHING_AS_NOBODY + command],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
         said = done.stdout + done.stderr
         assert done.returncode == 1, said
         assert "Traceback" not in said

@@ -1,12 +1,8 @@
 """The whole graph on an S3 server: the same results as on disk; training that goes on on another node; the command line."""
 
 import json
-import multiprocessing
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +12,14 @@ import dagster as dg
 import pytest
 from upath import UPath
 
+from po_assets import cli
 from po_assets.automation.jobs import main_job
-from po_assets.dag import Artifacts, read_frame, read_gate
+from po_assets.dag import read_frame, read_gate
 from po_assets.definitions import defs
 from po_assets.evaluation.gate import current_gate, gate_path, promote
 from po_assets.storage import Layout, artifact_root, file_digest, local_copy, read_manifest
 from po_assets_tests.model.tiny_model import make_tiny_model
+from po_assets_tests.processes import started
 from po_assets_tests.storage.s3_server import s3_server
 from po_assets_tests.training import crash_driver
 from po_assets_tests.training.tiny_training import make_artifacts
@@ -153,30 +151,6 @@ def test_a_passed_gate_switches_current_in_one_step(both: dict[str, tuple[Layout
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_the_sensor_sees_what_lands_on_s3(bucket: str) -> None:
-    """One request for new content, none for the same, one more for a file that another machine put there."""
-    from po_assets.automation.landing import new_teacher_data
-
-    artifacts = Artifacts(root=f"{bucket}/watched")
-    incoming = artifacts.layout.incoming
-    with dg.instance_for_test() as instance, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("po_assets.automation.landing.scan.__defaults__", (0.0,))
-
-        def tick(cursor: str | None) -> Any:
-            resources = {"artifacts": artifacts}
-            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
-                return new_teacher_data(context)
-
-        assert "does not exist" in tick(None).skip_message
-        (incoming / "a.jsonl").write_bytes(b"{}\n")
-        first = tick(None)
-        assert len(first.run_requests) == 1
-        assert "has not changed" in tick(first.cursor).skip_message
-        code = "import sys; from upath import UPath; UPath(sys.argv[1]).write_bytes(b'{}')"
-        subprocess.run([sys.executable, "-c", code, str(incoming / "b.jsonl")], check=True)
-        assert len(tick(first.cursor).run_requests) == 1
-
-
 class Node:
     """A machine with a tiny base model and supervised rows, which trains into an S3 prefix in processes of its own."""
 
@@ -194,10 +168,7 @@ class Node:
     def train(self, name: str, moment: str = "", at: int = 1) -> int | None:
         """The exit code of a training, which may die at a moment."""
         root = str(self.layout(name).root)
-        process = multiprocessing.get_context("spawn").Process(
-            target=crash_driver.make, args=(self.folder, moment, at, root)
-        )
-        process.start()
+        process = started(crash_driver.make, self.folder, moment, at, root)
         process.join(120)
         return process.exitcode
 
@@ -232,20 +203,15 @@ def test_training_that_lost_its_node_goes_on_from_the_checkpoint_on_s3(
     assert node.weights(name) == node.weights("expected")
 
 
-def command_line(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`po-assets run`, in a home of its own."""
-    (tmp_path / "home").mkdir()
-    shutil.copy(SAMPLES.parent / "deploy" / "local" / "dagster.yaml", tmp_path / "home")
-    environment = os.environ | {"DAGSTER_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), **variables}
-    command = [sys.executable, "-m", "po_assets.cli", "run"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("root", ["s3://no-such-bucket/x", "foo://x"])
-def test_a_root_that_cannot_be_used_is_one_sentence(bucket: str, tmp_path: Path, root: str) -> None:
-    """Before any work."""
-    result = command_line(tmp_path, PO_ARTIFACTS_ROOT=root)
-    assert result.returncode == 1
-    assert "cannot be" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert "Traceback" not in result.stdout + result.stderr
+def test_a_root_that_cannot_be_used_is_one_sentence(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root: str
+) -> None:
+    """Of `po-assets run`, before any work."""
+    shutil.copy(SAMPLES.parent / "deploy" / "local" / "dagster.yaml", tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("PO_ARTIFACTS_ROOT", root)
+    assert cli.main(["run"]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be" in said
+    assert len(said.splitlines()) == 1

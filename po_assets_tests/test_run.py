@@ -11,6 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
+
+from po_assets import cli
+from po_assets_tests.model.tiny_model import make_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -38,10 +42,24 @@ def run(workplace: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def keep_one_case(workplace: Path) -> None:
-    """The baseline does not depend on the teacher rows, and is asked also when they are bad."""
+def of_little_work(workplace: Path) -> dict[str, str]:
+    """One case, asked of a tiny model: the baseline does not depend on the teacher rows, and is asked also when they are bad."""
     cases = workplace / "artifacts" / "evaluation" / "po_eval_cases.jsonl"
     cases.write_text(cases.read_text().splitlines()[0] + "\n")
+    settings = {
+        "base_model": {"base_model": str(make_tiny_model(workplace / "tiny", context=16384))},
+        "decoding": {"mode": "free", "max_new_tokens": 4, "free_cases": 0},
+    }
+    (workplace / "settings.yaml").write_text(yaml.safe_dump(settings))
+    return {"PO_SETTINGS": str(workplace / "settings.yaml")}
+
+
+@pytest.fixture
+def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workplace of commands in this process."""
+    monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(workplace / "artifacts"))
+    monkeypatch.setenv("DAGSTER_HOME", str(workplace / "home"))
+    return workplace
 
 
 @pytest.mark.slow
@@ -81,8 +99,7 @@ def test_the_sample_data_make_a_student_that_passes_the_gate(workplace: Path) ->
 def test_an_empty_landing_folder_is_one_clear_message(workplace: Path) -> None:
     """With the place and the way out, and a failing exit status."""
     shutil.rmtree(workplace / "artifacts" / "incoming")
-    keep_one_case(workplace)
-    result = run(workplace)
+    result = run(workplace, **of_little_work(workplace))
     assert result.returncode == 1
     assert f"The landing folder '{workplace}/artifacts/incoming' does not exist." in " ".join(result.stdout.split())
     assert "Traceback" not in result.stdout
@@ -92,8 +109,7 @@ def test_bad_rows_stop_the_run_at_the_right_check(workplace: Path) -> None:
     """The check says how many, which, why and what to do, before the baseline is asked; nothing is trained."""
     bad = workplace / "artifacts" / "incoming" / "2026-11-bad.jsonl"
     bad.write_text("no json at all\n" * 30)
-    keep_one_case(workplace)
-    result = run(workplace)
+    result = run(workplace, **of_little_work(workplace))
     shown = " ".join(result.stdout.split())
     assert result.returncode == 1
     assert "normalized_teacher: rejected_share 30 of 409" in shown
@@ -108,27 +124,36 @@ def test_bad_rows_stop_the_run_at_the_right_check(workplace: Path) -> None:
     assert Counter(json.loads(line)["outcome"] for line in ledger)["rejected"] == 30
 
 
-def test_the_paper_profile_refuses_without_a_gpu(workplace: Path) -> None:
+def test_the_paper_profile_refuses_without_a_gpu(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Before any work, with the way out."""
-    result = run(workplace, PO_PROFILE="paper", CUDA_VISIBLE_DEVICES="")
-    assert result.returncode == 1
-    assert "CUDA" in result.stderr
-    assert not (workplace / "artifacts" / "models" / "po_student_v2").exists()
+    monkeypatch.setenv("PO_PROFILE", "paper")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["run"]) == 1
+    assert "CUDA" in capsys.readouterr().err
+    assert not (here / "artifacts" / "models" / "po_student_v2").exists()
 
 
-@pytest.mark.parametrize(("variable", "value"), [("PO_GPUS", "two"), ("PO_NUM_WORKERS", "0"), ("PO_EXECUTOR", "slurm")])
-def test_a_wrong_variable_is_one_clear_message(workplace: Path, variable: str, value: str) -> None:
-    """Quoting the value, without a traceback."""
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("PO_EXECUTOR", "slurm", "; choose 'in_process', 'ray' or 'kubernetes'."),
+        pytest.param("PO_GPUS", "two", ". Use 1 ", marks=pytest.mark.slow),
+        pytest.param("PO_NUM_WORKERS", "0", "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_wrong_variable_is_one_clear_message(workplace: Path, variable: str, value: str, said: str) -> None:
+    """Read when the code location is loaded; quoting the value, without a traceback."""
     result = run(workplace, **{variable: value})
     assert result.returncode == 1
-    assert f"{variable} is {value!r}" in result.stderr
+    assert f"{variable} is {value!r}{said}" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_a_second_run_on_the_same_artifacts_is_refused(workplace: Path) -> None:
+def test_a_second_run_on_the_same_artifacts_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two runs would publish over each other."""
-    with (workplace / "artifacts" / ".run.lock").open("w") as lock:
+    with (here / "artifacts" / ".run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        result = run(workplace)
-    assert result.returncode == 1
-    assert "Another run writes to" in result.stderr
+        assert cli.main(["run"]) == 1
+    assert "Another run writes to" in capsys.readouterr().err

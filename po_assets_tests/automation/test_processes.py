@@ -13,6 +13,8 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
+from po_assets import cli
+from po_assets.automation import run
 from po_assets.automation.executors import LOCK, PROCESS_TAG, end_orphaned_runs, orphaned_runs, process_tag, root_of
 from po_assets.storage import lock
 from po_assets_tests.automation.live import LOCATION
@@ -126,7 +128,7 @@ def test_a_run_waits_for_another_on_the_same_artifacts(place: Workplace) -> None
     assert not left.exists()
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_waiting_run_can_be_ended(place: Workplace, end: signal.Signals) -> None:
     """At once, not when the other run has ended."""
     from upath import UPath
@@ -219,16 +221,12 @@ def test_the_instance_is_set_up_as_it_says(place: Workplace) -> None:
         ("", "DAGSTER_HOME is not set"),
     ],
 )
-def test_an_instance_that_cannot_be_found_is_one_sentence(tmp_path: Path, home: str, expected: str) -> None:
+def test_an_instance_that_cannot_be_found_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: str, expected: str
+) -> None:
     """Also where the package is installed without the repository."""
-    script = f"""
-import pathlib, po_assets.cli as cli, po_assets.automation.run as run
-run.REPOSITORY = pathlib.Path({str(tmp_path)!r})
-raise SystemExit(cli.main(["run"]))
-"""
-    environment = {**os.environ, "DAGSTER_HOME": home, "PO_ARTIFACTS_ROOT": str(tmp_path)}
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment
-    )
-    assert result.returncode == 1
-    assert expected in result.stderr
+    monkeypatch.setattr(run, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", home)
+    monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(tmp_path))
+    assert cli.main(["run"]) == 1
+    assert expected in capsys.readouterr().err

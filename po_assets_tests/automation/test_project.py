@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from po_assets import cli
 from po_assets.automation.project import make_project, open_project, read_settings, settings_page, settings_template
 from po_assets.definitions import SETTINGS
 from po_assets.errors import UserError
@@ -173,30 +174,42 @@ def test_a_row_file_whose_name_is_taken_is_refused(tmp_path: Path) -> None:
     assert (incoming / "rows.jsonl").read_text() == "{}\n"
 
 
-def test_wrong_use_is_refused_with_status_2(tmp_path: Path) -> None:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
+    """Exit status and words of a command that is refused before any work, in this process."""
+    status = cli.main([*map(str, arguments)])
+    said = capsys.readouterr()
+    assert said.out == ""
+    return status, said.err
+
+
+def test_wrong_use_is_refused_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is missing in the folder, all of it; wrong settings; a folder that is none."""
-    empty = command("run", "--data", tmp_path)
-    assert empty.returncode == 2
-    assert "There are no rows" in empty.stderr
-    assert "There are no evaluation cases" in empty.stderr
+    status, said = refused(capsys, "run", "--data", tmp_path)
+    assert status == 2
+    assert "There are no rows" in said
+    assert "There are no evaluation cases" in said
     fill(tmp_path / "rows.jsonl", tmp_path / "eval_cases.jsonl")
     (tmp_path / "wrong.yaml").write_text("selection: {min_score: 2}\n")
+    status, said = refused(capsys, "run", "--data", tmp_path / "nowhere")
+    assert status == 2
+    assert "does not exist. `po-assets init" in said
     wrong = command("run", "--data", tmp_path, "--config", tmp_path / "wrong.yaml")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "min_score is 2; it must be at most 1." in wrong.stderr
     assert "Traceback" not in wrong.stderr
-    nowhere = command("run", "--data", tmp_path / "nowhere")
-    assert nowhere.returncode == 2
-    assert "does not exist. `po-assets init" in nowhere.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="needs a folder nobody can write to")
-def test_a_history_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_history_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A read-only DAGSTER_HOME: its path, why, and the way out."""
-    result = command("run", DAGSTER_HOME="/proc/po", PO_ARTIFACTS_ROOT=str(tmp_path))
-    assert result.returncode == 1
-    assert "DAGSTER_HOME /proc/po cannot be written to" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    monkeypatch.setenv("DAGSTER_HOME", "/proc/po")
+    monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(tmp_path))
+    status, said = refused(capsys, "run")
+    assert status == 1
+    assert "DAGSTER_HOME /proc/po cannot be written to" in said
+    assert len(said.splitlines()) == 1
 
 
 def test_a_default_of_any_kind_reaches_the_run() -> None:

@@ -116,12 +116,6 @@ def test_each_worker_of_a_machine_loads_onto_its_own_gpu(monkeypatch: pytest.Mon
     assert own_device() == "cpu"
 
 
-def test_the_embedded_profile_runs_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU, no error."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    require_hardware(BaseModel(profile="embedded").resolved())
-
-
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_a_model_loads_in_the_precision_asked_for(tiny_folder: Path, precision) -> None:
     """Training, baseline and student share this loader."""
