@@ -3,6 +3,7 @@
 pip and the .venv's python are stand-ins where nothing is to be installed.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -59,13 +60,18 @@ def needed(wanted: Iterator[Requirement]) -> Iterator[tuple[str, Requirement]]:
         elif str(requirement) not in seen:
             seen.add(str(requirement))
             yield name, requirement
-            try:
-                texts = importlib.metadata.requires(name) or []
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            for found in map(Requirement, texts):
+            for found in requires(name):
                 if found.marker is None or any(found.marker.evaluate({"extra": extra}) for extra in {*extras, ""}):
                     open_ones.append(found)
+
+
+@functools.cache
+def requires(name: str) -> list[Requirement]:
+    """What a package needs; nothing is known of one that is not installed."""
+    try:
+        return [Requirement(text) for text in importlib.metadata.requires(name) or []]
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 @pytest.fixture

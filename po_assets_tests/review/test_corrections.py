@@ -1,6 +1,8 @@
 """Candidates for people: what is laid before a person, and what becomes of the corrections."""
 
+import functools
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from upath import UPath
 
 from po_assets.dag import stage_frames
 from po_assets.dataset.cases import EvalCase, read_eval_cases
@@ -31,14 +34,18 @@ from po_assets_tests.review.scenes import close, land, take_in, teacher_rows
 BETTER = "Every entry was compared with the concept once more, and all of them serve the product as it was planned."
 
 
+@functools.cache
+def scored(case: EvalCase, text: str, model: str) -> dict[str, Any]:
+    answer = Answer(case.case_id, text, "stop", tokens=300, seconds=1.0)
+    return asdict(score_answer(case, answer, model=model, model_digest="m", decoding="d"))
+
+
 def answered(layout: Layout, name: str, texts: dict[str, str]) -> None:
     """Publish scored answers to all cases; where none is given, the reference."""
     rows = []
     for case in read_eval_cases(layout.eval_cases):
         reference = format_answer(case.reference_vision_yaml, case.reference_review_yaml)
-        answer = Answer(case.case_id, texts.get(case.case_id, reference), "stop", tokens=300, seconds=1.0)
-        scored = score_answer(case, answer, model=name, model_digest="m", decoding="d")
-        rows.append(asdict(scored))
+        rows.append(scored(case, texts.get(case.case_id, reference), name))
     path = layout.baseline_answers if name == "baseline" else layout.student_answers
     table = stage_frames(path, [pd.DataFrame(rows)])
     table.with_manifest(inputs={"eval_cases": file_digest(layout.eval_cases)}).publish()
@@ -53,11 +60,18 @@ def disagreeing(layout: Layout) -> str:
     return case.case_id
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
+@pytest.fixture(scope="module")
+def landed(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """Thirty rows, of which two declare another score than the metric gives; to be copied."""
     rows = teacher_rows(30)
     declared = [row | {"score": 0.99} if number in {3, 5} else row for number, row in enumerate(rows)]
-    return take_in(land(tmp_path, teacher=declared))
+    return take_in(land(tmp_path_factory.mktemp("landed"), teacher=declared))
+
+
+@pytest.fixture
+def layout(landed: Layout, tmp_path: Path) -> Layout:
+    shutil.copytree(str(landed.root), tmp_path, dirs_exist_ok=True)
+    return Layout(UPath(tmp_path))
 
 
 def collected(layout: Layout, **settings: Any) -> Collected:

@@ -17,6 +17,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--base-model", str(tiny), *size]
 
 
+@pytest.mark.slow
 def test_the_arms_differ_in_their_conflicts_rows_and_share_all_else(
     tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,20 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 @pytest.fixture(scope="module")
-def prompts(layout: Layout) -> list[StylePrompt]:
+def made(layout: Layout) -> list[dict[str, Any]]:
     rows = synthesis(layout, target_conflicts_share=0.1).rows
     assert len(rows) > 130
-    return style_prompts(rows, {row["record_id"]: row for row in read_rows(layout.normalized)})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def parents(layout: Layout) -> dict[str, dict[str, Any]]:
+    return {row["record_id"]: row for row in read_rows(layout.normalized)}
+
+
+@pytest.fixture(scope="module")
+def prompts(made: list[dict[str, Any]], parents: dict[str, dict[str, Any]]) -> list[StylePrompt]:
+    return style_prompts(made, parents)
 
 
 def changed(prompts: list[StylePrompt], change: Callable[[str], str]) -> list[StylePrompt]:
@@ -44,11 +55,11 @@ def test_form_does_not_tell_made_rows_from_their_parents(prompts: list[StyleProm
 
 
 @pytest.mark.parametrize("pattern", ["scope_mismatch", "violated_non_goal"])
-def test_neither_pattern_is_told_by_its_form(layout: Layout, pattern: str) -> None:
+def test_neither_pattern_is_told_by_its_form(
+    made: list[dict[str, Any]], parents: dict[str, dict[str, Any]], pattern: str
+) -> None:
     """What one pattern gave away must not be hidden by the other."""
-    rows = synthesis(layout, target_conflicts_share=0.1).rows
-    parents = {row["record_id"]: row for row in read_rows(layout.normalized)}
-    chosen = [row for row in rows if row["metadata"]["pattern"] == pattern]
+    chosen = [row for row in made if row["metadata"]["pattern"] == pattern]
     verdict = style_leakage(MadeRows(chosen, {}, parents, HoldOut([], 0.8)))
     assert verdict.passed, verdict.summary
     assert verdict.numbers["p_value"] > 0.05
