@@ -220,6 +220,7 @@ def test_a_clock_set_back_makes_no_living_run_dead(monkeypatch: pytest.MonkeyPat
     assert not executors._is_dead(before[PROCESS_TAG])
 
 
+@pytest.mark.slow
 def test_ten_thousand_files_cost_no_more_each_than_a_thousand(tmp_path: Path) -> None:
     """Tick and landing: memory grows no faster than the files, cursor and history do not grow with them."""
     few, many = (land_many(tmp_path / str(count), count) for count in (1_000, 10_000))
