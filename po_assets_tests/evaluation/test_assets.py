@@ -1,6 +1,7 @@
 """The two assets with their checks, run by Dagster over a tiny random model and adapter."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,17 @@ def make_adapter(base: Path, folder: Path, *, trained: bool = True, digest: str 
     )
 
 
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    make_adapter(base_folder, folder)
+    return folder
+
+
 @pytest.fixture
-def layout(tmp_path: Path, base_folder: Path) -> Layout:
+def layout(tmp_path: Path, adapter: Path) -> Layout:
     layout = Layout(UPath(tmp_path))
-    make_adapter(base_folder, Path(str(layout.adapter)))
+    shutil.copytree(adapter, str(layout.adapter))
     return layout
 
 
@@ -99,14 +107,24 @@ def failure(result: Any, step: str) -> str:
     return str(data.user_failure_data.description if data.user_failure_data else data.error)
 
 
-@pytest.fixture
-def evaluated(layout: Layout, base_folder: Path) -> tuple[Layout, Any]:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, adapter: Path, base_folder: Path) -> tuple[Layout, Any]:
+    """A place in which the adapter was evaluated, to be looked at and not changed, and the run."""
+    layout = Layout(UPath(tmp_path_factory.mktemp("finished")))
+    shutil.copytree(adapter, str(layout.adapter))
     return layout, run(layout, base_folder)
 
 
-def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(evaluated: tuple[Layout, Any]) -> None:
+@pytest.fixture
+def evaluated(finished: tuple[Layout, Any], tmp_path: Path) -> Layout:
+    """A copy of it."""
+    shutil.copytree(str(finished[0].root), tmp_path / "evaluated", symlinks=True)
+    return Layout(UPath(tmp_path / "evaluated"))
+
+
+def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(finished: tuple[Layout, Any]) -> None:
     """Random weights: tables, report, record and failed checks with their numbers; no promotion."""
-    layout, result = evaluated
+    layout, result = finished
     assert not result.success
     checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
     assert set(checks) == {
@@ -128,9 +146,9 @@ def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(evaluated
     assert json.loads(layout.report_json.read_text())["gate"]["passed"] is False
 
 
-def test_the_metadata_shows_the_gate_the_pictures_and_the_report(evaluated: tuple[Layout, Any]) -> None:
+def test_the_metadata_shows_the_gate_the_pictures_and_the_report(finished: tuple[Layout, Any]) -> None:
     """What the asset's page in Dagster has."""
-    _, result = evaluated
+    _, result = finished
     (event,) = result.asset_materializations_for_node("eval_report")
     metadata = event.metadata
     assert metadata["report"].value == "evaluation/po_eval_report.html"
@@ -154,28 +172,27 @@ def test_the_metadata_shows_the_gate_the_pictures_and_the_report(evaluated: tupl
     assert "| what cost points |" in metadata["lowest_cases"].value
 
 
-def test_the_student_is_the_adapter_and_not_the_base(evaluated: tuple[Layout, Any]) -> None:
+def test_the_student_is_the_adapter_and_not_the_base(finished: tuple[Layout, Any]) -> None:
     """Elsewhere an evaluation measured the base model twice."""
-    layout, _ = evaluated
+    layout, _ = finished
     student, baseline = read_frame(layout.student_answers), read_frame(layout.baseline_answers)
     assert (student["text"] != baseline["text"]).all()
     assert set(student["model_digest"]).isdisjoint(baseline["model_digest"])
 
 
 def test_unchanged_nothing_is_generated_again(
-    evaluated: tuple[Layout, Any], base_folder: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Layout, Any], evaluated: Layout, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same data versions come out."""
-    layout, first = evaluated
 
     def never(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(answering, "load_base_model", never)
-    second = run(layout, base_folder)
+    second = run(evaluated, base_folder)
     for node in ("baseline_report", "eval_report"):
         versions = [
-            run_.asset_materializations_for_node(node)[0].tags["dagster/data_version"] for run_ in (first, second)
+            run_.asset_materializations_for_node(node)[0].tags["dagster/data_version"] for run_ in (finished[1], second)
         ]
         assert versions[0] == versions[1]
 
@@ -216,96 +233,99 @@ def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypat
     assert (record.context["profile"]["name"], list(record.failed)) == ("reviewer", ["judges"])
 
 
-def test_a_baseline_of_other_settings_is_refused(evaluated: tuple[Layout, Any], base_folder: Path) -> None:
+def test_a_baseline_of_other_settings_is_refused(evaluated: Layout, base_folder: Path) -> None:
     """Every mismatch and what to do."""
-    layout, _ = evaluated
     other = Decoding(mode="free", max_new_tokens=11, batch_size=2, free_cases=0)
-    text = failure(run(layout, base_folder, "eval_report", decoding=other), "eval_report")
+    text = failure(run(evaluated, base_folder, "eval_report", decoding=other), "eval_report")
     assert "it was decoded with other settings than the student's (free, greedy, at most 11 new tokens" in text
     assert "Materialize baseline_report with the same settings, then eval_report again." in text
 
 
-def test_the_student_is_asked_through_consumers_prompts_too(evaluated: tuple[Layout, Any], base_folder: Path) -> None:
+def test_the_student_is_asked_through_consumers_prompts_too(
+    finished: tuple[Layout, Any], evaluated: Layout, base_folder: Path
+) -> None:
     """By default the agent's, on all of so few cases; table and report show it, and nothing is asked twice."""
-    layout, result = evaluated
+    _, result = finished
     (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key == dg.AssetKey("eval_report")]
     assert "| agent | 3 | " in event.materialization.metadata["consumer_prompts"].value
     check = {check.check_name: check for check in result.get_asset_check_evaluations()}["consumer_prompts"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "Through the prompt agent the student scores" in check.description
-    (row,) = json.loads(layout.report_json.read_text())["consumer_prompts"]
+    (row,) = json.loads(evaluated.report_json.read_text())["consumer_prompts"]
     assert (row["prompt"], row["cases"]) == ("agent", "3")
-    cached = {path.name: path.read_bytes() for path in layout.answer_cache.iterdir()}
-    assert run(layout, base_folder, "eval_report").get_asset_materialization_events()
-    assert {path.name: path.read_bytes() for path in layout.answer_cache.iterdir()} == cached
+    cached = {path.name: path.read_bytes() for path in evaluated.answer_cache.iterdir()}
+    assert run(evaluated, base_folder, "eval_report").get_asset_materialization_events()
+    assert {path.name: path.read_bytes() for path in evaluated.answer_cache.iterdir()} == cached
 
 
-def test_an_adapter_or_a_baseline_of_another_prompt_is_refused(
-    evaluated: tuple[Layout, Any], base_folder: Path
-) -> None:
+def test_an_adapter_or_a_baseline_of_another_prompt_is_refused(evaluated: Layout, base_folder: Path) -> None:
     """By name, with the way out; nothing is evaluated that would be certified for another prompt."""
-    layout, _ = evaluated
     agents = PromptSettings(template="agent", consumer_prompts=[])
-    text = failure(run(layout, base_folder, "eval_report", prompt=agents), "eval_report")
+    text = failure(run(evaluated, base_folder, "eval_report", prompt=agents), "eval_report")
     assert "it was asked under another prompt than the student is (agent)" in text
-    text = failure(run(layout, base_folder, prompt=agents), "eval_report")
+    text = failure(run(evaluated, base_folder, prompt=agents), "eval_report")
     assert "The adapter was trained under the prompt 'built-in'" in text
     assert "the one set now is 'agent'" in text
 
 
-def test_without_adapter_or_with_an_untrained_one_nothing_is_evaluated(layout: Layout, base_folder: Path) -> None:
+def test_without_adapter_or_with_an_untrained_one_nothing_is_evaluated(evaluated: Layout, base_folder: Path) -> None:
     """An adapter that changes nothing would measure the base model."""
-    make_adapter(base_folder, Path(str(layout.adapter)), trained=False)
-    assert "changes no weight of" in failure(run(layout, base_folder), "eval_report")
-    (layout.adapter / "manifest.json").unlink()
-    assert "there is no finished adapter in" in failure(run(layout, base_folder), "eval_report")
+    make_adapter(base_folder, Path(str(evaluated.adapter)), trained=False, digest="c" * 64)
+    assert "changes no weight of" in failure(run(evaluated, base_folder, "eval_report"), "eval_report")
+    (evaluated.adapter / "manifest.json").unlink()
+    assert "there is no finished adapter in" in failure(run(evaluated, base_folder, "eval_report"), "eval_report")
 
 
 def test_an_adapter_is_not_evaluated_that_is_not_the_trained_one(
-    layout: Layout, base_folder: Path, tmp_path: Path
+    evaluated: Layout, base_folder: Path, tmp_path: Path
 ) -> None:
     """Changed since it was published, or trained on another base model of the same shapes."""
-    other = make_tiny_model(tmp_path / "other", context=8192, seed=1)
-    assert "was trained on another base model" in failure(run(layout, other), "eval_report")
-    weights = Path(str(layout.adapter)) / WEIGHTS
+    weights = Path(str(evaluated.adapter)) / WEIGHTS
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    said = failure(run(layout, base_folder), "eval_report")
-    assert f"the file {WEIGHTS} in '{layout.adapter}' was changed or damaged since it was published" in said
+    said = failure(run(evaluated, base_folder, "eval_report"), "eval_report")
+    assert f"the file {WEIGHTS} in '{evaluated.adapter}' was changed or damaged since it was published" in said
     assert "Materialize lora_adapter, then eval_report" in said
+    weights.write_bytes(content)
+    other = make_tiny_model(tmp_path / "other", context=8192, seed=1)
+    assert "was trained on another base model" in failure(run(evaluated, other), "eval_report")
 
 
-def test_the_card_tells_the_verdict(evaluated: tuple[Layout, Any]) -> None:
+def test_the_card_tells_the_verdict(finished: tuple[Layout, Any]) -> None:
     """Of the adapter that was evaluated, with each threshold."""
-    layout, _ = evaluated
+    layout, _ = finished
     card = (layout.adapter / "README.md").read_text()
     assert "The gate **failed** on " in card
     assert "| case_count |" in card
 
 
 def test_what_was_evaluated_is_promoted_whatever_is_trained_meanwhile(
-    layout: Layout, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+    evaluated: Layout, adapter: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its card; the gate is taken as passed here."""
-    evaluated = (layout.adapter / WEIGHTS).read_bytes()
+    before = (evaluated.adapter / WEIGHTS).read_bytes()
     real = evaluate.judge
 
     def judge_while_training(*arguments: Any, **others: Any) -> Any:
-        make_adapter(base_folder, Path(str(layout.adapter)), trained=False, digest="b" * 64)
+        make_adapter(base_folder, Path(str(evaluated.adapter)), trained=False, digest="b" * 64)
         return replace(real(*arguments, **others), passed=True)
 
     monkeypatch.setattr(evaluate, "judge", judge_while_training)
-    run(layout, base_folder)
-    assert current_gate(layout).sha256 == "a" * 64
-    assert (layout.current / WEIGHTS).read_bytes() == evaluated
-    assert "The gate **passed** on " in (layout.current / "README.md").read_text()
-    assert "The gate" not in (layout.adapter / "README.md").read_text()
+    shutil.copy(adapter / "README.md", str(evaluated.adapter))  # a card without a verdict
+    run(evaluated, base_folder, "eval_report")
+    assert current_gate(evaluated).sha256 == "a" * 64
+    assert (evaluated.current / WEIGHTS).read_bytes() == before
+    assert "The gate **passed** on " in (evaluated.current / "README.md").read_text()
+    assert "The gate" not in (evaluated.adapter / "README.md").read_text()
 
 
-def test_the_student_is_also_asked_without_grammar(layout: Layout, base_folder: Path) -> None:
+def test_the_student_is_also_asked_without_grammar(
+    layout: Layout, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Said in the metadata and the report, with the number of cases."""
+    monkeypatch.setattr(f"{__name__}.COUNT", 2)
     decoding = Decoding(max_new_tokens=6000, batch_size=4, free_cases=2, free_max_new_tokens=8)
-    result = run(layout, base_folder, decoding=decoding)
+    result = run(layout, base_folder, decoding=decoding, prompt=PromptSettings(consumer_prompts=[]))
     (event,) = result.asset_materializations_for_node("eval_report")
     expected = (
         "Without grammar 0 of 2 answers are valid (mean score 0.016, 2 cut at the token limit), measured on 2 cases."

@@ -1,6 +1,10 @@
 """A Llama of 30,000 random weights with a byte-level chat tokenizer, for tests in which weights do not matter."""
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 CHAT_TEMPLATE = (
@@ -12,8 +16,21 @@ CHAT_TEMPLATE = (
 def make_tiny_model(folder: Path, *, context: int = 2048, seed: int = 0, hidden: int = 32) -> Path:
     """Write model and tokenizer to `folder`; pad and end-of-sequence are the same token, as in SmolLM2."""
     import torch
+
+    made = _made(context, seed, hidden)
+    torch.manual_seed(seed)
+    shutil.copytree(made, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    return folder
+
+
+@functools.cache
+def _made(context: int, seed: int, hidden: int) -> Path:
+    """Many tests want the same one: it is made once in a process."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    folder = Path(tempfile.mkdtemp(prefix="po-tiny-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     make_tiny_tokenizer(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
