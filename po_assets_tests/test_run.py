@@ -95,16 +95,6 @@ def test_the_sample_data_make_a_student_that_passes_the_gate(workplace: Path) ->
     assert re.search(r"lora_adapter +Unchanged", again.stdout)
 
 
-@pytest.mark.slow
-def test_an_empty_landing_folder_is_one_clear_message(workplace: Path) -> None:
-    """With the place and the way out, and a failing exit status."""
-    shutil.rmtree(workplace / "artifacts" / "incoming")
-    result = run(workplace, **of_little_work(workplace))
-    assert result.returncode == 1
-    assert f"The landing folder '{workplace}/artifacts/incoming' does not exist." in " ".join(result.stdout.split())
-    assert "Traceback" not in result.stdout
-
-
 def test_bad_rows_stop_the_run_at_the_right_check(workplace: Path) -> None:
     """The check says how many, which, why and what to do, before the baseline is asked; nothing is trained."""
     bad = workplace / "artifacts" / "incoming" / "2026-11-bad.jsonl"

@@ -219,16 +219,3 @@ def test_verification_finds_a_wrong_conversion(tmp_path: Path) -> None:
         source.model.norm.weight[3] += 0.5
     with pytest.raises(UserError, match="logits differ by up to"):
         gguf._verify(source, tokenizer, folder)
-
-
-@pytest.mark.slow
-def test_the_embedded_model_converts_for_real(tmp_path: Path) -> None:
-    """The GGUF file of the installed package becomes a bfloat16 model that loads without any trace of GGUF and speaks."""
-    folder = tmp_path / EMBEDDED_MODEL
-    folder.mkdir()
-    gguf.convert_gguf(gguf.find_embedded_gguf(), folder)
-    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-    model, tokenizer = load_base_model(folder, "bfloat16", device="cpu"), load_tokenizer(folder)
-    assert sum(p.numel() for p in model.parameters()) == 134_515_008
-    ids = tokenizer("The capital of France is", return_tensors="pt")
-    assert "Paris" in tokenizer.decode(model.generate(**ids, max_new_tokens=4, do_sample=False)[0])

@@ -1,6 +1,7 @@
 """A loaded model answers as the evaluation would, and a question on the command line ends with its verdict."""
 
 import json
+import math
 import subprocess
 import sys
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 from starlette.testclient import TestClient
 from upath import UPath
 
@@ -16,6 +18,7 @@ from po_assets.errors import UserError
 from po_assets.evaluation.answering import AnsweringModel, load_baseline
 from po_assets.evaluation.gate import GATE_FILE
 from po_assets.model import BaseModel
+from po_assets.model.settings import EMBEDDED_MODEL
 from po_assets.product_owner import build_prompt
 from po_assets.product_owner.templates import read_prompt
 from po_assets.serving import commands
@@ -236,9 +239,15 @@ def test_the_command_serves_a_model_to_a_teacher_batch(tiny: Path, tmp_path: Pat
 
 
 def test_the_embedded_model_answers_over_http(tmp_path: Path) -> None:
-    """The real one, a short request: greedy answers are the same, streamed or whole."""
-    served = load_engine(Layout(UPath(tmp_path)), base=True)
+    """The real one, converted without a trace of GGUF; to a short request greedy answers are the same, streamed or whole."""
+    layout = Layout(UPath(tmp_path))
+    served = load_engine(layout, base=True)
     assert served.name == "SmolLM2-135M-Instruct"
+    folder = Path(str(layout.base_models / EMBEDDED_MODEL))
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 - it is no mapping
+    assert sum(map(math.prod, shapes)) == 134_515_008
     question = {"messages": [{"role": "user", "content": "What is the capital of France? One word."}], "max_tokens": 8}
     with TestClient(make_app(served), base_url="http://127.0.0.1") as client:
         whole = client.post("/v1/chat/completions", json=question).json()
