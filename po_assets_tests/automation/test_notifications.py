@@ -148,17 +148,15 @@ def test_a_refused_message_is_said_and_tried_again(instance: dg.DagsterInstance,
     assert len(hook.texts) == 2
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_no_delivery_and_is_not_followed(
-    instance: dg.DagsterInstance, hook: Webhook, status: int
-) -> None:
+def test_a_redirect_is_no_delivery_and_is_not_followed(instance: dg.DagsterInstance, hook: Webhook) -> None:
     """The message was for one address; followed, it would count as delivered without its text."""
     _, cursor = tick(instance, None)
-    hook.status, hook.location = status, hook.url.replace("secret", "other")
+    hook.location = hook.url.replace("secret", "other")
     run(instance, FAILED)
-    said, _ = tick(instance, cursor)
-    assert f"the webhook answered {status} " in said
-    assert "Tried 1 of 20 times." in said
+    for times, hook.status in enumerate((301, 302, 303, 307, 308), start=1):
+        said, cursor = tick(instance, cursor)
+        assert f"the webhook answered {hook.status} " in said
+        assert f"Tried {times} of 20 times." in said
     assert hook.texts == []
 
 

@@ -193,12 +193,18 @@ def test_nf4_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tiny_fold
     assert asked["use_safetensors"] is True
 
 
+VARIABLE = "OMP_WAIT_POLICY"
+
+
 def test_the_wait_policy_is_set_before_torch_is_imported() -> None:
     """However the package is started, and whichever of its modules comes first; what is set already stays."""
-    code = "import os, sys, po_assets.evaluation.generate; assert 'torch' in sys.modules; print(os.environ['{}'])"
-    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
-        command = [sys.executable, "-W", "ignore", "-c", code.format("OMP_WAIT_POLICY")]
+    with_torch = "import os, sys, po_assets.evaluation.generate; assert 'torch' in sys.modules"
+    for given, code, expected in (
+        ({}, with_torch, "PASSIVE"),
+        ({VARIABLE: "ACTIVE"}, "import os, po_assets", "ACTIVE"),
+    ):
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | given
+        command = [sys.executable, "-W", "ignore", "-c", f"{code}; print(os.environ['{VARIABLE}'])"]
         said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert said.stdout.split() == [expected]
 
