@@ -13,7 +13,7 @@ from po_assets_tests.automation.webhook import Webhook, webhook
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         yield instance
 
 
