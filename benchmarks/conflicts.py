@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     parser.add_argument("--root", type=Path, default=Path("build/conflicts_study"), help="where the arms are kept")
     parser.add_argument("--target", type=float, default=0.08, help="share of conflicts rows of the arm `filled`")
-    parser.add_argument("--epochs", type=float, help="default: the profile's")
+    parser.add_argument("--epochs", type=float, default=0.75)
     parser.add_argument("--base-model", help="a local folder instead of the embedded model")
     parser.add_argument("--max-length", type=int, help="tokens of the longest row; default: the profile's")
     parser.add_argument("--mode", default="constrained", choices=("constrained", "free"))
@@ -79,10 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="a markdown file with the two markers")
     given = parser.parse_args(arguments)
     base_model = BaseModel(base_model=given.base_model, max_length=given.max_length)
-    epochs = {} if given.epochs is None else {"epochs": given.epochs}
     study = Study(
         base_model=base_model,
-        recipe=TrainingSettings(base_model=base_model, **epochs).resolved(),
+        recipe=TrainingSettings(base_model=base_model, epochs=given.epochs, comparisons=0.0, documents=0.0).resolved(),
         decoding=Decoding(mode=given.mode, max_new_tokens=given.max_new_tokens),
         target=given.target,
         first_cases=given.cases,

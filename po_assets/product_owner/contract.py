@@ -25,7 +25,7 @@ NEEDED_VISION_KEYS = ("product_name", "product_summary")
 """Keys of the vision that the validator insists on; of the review it wants all."""
 
 REVIEW_KEYS = ("status", "summary", "requirements_alignment", "recommended_actions", "narrative")
-REVIEW_ORDER = ("summary", "requirements_alignment", "status", "recommended_actions", "narrative")
+REVIEW_ORDER = ("summary", "status", "requirements_alignment", "recommended_actions", "narrative")
 """The order in which the student writes them: what a verdict rests on before the verdict. YAML and metric know none."""
 ALIGNMENT_KEYS = ("aligned", "gaps", "conflicts")
 """The lists in the review's `requirements_alignment`."""

@@ -92,7 +92,7 @@ def limits_of(answers: Iterable[tuple[str, str]]) -> GrammarLimits:
     counts = {key: math.ceil(_bound(items[key], 1.0)) + 1 for key in items}
     if "recommended_actions" in counts:
         counts["recommended_actions"] = max(counts["recommended_actions"], MIN_ACTIONS + 1)
-    # The student's summary holds its evidence (`training.comparisons`), whatever the references sum up.
+    # The student's summary holds its evidence (`training.evidence`), whatever the references sum up.
     counts.pop("summary", None)
     room["summary"] = max(room.get("summary", 0), default.words["summary"])
     return GrammarLimits(
@@ -148,14 +148,14 @@ def answer_grammar(
         r'''"last_updated: '" DATE "'\n```"''',
     ]
     review = [
-        rf'"```yaml REVIEW\nsummary:\n" summary_item{counts["summary"]} "requirements_alignment:\n"',
+        rf'"```yaml REVIEW\nsummary:\n" summary_item{counts["summary"]} "status: " ( {statuses} ) "\n"',
+        r'"requirements_alignment:\n"',
         *(rf'"  {key}:" ( " []\n" | "\n" {key}_item{counts[key]} )' for key in ALIGNMENT_KEYS),
-        rf'"status: " ( {statuses} ) "\n"',
         rf'"recommended_actions:\n" recommended_actions_item{{{MIN_ACTIONS},{limits.items["recommended_actions"]}}}',
         r'"narrative: " narrative "\n```"',
     ]
     if until_status:
-        del review[-2:]
+        del review[1:]
     last = {key: words - 1 for key, words in limits.words.items()}  # words after the first
     terminals = {
         "product_name": rf"FIRST (BETWEEN WORD){{0,{last['product_name']}}} & ~/{_NO_TEXT}/",

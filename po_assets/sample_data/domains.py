@@ -1,7 +1,8 @@
 """The authored material that sample rows are made from, and the few tools to draw from it and to write English.
 
-The material itself is YAML: trades (products, needs, requirements, exclusions) under `domains/training` and
-`domains/evaluation`, sentence forms in `forms.yaml`. How a case is drawn belongs to `scenario`.
+The material itself is YAML: trades (products, needs, requirements, exclusions) under `domains/training`,
+`domains/lessons` (of which no sample row is made, `training.lessons`) and `domains/evaluation`; sentence forms in
+`forms.yaml`. How a case is drawn belongs to `scenario`.
 
 Draws need nothing but `Random.random`: three times faster than `choice`, `sample` and `choices`, which matters where
 rows are made by the million, and fixed in their results by this file alone, whatever Python does in those methods.
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 T = TypeVar("T")
-Purpose = Literal["training", "evaluation"]
+Purpose = Literal["training", "lessons", "evaluation"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The rows as tokens: what is trained, under which prompt, what is held out, and the lessons that are made of them.
+"""The rows as tokens: what is trained, under which prompt, what is held out, and the lessons beside them.
 
 The tokens come from `po_assets.model.ChatTemplate`, as in evaluation. How gradients are computed on them belongs to
 `gradients`.
@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 from po_assets.errors import UserError
 from po_assets.model import ChatTemplate
+from po_assets.sample_data.domains import Domain
 from po_assets.storage import digest_of
 from po_assets.text import amount
-from po_assets.training.comparisons import Evidence, WeightedText, make_lessons, teachers_words, with_evidence
+from po_assets.training.evidence import Evidence, WeightedText, teachers_words, with_evidence
+from po_assets.training.lessons import lesson_domains, make_lessons
 from po_assets.training.prompt_mix import Prompts, mixed
 from po_assets.training.settings import TrainingSettings
 
@@ -121,18 +123,21 @@ class TrainingRows:
 
     rows: list[TokenizedRow]
     comparisons: list[TokenizedRow]
-    contrasts: list[TokenizedRow]
+    documents: list[TokenizedRow]
     described: str
-    """What was made of the rows and how many are shown under which prompt, in words; may be empty."""
+    """How the rows are trained, with which lessons, and how many are shown under which prompt; may be empty."""
 
 
 def training_rows(
-    pairs: Sequence[tuple[str, str]], chat: ChatTemplate, recipe: TrainingSettings, prompts: Prompts
+    pairs: Sequence[tuple[str, str]],
+    chat: ChatTemplate,
+    recipe: TrainingSettings,
+    prompts: Prompts,
+    domains: Sequence[Domain] | None = None,
 ) -> TrainingRows:
-    """The rows as they are trained, and what is made of them: of those only that the validation loss does not need."""
-    longest = recipe.base_model.max_length
-    if recipe.comparisons or recipe.contrasts:
-        system = prompts.own.system
+    """The rows as they are trained, and the lessons beside them; `domains` are the trades of these (all if None)."""
+    longest, system = recipe.base_model.max_length, prompts.own.system
+    if recipe.comparisons or recipe.documents:
         evidence = with_evidence(pairs, prompts.own, lambda row: chat.row_length(*row, system) <= longest)
     else:
         evidence = Evidence(teachers_words(pairs), [], "")
@@ -143,27 +148,30 @@ def training_rows(
         seed=recipe.seed,
         fits=lambda row: chat.row_length(*row) <= longest,
     )
-    if evidence.cases:  # they fit, and their pieces count differently
-        rows = [
-            _ended(tokenize_text(WeightedText(asked, text.parts), chat, system), chat.eos_id)
-            for (asked, _, system), text in zip(chosen.examples, evidence.rows, strict=True)
-        ]
-    else:
-        rows = tokenize_rows(chosen.examples, chat, longest)
-    trained = set(split_rows(rows, recipe)[0]) if evidence.cases else set()
-    shown = recipe.epochs * len(trained)
-    made = make_lessons(
-        [case for row, case in zip(rows, evidence.cases, strict=False) if row in trained],
+    if not evidence.cases:
+        described = " ".join(filter(None, [evidence.described, chosen.described]))
+        return TrainingRows(tokenize_rows(chosen.examples, chat, longest), [], [], described)
+    rows = [  # they fit, and their pieces count differently
+        _ended(tokenize_text(WeightedText(asked, text.parts), chat, asked_with), chat.eos_id)
+        for (asked, _, asked_with), text in zip(chosen.examples, evidence.rows, strict=True)
+    ]
+    shown = recipe.epochs * len(split_rows(rows, recipe)[0])
+    lessons = make_lessons(
+        lesson_domains() if domains is None else domains,
+        prompts.own,
         comparisons=round(shown * recipe.comparisons),
-        contrasts=round(shown * recipe.contrasts),
+        documents=round(shown * recipe.documents),
         seed=recipe.seed,
     )
-    comparisons, contrasts = (
-        [row for text in texts if len((row := tokenize_text(text, chat, prompts.own.system)).ids) <= longest]
-        for texts in (made.comparisons, made.contrasts)
+    comparisons, documents = (
+        [row for text in texts if len((row := tokenize_text(text, chat, system)).ids) <= longest]
+        for texts in (lessons.comparisons, lessons.documents)
     )
-    described = " ".join(filter(None, [evidence.described, made.described, chosen.described]))
-    return TrainingRows(rows, comparisons, contrasts, described)
+    drawn = (
+        f"{amount(len(comparisons), 'comparison')} and {amount(len(documents), 'document')} of other trades are drawn."
+    )
+    described = " ".join(filter(None, [evidence.described, drawn, chosen.described]))
+    return TrainingRows(rows, comparisons, documents, described)
 
 
 def _ended(row: TokenizedRow, eos_id: int) -> TokenizedRow:

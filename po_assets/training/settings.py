@@ -16,14 +16,18 @@ ALL_LINEAR = "all-linear"
 # paper: the settings of the manual process (design.md). embedded: chosen by measurement on the sample data.
 _PROFILES: dict[str, dict[str, Any]] = {
     "embedded": {
-        "epochs": 0.75,
+        "epochs": 0.9,
         "learning_rate": 2e-3,
         "gradient_accumulation": 4,
+        "comparisons": 2.6,
+        "documents": 0.7,
     },
     "paper": {
         "epochs": 4.0,
         "learning_rate": 8e-5,
         "gradient_accumulation": 12,
+        "comparisons": 0.0,
+        "documents": 0.0,
     },
 }
 
@@ -84,19 +88,19 @@ class TrainingSettings(Settings):
         description="Compute activations twice to save memory. Empty: only where those of the longest row do not fit "
         "into the GPU. The faster computation (fast_path) has no use for it.",
     )
-    comparisons: float = Field(
-        default=0.0,
+    comparisons: float = _as_the_profile(
+        "Lessons in judging for each row shown: short comparisons of requirements with needs, about products that no "
+        "row is about. docs/judgement.md says what they bring.",
+        "comparisons",
         ge=0,
         le=100,
-        description="Short lessons in what to compare, made of the rows, for each row that is shown. See "
-        "docs/judgement.md for what they bring.",
     )
-    contrasts: float = Field(
-        default=0.0,
+    documents: float = _as_the_profile(
+        "Share of the rows shown that are such lessons in whole documents instead. With 0 of both, or where the rows "
+        "do not say what their requirements are for, rows are trained in the teacher's words.",
+        "documents",
         ge=0,
         le=0.95,
-        description="Share of the rows shown that are contrast rows instead, made of the rows: other requirements, "
-        "another status. With 0 of both, rows are trained in the teacher's words.",
     )
     seed: int = Field(
         default=42, ge=0, lt=2**32, description="Seed of the LoRA matrices, the order of rows and the dropout."

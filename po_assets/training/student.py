@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from ray.util.queue import Queue
 
 #: Version of everything that the trained weights depend on besides data and recipe; in their digest.
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 LOG = "training_log.jsonl"
 _IN_RAY = "RAY_ADDRESS"  # Ray gives a job's processes this variable
 
@@ -218,7 +218,7 @@ def _train_and_publish(
         model = add_adapter(base, recipe, plan.base_folder)
     held = frozen_precision(model, plan.precision.torch_dtype)
     progress.say(f"Base model {recipe.base_model.name} in {held}: {plan.precision.reason}; {why}.")
-    lessons = {"comparisons": chosen.comparisons, "contrasts": chosen.contrasts}
+    lessons = {"comparisons": chosen.comparisons, "documents": chosen.documents}
     trained = train(model, chosen.rows, recipe, progress, checkpoints=checkpoints, **lessons)
     if not is_leader():
         return None

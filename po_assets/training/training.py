@@ -43,6 +43,7 @@ _MEASUREMENTS = 10
 _BEST = "best."
 """Before the name of a matrix in a checkpoint: as it was at the lowest validation loss."""
 _FIRST = 0.75  # of the comparisons come before all rows; measured, docs/judgement.md
+_SHORT = 2  # times as many of them make a step there, since they are so much shorter than rows
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def train(
     *,
     checkpoints: CheckpointStore | None = None,
     comparisons: Sequence[TokenizedRow] = (),
-    contrasts: Sequence[TokenizedRow] = (),
+    documents: Sequence[TokenizedRow] = (),
 ) -> Trained:
-    """Train the LoRA matrices of `model` in place, on `rows` in epochs and on what is made of them (once each).
+    """Train the LoRA matrices of `model` in place, on `rows` in epochs and on the lessons, once each.
 
     Raises `UserError` when the loss is no longer finite, memory runs out, or no prompt is left to be held out.
     """
@@ -81,8 +82,8 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, foreach=True
     )
-    steps = plan_steps(len(rows), recipe, comparisons=len(comparisons), contrasts=len(contrasts))
-    own, rows = len(rows), [*rows, *comparisons, *contrasts]
+    steps = plan_steps(len(rows), recipe, comparisons=len(comparisons), documents=len(documents))
+    own, rows = len(rows), [*rows, *comparisons, *documents]
     log: list[StepRecord] = []
     best: dict[str, torch.Tensor] = {}
     resumed = checkpoints.latest() if checkpoints else None
@@ -102,7 +103,7 @@ def train(
     )
     if recipe.num_workers > 1:
         engine = DataParallelEngine(engine, list(parameters.values()))
-    made = f", {len(comparisons):,} comparisons and {len(contrasts):,} contrast rows" if len(rows) > own else ""
+    made = f", {len(comparisons):,} comparisons and {len(documents):,} documents of lessons" if len(rows) > own else ""
     progress.say(
         f"Training on {own:,} rows{made} in {len(steps):,} steps of {recipe.rows_per_step} rows "
         f"({recipe.epochs:g} epochs); {engine.description}."
@@ -288,38 +289,34 @@ class Step:
     learning_rate: float
 
 
-def plan_steps(row_count: int, recipe: TrainingSettings, *, comparisons: int = 0, contrasts: int = 0) -> list[Step]:
-    """All steps of a training on `row_count` rows, whose indices are followed by those of what is made of them.
+def plan_steps(row_count: int, recipe: TrainingSettings, *, comparisons: int = 0, documents: int = 0) -> list[Step]:
+    """All steps of a training on `row_count` rows, whose indices are followed by those of comparisons and documents.
 
-    Every epoch passes over all rows in its own seeded order; a fractional epoch stops part way. A contrast row takes
-    the place of a row. Most comparisons come first, as the shortest lesson; the rest and the contrast rows, each once,
-    stand among the rows. Steps are filled across the border of epochs, so that only the last one can be smaller.
+    Every epoch passes over all rows in its own seeded order; a fractional epoch stops part way. A document takes the
+    place of a row. Most comparisons come first, as the shortest lesson, in steps of their own; the rest and the
+    documents, each once, stand among the rows. Steps are filled across the border of epochs.
     """
-    wanted = max(1, round(recipe.epochs * row_count) - contrasts)
+    wanted = max(1, round(recipe.epochs * row_count) - documents)
     order: list[int] = []
     epoch = 0
     while len(order) < wanted:
         rows = list(range(row_count))
-        random.Random(f"{recipe.seed}:{epoch}").shuffle(rows)  # noqa: S311  # reproducible, not secret
+        random.Random(f"{recipe.seed}:{epoch}").shuffle(rows)  # noqa: S311
         order += rows
         epoch += 1
     order = order[:wanted]
     first = round(comparisons * _FIRST)
-    if comparisons or contrasts:
-        order += range(row_count + first, row_count + comparisons + contrasts)
+    if comparisons or documents:
+        order += range(row_count + first, row_count + comparisons + documents)
         random.Random(f"{recipe.seed}:among").shuffle(order)  # noqa: S311
-        order = [*range(row_count, row_count + first), *order]
     size = recipe.rows_per_step
-    count = math.ceil(len(order) / size)
-    passed = [0, *itertools.accumulate(index < row_count for index in order)]
+    short = range(row_count, row_count + first)
+    batches = [tuple(short[i : i + _SHORT * size]) for i in range(0, first, _SHORT * size)]
+    batches += [tuple(order[i : i + size]) for i in range(0, len(order), size)]
+    passed = itertools.accumulate(sum(index < row_count for index in batch) for batch in batches)
     return [
-        Step(
-            number=i,
-            epoch=passed[min((i + 1) * size, len(order))] / row_count,
-            rows=tuple(order[i * size : (i + 1) * size]),
-            learning_rate=learning_rate(i, count, recipe),
-        )
-        for i in range(count)
+        Step(number=i, epoch=done / row_count, rows=batch, learning_rate=learning_rate(i, len(batches), recipe))
+        for i, (batch, done) in enumerate(zip(batches, passed, strict=True))
     ]
 
 

@@ -8,14 +8,15 @@ import pytest
 
 from po_assets.sample_data.domains import load_domains, pick, pick_some, pick_weighted, shuffled
 
-DOMAINS = load_domains("training") + load_domains("evaluation")
+DOMAINS = load_domains("training") + load_domains("lessons") + load_domains("evaluation")
 PLAIN = re.compile(r"[A-Za-z0-9][^\n#:]*[^\s:]")
 """Text that needs no quotes, so that answers cost no needless tokens."""
 
 
-def test_there_are_thirty_training_domains_and_ten_for_evaluation():
-    """Enough trades that a student learns the form of an answer and not the trades."""
+def test_there_are_many_trades_to_learn_from_and_ten_for_evaluation():
+    """Enough that a student learns the form of an answer, and with the lessons' to compare, and not the trades."""
     assert len(load_domains("training")) >= 30
+    assert len(load_domains("lessons")) >= 100
     assert len(load_domains("evaluation")) >= 10
 
 

@@ -1,6 +1,5 @@
-"""What a student compares before it judges: read from the teacher's own lists, and never told wrong."""
+"""The evidence before the verdict: read from the teacher's own lists, and never told wrong."""
 
-import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +11,14 @@ from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
 from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets.product_owner import build_prompt, format_answer, in_order, parse_answer, read_yaml, validate_answer
 from po_assets.product_owner.concept import stated_exclusion, stated_needs
-from po_assets.product_owner.contract import REVIEW_ORDER, STATUSES
+from po_assets.product_owner.contract import REVIEW_ORDER
 from po_assets.product_owner.documents import requirement_entries
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
 from po_assets.product_owner.templates import BUILT_IN
 from po_assets.sample_data.records import generate_rows
-from po_assets.training import comparisons as module
-from po_assets.training.comparisons import Case, WeightedText, make_lessons, read_cases, teachers_words, with_evidence
+from po_assets.training.evidence import EXCLUDED, WeightedText, read_cases, teachers_words, with_evidence
 from po_assets.training.prompt_mix import Prompts
-from po_assets.training.rows import tokenize_text, training_rows
+from po_assets.training.rows import training_rows
 from po_assets_tests.model.tiny_model import make_tiny_tokenizer
 from po_assets_tests.training.tiny_training import tiny_recipe
 
@@ -68,11 +66,6 @@ def samples() -> list[tuple[str, str]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def cases(samples: list[tuple[str, str]]) -> list[Case]:
-    return read_cases(samples, BUILT_IN)
-
-
 @pytest.mark.parametrize("form", ["must", "has to", "is to", "shall"])
 def test_a_concept_states_needs_and_exclusion(form: str) -> None:
     concept = f"It is red. It {form} list free berths, book a berth and warn of gales. It will not sell fuel, ever."
@@ -85,7 +78,8 @@ def test_what_a_requirement_is_for_is_read_from_the_teachers_lists() -> None:
     found = read_cases([ALIGNED, MISSING, AGAINST], BUILT_IN)
     assert [case.status for case in found] == ["aligned", "needs_adjustment", "conflicts"]
     assert found[0].purposes == ("list free berths", "book a berth")
-    assert found[1].missing == ["book a berth"]
+    assert found[1].purposes == ("list free berths",)
+    assert found[2].purposes == ("list free berths", EXCLUDED)
 
 
 def test_it_may_stand_in_another_row() -> None:
@@ -164,86 +158,22 @@ def test_the_order_of_the_keys_changes_and_no_text() -> None:
         assert in_order(odd) == odd
 
 
-def test_contrast_rows_are_right_about_their_status(cases: list[Case]) -> None:
-    """As the teacher's lists of all rows say what each requirement is for, and the prompt what is excluded."""
-    serving: dict[str, set[str]] = {}
-    for case in cases:
-        for text, purpose in zip(case.texts, case.purposes, strict=True):
-            serving.setdefault(text, set()).add(purpose)
-    domains, draw, seen, swapped = module._domains(cases), random.Random(1), set(), 0
-    for _ in range(300):
-        base = draw.choice(cases)
-        domain = next(one for one in domains if set(base.needs) & set(one.serving))
-        if (
-            not set(base.needs) <= set(domain.serving)
-            or (twin := module._contrast(base, domain, domains, draw)) is None
-        ):
-            continue
-        seen.add(twin.status)
-        asked = BUILT_IN.parts(twin.prompt)
-        assert stated_exclusion(asked.concept) == twin.exclusion
-        assert asked.requirements_yaml == twin.requirements_yaml
-        assert twin.exclusion not in twin.needs == base.needs
-        for text, purpose in zip(twin.texts, twin.purposes, strict=True):
-            if purpose in base.needs:
-                assert purpose in serving[text]
-            elif purpose == module._FOREIGN:
-                assert not serving[text] & {*base.needs, twin.exclusion}
-            else:
-                assert twin.exclusion in text or {twin.exclusion, module._EXCLUDED} & serving[text]
-                swapped += twin.exclusion in serving.get(text, ())
-        assert twin.document["functional_requirements"][0]["id"] == "FR001"
-    assert seen == set(STATUSES)
-    assert swapped > 20
-
-
-def test_rows_of_one_product_have_no_other_to_compare_with(cases: list[Case]) -> None:
-    """Nothing of their own is called another product's."""
-    domain = max(module._domains(cases), key=lambda one: len(one.serving))
-    alone = [case for case in cases if set(case.needs) <= set(domain.serving)]
-    lessons = make_lessons(alone, comparisons=20, contrasts=20, seed=1)
-    assert len(lessons.comparisons) == 20
-    assert lessons.contrasts
-    assert not any("another product" in text.text for text in (*lessons.comparisons, *lessons.contrasts))
-
-
-def test_lessons_are_seeded_and_their_verdicts_count_most(
-    cases: list[Case], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    chat = ChatTemplate(load_tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
-    lessons = make_lessons(cases, comparisons=5, contrasts=20, seed=42)
-    assert lessons == make_lessons(cases, comparisons=5, contrasts=20, seed=42)
-    assert lessons.comparisons != make_lessons(cases, comparisons=5, contrasts=20, seed=7).comparisons
-    for text in (*lessons.comparisons, *lessons.contrasts):
-        row = tokenize_text(text, chat)
-        assert chat.answer_text(list(row.ids)).endswith(text.text)
-        weighted = zip(row.ids, row.token_weights, strict=True)
-        trained = chat.answer_text([token for token, weight in weighted if weight > 1])
-        assert trained == "".join(piece for piece, weight in text.parts if weight > 1)
-        assert " served\n" in trained
-        assert "(" not in trained
-    assert make_lessons([], comparisons=5, contrasts=20, seed=42).comparisons == []
-
-
 def test_the_recipe_says_how_many_lessons_a_shown_row_brings(
     samples: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Rows with evidence end as a whole answer does, in the very tokens of their text."""
     folder = tmp_path_factory.mktemp("tokenizer")
     chat = ChatTemplate(load_tokenizer(make_tiny_tokenizer(folder)))
-    recipe = tiny_recipe(folder, max_length=20_000, epochs=0.5, comparisons=0.5, contrasts=0.25)
+    recipe = tiny_recipe(folder, max_length=20_000, epochs=0.5, comparisons=0.5, documents=0.25)
     found = training_rows(samples, chat, recipe, Prompts())
     texts = with_evidence(samples, BUILT_IN, lambda _pair: True).rows
     assert len(found.rows) == len(texts)
     assert len(found.comparisons) == round(0.25 * len(texts))
-    assert len(found.contrasts) == round(0.125 * len(texts))
+    assert len(found.documents) == round(0.125 * len(texts))
     for row, text in zip(found.rows[:10], texts, strict=False):
         assert list(row.ids) == [*chat.prompt_ids(text.prompt), *chat.answer_ids(text.text)]
         assert len(row.token_weights) == len(row.ids)
     assert "comparisons and" in found.described
-
-
-def test_rows_of_which_nothing_can_be_made_say_so() -> None:
-    found = make_lessons(read_cases([ALIGNED], BUILT_IN), comparisons=5, contrasts=5, seed=1)
-    assert (found.comparisons, found.contrasts) == ([], [])
-    assert "No lesson can be made of them" in found.described
+    bare = tiny_recipe(folder, max_length=20_000, comparisons=0.0, documents=0.0)
+    alone = training_rows(samples, chat, bare, Prompts())
+    assert (alone.comparisons, alone.documents, len(alone.rows)) == ([], [], len(samples))

@@ -1,0 +1,232 @@
+"""The teacher's rows with the evidence before the verdict, and how evidence is written.
+
+A model of this size learns a row's verdict by heart unless it is shown the steps to it (distilling step by step, Hsieh
+et al. 2023, https://arxiv.org/abs/2305.02301). So the REVIEW's summary restates what the concept asks for and excludes,
+says of each requirement what it is for, and of each need whether it is served; the status follows from these lines.
+What a requirement is for is read from the teacher's own alignment lists. `lessons` writes the same lines about authored
+trades. `supervised_dataset` stays as it is, and no evaluation case is ever read here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from po_assets.product_owner import cited_ids, format_answer, in_order, parse_answer, read_alignment, read_yaml
+from po_assets.product_owner.concept import stated_exclusion, stated_needs
+from po_assets.product_owner.contract import ALIGNMENT_KEYS, REQUIREMENT_SECTIONS, REVIEW_ORDER
+from po_assets.product_owner.documents import requirement_entries, write_yaml
+from po_assets.product_owner.templates import Prompt
+from po_assets.text import amount, first_upper, join
+
+Pair = tuple[str, str]
+"""Prompt and answer."""
+Parts = list[tuple[str, float]]
+"""Pieces of one text, and how much each of its tokens counts in the loss."""
+
+_FUNCTIONAL = REQUIREMENT_SECTIONS[0]
+EXCLUDED, FOREIGN = "\0excluded", "\0another product"  # what a requirement is for, where it is for no need
+_ALIKE = 0.7  # Jaccard similarity of the words of two requirements from which they are the same one in other words
+_LEAST_ROWS = 20  # rows whose needs can be read, under which nothing is made of them
+_FORM_WORDS = frozenset(("let", "allow", "can", "must", "able", "users", "user", "the", "and", "for", "with", "from"))
+
+# How much a token counts in the loss; chosen on products of training domains kept aside, docs/judgement.md.
+COPIED, OTHER, STATUS = 1.0, 0.6, 4.0
+_VERDICT, _SERVED, _VISION = 3.0, 2.0, 0.4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training row of which it is known what each functional requirement is for."""
+
+    prompt: str
+    requirements_yaml: str
+    document: Mapping[str, Any]
+    """The requirements, parsed."""
+    needs: tuple[str, ...]
+    exclusion: str
+    texts: tuple[str, ...]
+    """Of the functional requirements."""
+    purposes: tuple[str, ...]
+    """The need that each is for, or that it is excluded or another product's."""
+    vision: Mapping[str, Any]
+    review: Mapping[str, Any]
+
+    @property
+    def status(self) -> str:
+        """What follows from the purposes."""
+        return status_of(self.needs, self.purposes)
+
+
+def status_of(needs: Collection[str], purposes: Collection[str]) -> str:
+    """What follows from what the requirements are for."""
+    if {EXCLUDED, FOREIGN} & set(purposes):
+        return "conflicts"
+    return "aligned" if set(needs) <= set(purposes) else "needs_adjustment"
+
+
+@dataclass(frozen=True)
+class WeightedText:
+    """A prompt (none for a comparison) and what follows it, not every piece of which counts alike in the loss."""
+
+    prompt: str
+    parts: Parts
+
+    @property
+    def text(self) -> str:
+        """What follows the prompt."""
+        return "".join(piece for piece, _ in self.parts)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The rows with their evidence before the verdict."""
+
+    rows: list[WeightedText]
+    cases: list[Case]
+    """What each row was read as; empty where the rows are the teacher's words."""
+    described: str
+    """One sentence."""
+
+
+def with_evidence(pairs: Sequence[Pair], prompt: Prompt, fits: Callable[[Pair], bool]) -> Evidence:
+    """Those rows that state what each requirement is for, with that for their summary.
+
+    A student that sees both kinds learns to leave the evidence out, so the other rows are left out of the training.
+    Where fewer than `_LEAST_ROWS` state it, all rows stay the teacher's words, with the keys in the contract's order.
+    """
+    fitting = [(case, row) for case in read_cases(pairs, prompt) if fits(((row := _row(case)).prompt, row.text))]
+    found = f"{len(fitting):,} of {amount(len(pairs), 'row')} state what each requirement is for"
+    if len(fitting) < _LEAST_ROWS:
+        few = f"{found}: too few to train with that evidence. All are trained in the teacher's words."
+        return Evidence(teachers_words(pairs), [], few)
+    others = f"; the other {len(pairs) - len(fitting):,} are not trained" if len(fitting) < len(pairs) else ""
+    described = f"{found} and are trained with that evidence{others}."
+    return Evidence([row for _, row in fitting], [case for case, _ in fitting], described)
+
+
+def teachers_words(pairs: Iterable[Pair]) -> list[WeightedText]:
+    """The rows as they are, but for the order of the REVIEW's keys, which is the contract's."""
+    return [WeightedText(asked, [(in_order(answer), 1.0)]) for asked, answer in pairs]
+
+
+def read_cases(pairs: Iterable[Pair], prompt: Prompt) -> list[Case]:
+    """The rows whose needs are stated, whose every functional requirement has a known purpose, and whose status agrees.
+
+    A purpose is known where the teacher names it, or names it for the same requirement in another row.
+    """
+    drafts = [draft for pair in pairs if (draft := _draft(*pair, prompt))]
+    known: dict[str, list[frozenset[str]]] = {}
+    for draft in drafts:
+        for text, purpose in zip(draft.texts, draft.purposes, strict=True):
+            if purpose in draft.needs:
+                known.setdefault(purpose, []).append(_words(text))
+    cases = [
+        replace(
+            draft,
+            purposes=tuple(
+                purpose or _purpose_elsewhere(text, draft.needs, known)
+                for text, purpose in zip(draft.texts, draft.purposes, strict=True)
+            ),
+        )
+        for draft in drafts
+    ]
+    return [case for case in cases if all(case.purposes) and case.status == case.review["status"]]
+
+
+def _draft(prompt_text: str, answer: str, prompt: Prompt) -> Case | None:
+    """The row as a case, with an empty purpose where the teacher names none."""
+    asked, parsed = prompt.parts(prompt_text), parse_answer(answer)
+    if asked is None or not (asked.concept and asked.requirements_yaml and parsed.vision_yaml and parsed.review_yaml):
+        return None
+    needs, exclusion = stated_needs(asked.concept), stated_exclusion(asked.concept)
+    document = read_yaml(asked.requirements_yaml).value
+    vision, review = read_yaml(parsed.vision_yaml).value, read_yaml(parsed.review_yaml).value
+    entries = [entry for entry in requirement_entries(document) if entry.section == _FUNCTIONAL]
+    plain = all(entry.id and entry.description for entry in entries) and set(REVIEW_ORDER) <= set(review)
+    if len(needs) < 2 or not (exclusion and entries and plain) or prompt_text.count(asked.requirements_yaml) != 1:
+        return None
+    alignment = read_alignment(parsed.review_yaml)
+    against = set(cited_ids(" ".join(map(str, alignment["conflicts"]))))
+    wrong = FOREIGN if against >= {entry.id.upper() for entry in entries} else EXCLUDED
+    named = {entry.id.upper(): "" for entry in entries} | dict.fromkeys(against, wrong)
+    for item in map(str, alignment["aligned"]):
+        purposes = [need for need in needs if need.lower() in item.lower()]
+        if len(purposes) == 1:
+            named |= dict.fromkeys(cited_ids(item), purposes[0])
+    return Case(
+        prompt=prompt_text,
+        requirements_yaml=asked.requirements_yaml,
+        document=document,
+        needs=tuple(needs),
+        exclusion=exclusion,
+        texts=tuple(entry.description.strip().rstrip(".") for entry in entries),
+        purposes=tuple(named[entry.id.upper()] for entry in entries),
+        vision=vision,
+        review=review,
+    )
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[^\W_]{3,}", text.lower())) - _FORM_WORDS
+
+
+def _purpose_elsewhere(text: str, needs: Sequence[str], known: Mapping[str, list[frozenset[str]]]) -> str:
+    words = _words(text)
+    alike = [
+        (len(words & other) / len(words | other), need) for need in needs for other in known.get(need, []) if other
+    ]
+    similarity, need = max(alike, default=(0.0, ""))
+    return need if similarity >= _ALIKE else ""
+
+
+# What is written.
+
+
+def summary(needs: Sequence[str], exclusion: str, lines: Iterable[tuple[str, str, str]], copied: float) -> Parts:
+    """The items of the summary; `lines` are id, text and purpose of each requirement, `copied` counts their copies."""
+    parts: Parts = [(f"summary:\n- It must {join(needs)}, and not {exclusion}\n", copied)]
+    served = set()
+    for i, text, purpose in lines:
+        parts += [(f"- {i} ({text})", copied), (f" {_verdict(purpose, exclusion)}\n", _VERDICT)]
+        served.add(purpose)
+    for need in needs:
+        parts += [(f"- {first_upper(need)} is", copied), (f"{'' if need in served else ' not'} served\n", _SERVED)]
+    return parts
+
+
+def _verdict(purpose: str, exclusion: str) -> str:
+    if purpose == FOREIGN:
+        return "belongs to another product"
+    return f"demands to {exclusion}, which is excluded" if purpose == EXCLUDED else f"helps to {purpose}"
+
+
+def opening(vision: Mapping[str, Any], needs: Iterable[str], exclusion: str) -> str:
+    """An answer up to its REVIEW, with all stated needs in the vision."""
+    stated = {"key_capabilities": [first_upper(need) for need in needs], "non_goals": [first_upper(exclusion)]}
+    return format_answer(write_yaml({**vision, **stated}), "").removesuffix("\n```")
+
+
+def _row(case: Case) -> WeightedText:
+    """A teacher's row as it is trained: with evidence for a summary, and all stated needs in the vision."""
+    lists = read_alignment(write_yaml(dict(case.review)))
+    alignment = {key: [_plain(item) for item in lists[key]] for key in ALIGNMENT_KEYS}
+    review = {**case.review, "requirements_alignment": alignment}
+    ids = [entry.id for entry in requirement_entries(dict(case.document)) if entry.section == _FUNCTIONAL]
+    lines = zip(ids, case.texts, case.purposes, strict=True)
+    end = write_yaml({key: review[key] for key in REVIEW_ORDER[REVIEW_ORDER.index("status") + 1 :]})
+    parts: Parts = [
+        (opening(case.vision, case.needs, case.exclusion), _VISION),
+        *summary(case.needs, case.exclusion, lines, COPIED),
+        ("status:", OTHER),
+        (f" {case.status}\n", STATUS),
+        (f"{end}\n```", OTHER),
+    ]
+    return WeightedText(case.prompt, parts)
+
+
+def _plain(item: object) -> str:
+    """Teachers write `- FR001: text` too, which is a mapping."""
+    return " ".join(f"{key} {value}" for key, value in item.items()) if isinstance(item, dict) else str(item)
