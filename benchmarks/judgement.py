@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[dict[str, float], int | None]] = {
     "lessons": ({"epochs": 1.15}, None),
 }
 """What is changed of the recipe, and of how many trades lessons are drawn: in the teacher's words; with lessons on the
-trades of the rows; with lessons as they are. Fewer rows are known, and more epochs make as many tokens as by default."""
+trades of the rows; with lessons as they are. Fewer rows are known; more epochs make as many tokens as by default."""
 
 
 def main() -> None:

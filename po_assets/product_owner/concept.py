@@ -1,7 +1,7 @@
 """What a concept states in so many words: the needs that the product must meet, and what it will not do.
 
 Read by sentence forms that concepts commonly have; empty where none is found, never a guess. Contrast cases and the
-comparisons of the training are made from it.
+evidence in the training are made from it.
 """
 
 import re

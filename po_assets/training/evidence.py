@@ -42,7 +42,6 @@ class Case:
     """A training row of which it is known what each functional requirement is for."""
 
     prompt: str
-    requirements_yaml: str
     document: Mapping[str, Any]
     """The requirements, parsed."""
     needs: tuple[str, ...]
@@ -146,7 +145,7 @@ def _draft(prompt_text: str, answer: str, prompt: Prompt) -> Case | None:
     vision, review = read_yaml(parsed.vision_yaml).value, read_yaml(parsed.review_yaml).value
     entries = [entry for entry in requirement_entries(document) if entry.section == _FUNCTIONAL]
     plain = all(entry.id and entry.description for entry in entries) and set(REVIEW_ORDER) <= set(review)
-    if len(needs) < 2 or not (exclusion and entries and plain) or prompt_text.count(asked.requirements_yaml) != 1:
+    if len(needs) < 2 or not (exclusion and entries and plain):
         return None
     alignment = read_alignment(parsed.review_yaml)
     against = set(cited_ids(" ".join(map(str, alignment["conflicts"]))))
@@ -158,7 +157,6 @@ def _draft(prompt_text: str, answer: str, prompt: Prompt) -> Case | None:
             named |= dict.fromkeys(cited_ids(item), purposes[0])
     return Case(
         prompt=prompt_text,
-        requirements_yaml=asked.requirements_yaml,
         document=document,
         needs=tuple(needs),
         exclusion=exclusion,
