@@ -167,9 +167,8 @@ def training_rows(
         [row for text in texts if len((row := tokenize_text(text, chat, system)).ids) <= longest]
         for texts in (lessons.comparisons, lessons.documents)
     )
-    drawn = (
-        f"{amount(len(comparisons), 'comparison')} and {amount(len(documents), 'document')} of other trades are drawn."
-    )
+    made = f"{amount(len(comparisons), 'comparison')} and {amount(len(documents), 'document')}"
+    drawn = f"Beside them stand lessons in judging, about authored trades: {made}."
     described = " ".join(filter(None, [evidence.described, drawn, chosen.described]))
     return TrainingRows(rows, comparisons, documents, described)
 

@@ -46,6 +46,7 @@ REVIEW = """\
 summary:
 - Every need in the concept has a requirement
 - Nothing reaches into what the concept excludes
+status: aligned
 requirements_alignment:
   aligned:
   - FR001 lets harbour staff list the free berths
@@ -53,7 +54,6 @@ requirements_alignment:
   - NFR001 and C001 fit the concept on speed and hosting
   gaps: []
   conflicts: []
-status: aligned
 recommended_actions:
 - Show FR001 to harbour staff in an early draft
 - Test NFR001 with real data before the pilot

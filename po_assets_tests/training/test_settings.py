@@ -101,7 +101,7 @@ def test_settings_that_do_not_change_the_weights_are_not_in_the_digest():
     assert make_recipe({"max_length": 512}).effective() != plain
 
 
-@pytest.mark.parametrize(("profile", "epochs", "rate"), [("embedded", 0.75, 2e-3), ("paper", 4.0, 8e-5)])
+@pytest.mark.parametrize(("profile", "epochs", "rate"), [("embedded", 0.9, 2e-3), ("paper", 4.0, 8e-5)])
 def test_the_launchpad_shows_what_the_profile_sets(
     monkeypatch: pytest.MonkeyPatch, profile: str, epochs: float, rate: float
 ):
@@ -120,12 +120,18 @@ def test_the_launchpad_shows_what_the_profile_sets(
     assert json.loads(shown["learning_rate"].default_value_as_json_str) == rate
 
 
+NO_LESSONS = {"comparisons": 0.0, "documents": 0.0}
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, "epochs 0.75, learning_rate 0.002, gradient_accumulation 4 in the recipe are what another profile sets"),
-        ({"epochs": 1.0, "learning_rate": 1e-4, "gradient_accumulation": 2}, [1.0, 1e-4, 2]),
-        ({"epochs": 1.0, "gradient_accumulation": 12}, "Set learning_rate: 8e-05 there"),
+        (
+            {},
+            "epochs 0.9, learning_rate 0.002, gradient_accumulation 4, comparisons 2.6, documents 0.7 in the recipe are",
+        ),
+        (NO_LESSONS | {"epochs": 1.0, "learning_rate": 1e-4, "gradient_accumulation": 2}, [1.0, 1e-4, 2]),
+        (NO_LESSONS | {"epochs": 1.0, "gradient_accumulation": 12}, "Set learning_rate: 8e-05 there"),
     ],
 )
 def test_another_profile_chosen_in_the_launchpad_is_not_trained_with_the_shown_values(

@@ -183,8 +183,8 @@ def test_a_document_takes_the_place_of_a_row_and_comparisons_come_first():
     order = [row for step in steps for row in step.rows]
     assert sum(row < 20 for row in order) == 18
     assert sorted(row for row in order if row >= 20) == list(range(20, 40))
-    assert [step.rows for step in steps[:2]] == [(20, 21, 22), (23, 24, 25)]
-    assert {len(step.rows) for step in steps[2:]} == {1}
+    assert [step.rows for step in steps[:3]] == [(20, 21), (22, 23), (24, 25)]
+    assert {len(step.rows) for step in steps[3:]} == {1}
     assert [step.number for step in steps] == list(range(len(steps)))
     assert steps[-1].epoch == pytest.approx(18 / 20)
 
