@@ -36,6 +36,7 @@ from po_assets.sample_data.scenario import Requirement, Scenario
 from po_assets.text import Progress
 from po_assets.training.adapter import add_adapter
 from po_assets.training.evidence import EXCLUDED, FOREIGN, status_of
+from po_assets.training.lessons import purpose_of
 from po_assets.training.prompt_mix import Prompts
 from po_assets.training.rows import training_rows
 from po_assets.training.settings import TrainingSettings
@@ -110,7 +111,7 @@ def _measured(
         for (one, _), given in zip(answered, read, strict=True)
     )
     kinds = Counter(
-        (_kind(line), _purpose(line) == given)
+        (_kind(line), purpose_of(line) == given)
         for (one, _), purposes in zip(answered, read, strict=True)
         for line, given in zip(one.functional, purposes, strict=True)
     )
@@ -123,14 +124,6 @@ _KINDS = ("need", "excluded", "another product")
 
 def _kind(line: Requirement) -> str:
     return "another product" if line.foreign else "excluded" if line.breaks else "need"
-
-
-def _purpose(line: Requirement) -> str:
-    """What a requirement is really for, as `training.evidence` has it."""
-    if line.offends:
-        return FOREIGN if line.foreign else EXCLUDED
-    assert line.need
-    return line.need.text
 
 
 def _purposes(text: str, scenario: Scenario) -> list[str]:

@@ -217,9 +217,13 @@ def _number_functional(rng: Random, lines: Sequence[Requirement]) -> tuple[Requi
     for number, line in enumerate(lines, start=1):
         if rng.random() < 0.15:  # documents that several people wrote are not of one form
             form = pick(rng, forms()["requirements"])
-        text = form.format(who=line.who, Who=first_upper(line.who), action=line.action)
-        numbered.append(replace(line, id=f"FR{number:03d}", text=text + stop))
+        numbered.append(replace(line, id=f"FR{number:03d}", text=worded(form, line.who, line.action) + stop))
     return tuple(numbered)
+
+
+def worded(form: str, who: str, action: str) -> str:
+    """A requirement in one of the sentence forms."""
+    return form.format(who=who, Who=first_upper(who), action=action)
 
 
 def _limits(rng: Random, source: Domain, plan: TierPlan, *, foreign: bool) -> tuple[Requirement, ...]:

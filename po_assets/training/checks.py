@@ -32,7 +32,7 @@ from po_assets.training.adapter import WEIGHTS
 from po_assets.training.checkpoints import StepRecord
 from po_assets.training.gradients import collate
 from po_assets.training.prompt_mix import Prompts, prompts_of
-from po_assets.training.rows import TokenizedRow, training_rows
+from po_assets.training.rows import TokenizedRow, teacher_rows
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.student import adapter_problem, read_log
 from po_assets.training.training import validation_sentence
@@ -73,7 +73,7 @@ class StudentUnderTest:
             sha256 = file_digest(self.layout.supervised)
             table = read_frame(self.layout.supervised)
             pairs = list(table[["prompt", "response"]].itertuples(index=False, name=None))
-            rows = training_rows(pairs, self.chat, self._recipe, self._prompts).rows
+            rows, *_ = teacher_rows(pairs, self.chat, self._recipe, self._prompts)
         except (FileNotFoundError, KeyError, ValueError) as error:
             again = "Materialize supervised_dataset, then lora_adapter."
             raise CannotJudge(f"The training rows cannot be read: {error}", again) from error

@@ -33,8 +33,8 @@ _LEAST_ROWS = 20  # rows whose needs can be read, under which nothing is made of
 _FORM_WORDS = frozenset(("let", "allow", "can", "must", "able", "users", "user", "the", "and", "for", "with", "from"))
 
 # How much a token counts in the loss; chosen on products of training domains kept aside, docs/judgement.md.
-COPIED, OTHER, STATUS = 1.0, 0.6, 4.0
-_VERDICT, _SERVED, _VISION = 3.0, 2.0, 0.4
+_VERDICT, _SERVED, _STATUS = 3.0, 2.0, 4.0
+_COPIED, _VISION, _OTHER = 1.0, 0.4, 0.6
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Evidence:
     """The rows with their evidence before the verdict."""
 
     rows: list[WeightedText]
-    cases: list[Case]
-    """What each row was read as; empty where the rows are the teacher's words."""
+    stated: bool
+    """Whether they state it; else they are the teacher's words."""
     described: str
     """One sentence."""
 
@@ -96,14 +96,13 @@ def with_evidence(pairs: Sequence[Pair], prompt: Prompt, fits: Callable[[Pair], 
     A student that sees both kinds learns to leave the evidence out, so the other rows are left out of the training.
     Where fewer than `_LEAST_ROWS` state it, all rows stay the teacher's words, with the keys in the contract's order.
     """
-    fitting = [(case, row) for case in read_cases(pairs, prompt) if fits(((row := _row(case)).prompt, row.text))]
+    fitting = [row for case in read_cases(pairs, prompt) if fits(((row := _row(case)).prompt, row.text))]
     found = f"{len(fitting):,} of {amount(len(pairs), 'row')} state what each requirement is for"
     if len(fitting) < _LEAST_ROWS:
         few = f"{found}: too few to train with that evidence. All are trained in the teacher's words."
-        return Evidence(teachers_words(pairs), [], few)
+        return Evidence(teachers_words(pairs), stated=False, described=few)
     others = f"; the other {len(pairs) - len(fitting):,} are not trained" if len(fitting) < len(pairs) else ""
-    described = f"{found} and are trained with that evidence{others}."
-    return Evidence([row for _, row in fitting], [case for case, _ in fitting], described)
+    return Evidence(fitting, stated=True, described=f"{found} and are trained with that evidence{others}.")
 
 
 def teachers_words(pairs: Iterable[Pair]) -> list[WeightedText]:
@@ -183,16 +182,19 @@ def _purpose_elsewhere(text: str, needs: Sequence[str], known: Mapping[str, list
 # What is written.
 
 
-def summary(needs: Sequence[str], exclusion: str, lines: Iterable[tuple[str, str, str]], copied: float) -> Parts:
-    """The items of the summary; `lines` are id, text and purpose of each requirement, `copied` counts their copies."""
+def summary_and_status(
+    needs: Sequence[str], exclusion: str, lines: Iterable[tuple[str, str, str]], *, copies: bool = True
+) -> Parts:
+    """`lines` are id, text and purpose of each requirement; without `copies` only what is judged counts."""
+    copied, label = (_COPIED, _OTHER) if copies else (0.0, 0.0)
     parts: Parts = [(f"summary:\n- It must {join(needs)}, and not {exclusion}\n", copied)]
-    served = set()
+    purposes = set()
     for i, text, purpose in lines:
         parts += [(f"- {i} ({text})", copied), (f" {_verdict(purpose, exclusion)}\n", _VERDICT)]
-        served.add(purpose)
+        purposes.add(purpose)
     for need in needs:
-        parts += [(f"- {first_upper(need)} is", copied), (f"{'' if need in served else ' not'} served\n", _SERVED)]
-    return parts
+        parts += [(f"- {first_upper(need)} is", copied), (f"{'' if need in purposes else ' not'} served\n", _SERVED)]
+    return [*parts, ("status:", label), (f" {status_of(needs, purposes)}\n", _STATUS)]
 
 
 def _verdict(purpose: str, exclusion: str) -> str:
@@ -217,10 +219,8 @@ def _row(case: Case) -> WeightedText:
     end = write_yaml({key: review[key] for key in REVIEW_ORDER[REVIEW_ORDER.index("status") + 1 :]})
     parts: Parts = [
         (opening(case.vision, case.needs, case.exclusion), _VISION),
-        *summary(case.needs, case.exclusion, lines, COPIED),
-        ("status:", OTHER),
-        (f" {case.status}\n", STATUS),
-        (f"{end}\n```", OTHER),
+        *summary_and_status(case.needs, case.exclusion, lines),
+        (f"{end}\n```", _OTHER),
     ]
     return WeightedText(case.prompt, parts)
 

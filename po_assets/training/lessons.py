@@ -23,19 +23,8 @@ from po_assets.product_owner.templates import Prompt
 from po_assets.sample_data.answers import draw_shape, write_vision
 from po_assets.sample_data.domains import Domain, Exclusion, forms, load_domains
 from po_assets.sample_data.records import draw_case
-from po_assets.sample_data.scenario import Scenario, Status
-from po_assets.text import first_upper
-from po_assets.training.evidence import (
-    COPIED,
-    EXCLUDED,
-    FOREIGN,
-    OTHER,
-    STATUS,
-    WeightedText,
-    opening,
-    status_of,
-    summary,
-)
+from po_assets.sample_data.scenario import Requirement, Scenario, Status, worded
+from po_assets.training.evidence import EXCLUDED, FOREIGN, WeightedText, opening, summary_and_status
 
 _SWAPPED = 0.6
 """Of the exclusions are needs that the concept does not state."""
@@ -90,41 +79,32 @@ def _comparison(domain: Domain, domains: Sequence[Domain], draw: random.Random) 
         more = [(line, need.text) for need in served for line in need.served_by if line not in lines]
         lines |= dict(draw.sample(more, min(len(more), max(0, count - len(lines)))))
     told = [
-        (f"FR{at:03}", _worded(line, draw), lines[line])
+        (f"FR{at:03}", worded(draw.choice(forms()["requirements"]), *line.split(" can ", 1)), lines[line])
         for at, line in enumerate(draw.sample(list(lines), len(lines)), start=1)
     ]
     stated = [need.text for need in draw.sample(needs, len(needs))]
-    (restated, _), *judged = summary(stated, exclusion.text, told, 0.0)
-    status = status_of(stated, lines.values())
-    return WeightedText(
-        "", [(f"```yaml {REVIEW}\n{restated}", 0.0), *judged, ("status:", 0.0), (f" {status}\n", STATUS)]
-    )
+    (restated, copied), *judged = summary_and_status(stated, exclusion.text, told, copies=False)
+    return WeightedText("", [(f"```yaml {REVIEW}\n{restated}", copied), *judged])
 
 
 def _document(domains: Sequence[Domain], prompt: Prompt, draw: random.Random) -> WeightedText:
     scenario = _scenario(domains, draw)
     needs, exclusion = [need.text for need in scenario.needs], scenario.exclusion.text
-    told = [
-        (
-            line.id,
-            line.text.rstrip("."),
-            FOREIGN if line.foreign else line.need.text if line.need and not line.breaks else EXCLUDED,
-        )
-        for line in scenario.functional
-    ]
-    return WeightedText(
-        prompt.user(scenario.concept, scenario.requirements_yaml),
-        [
-            (opening(write_vision(draw, scenario, draw_shape(draw)), needs, exclusion), 0.0),
-            *summary(needs, exclusion, told, COPIED),
-            ("status:", OTHER),
-            (f" {scenario.status}\n", STATUS),
-        ],
-    )
+    told = [(line.id, line.text.rstrip("."), purpose_of(line)) for line in scenario.functional]
+    vision = opening(write_vision(draw, scenario, draw_shape(draw)), needs, exclusion)
+    asked = prompt.user(scenario.concept, scenario.requirements_yaml)
+    return WeightedText(asked, [(vision, 0.0), *summary_and_status(needs, exclusion, told)])
+
+
+def purpose_of(line: Requirement) -> str:
+    """What an authored functional requirement is for, as the evidence has it."""
+    if line.foreign:
+        return FOREIGN
+    return line.need.text if line.need else EXCLUDED
 
 
 def _scenario(domains: Sequence[Domain], draw: random.Random) -> Scenario:
-    """A case of any status, alike likely, that does not exclude what it asks for."""
+    """A case of one of `_STATUSES` that does not exclude what it asks for."""
     while True:
         domain = draw.choice(domains)
         domain = replace(domain, exclusions=tuple(_exclusions(domain, draw)))
@@ -138,8 +118,3 @@ def _exclusions(domain: Domain, draw: random.Random) -> Sequence[Exclusion]:
     if draw.random() < _SWAPPED:
         return [Exclusion(need.text, need.served_by) for need in domain.needs]
     return domain.exclusions
-
-
-def _worded(line: str, draw: random.Random) -> str:
-    who, action = line.split(" can ", 1)
-    return str(draw.choice(forms()["requirements"])).format(who=who, Who=first_upper(who), action=action)

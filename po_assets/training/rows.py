@@ -128,6 +128,31 @@ class TrainingRows:
     """How the rows are trained, with which lessons, and how many are shown under which prompt; may be empty."""
 
 
+def teacher_rows(
+    pairs: Sequence[tuple[str, str]], chat: ChatTemplate, recipe: TrainingSettings, prompts: Prompts
+) -> tuple[list[TokenizedRow], Evidence, str]:
+    """The rows as they are trained, what they were read as, and how many are shown under which prompt."""
+    longest, system = recipe.base_model.max_length, prompts.own.system
+    if recipe.comparisons or recipe.documents:
+        evidence = with_evidence(pairs, prompts.own, lambda row: chat.row_length(*row, system) <= longest)
+    else:
+        evidence = Evidence(teachers_words(pairs), stated=False, described="")
+    chosen = mixed(
+        [(row.prompt, row.text) for row in evidence.rows],
+        prompts,
+        recipe.prompt_mix,
+        seed=recipe.seed,
+        fits=lambda row: chat.row_length(*row) <= longest,
+    )
+    if not evidence.stated:
+        return tokenize_rows(chosen.examples, chat, longest), evidence, chosen.described
+    rows = [  # they fit, and their pieces count differently
+        _ended(tokenize_text(WeightedText(asked, text.parts), chat, asked_with), chat.eos_id)
+        for (asked, _, asked_with), text in zip(chosen.examples, evidence.rows, strict=True)
+    ]
+    return rows, evidence, chosen.described
+
+
 def training_rows(
     pairs: Sequence[tuple[str, str]],
     chat: ChatTemplate,
@@ -136,25 +161,9 @@ def training_rows(
     domains: Sequence[Domain] | None = None,
 ) -> TrainingRows:
     """The rows as they are trained, and the lessons beside them; `domains` are the trades of these (all if None)."""
-    longest, system = recipe.base_model.max_length, prompts.own.system
-    if recipe.comparisons or recipe.documents:
-        evidence = with_evidence(pairs, prompts.own, lambda row: chat.row_length(*row, system) <= longest)
-    else:
-        evidence = Evidence(teachers_words(pairs), [], "")
-    chosen = mixed(
-        [(row.prompt, row.text) for row in evidence.rows],
-        prompts,
-        recipe.prompt_mix,
-        seed=recipe.seed,
-        fits=lambda row: chat.row_length(*row) <= longest,
-    )
-    if not evidence.cases:
-        described = " ".join(filter(None, [evidence.described, chosen.described]))
-        return TrainingRows(tokenize_rows(chosen.examples, chat, longest), [], [], described)
-    rows = [  # they fit, and their pieces count differently
-        _ended(tokenize_text(WeightedText(asked, text.parts), chat, asked_with), chat.eos_id)
-        for (asked, _, asked_with), text in zip(chosen.examples, evidence.rows, strict=True)
-    ]
+    rows, evidence, mix = teacher_rows(pairs, chat, recipe, prompts)
+    if not evidence.stated:
+        return TrainingRows(rows, [], [], " ".join(filter(None, [evidence.described, mix])))
     shown = recipe.epochs * len(split_rows(rows, recipe)[0])
     lessons = make_lessons(
         lesson_domains() if domains is None else domains,
@@ -163,14 +172,14 @@ def training_rows(
         documents=round(shown * recipe.documents),
         seed=recipe.seed,
     )
+    longest, system = recipe.base_model.max_length, prompts.own.system
     comparisons, documents = (
         [row for text in texts if len((row := tokenize_text(text, chat, system)).ids) <= longest]
         for texts in (lessons.comparisons, lessons.documents)
     )
     made = f"{amount(len(comparisons), 'comparison')} and {amount(len(documents), 'document')}"
     drawn = f"Beside them stand lessons in judging, about authored trades: {made}."
-    described = " ".join(filter(None, [evidence.described, drawn, chosen.described]))
-    return TrainingRows(rows, comparisons, documents, described)
+    return TrainingRows(rows, comparisons, documents, " ".join(filter(None, [evidence.described, drawn, mix])))
 
 
 def _ended(row: TokenizedRow, eos_id: int) -> TokenizedRow:

@@ -145,9 +145,9 @@ def test_every_row_with_evidence_is_valid_keeps_its_status_and_is_what_the_gramm
 def test_rows_that_state_too_little_stay_the_teachers_words() -> None:
     found = with_evidence([ALIGNED], BUILT_IN, lambda _pair: True)
     assert found.rows == teachers_words([ALIGNED]) == [WeightedText(ALIGNED[0], [(in_order(ALIGNED[1]), 1.0)])]
-    assert found.cases == []
+    assert not found.stated
     assert "too few" in found.described
-    assert with_evidence([ALIGNED] * 30, BUILT_IN, lambda _pair: False).cases == []
+    assert with_evidence([ALIGNED] * 30, BUILT_IN, lambda _pair: False).stated is False
 
 
 def test_the_order_of_the_keys_changes_and_no_text() -> None:
