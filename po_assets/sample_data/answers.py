@@ -10,22 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
-from po_assets.sample_data.domains import (
-    article,
-    fill_numbers,
-    forms,
-    pick,
-    pick_some,
-    pick_weighted,
-)
+from po_assets.sample_data.domains import article, fill_numbers, forms, pick, pick_some, pick_weighted
 from po_assets.sample_data.scenario import Requirement, Scenario
 from po_assets.text import first_upper, join
 
 _FIRST_DAY, _DAYS = date(2026, 4, 1), 200
 _USAGE = "{percent} percent of {user} use {product} every week"
 _SERVES_WEIGHTS = (4, 5, 2, 6)
+Care = Literal["ordinary", "brief", "thin"]
 _MOST_GAPS = 2
 """A review that finds another product's requirements names two missing needs and leaves it at that."""
 
@@ -49,91 +43,48 @@ class Shape:
     """0: less than a sentence's worth, 1 to 3: that many sentences."""
 
 
-def draw_shape(rng: Random) -> Shape:
-    """A shape of ordinary care: about 0.90 where nothing is missing."""
-    return Shape(
-        users=_one_or_two(rng, 0.97),
-        values=_one_or_two(rng, 0.85),
-        capabilities=2 if rng.random() < 0.8 else 3,
-        metrics=_one_or_two(rng, 0.65),
-        long_summary=rng.random() < 0.05,
-        findings=_one_or_two(rng, 0.1),
-        item_per_limit=rng.random() < 0.3,
-        grouping=0.5,
-        narrative=pick_weighted(rng, (1, 2, 3), (65, 30, 5)),
-    )
+def draw_shape(rng: Random, care: Care = "ordinary") -> Shape:
+    """A shape of ordinary care scores about 0.90 where nothing is missing.
+
+    A brief one is for where something is missing or offends: the metric pays for naming it, so the vision is kept
+    shorter. A thin one is valid, complete in its keys, and under the score that training asks for.
+    """
+    return Shape(**{name: _drawn(rng, odds) for name, odds in forms()["shapes"][care].items()})
 
 
-def draw_brief_shape(rng: Random) -> Shape:
-    """A shape where something is missing or offends: the metric pays for naming it, so the vision is kept shorter."""
-    return Shape(
-        users=_one_or_two(rng, 0.8),
-        values=_one_or_two(rng, 0.65),
-        capabilities=2 if rng.random() < 0.75 else 3,
-        metrics=_one_or_two(rng, 0.3),
-        long_summary=False,
-        findings=1,
-        item_per_limit=rng.random() < 0.3,
-        grouping=0.5,
-        narrative=pick_weighted(rng, (1, 2), (75, 25)),
-    )
-
-
-def draw_thin_shape(rng: Random) -> Shape:
-    """A shape of little care: valid, complete in its keys, and under the score that training asks for."""
-    return Shape(
-        users=1,
-        values=_one_or_two(rng, 0.4),
-        capabilities=_one_or_two(rng, 0.6),
-        metrics=_one_or_two(rng, 0.3),
-        long_summary=False,
-        findings=1,
-        item_per_limit=rng.random() < 0.6,
-        grouping=0.0,
-        narrative=0 if rng.random() < 0.7 else 1,
-    )
-
-
-def _one_or_two(rng: Random, share_of_two: float) -> int:
-    return 2 if rng.random() < share_of_two else 1
+def _drawn(rng: Random, odds: Any) -> Any:
+    """A value as it is given, drawn by weights, or one of two, the first with a share."""
+    if isinstance(odds, dict):
+        return pick_weighted(rng, list(odds), list(odds.values()))
+    if isinstance(odds, list):
+        value, share, other = odds
+        return value if rng.random() < share else other
+    return odds
 
 
 def write_vision(rng: Random, scenario: Scenario, shape: Shape) -> dict[str, Any]:
     """The vision as a mapping in the order of its keys; `last_updated` is ISO text."""
-    never = scenario.exclusion.text
+    never, product, organisation = scenario.exclusion.text, scenario.product, scenario.organisation
     user_form = pick(rng, forms()["users"])
+    users = [first_upper(user) for user in scenario.users[: shape.users]]
     return {
-        "product_name": scenario.product,
+        "product_name": product,
         "product_summary": _summary(rng, scenario, shape),
-        "target_users": [
-            user_form.format(User=first_upper(user), organisation=scenario.organisation)
-            for user in scenario.users[: shape.users]
-        ],
+        "target_users": [user_form.format(User=user, organisation=organisation) for user in users],
         "value_proposition": [_value(rng, scenario, index) for index in range(shape.values)],
         "key_capabilities": [first_upper(need.text) for need in scenario.needs[: shape.capabilities]],
-        "non_goals": [
-            pick(rng, forms()["non_goals"]).format(product=scenario.product, never=never, Never=first_upper(never))
-        ],
+        "non_goals": [pick(rng, forms()["non_goals"]).format(product=product, never=never, Never=first_upper(never))],
         "success_metrics": [_metric(rng, scenario, index) for index in range(shape.metrics)],
         "last_updated": (_FIRST_DAY + timedelta(days=rng.randrange(_DAYS))).isoformat(),
     }
 
 
 def _summary(rng: Random, scenario: Scenario, shape: Shape) -> str:
-    words = {
-        "product": scenario.product,
-        "a_category": article(scenario.domain.category),
-        "user": scenario.users[0],
-        "users": join(scenario.users),
-        "need": scenario.needs[0].text,
-        "second": scenario.needs[1].text,
-        "organisation": scenario.organisation,
-        "gain": scenario.needs[0].gain,
-    }
     parts = [pick(rng, forms()["summaries"])]
     if shape.long_summary:
         parts.append(pick(rng, forms()["summary_endings"]))
-    return " ".join(parts).format(**words)
+    gain, users = scenario.needs[0].gain, join(scenario.users)
+    return " ".join(parts).format(**_names(scenario), users=users, gain=gain)
 
 
 def _value(rng: Random, scenario: Scenario, index: int) -> str:
@@ -167,20 +118,27 @@ def write_review(rng: Random, scenario: Scenario, shape: Shape) -> dict[str, Any
     }
 
 
-def _words(rng: Random, scenario: Scenario) -> dict[str, str]:
-    """What the forms may speak of; `missing` is empty where every need is served."""
-    violations = [entry.id for entry in scenario.functional if entry.offends]
-    fitting = [entry.id for entry in scenario.functional if not entry.offends] or violations
-    limits = join([entry.id for entry in scenario.limits])
-    one = len(violations) == 1
+def _names(scenario: Scenario) -> dict[str, str]:
+    """What the forms of visions and reviews may speak of."""
     return {
         "product": scenario.product,
         "a_category": article(scenario.domain.category),
         "organisation": scenario.organisation,
         "user": scenario.users[0],
-        "User": first_upper(scenario.users[0]),
         "need": scenario.needs[0].text,
         "second": scenario.needs[1].text,
+    }
+
+
+def _words(rng: Random, scenario: Scenario) -> dict[str, str]:
+    """What the forms of reviews may speak of; `missing` is empty where every need is served."""
+    violations = [entry.id for entry in scenario.functional if entry.offends]
+    fitting = [entry.id for entry in scenario.functional if not entry.offends] or violations
+    limits = join([entry.id for entry in scenario.limits])
+    one = len(violations) == 1
+    return {
+        **_names(scenario),
+        "User": first_upper(scenario.users[0]),
         "missing": join([need.text for need in scenario.missing[:_MOST_GAPS]]),
         "doer": scenario.doer(scenario.missing[0]) if scenario.missing else scenario.product,
         "never": scenario.exclusion.text,
@@ -200,41 +158,27 @@ def _aligned(rng: Random, scenario: Scenario, shape: Shape) -> list[str]:
     items = []
     style = pick_weighted(rng, forms()["serves"], _SERVES_WEIGHTS)
     for group in _by_need(scenario.functional, together=rng.random() < shape.grouping):
-        need = group[0].need
-        if need is None or group[0].offends:
+        first = group[0]
+        if first.need is None or first.offends:
             continue
         if rng.random() < 0.3:
             style = pick_weighted(rng, forms()["serves"], _SERVES_WEIGHTS)
         form = pick(rng, forms()["serve_together"]) if len(group) > 1 else style
         ids = join([entry.id for entry in group])
-        first = group[0]
-        items.append(form.format(id=first.id, ids=ids, who=first.who, action=first.action, need=need.text))
-    return items + [
-        _limit_item(pick(rng, forms()["limits_fit"]), group, scenario)
-        for group in _limit_groups(scenario, shape)
-        if not group[0].offends
-    ]
+        items.append(form.format(id=first.id, ids=ids, who=first.who, action=first.action, need=first.need.text))
+    return [*items, *_limit_items(rng, "limits_fit", scenario, shape, offending=False)]
 
 
 def _conflicts(rng: Random, scenario: Scenario, shape: Shape) -> list[str]:
+    names = _names(scenario) | {"never": scenario.exclusion.text, "foreign": scenario.subject}
     items = [
         pick(rng, forms()["foreign" if entry.foreign else "breaches"]).format(
-            id=entry.id,
-            who=entry.who,
-            action=entry.action,
-            product=scenario.product,
-            never=scenario.exclusion.text,
-            foreign=scenario.subject,
-            a_category=article(scenario.domain.category),
+            **names, id=entry.id, who=entry.who, action=entry.action
         )
         for entry in scenario.functional
         if entry.offends
     ]
-    return items + [
-        _limit_item(pick(rng, forms()["foreign_limits"]), group, scenario)
-        for group in _limit_groups(scenario, shape)
-        if group[0].offends
-    ]
+    return [*items, *_limit_items(rng, "foreign_limits", scenario, shape, offending=True)]
 
 
 def _by_need(entries: Sequence[Requirement], *, together: bool) -> list[list[Requirement]]:
@@ -249,25 +193,20 @@ def _by_need(entries: Sequence[Requirement], *, together: bool) -> list[list[Req
     return groups
 
 
-def _limit_groups(scenario: Scenario, shape: Shape) -> list[list[Requirement]]:
-    """Qualities and constraints one by one, or else each kind in one group, or all in one where there are but two."""
-    if shape.item_per_limit:
-        return [[entry] for entry in scenario.limits]
-    kinds = [[entry for entry in scenario.limits if entry.id.startswith(prefix)] for prefix in ("NFR", "C")]
-    return kinds if len(scenario.limits) > len(kinds) else [list(scenario.limits)]
-
-
-def _limit_item(form: str, entries: Sequence[Requirement], scenario: Scenario) -> str:
-    one = len(entries) == 1
-    return form.format(
-        ids=join([entry.id for entry in entries]),
-        topics=join([entry.topic for entry in entries]),
-        cover="covers" if one else "cover",
-        set="sets" if one else "set",
-        fit="fits" if one else "fit",
-        limit="limits" if one else "limit",
-        product=scenario.product,
-    )
+def _limit_items(rng: Random, pool: str, scenario: Scenario, shape: Shape, *, offending: bool) -> list[str]:
+    """Qualities and constraints one by one, or else each kind in one item, or all in one where there are but two."""
+    limits = scenario.limits
+    groups: list[list[Requirement]] = [[entry] for entry in limits]
+    if not shape.item_per_limit:
+        groups = [[entry for entry in limits if entry.id.startswith(prefix)] for prefix in ("NFR", "C")]
+        groups = groups if len(limits) > len(groups) else [list(limits)]
+    items = []
+    for group in groups:
+        if group[0].offends == offending:
+            verbs = {verb: f"{verb}s" if len(group) == 1 else verb for verb in ("cover", "set", "fit", "limit")}
+            ids, topics = (join([getattr(entry, name) for entry in group]) for name in ("id", "topic"))
+            items.append(pick(rng, forms()[pool]).format(ids=ids, topics=topics, product=scenario.product, **verbs))
+    return items
 
 
 def _gaps(rng: Random, scenario: Scenario) -> list[str]:

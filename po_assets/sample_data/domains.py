@@ -81,13 +81,11 @@ def load_domains(purpose: Purpose) -> tuple[Domain, ...]:
 
 def _domain(raw: dict[str, Any]) -> Domain:
     texts: dict[str, Any] = {key: tuple(raw[key]) for key in ("organisations", "products", "users", "problems")}
-    limits: dict[str, Any] = {
-        key: tuple(Limit(topic, text) for item in raw[key] for topic, text in item.items())
-        for key in ("qualities", "constraints")
-    }
+    for key in ("qualities", "constraints"):
+        texts[key] = tuple(Limit(topic, text) for item in raw[key] for topic, text in item.items())
     needs = tuple(Need(item["need"], item["gain"], item["measure"], tuple(item["served_by"])) for item in raw["needs"])
     exclusions = tuple(Exclusion(item["never"], tuple(item["breaches"])) for item in raw["exclusions"])
-    return Domain(raw["name"], raw["category"], **texts, needs=needs, **limits, exclusions=exclusions)
+    return Domain(raw["name"], raw["category"], **texts, needs=needs, exclusions=exclusions)
 
 
 def pick(rng: Random, items: Sequence[T]) -> T:

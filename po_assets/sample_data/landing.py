@@ -4,7 +4,7 @@ The files tell how teacher data came in: a first generation with a tail of thin 
 format, and a few conflicts examples, because neither teacher had produced any.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from po_assets.product_owner import format_answer, score_product_owner
-from po_assets.sample_data.domains import Domain, forms, load_domains, pick_some, shuffled
+from po_assets.sample_data.domains import Domain, T, forms, load_domains, pick_some, shuffled
 from po_assets.sample_data.records import Answered, answer_case, as_record, draw_case, review_prompt, to_line
 from po_assets.sample_data.scenario import Scenario, Status, Tier
 from po_assets.storage import replace_file
@@ -25,21 +25,22 @@ SECOND_TEACHER = "incoming/2026-08-second_teacher.jsonl"
 CONFLICTS = "incoming/2026-09-conflicts.jsonl"
 EVALUATION_CASES = "evaluation/po_eval_cases.jsonl"
 
-_FIRST_PLAN: tuple[tuple[Status, bool, int], ...] = (
-    ("aligned", False, 206),
-    ("aligned", True, 19),
-    ("needs_adjustment", False, 93),
-    ("needs_adjustment", True, 1),
-)
-"""Status, whether the score is low, and rows: 319 in all."""
-_LEAST_REFERENCE_SCORE = 0.85
-_SECOND_PLAN: tuple[tuple[Status, bool, int], ...] = (("aligned", False, 34), ("needs_adjustment", False, 16))
+_Plan = dict[tuple[Status, bool], int]
+_FIRST_PLAN: _Plan = {
+    ("aligned", False): 206,
+    ("aligned", True): 19,
+    ("needs_adjustment", False): 93,
+    ("needs_adjustment", True): 1,
+}
+"""Rows by status and whether the score is low: 319 in all."""
+_SECOND_PLAN: _Plan = {("aligned", False): 34, ("needs_adjustment", False): 16}
 _TEMPLATED_CONFLICTS = 7
 _ANSWERED_TWICE = 8
 """Cases of the first generation that were sent to the teacher twice, and are answered differently."""
 _EVALUATION_STATUSES: dict[Status, int] = {"aligned": 22, "needs_adjustment": 12, "conflicts": 6}
 _EVALUATION_TIERS: dict[Tier, int] = {"simple": 25, "medium": 11, "corporate": 4}
 """40 cases, as many as there are evaluation products."""
+_LEAST_REFERENCE_SCORE = 0.85
 
 
 @dataclass
@@ -71,37 +72,35 @@ def sample_files(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
     """The rows of each file, by its path under the artifacts root."""
     draw = _Draw(Random(seed))  # noqa: S311 - sample data, no secrets
     return {
-        FIRST_GENERATION: _first_generation(draw),
-        SECOND_TEACHER: _second_teacher(draw),
+        FIRST_GENERATION: list(_first_generation(draw)),
+        SECOND_TEACHER: list(_second_teacher(draw)),
         CONFLICTS: [*_handmade_conflicts(), *_templated_conflicts(draw)],
         EVALUATION_CASES: list(_evaluation_cases(Random(seed + 1))),  # noqa: S311
     }
 
 
-def _first_generation(draw: _Draw) -> list[dict[str, Any]]:
-    rng = draw.rng
-    wanted = [(status, low) for status, low, rows in _FIRST_PLAN for _ in range(rows)]
-    wanted = shuffled(rng, wanted)
-    again = set(pick_some(rng, range(len(wanted) // 2, len(wanted)), _ANSWERED_TWICE))
+def _first_generation(draw: _Draw) -> Iterator[dict[str, Any]]:
+    wanted = _dealt(draw.rng, _FIRST_PLAN)
+    again = set(pick_some(draw.rng, range(len(wanted) // 2, len(wanted)), _ANSWERED_TWICE))
     earlier: dict[Status, list[Scenario]] = {"aligned": [], "needs_adjustment": []}
-    rows = []
     for index, (status, low) in enumerate(wanted):
         if index in again:
-            scenario = earlier[status].pop(rng.randrange(len(earlier[status])))
+            scenario = earlier[status].pop(draw.rng.randrange(len(earlier[status])))
         else:
             scenario = draw.case(status)
             earlier[status].append(scenario)
-        rows.append(as_record(answer_case(rng, scenario, low=low), "teacher", f"FIRST-{index + 1:04d}"))
-    return rows
+        yield as_record(answer_case(draw.rng, scenario, low=low), "teacher", f"FIRST-{index + 1:04d}")
 
 
-def _second_teacher(draw: _Draw) -> list[dict[str, Any]]:
-    wanted = [(status, low) for status, low, rows in _SECOND_PLAN for _ in range(rows)]
-    wanted = shuffled(draw.rng, wanted)
-    return [
-        as_record(answer_case(draw.rng, draw.case(status), low=low), "nested", f"SECOND-{index:04d}")
-        for index, (status, low) in enumerate(wanted, start=1)
-    ]
+def _second_teacher(draw: _Draw) -> Iterator[dict[str, Any]]:
+    for index, (status, low) in enumerate(_dealt(draw.rng, _SECOND_PLAN), start=1):
+        answered = answer_case(draw.rng, draw.case(status), low=low)
+        yield as_record(answered, "nested", f"SECOND-{index:04d}")
+
+
+def _dealt(rng: Random, counts: Mapping[T, int]) -> list[T]:
+    """Each item as often as is said, in random order."""
+    return shuffled(rng, [item for item, count in counts.items() for _ in range(count)])
 
 
 def _templated_conflicts(draw: _Draw) -> Iterator[dict[str, Any]]:
@@ -125,8 +124,7 @@ def _handmade_conflicts() -> Iterator[dict[str, Any]]:
 def _evaluation_cases(rng: Random) -> Iterator[dict[str, Any]]:
     """Every evaluation product once, so that domains have equal weight; statuses and tiers dealt out over them."""
     products = [(domain, product) for domain in load_domains("evaluation") for product in domain.products]
-    statuses = shuffled(rng, [status for status, rows in _EVALUATION_STATUSES.items() for _ in range(rows)])
-    tiers = shuffled(rng, [tier for tier, rows in _EVALUATION_TIERS.items() for _ in range(rows)])
+    statuses, tiers = _dealt(rng, _EVALUATION_STATUSES), _dealt(rng, _EVALUATION_TIERS)
     dealt = zip(shuffled(rng, products), statuses, tiers, strict=True)
     for index, ((domain, product), status, tier) in enumerate(dealt, start=1):
         answered = _reference(rng, domain, product, status, tier)

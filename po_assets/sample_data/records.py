@@ -4,22 +4,15 @@
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
 from po_assets.product_owner import format_answer, score_product_owner
 from po_assets.product_owner.contract import MIN_SCORE
-from po_assets.sample_data.answers import (
-    Shape,
-    draw_brief_shape,
-    draw_shape,
-    draw_thin_shape,
-    write_review,
-    write_vision,
-)
-from po_assets.sample_data.domains import Domain, forms, load_domains, pick_weighted
+from po_assets.sample_data.answers import Care, draw_shape, write_review, write_vision
+from po_assets.sample_data.domains import Domain, forms, load_domains, pick, pick_weighted
 from po_assets.sample_data.scenario import Scenario, Status, Tier, draw_scenario
 
 RecordFormat = Literal["teacher", "nested", "prompt_output"]
@@ -62,10 +55,10 @@ def draw_case(
 
     Without `regions` it plays in one of the training regions.
     """
-    drawn: Status = pick_weighted(rng, _STATUSES, _STATUS_WEIGHTS) if status is None else status
-    drawn_tier: Tier = pick_weighted(rng, _TIERS, _TIER_WEIGHTS) if tier is None else tier
+    drawn: Status = status or pick_weighted(rng, _STATUSES, _STATUS_WEIGHTS)
+    drawn_tier: Tier = tier or pick_weighted(rng, _TIERS, _TIER_WEIGHTS)
     regions = regions or forms()["regions"]["training"]
-    return draw_scenario(rng, domains, regions, status=drawn, tier=drawn_tier, domain=domain)
+    return draw_scenario(rng, domain or pick(rng, domains), domains, regions, status=drawn, tier=drawn_tier)
 
 
 def answer_case(rng: Random, scenario: Scenario, *, low: bool = False) -> Answered:
@@ -74,9 +67,10 @@ def answer_case(rng: Random, scenario: Scenario, *, low: bool = False) -> Answer
     Raises:
         RuntimeError: when none of many answers lies in the band, which the authored material should not allow.
     """
-    draw, (least, below) = _shape_and_band(scenario.status, low=low)
+    care: Care = "thin" if low else "ordinary" if scenario.status == "aligned" else "brief"
+    least, below = LOW_BAND if low else CONFLICTS_BAND if scenario.status == "conflicts" else ORDINARY_BAND
     for _ in range(_MOST_ATTEMPTS):
-        shape = draw(rng)
+        shape = draw_shape(rng, care)
         vision, review = write_vision(rng, scenario, shape), write_review(rng, scenario, shape)
         quirk = rng.random()
         vision_yaml, review_yaml = vision_text(vision), review_text(review, id_as_key=quirk < 0.03)
@@ -85,16 +79,8 @@ def answer_case(rng: Random, scenario: Scenario, *, low: bool = False) -> Answer
             return Answered(scenario, vision_yaml, review_yaml, score)
     raise RuntimeError(
         f"None of {_MOST_ATTEMPTS} answers about {scenario.product} ({scenario.status}, {scenario.tier}) scores "
-        f"between {least} and {below}: widen the shapes in po_assets/sample_data/answers.py."
+        f"between {least} and {below}: widen the shapes in po_assets/sample_data/forms.yaml."
     )
-
-
-def _shape_and_band(status: Status, *, low: bool) -> tuple[Callable[[Random], Shape], tuple[float, float]]:
-    if low:
-        return draw_thin_shape, LOW_BAND
-    if status == "aligned":
-        return draw_shape, ORDINARY_BAND
-    return draw_brief_shape, CONFLICTS_BAND if status == "conflicts" else ORDINARY_BAND
 
 
 def generate_rows(count: int, seed: int = 42, start: int = 0) -> Iterator[dict[str, Any]]:
@@ -114,42 +100,26 @@ def generate_rows(count: int, seed: int = 42, start: int = 0) -> Iterator[dict[s
 
 def as_record(answered: Answered, record_format: RecordFormat, concept_id: str) -> dict[str, Any]:
     """The row as it lands in one of the three formats."""
-    scenario = answered.scenario
+    scenario, score = answered.scenario, answered.score
+    asked = {"concept": scenario.concept, "requirements_yaml": scenario.requirements_yaml}
+    names = {"concept_id": concept_id, "tier": scenario.tier}
+    origin = {"model": GENERATOR, "provider": "po_assets"}
     if record_format == "teacher":
-        return {
-            "concept": scenario.concept,
-            "requirements_yaml": scenario.requirements_yaml,
+        answer = {
             "teacher_product_vision": answered.vision_yaml,
             "teacher_product_owner_review": answered.review_yaml,
-            "score": answered.score,
-            "metadata": {
-                "model": GENERATOR,
-                "provider": "po_assets",
-                "generation": "first",
-                "concept_id": concept_id,
-                "tier": scenario.tier,
-            },
         }
+        return {**asked, **answer, "score": score, "metadata": {**origin, "generation": "first", **names}}
     if record_format == "nested":
+        about = {"origin": "synthetic", "domain": scenario.domain.name}
         return {
-            "input": {
-                "concept_id": concept_id,
-                "concept": scenario.concept,
-                "requirements_yaml": scenario.requirements_yaml,
-                "tier": scenario.tier,
-                "metadata": {"origin": "synthetic", "domain": scenario.domain.name},
-            },
+            "input": {"concept_id": concept_id, **asked, "tier": scenario.tier, "metadata": about},
             "output": {"product_vision": answered.vision_yaml, "product_owner_review": answered.review_yaml},
-            "metadata": {"model": GENERATOR, "provider": "po_assets", "generation": "second"},
-            "score": answered.score,
+            "metadata": {**origin, "generation": "second"},
+            "score": score,
         }
-    return {
-        "concept_id": concept_id,
-        "tier": scenario.tier,
-        "prompt": review_prompt(scenario.concept, scenario.requirements_yaml),
-        "output": format_answer(answered.vision_yaml, answered.review_yaml),
-        "score": answered.score,
-    }
+    prompt, output = review_prompt(**asked), format_answer(answered.vision_yaml, answered.review_yaml)
+    return {**names, "prompt": prompt, "output": output, "score": score}
 
 
 def review_prompt(concept: str, requirements_yaml: str) -> str:
@@ -181,17 +151,13 @@ def review_text(review: dict[str, Any], *, id_as_key: bool = False) -> str:
     lines = [f"status: {review['status']}", "summary:", *(f"- {item}" for item in review["summary"])]
     lines.append("requirements_alignment:")
     for key, items in review["requirements_alignment"].items():
-        if not items:
-            lines.append(f"  {key}: []")
-            continue
-        lines.append(f"  {key}:")
+        lines.append(f"  {key}:" if items else f"  {key}: []")
         for item in items:
             first, rest = item.split(" ", 1)
             as_key = id_as_key and key == "aligned" and not rest.startswith("and ")
             lines.append(f"  - {first}: {rest}" if as_key else f"  - {item}")
     lines += ["recommended_actions:", *(f"- {item}" for item in review["recommended_actions"])]
-    lines.append(f"narrative: {review['narrative']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"narrative: {review['narrative']}"])
 
 
 def to_line(row: dict[str, Any]) -> bytes:

@@ -87,35 +87,22 @@ class Scenario:
     concept: str
     requirements_yaml: str
 
-    @property
-    def ids(self) -> list[str]:
-        """The ids of all requirements."""
-        return [entry.id for entry in (*self.functional, *self.limits)]
-
     def doer(self, need: Need) -> str:
         """Whoever of the concept's users acts on a need, else the product itself."""
         return next((user for user in actors(need) if user in self.users), self.product)
 
 
 def draw_scenario(
-    rng: Random,
-    domains: Sequence[Domain],
-    regions: Sequence[str],
-    *,
-    status: Status,
-    tier: Tier,
-    domain: Domain | None = None,
+    rng: Random, domain: Domain, domains: Sequence[Domain], regions: Sequence[str], *, status: Status, tier: Tier
 ) -> Scenario:
-    """Draw a case of the wanted status, tier and domain (any of them if None); all else is left to `rng`."""
-    domain = domain or pick(rng, domains)
+    """Draw a case of the wanted domain, status and tier; `domains` are those whose requirements may come instead."""
     plan = TIERS[tier]
     product, organisation = pick(rng, domain.products), pick(rng, domain.organisations)
     needs = tuple(pick_some(rng, domain.needs, pick(rng, plan.needs)))
     users = _users(rng, domain, needs)
     exclusion = pick(rng, domain.exclusions)
-    pattern: Pattern = "none"
-    if status == "conflicts":
-        pattern = pick(rng, ("violated_non_goal", "scope_mismatch"))
+    patterns: tuple[Pattern, ...] = ("violated_non_goal", "scope_mismatch")
+    pattern: Pattern = pick(rng, patterns) if status == "conflicts" else "none"
 
     source, subject = domain, product
     if pattern == "scope_mismatch":
@@ -125,10 +112,10 @@ def draw_scenario(
         missing: tuple[Need, ...] = needs
     else:
         missing = _missing(rng, needs, plan.functional) if status == "needs_adjustment" else ()
-        breaches: tuple[str, ...] = ()
-        if status == "conflicts":
+        breaches: Sequence[str] = ()
+        if pattern == "violated_non_goal":
             # A third of the violations are double, as far as the exclusion has two.
-            breaches = tuple(pick_some(rng, exclusion.breaches, 2 if rng.random() < 0.33 else 1))
+            breaches = pick_some(rng, exclusion.breaches, 2 if rng.random() < 0.33 else 1)
         served = [need for need in needs if need not in missing]
         lines = _serve(rng, served, plan.functional, breaches=breaches, breaks=exclusion)
         covered = {line.need for line in lines}
@@ -137,6 +124,12 @@ def draw_scenario(
     functional = _number_functional(rng, lines)
     limits = _limits(rng, source, plan, foreign=pattern == "scope_mismatch")
     title = pick(rng, forms()["titles"]).format(product=subject, category=source.category)
+    region, problem = pick(rng, regions), pick(rng, domain.problems)
+    named = {"a_category": article(domain.category), "organisation": organisation, "users": join(users)}
+    named["problem"] = problem
+    named |= {first_upper(name): first_upper(text) for name, text in named.items()}
+    named |= {"product": product, "category": domain.category, "region": region, "never": exclusion.text}
+    concept = pick(rng, forms()["concepts"]).format(**named, needs=join([need.text for need in needs]))
     return Scenario(
         domain=domain,
         tier=tier,
@@ -151,16 +144,7 @@ def draw_scenario(
         exclusion=exclusion,
         functional=functional,
         limits=limits,
-        concept=_concept(
-            rng,
-            domain=domain,
-            product=product,
-            organisation=organisation,
-            region=pick(rng, regions),
-            users=users,
-            needs=needs,
-            exclusion=exclusion,
-        ),
+        concept=concept,
         requirements_yaml=_requirements_yaml(rng, title, functional, limits),
     )
 
@@ -188,7 +172,7 @@ def _serve(
     needs: Sequence[Need],
     count: int,
     *,
-    breaches: tuple[str, ...] = (),
+    breaches: Sequence[str] = (),
     breaks: Exclusion | None = None,
     foreign: bool = False,
 ) -> list[Requirement]:
@@ -200,8 +184,7 @@ def _serve(
         for text in need.served_by
         if text != line.text
     ]
-    second = shuffled(rng, second)
-    lines = [_drafted(text, breaks=breaks) for text in breaches] + first + second
+    lines = [*(_drafted(text, breaks=breaks) for text in breaches), *first, *shuffled(rng, second)]
     return shuffled(rng, lines[:count])
 
 
@@ -235,36 +218,6 @@ def _limits(rng: Random, source: Domain, plan: TierPlan, *, foreign: bool) -> tu
         Requirement(id=f"{prefix}{number:03d}", text=fill_numbers(rng, limit.text), topic=limit.topic, foreign=foreign)
         for prefix, limits in drawn
         for number, limit in enumerate(limits, start=1)
-    )
-
-
-def _concept(
-    rng: Random,
-    *,
-    domain: Domain,
-    product: str,
-    organisation: str,
-    region: str,
-    users: Sequence[str],
-    needs: Sequence[Need],
-    exclusion: Exclusion,
-) -> str:
-    words = {
-        "a_category": article(domain.category),
-        "organisation": organisation,
-        "users": join(users),
-        "problem": pick(rng, domain.problems),
-    }
-    words |= {first_upper(name): first_upper(text) for name, text in words.items()}
-    return str(
-        pick(rng, forms()["concepts"]).format(
-            **words,
-            product=product,
-            category=domain.category,
-            region=region,
-            needs=join([need.text for need in needs]),
-            never=exclusion.text,
-        )
     )
 
 
