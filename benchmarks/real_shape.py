@@ -23,7 +23,7 @@ import yaml
 
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
 from po_assets.product_owner.contract import MAX_NARRATIVE_WORDS
-from po_assets.product_owner.prompts import consumer_messages
+from po_assets.product_owner.templates import AGENT
 from po_assets.sample_data.answers import Shape, write_review, write_vision
 from po_assets.sample_data.domains import (
     Purpose,
@@ -335,7 +335,7 @@ def _agent_log(rng: Random, _: Scenario, log_id: str) -> dict[str, Any]:
     scenario = _scenario(rng, "training", status=pick_weighted(rng, _STATUSES, (50, 25, 25)))
     row = _answer(rng, scenario, says="misaligned" if scenario.status == "conflicts" else "")
     existing = _answer(rng, scenario).vision_yaml if rng.random() < 0.4 else ""
-    asked = consumer_messages(scenario.concept, scenario.requirements_yaml, existing)
+    asked = AGENT.turns(scenario.concept, scenario.requirements_yaml, existing)
     answer = {"role": "assistant", "content": format_answer(row.vision_yaml, row.review_yaml)}
     return {"messages": [*asked, answer], "metadata": {"log_id": log_id, "agent": "product_owner"}}
 

@@ -33,7 +33,6 @@ from po_assets.product_owner.prompts import (
     PROMPT_VERSION,
     PromptParts,
     build_prompt,
-    consumer_messages,
     teacher_messages,
 )
 
@@ -50,7 +49,6 @@ __all__ = [
     "canonical_status",
     "cited_ids",
     "column_document",
-    "consumer_messages",
     "format_answer",
     "in_order",
     "parse_answer",

@@ -147,7 +147,10 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
         notes.append("a closing fence without an opening one was left out")
     if not blocks:
         lines, beside = _bare_document(lines)
-        if len(read_yaml("\n".join(beside), unique_keys=False).value) > 1 or sum(map(_is_answer_key, beside)) > 1:
+        if (
+            len(read_yaml("\n".join(beside), unique_keys=False).value) > 1
+            or sum(bool(_ANSWER_KEY.match(line)) for line in beside) > 1
+        ):
             raise ValueError("it holds two documents; leave one of them")
         said = " ".join(" ".join(beside).split())
         if said:
@@ -170,17 +173,16 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
 
 def validate_answer(vision_yaml: str | None, review_yaml: str | None) -> AnswerVerdict:
     """Whether the two documents form an answer that can be used; the first reason why not, in the validator's order."""
-    if vision_yaml is None or review_yaml is None:
-        absent = [name for name, text in (("VISION", vision_yaml), ("REVIEW", review_yaml)) if text is None]
-        return AnswerVerdict(
-            False, f"the {' and the '.join(absent)} block {'is' if len(absent) == 1 else 'are'} missing"
-        )
-    vision, review = read_yaml(vision_yaml), read_yaml(review_yaml)
-    if vision.error:
-        return AnswerVerdict(False, f"the VISION does not parse as YAML: {vision.error}")
-    if review.error:
-        return AnswerVerdict(False, f"the REVIEW does not parse as YAML: {review.error}")
-    reason = _vision_fault(vision.value) or _review_fault(review.value)
+    texts = {VISION: vision_yaml, REVIEW: review_yaml}
+    absent = [name for name, text in texts.items() if text is None]
+    if absent:
+        verb = "is" if len(absent) == 1 else "are"
+        return AnswerVerdict(False, f"the {' and the '.join(absent)} block {verb} missing")
+    readings = {name: read_yaml(text) for name, text in texts.items()}
+    reason = next(
+        (f"the {name} does not parse as YAML: {read.error}" for name, read in readings.items() if read.error), ""
+    )
+    reason = reason or _vision_fault(readings[VISION].value) or _review_fault(readings[REVIEW].value)
     return AnswerVerdict(not reason, reason)
 
 
@@ -208,7 +210,8 @@ def _not_read(text: str, blocks: Sequence[Block], unfenced: Sequence[int]) -> li
     """What stands in an incomplete answer and was not read, with the way out."""
     found: list[str] = []
     if unread := [block for block in blocks if not block.label]:
-        found.append(f"fences without a label that is read: {', '.join(_shown(block) for block in unread[:5])}")
+        shown = ", ".join(f"{block.info[:40]!r} in line {block.start + 1}" for block in unread[:5])
+        found.append(f"fences without a label that is read: {shown}")
     if unfenced:
         found.append(
             f"line {unfenced[0] + 1} begins a document without a fence; write ```yaml VISION or ```yaml REVIEW above"
@@ -225,10 +228,6 @@ def _without_label(text: str) -> str:
     """The document without a first line that is only its label (`VISION:`), which YAML would take for a key."""
     first, _, rest = text.partition("\n")
     return rest if _LABEL_LINE.fullmatch(first) and rest[:1].isalpha() else text
-
-
-def _is_answer_key(line: str) -> bool:
-    return bool(_ANSWER_KEY.match(line))
 
 
 def _bare_document(lines: list[str]) -> tuple[list[str], list[str]]:
@@ -254,10 +253,6 @@ def _is_complete(answer: dict[str, Block]) -> bool:
 def _texts(answer: dict[str, Block]) -> tuple[str | None, str | None]:
     vision, review = (answer[label].text if label in answer else None for label in (VISION, REVIEW))
     return vision and _without_label(vision), review and _without_label(review)
-
-
-def _shown(block: Block) -> str:
-    return f"{block.info[:40]!r} in line {block.start + 1}"
 
 
 def _vision_fault(vision: dict[object, object]) -> str:

@@ -9,13 +9,14 @@ is reported beside the score (by `evaluation`), never inside it.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from po_assets.product_owner.contract import ALIGNMENT_KEYS, REVIEW, VISION, VISION_LISTS
 from po_assets.product_owner.documents import RequirementEntry, as_list, read_yaml, requirement_entries, to_text
+from po_assets.text import amount
 
 METRIC_VERSION = "1"
 PART_POINTS = 30.0
@@ -44,31 +45,21 @@ class ProductOwnerScore:
     """In words, what cost points, most costly first; a document that did not parse is one problem, with all it cost."""
 
 
-class _Loss(NamedTuple):
+class _Award(NamedTuple):
+    """Points for one thing, of how many; where some are missing: whose fault it is, and what is wrong."""
+
     points: float
+    of: float
     document: str
-    """The document whose fault it is."""
     problem: str
 
 
-class _Part:
-    """Points of one part, and what was lost on the way."""
-
-    def __init__(self) -> None:
-        self.points = 0.0
-        self.losses: list[_Loss] = []
-
-    def award(self, points: float, of: float, document: str, problem: str) -> None:
-        self.points += points
-        if points < of:
-            self.losses.append(_Loss(of - points, document, problem))
-
-    def award_steps(self, count: int, unit: str, steps: tuple[tuple[int, float], ...], document: str, key: str) -> None:
-        """The points of the first step that the count reaches, of those of the first step; else none."""
-        points = next((points for least, points in steps if count >= least), 0.0)
-        wanted = "two or more" if unit == "item" else steps[0][0]
-        problem = f"{key} has {count} {unit}{'' if count == 1 else 's'}, {wanted} are asked for"
-        self.award(points, steps[0][1], document, problem)
+def _stepped(count: int, unit: str, steps: tuple[tuple[int, float], ...], document: str, key: str) -> _Award:
+    """The points of the first step that the count reaches, of those of the first step; else none."""
+    points = next((points for least, points in steps if count >= least), 0.0)
+    wanted = "two or more" if unit == "item" else steps[0][0]
+    problem = f"{key} has {amount(count, unit)}, {wanted} are asked for"
+    return _Award(points, steps[0][1], document, problem)
 
 
 def score_product_owner(requirements_yaml: str, vision_yaml: str, review_yaml: str) -> ProductOwnerScore:
@@ -82,32 +73,39 @@ def score_product_owner(requirements_yaml: str, vision_yaml: str, review_yaml: s
     completeness = _completeness(vision)
     coverage = _alignment(requirement_entries(readings[_REQUIREMENTS].value), review, alignment)
     specificity = _specificity(review, alignment)
-    parts = (schema, completeness, coverage, specificity)
-    return ProductOwnerScore(
-        total=min(max(sum(part.points for part in parts) / (len(parts) * PART_POINTS), 0.0), 1.0),
-        schema=schema.points,
-        vision=completeness.points,
-        alignment=coverage.points,
-        specificity=specificity.points,
-        problems=_problems(
-            (loss for part in parts for loss in part.losses),
-            {name: reading.error for name, reading in readings.items() if reading.error},
-        ),
+    points = (
+        # One multiplication, so that 16 of 16 is exactly 30.
+        PART_POINTS * sum(award.points > 0 for award in schema) / len(schema),
+        sum(award.points for award in completeness),
+        coverage.points,
+        min(sum(award.points for award in specificity), PART_POINTS),
     )
+    unread = {name: reading.error for name, reading in readings.items() if reading.error}
+    problems = _problems([*schema, *completeness, coverage], specificity, unread)
+    return ProductOwnerScore(min(max(sum(points) / (len(points) * PART_POINTS), 0.0), 1.0), *points, problems)
 
 
-def _problems(losses: Iterable[_Loss], unread: dict[str, str]) -> list[str]:
-    """What cost points, in words; everything that an unread document cost is that one problem."""
+def _problems(awards: Sequence[_Award], specificity: Sequence[_Award], unread: dict[str, str]) -> list[str]:
+    """What cost points, in words; everything that an unread document cost is that one problem.
+
+    The first points that specificity lacks cost nothing, because more can be had than count.
+    """
     cost: defaultdict[str, float] = defaultdict(float)
-    for loss in losses:
-        reason = unread.get(loss.document)
-        cost[f"the {loss.document} did not parse as YAML: {reason}" if reason else loss.problem] += loss.points
+    surplus = _SPECIFICITY_POINTS - PART_POINTS
+    for number, award in enumerate([*awards, *specificity]):
+        lost = award.of - award.points
+        if number >= len(awards):
+            free = min(lost, surplus)
+            surplus, lost = surplus - free, lost - free
+        if lost > 0:
+            reason = unread.get(award.document)
+            cost[f"the {award.document} did not parse as YAML: {reason}" if reason else award.problem] += lost
     return [f"{problem} (-{lost:.1f} points)" for problem, lost in sorted(cost.items(), key=lambda item: -item[1])]
 
 
 def _schema(
     vision: dict[Any, Any], review: dict[Any, Any], alignment: dict[Any, Any], *, alignment_passes: bool
-) -> _Part:
+) -> list[_Award]:
     of_vision = [
         (_length(vision.get("product_name")) >= 1, "the vision has no product_name"),
         (_length(vision.get("product_summary")) >= 40, "product_summary must be text of 40 characters or more"),
@@ -115,38 +113,35 @@ def _schema(
         (isinstance(vision.get("non_goals"), list), "the vision's non_goals must be a list"),
         (_is_iso_date(vision.get("last_updated")), "last_updated must be an ISO date as text (quote it)"),
     ]
+    accepted = isinstance(status := review.get("status"), str) and status in _ACCEPTED_STATUSES
     of_review = [
-        (_is_accepted(review.get("status")), f"the review's status is none of {', '.join(_ACCEPTED_STATUSES)}"),
+        (accepted, f"the review's status is none of {', '.join(_ACCEPTED_STATUSES)}"),
         (bool(as_list(review.get("summary"))), "the review's summary must be a list with an item"),
         (alignment_passes, "requirements_alignment must be a mapping"),
         *((isinstance(alignment.get(key), list), _no_list(key)) for key in ALIGNMENT_KEYS),
         (bool(as_list(review.get("recommended_actions"))), "recommended_actions must be a list with an item"),
         (_length(review.get("narrative")) >= 40, "narrative must be text of 40 characters or more"),
     ]
-    part, items = _Part(), len(of_vision) + len(of_review)
-    for document, tests in ((VISION, of_vision), (REVIEW, of_review)):
-        for passed, problem in tests:
-            part.award(PART_POINTS / items * passed, PART_POINTS / items, document, problem)
-    # One multiplication, so that 16 of 16 is exactly 30.
-    part.points = PART_POINTS * sum(passed for passed, _ in (*of_vision, *of_review)) / items
-    return part
+    each = PART_POINTS / (len(of_vision) + len(of_review))
+    return [
+        _Award(each * passed, each, document, problem)
+        for document, tests in ((VISION, of_vision), (REVIEW, of_review))
+        for passed, problem in tests
+    ]
 
 
-def _completeness(vision: dict[Any, Any]) -> _Part:
-    part = _Part()
-    for key in VISION_LISTS:
-        part.award_steps(len(as_list(vision.get(key))), "item", ((2, 6.0), (1, 3.0)), VISION, key)
+def _completeness(vision: dict[Any, Any]) -> list[_Award]:
     summary = _length(vision.get("product_summary"))
-    part.award_steps(summary, "character", ((120, 6.0), (60, 3.0)), VISION, "product_summary")
-    return part
+    return [
+        *(_stepped(len(as_list(vision.get(key))), "item", ((2, 6.0), (1, 3.0)), VISION, key) for key in VISION_LISTS),
+        _stepped(summary, "character", ((120, 6.0), (60, 3.0)), VISION, "product_summary"),
+    ]
 
 
-def _alignment(entries: list[RequirementEntry], review: dict[Any, Any], alignment: dict[Any, Any]) -> _Part:
-    part = _Part()
+def _alignment(entries: list[RequirementEntry], review: dict[Any, Any], alignment: dict[Any, Any]) -> _Award:
     if not entries:
         problem = "the requirements hold no entry that the review could be aligned with"
-        part.award(0.0, PART_POINTS, _REQUIREMENTS, problem)
-        return part
+        return _Award(0.0, PART_POINTS, _REQUIREMENTS, problem)
     uncovered = _uncovered(entries, _segments(review, alignment))
     aligned, gaps, conflicts = (as_list(alignment.get(key)) for key in ALIGNMENT_KEYS)
     points = _coverage_points((len(entries) - len(uncovered)) / len(entries))
@@ -157,33 +152,19 @@ def _alignment(entries: list[RequirementEntry], review: dict[Any, Any], alignmen
         + (f" (not {named}{', …' if len(uncovered) > 5 else ''})" if uncovered else "")
         + f" and lists {len(aligned)} as aligned"
     )
-    part.award(min(points, PART_POINTS), PART_POINTS, REVIEW, problem)
-    return part
+    return _Award(min(points, PART_POINTS), PART_POINTS, REVIEW, problem)
 
 
-def _specificity(review: dict[Any, Any], alignment: dict[Any, Any]) -> _Part:
-    part = _Part()
+def _specificity(review: dict[Any, Any], alignment: dict[Any, Any]) -> list[_Award]:
+    awards = []
     for key in ("gaps", "conflicts"):
         value = alignment.get(key)
         points = (6.0 if value else 2.0) if isinstance(value, list) else 0.0
-        part.award(points, 6.0, REVIEW, f"{key} names nothing" if points else _no_list(key))
+        awards.append(_Award(points, 6.0, REVIEW, f"{key} names nothing" if points else _no_list(key)))
     for key, full in (("summary", 6.0), ("recommended_actions", 12.0)):
-        part.award_steps(len(as_list(review.get(key))), "item", ((2, full), (1, full / 2)), REVIEW, key)
-    part.award_steps(_length(review.get("narrative")), "character", ((160, 6.0), (80, 3.0)), REVIEW, "narrative")
-    part.points = min(part.points, PART_POINTS)
-    part.losses = _charged(part.losses, _SPECIFICITY_POINTS - PART_POINTS)
-    return part
-
-
-def _charged(losses: list[_Loss], surplus: float) -> list[_Loss]:
-    """The losses less the first points lost, which cost nothing because more can be had than count."""
-    charged = []
-    for loss in losses:
-        free = min(loss.points, surplus)
-        surplus -= free
-        if loss.points > free:
-            charged.append(loss._replace(points=loss.points - free))
-    return charged
+        awards.append(_stepped(len(as_list(review.get(key))), "item", ((2, full), (1, full / 2)), REVIEW, key))
+    narrative = _length(review.get("narrative"))
+    return [*awards, _stepped(narrative, "character", ((160, 6.0), (80, 3.0)), REVIEW, "narrative")]
 
 
 def _segments(review: dict[Any, Any], alignment: dict[Any, Any]) -> list[str]:
@@ -233,10 +214,6 @@ def _length(value: object) -> int:
 
 def _no_list(key: str) -> str:
     return f"requirements_alignment has no list {key}"
-
-
-def _is_accepted(status: object) -> bool:
-    return isinstance(status, str) and status in _ACCEPTED_STATUSES
 
 
 def _is_iso_date(value: object) -> bool:

@@ -1,21 +1,16 @@
-"""The prompts: the student's (one for training, baseline and use), what a teacher is told besides, and a consumer's.
+"""The student's own prompt (one for training, baseline and use), and the conversation that asks a teacher.
 
-The student's prompt can be taken apart again, whatever its texts hold. The prompts of others are read by
-`prompt_parts`; what the answer must look like belongs to `answer`.
+The student's prompt can be taken apart again, whatever its texts hold. What a teacher has to be told, and the student
+learns from rows, is `teacher.txt`. The prompts of others are read by `prompt_parts`, those of a team by `templates`.
 """
 
 import re
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
 from po_assets.product_owner.blocks import without_outer_fence
-from po_assets.product_owner.contract import (
-    CONCEPT,
-    EXISTING_VISION,
-    MAX_NARRATIVE_WORDS,
-    REQUIREMENTS,
-    STATUS_ALIASES,
-    STATUSES,
-)
+from po_assets.product_owner.contract import CONCEPT, EXISTING_VISION, REQUIREMENTS
 
 PROMPT_VERSION = "1"
 """Raised with every change of the student's prompt: whatever was trained or evaluated with another one is stale."""
@@ -33,122 +28,6 @@ _INDENTED_OPENING = re.compile(rf"^ (?= *{re.escape(_OPENING)}$)", re.MULTILINE)
 _LIKE_SEPARATOR = re.compile(rf"(?<=\n\n)(?= *(?:{EXISTING_VISION}|{REQUIREMENTS}):(?:\n|\Z))")
 _INDENTED_SEPARATOR = re.compile(rf"(?<=\n\n) (?= *(?:{EXISTING_VISION}|{REQUIREMENTS}):(?:\n|\Z))")
 
-TEACHER_INSTRUCTIONS = f"""\
-You review software requirements as an experienced Product Owner. You get a product concept and its requirements
-document. Your whole answer is two fenced YAML blocks, in this order, with nothing before, between or after them:
-
-```yaml VISION
-product_name: <name>
-product_summary: <one or two sentences, at least 120 characters>
-target_users:
-- <two or more>
-value_proposition:
-- <two or more>
-key_capabilities:
-- <two or more>
-non_goals:
-- <what the concept excludes; [] when it excludes nothing>
-success_metrics:
-- <two or more, measurable>
-last_updated: '<today as YYYY-MM-DD, in quotation marks>'
-```
-
-```yaml REVIEW
-status: <{" | ".join(STATUSES)}>
-summary:
-- <two or more findings>
-requirements_alignment:
-  aligned:
-  - <one item for each requirement that serves the vision, naming its id>
-  gaps:
-  - <what the concept needs and no requirement serves>
-  conflicts:
-  - <each requirement that contradicts the vision, by id, and why>
-recommended_actions:
-- <two or more next steps, naming ids>
-narrative: <a closing assessment of 160 characters or more, at most 110 words>
-```
-
-Write the vision from the concept alone. Then compare every requirement with it, by its id. The status is `conflicts`
-when a requirement does what the concept excludes or when the document was written for another product;
-`needs_adjustment` when something the concept asks for is missing; otherwise `aligned`. Report only what is there: an
-empty list is `[]`, and a gap or conflict that does not exist is a fault. Every value is plain text on one line; put it
-into quotation marks when it holds a colon, a hash sign or a quotation mark."""
-"""What the student learns from rows and a teacher has to be told."""
-
-
-_CONSUMER_STATUSES = [*STATUSES[:-1], *(alias for alias, status in STATUS_ALIASES.items() if status == STATUSES[-1])]
-CONSUMER_INSTRUCTIONS = f"""\
-You are the Product Owner agent of a team that plans software with the help of language models. You stand between the
-people who had the idea and the people who will build it. Your duties are:
-
-1. Keep the product vision. Turn the concept into a short, stable vision that names the users, the value that they get,
-   the capabilities that bring it, what the product will not do, and how success is measured.
-2. Guard the vision. Compare the requirements document with it, entry by entry, and say which entries serve it, what is
-   missing, and what contradicts it.
-3. Guide the team. Recommend the next steps that bring vision and requirements together.
-
-You do not write requirements, user stories, architecture or code, and you do not ask questions back: where the input
-leaves something open, decide as an experienced Product Owner would, and name it as a gap.
-
-Input
-- {CONCEPT}: what the product is about, in prose.
-- {EXISTING_VISION}: the vision of an earlier round in YAML, or nothing. Where there is one, keep its product name and
-  change no more of it than the concept asks for.
-- {REQUIREMENTS}: the requirements document in YAML, with ids such as FR001, NFR001 or C001.
-
-YAML rules
-- Write valid YAML: two spaces of indentation, no tabs, no trailing comments.
-- Put a text into double quotation marks when it holds a colon, a hash sign or a quotation mark.
-- Write every list with one item a line; an empty list is [].
-- Write dates in quotation marks, as "YYYY-MM-DD".
-- Use the keys below, all of them, in this order, and no others.
-
-Output format
-Your answer is exactly these two fenced blocks and nothing else:
-
-```yaml VISION
-product_name: <short name>
-product_summary: <one or two sentences>
-target_users:
-  - <user group>
-value_proposition:
-  - <value for the users>
-key_capabilities:
-  - <capability>
-non_goals:
-  - <what the product will not do>
-success_metrics:
-  - <measurable outcome>
-last_updated: "<YYYY-MM-DD>"
-```
-
-```yaml REVIEW
-status: {" | ".join(_CONSUMER_STATUSES)}
-summary:
-  - <finding>
-requirements_alignment:
-  aligned:
-    - <requirement id and how it serves the vision>
-  gaps:
-    - <what the vision needs and no requirement covers>
-  conflicts:
-    - <requirement id and what it contradicts>
-recommended_actions:
-  - <next step, naming ids>
-  - <next step, naming ids>
-narrative: <closing assessment, at most {MAX_NARRATIVE_WORDS} words>
-```
-
-Guidelines
-- Choose `aligned` when the requirements serve the vision as they are, `needs_adjustment` when something is missing or
-  unclear, `{_CONSUMER_STATUSES[-1]}` when an entry contradicts the vision or the document belongs to another product.
-- Cite requirement ids wherever you speak of a requirement, and never invent one.
-- Be specific: name the entry, the user group or the metric that you mean.
-- Do not praise, do not repeat the input, and do not explain your answer outside the blocks."""
-"""Ours, of the shape that agents use: a student certified under its own prompt is checked under this one, too."""
-_CONSUMER_CLOSING = "Follow the output format exactly: the two fenced YAML blocks and nothing else."
-
 
 @dataclass(frozen=True)
 class PromptParts:
@@ -162,6 +41,12 @@ class PromptParts:
     """The vision that the product has already: part of the question."""
     notes: tuple[str, ...] = ()
     """What was left out or had to be decided."""
+
+
+@cache
+def own_text(name: str) -> str:
+    """A text that the role brings along, without the line end of its file."""
+    return files("po_assets.product_owner").joinpath(name).read_text("utf-8").removesuffix("\n")
 
 
 def build_prompt(concept: str, requirements_yaml: str, existing_vision_yaml: str = "") -> str:
@@ -199,16 +84,6 @@ def own_parts(prompt: str) -> PromptParts | None:
     )
 
 
-def consumer_messages(concept: str, requirements_yaml: str, existing_vision_yaml: str = "") -> list[dict[str, str]]:
-    """The conversation of an agent that consumes the student: its own system text, and the sections as user text."""
-    sections = {CONCEPT: concept, EXISTING_VISION: existing_vision_yaml, REQUIREMENTS: requirements_yaml}
-    texts = [f"{name}:\n{text.strip()}" for name, text in sections.items()]
-    return [
-        {"role": "system", "content": CONSUMER_INSTRUCTIONS},
-        {"role": "user", "content": "\n\n".join([*texts, _CONSUMER_CLOSING])},
-    ]
-
-
 def teacher_messages(
     concept: str, requirements_yaml: str, instructions: str = "", reminder: str = ""
 ) -> list[dict[str, str]]:
@@ -220,6 +95,6 @@ def teacher_messages(
             "complete and closed, and nothing else."
         )
     return [
-        {"role": "system", "content": instructions or TEACHER_INSTRUCTIONS},
+        {"role": "system", "content": instructions or own_text("teacher.txt")},
         {"role": "user", "content": question},
     ]

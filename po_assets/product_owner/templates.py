@@ -1,7 +1,8 @@
 """A prompt as a thing of its own: a Jinja template of the user's turn, with a system text or without.
 
 The project's own prompt is the built-in one unless a team names its template; consumers' prompts are of the same kind.
-How the built-in ones are worded belongs to `prompts`; which one is set, to `dataset.settings`.
+Its template is what travels with an adapter, and is written by `prompts.build_prompt` here; which one is set belongs to
+`dataset.settings`.
 """
 
 import difflib
@@ -16,9 +17,8 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from po_assets.errors import all_faults
-from po_assets.product_owner import contract
 from po_assets.product_owner.blocks import without_outer_fence
-from po_assets.product_owner.prompts import PromptParts, build_prompt, consumer_messages, own_parts
+from po_assets.product_owner.prompts import PromptParts, build_prompt, own_parts, own_text
 
 VARIABLES = ("concept", "requirements_yaml", "existing_vision_yaml")
 """What a template gets: texts without white space around them, the YAML ones without a fence; the last may be empty."""
@@ -152,33 +152,8 @@ def _patterns(source: str) -> list[re.Pattern[str]]:
     return patterns
 
 
-def _built_in_template() -> str:
-    """`build_prompt` as a Jinja template of `VARIABLES`, read off what it writes."""
-    concept, requirements, vision = _MARKS.values()
-    short, long = build_prompt(concept, requirements), build_prompt(concept, requirements, vision)
-    head, separator, _ = short.partition(f"\n\n{contract.REQUIREMENTS}:")
-    tail = short[len(head) :]
-    middle = long[len(head) : len(long) - len(tail)]
-    if head + middle + tail != long or not separator or "{{" in long or "{%" in long:
-        raise TypeError("the prompt has another shape than the template that is made of it")
-    template = f"{head}{{% if existing_vision_yaml | default('') | trim %}}{middle}{{% endif %}}{tail}"
-    # A line of a text that would read as the next section is indented, as `build_prompt` does it.
-    indented = "".join(
-        f' | replace("\\n\\n{name}:\\n", "\\n\\n {name}:\\n")'
-        for name in (contract.EXISTING_VISION, contract.REQUIREMENTS)
-    )
-    for (name, mark), extra in zip(_MARKS.items(), (indented, "", indented), strict=True):
-        template = template.replace(mark, f"{{{{ {name} | trim{extra} }}}}")
-    return template
-
-
-def _agent_prompt() -> Prompt:
-    system, user = consumer_messages(*(f"{{{{ {name} }}}}" for name in VARIABLES))
-    return Prompt("agent", user["content"], system["content"])
-
-
-BUILT_IN = Prompt("built-in", _built_in_template())
+BUILT_IN = Prompt("built-in", own_text("built_in.jinja"))
 """The project's own prompt unless a team names its own; `build_prompt` writes it."""
-AGENT = _agent_prompt()
-"""The prompt of an agent that consumes the student (`consumer_messages`)."""
+AGENT = read_prompt(own_text("agent.jinja"), "agent")
+"""Ours, of the shape that consuming agents use: a student certified under its own prompt is checked under this, too."""
 KNOWN = {prompt.name: prompt for prompt in (BUILT_IN, AGENT)}

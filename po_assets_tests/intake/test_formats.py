@@ -11,7 +11,7 @@ from po_assets.intake.formats import FORMATS, read_record
 from po_assets.intake.lines import Reason, Rejected
 from po_assets.intake.normalization import Normalized, input_digest, normalize
 from po_assets.product_owner import build_prompt
-from po_assets.product_owner.prompts import consumer_messages
+from po_assets.product_owner.templates import AGENT
 from po_assets_tests.intake.landed_rows import (
     BUILDERS,
     CONCEPT,
@@ -393,7 +393,7 @@ def test_metadata_written_as_json_text_is_read() -> None:
 @pytest.mark.parametrize("existing", ["", "product_name: Old planner\nproduct_summary: It plans."])
 def test_logs_of_the_running_agent_are_read(existing: str) -> None:
     """As chat and as one prompt; the existing vision is a part of its own, which the input's digest counts."""
-    system, user = consumer_messages(CONCEPT, REQUIREMENTS, existing)
+    system, user = AGENT.turns(CONCEPT, REQUIREMENTS, existing)
     prompt = f"{system['content']}\n\n{user['content']}"
     rows = [
         kept({"messages": [system, user, ANSWER]}),
