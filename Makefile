@@ -66,7 +66,7 @@ ui: export PATH := $(CURDIR)/$(BIN):$(PATH)
 ui-ray: export DAGSTER_HOME = $(CURDIR)/deploy/ray
 
 ui: .venv/.runtime ## open the Dagster UI on http://127.0.0.1:3000, on the same instance
-	@$(BIN)/python -P po_assets/storage/history.py
+	@$(BIN)/python -P po_assets/automation/instance.py
 	@$(BIN)/dg dev --host 127.0.0.1 --port 3000
 
 ui-ray: .venv/.ray ## the same on Ray: each step a Ray job, those that compute with the model on a GPU of their own

@@ -235,8 +235,8 @@ def test_a_history_of_another_user_is_one_sentence(tmp_path: Path, what: str) ->
     environment = {**os.environ, "DAGSTER_HOME": str(home), "PO_ARTIFACTS_ROOT": str(root), "HOME": str(root)}
     run = ("import sys, po_assets.automation.run, po_assets.definitions", "sys.exit(po_assets.cli.main(['run']))")
     ui = (
-        "import pkgutil, runpy; from po_assets.storage import history",
-        "runpy.run_path(history.__file__, run_name='__main__')",
+        "import pkgutil, runpy; from po_assets.automation import instance",
+        "runpy.run_path(instance.__file__, run_name='__main__')",
     )
     for imports, command in (run, ui):
         code = f"import po_assets.cli; {imports}; {BECOME_NOBODY}; {command}"

@@ -33,6 +33,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
 from po_assets.automation.executors import PreparedExecutor, one_run_per_root, prepared
+from po_assets.automation.instance import opened_instance
 from po_assets.dag.compute import EXECUTOR_VARIABLE, GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK, gpus_per_step
 from po_assets.errors import UserError
 from po_assets.text import amount, say
@@ -244,7 +245,7 @@ def ui_on_ray(port: int) -> int:
         gpus = int(sum(node.get("GPU", 0) for node in node_totals(url)))
         os.environ |= {DASHBOARD_VARIABLE: url, EXECUTOR_VARIABLE: "ray"}
         os.environ.setdefault(GPUS_VARIABLE, "1" if gpus else "0")
-        with dg.DagsterInstance.get() as instance:
+        with opened_instance() as instance:
             instance.event_log_storage.set_concurrency_slots(POOL, steps_at_once(gpus))
         say(
             f"Ray is up with {amount(gpus, 'GPU')}: {url}. The Dagster UI follows on http://127.0.0.1:{port}; Ctrl-C "

@@ -8,11 +8,10 @@ import argparse
 import contextlib
 import os
 import shlex
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,10 +19,10 @@ from typing import Any
 import dagster as dg
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy.exc import DBAPIError
 
 from po_assets.automation.catch_up import root_tag
 from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
+from po_assets.automation.instance import make_history, opened_instance
 from po_assets.automation.jobs import main_job
 from po_assets.automation.project import (
     REPOSITORY,
@@ -38,7 +37,7 @@ from po_assets.errors import UserError
 from po_assets.evaluation.gate import gate_sentence, gate_table
 from po_assets.model import BaseModel, require_hardware
 from po_assets.storage import Layout, LockedError
-from po_assets.storage.history import HOME_VARIABLE, OF_A_RUN, history_fault
+from po_assets.storage.history import HOME_VARIABLE
 from po_assets.text import say
 
 CodeLocation = Callable[[], ModuleType]
@@ -111,6 +110,7 @@ def _prepare(options: argparse.Namespace) -> None:
     """Point this process to data, settings and instance; wrong use until this is done."""
     _enter(options, open_project)
     _find_instance()
+    make_history()
 
 
 def _enter(options: argparse.Namespace, enter: Callable[[Path, Path | None], object]) -> None:
@@ -147,8 +147,7 @@ def _run(options: argparse.Namespace, location: CodeLocation) -> int:
             raise UserError(
                 f"Another run writes to {layout.root} right now ({error}). Wait until it ends, then start this again."
             ) from error
-        stack.enter_context(_history_errors())
-        instance = stack.enter_context(dg.DagsterInstance.get())
+        instance = stack.enter_context(opened_instance())
         for run_id in end_orphaned_runs(instance):
             say(f"Run {run_id[:8]} counted as running, but its process is gone; it is marked as failed.")
         job = code.defs.resolve_job_def(main_job.name)
@@ -162,7 +161,7 @@ def _run(options: argparse.Namespace, location: CodeLocation) -> int:
 
 
 def _find_instance() -> None:
-    """Point `DAGSTER_HOME` to the repository's instance where nothing else is said; see that it can be written to."""
+    """Point `DAGSTER_HOME` to the repository's instance where nothing else is said."""
     settings = REPOSITORY / "deploy" / "local" / "dagster.yaml"
     given = os.environ.get(HOME_VARIABLE)
     if not given and not settings.is_file():
@@ -177,21 +176,6 @@ def _find_instance() -> None:
             f"{HOME_VARIABLE} is {given!r}; it has to be an absolute path, {str(home.resolve())!r} for example."
         )
     os.environ[HOME_VARIABLE] = str(home)
-    if fault := history_fault(home, OF_A_RUN):
-        raise UserError(fault)
-
-
-@contextlib.contextmanager
-def _history_errors() -> Iterator[None]:
-    """One sentence where Dagster's own database fails: the disk is full, or somebody took a right away."""
-    try:
-        yield
-    except (DBAPIError, sqlite3.Error) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"Dagster's history in {os.environ[HOME_VARIABLE]} cannot be written to ({reason}). Make room there or get "
-            "the right to write, then run again: what was finished is kept."
-        ) from error
 
 
 def _report(result: dg.ExecuteInProcessResult, layout: Layout, seconds: float, data: Path | None) -> int:

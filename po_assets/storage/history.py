@@ -6,7 +6,6 @@ is to be room before.
 
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -56,7 +55,3 @@ def step_history_fault() -> str | None:
 
 def _owner(path: Path) -> str:
     return f"'{path}' belongs to user {path.lstat().st_uid}. "
-
-
-if __name__ == "__main__" and (fault := history_fault(Path(os.environ[HOME_VARIABLE]), OF_A_RUN)):
-    sys.exit(f"error: {fault}")

@@ -39,6 +39,23 @@ from po_assets.cli import main
 raise SystemExit(main(["run"]))
 """
 
+SIX_AT_ONCE = """
+import multiprocessing
+from po_assets.automation.instance import opened_instance
+
+def write(number):
+    together.wait()
+    with opened_instance() as instance:
+        instance.run_storage.set_cursor_values({str(number): "written"})
+        instance.event_log_storage.set_concurrency_slots(str(number), 1)
+        instance.schedule_storage.all_instigator_state()
+        return instance.get_run_records()
+
+together = multiprocessing.get_context("fork").Barrier(6)
+with multiprocessing.get_context("fork").Pool(6) as pool:
+    pool.map(write, range(6), chunksize=1)
+"""
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Workplace:
@@ -157,6 +174,19 @@ def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
         assert ended["runId"] == launched
         assert "right now" in said or "3 cases were evaluated" in said  # it may have come too late to be refused
         whole(place)
+
+
+def test_an_empty_history_is_made_once_by_six_that_start_at_once(tmp_path: Path) -> None:
+    """As two `make run` on a fresh clone, or `make run` and `make ui`: none finds half a database, all can write."""
+    home = {**os.environ, "DAGSTER_HOME": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", SIX_AT_ONCE]
+    done = subprocess.run(command, cwd=REPOSITORY, env=home, check=False, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        numbers = {str(number) for number in range(6)}
+        kept = instance.run_storage.get_cursor_values(numbers)  # type: ignore[no-untyped-call]
+        assert kept == dict.fromkeys(numbers, "written")
+        assert instance.event_log_storage.get_concurrency_keys() == numbers
 
 
 @pytest.mark.slow

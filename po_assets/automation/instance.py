@@ -1,0 +1,60 @@
+"""Dagster's instance, as every command of ours opens it. `make ui` runs this file first, to have the history made.
+
+Dagster makes its databases in an empty DAGSTER_HOME without keeping other processes away: two that start at the same
+moment make the same tables, and one of them dies. So the first one makes them under a lock, and the others wait.
+"""
+
+import contextlib
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+from sqlalchemy.exc import DBAPIError
+from upath import UPath
+
+from po_assets.errors import UserError
+from po_assets.storage import lock
+from po_assets.storage.history import HOME_VARIABLE, OF_A_RUN, history_fault
+
+
+@contextlib.contextmanager
+def opened_instance() -> Iterator[dg.DagsterInstance]:
+    """The instance in DAGSTER_HOME, all its databases made: runs, index of the event log, schedules.
+
+    Raises:
+        UserError: Dagster's own database fails, now or in the block: the disk is full, or somebody took a right away.
+    """
+    home = os.environ[HOME_VARIABLE]
+    try:
+        with lock(UPath(home) / ".history.lock", wait=True):
+            instance = dg.DagsterInstance.get()
+        with instance:
+            yield instance
+    except (DBAPIError, sqlite3.Error) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"Dagster's history in {home} cannot be written to ({reason}). Make room there or get "
+            "the right to write, then run again: what was finished is kept."
+        ) from error
+
+
+def make_history() -> None:
+    """Make the databases before processes of Dagster itself open them, which take no lock.
+
+    Raises:
+        UserError: there is no room for the history of a run, or no right to write it.
+    """
+    if fault := history_fault(Path(os.environ[HOME_VARIABLE]), OF_A_RUN):
+        raise UserError(fault)
+    with opened_instance():
+        pass
+
+
+if __name__ == "__main__":
+    try:
+        make_history()
+    except UserError as refused:
+        sys.exit(f"error: {refused}")
