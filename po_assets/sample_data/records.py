@@ -55,8 +55,8 @@ def draw_case(
 
     Without `regions` it plays in one of the training regions.
     """
-    drawn: Status = status or pick_weighted(rng, _STATUSES, _STATUS_WEIGHTS)
-    drawn_tier: Tier = tier or pick_weighted(rng, _TIERS, _TIER_WEIGHTS)
+    drawn: Status = pick_weighted(rng, _STATUSES, _STATUS_WEIGHTS) if status is None else status
+    drawn_tier: Tier = pick_weighted(rng, _TIERS, _TIER_WEIGHTS) if tier is None else tier
     regions = regions or forms()["regions"]["training"]
     return draw_scenario(rng, domain or pick(rng, domains), domains, regions, status=drawn, tier=drawn_tier)
 

@@ -37,17 +37,14 @@ def raw_rows(name: str) -> list[dict[str, Any]]:
 
 def to_row(raw: dict[str, Any], name: str = "") -> Row:
     """One JSON object, of the named file, as a row."""
-    if "input" in raw:
-        documents = (raw["input"]["concept"], raw["input"]["requirements_yaml"])
-        answer = (raw["output"]["product_vision"], raw["output"]["product_owner_review"])
-    elif "prompt" in raw:
-        parts, parsed = split_prompt(raw["prompt"]), parse_answer(raw["output"])
-        documents = (parts.concept, parts.requirements_yaml)
+    if "prompt" in raw:
+        asked, parsed = split_prompt(raw["prompt"]), parse_answer(raw["output"])
         answer = (parsed.vision_yaml, parsed.review_yaml)
-    else:
-        documents = (raw["concept"], raw["requirements_yaml"])
-        answer = (raw["teacher_product_vision"], raw["teacher_product_owner_review"])
-    return Row(name, *documents, *answer, raw["score"])
+        return Row(name, asked.concept, asked.requirements_yaml, *answer, raw["score"])
+    asked, answered = raw.get("input", raw), raw.get("output", raw)
+    prefix = "" if "output" in raw else "teacher_"
+    answer = (answered[f"{prefix}product_vision"], answered[f"{prefix}product_owner_review"])
+    return Row(name, asked["concept"], asked["requirements_yaml"], *answer, raw["score"])
 
 
 def rows_of(*names: str) -> list[Row]:
