@@ -1,7 +1,7 @@
 """The asset `teacher_batch` and its checks. Thin: the work is in `run`, what an attempt came to in `outcomes`."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
 from po_assets.storage import Layout, digest_of, read_rows
 from po_assets.teacher.batch import StopReason
 from po_assets.teacher.journal import Attempt, read_journal
-from po_assets.teacher.outcomes import AttemptOutcome, Totals
+from po_assets.teacher.outcomes import AttemptOutcome, outcome_table, totals
 from po_assets.teacher.run import BatchReport, read_report, run_batch
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets.text import Progress, amount, verb
@@ -54,14 +54,8 @@ def teacher_batch(
     said = "No teacher was asked, since other assets were selected too. It costs money"
     if not asked_for_alone(context, said, "ask_teacher"):
         return
-
-    def observe(numbers: dict[str, float]) -> None:
-        # Plotted by the UI while the asset is still being made.
-        context.log_event(dg.AssetObservation(asset_key=context.asset_key, metadata=numbers))
-
-    progress = Progress(context.log.info, observe, every_seconds=15.0)
     with user_errors_fail_the_step():
-        report = run_batch(teacher_llm, batch_plan, artifacts.layout, progress)
+        report = run_batch(teacher_llm, batch_plan, artifacts.layout, Progress(context.log.info, every_seconds=15.0))
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(digest_of([report.journal, report.landed_file, report.accepted, report.requests])),
         metadata=_metadata(report),
@@ -70,12 +64,12 @@ def teacher_batch(
 
 def _metadata(report: BatchReport) -> dict[str, Any]:
     shown = ("payloads", "given_up", "requests", "tokens", "cost", "seconds", "rows_per_minute", "landed_rows")
-    table = Totals.over(read_rows(UPath(report.ledger))).table()
+    table = outcome_table(_of_batch(read_rows(UPath(report.ledger))))
     metadata: dict[str, Any] = {
         "model": f"{report.model} at {report.provider}",
         "ended": report.stop_detail,
         "dagster/row_count": report.accepted,
-        "left_to_ask": report.open + report.failed,
+        "left_to_ask": report.open,
         "acceptance_rate": report.acceptance,
         "cost_without_a_bill": report.estimated_cost,
         "outcomes": page_list(
@@ -93,6 +87,11 @@ def _metadata(report: BatchReport) -> dict[str, Any]:
     return rounded(metadata)
 
 
+def _of_batch(ledger: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the last batch; others of the same teacher stand in its ledger as well."""
+    return [row for row in ledger if row["in_batch"]]
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The last run's report, and what ledger, journal and landing folder hold."""
@@ -100,13 +99,8 @@ class Evidence:
     report: BatchReport
     rows: list[dict[str, Any]]
     """The ledger's."""
-    attempts: Mapping[str, Attempt]
+    attempts: list[Attempt]
     incoming: UPath
-
-    @property
-    def totals(self) -> Totals:
-        """The ledger's sums."""
-        return Totals.over(self.rows)
 
 
 checks = AssetChecks[Evidence]("teacher_batch")
@@ -121,21 +115,20 @@ def gather(layout: Layout) -> Evidence | Verdict:
         if not Path(name).exists():
             return Verdict(False, f"{name} is missing.", next_step="Materialize teacher_batch again.")
     with read_journal(Path(report.journal)) as journal:
-        attempts = {attempt.id: attempt for attempt in journal.attempts()}
-    return Evidence(report, list(read_rows(UPath(report.ledger))), attempts, layout.incoming)
+        return Evidence(report, list(read_rows(UPath(report.ledger))), journal.attempts(), layout.incoming)
 
 
 @checks.register(blocking=True)
 def ledger_balances(found: Evidence) -> Verdict:
     """Every request of the journal has one outcome in the ledger; tokens, money, payloads and landed rows add up."""
-    report, totals = found.report, found.totals
-    faults = [*_request_faults(found), *_sum_faults(report, totals), *_landing_faults(found)]
-    counts = {outcome.value: totals.of(outcome) for outcome in AttemptOutcome}
-    numbers = {"requests": report.requests, "ledger_rows": len(found.rows), "disagreements": len(faults), **counts}
-    parts = " + ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing"
+    report, rows = found.report, _of_batch(found.rows)
+    counts = Counter(row["outcome"] for row in rows)
+    faults = [*_request_faults(found), *_sum_faults(report, rows)]
+    numbers = {"requests": report.requests, "ledger_rows": len(found.rows), "disagreements": len(faults)}
+    parts = " + ".join(f"{counts[name]:,} {name}" for name in AttemptOutcome if counts[name]) or "nothing"
     balanced = (
         f"{amount(report.requests, 'request')} = {parts}; {amount(report.payloads, 'payload')} = {report.accepted:,} "
-        f"accepted + {report.given_up:,} given up + {report.failed:,} failed + {report.open:,} open."
+        f"accepted + {report.given_up:,} given up + {report.open:,} open."
     )
     return Verdict(
         not faults,
@@ -145,14 +138,14 @@ def ledger_balances(found: Evidence) -> Verdict:
         next_step=f"Materialize teacher_batch again, which writes the ledger anew from {report.journal}, and "
         "change neither by hand. Nothing is paid for twice by that.",
         rows=[{"fault": fault} for fault in faults],
-        numbers=numbers,
+        numbers=numbers | {name.value: counts[name] for name in AttemptOutcome},
     )
 
 
 @checks.register(severity="WARN")
 def acceptance_rate(found: Evidence) -> Verdict:
     """Enough of the answers were accepted (min_acceptance)."""
-    report, table = found.report, found.totals.table()
+    report, table = found.report, outcome_table(_of_batch(found.rows))
     numbers = {"acceptance_rate": report.acceptance, "answers": report.answers, "accepted": report.accepted}
     if not report.answers:
         fine = report.payloads == 0 or report.stop_reason == StopReason.BUDGET
@@ -176,37 +169,26 @@ def acceptance_rate(found: Evidence) -> Verdict:
 def within_budget(found: Evidence) -> Verdict:
     """Rows, tokens and money stayed within the budget; says what is left and how the batch ended."""
     report = found.report
-    used = (
-        ("rows", report.accepted, report.max_rows),
-        ("tokens", report.tokens, report.max_tokens),
-        ("cost", report.cost, report.max_cost),
-    )
-    limited = [(name, value, limit) for name, value, limit in used if limit is not None]
-    numbers: dict[str, float] = {name: value for name, value, _ in used}
-    numbers["estimated_cost"] = report.estimated_cost
-    numbers |= {f"{name}_left": limit - value for name, value, limit in limited}
+    used = {"rows": report.accepted, "tokens": report.tokens, "cost": report.cost}
+    limits = {name: limit for name in used if (limit := getattr(report, f"max_{name}")) is not None}
+    left = {f"{name}_left": limit - used[name] for name, limit in limits.items()}
     over = [
-        {"limit": f"max_{name}", "is": limit, "used": value}
-        for name, value, limit in limited
-        if value > limit + _TOLERANCE
+        {"limit": f"max_{name}", "is": limit, "used": used[name]}
+        for name, limit in limits.items()
+        if used[name] > limit + _TOLERANCE
     ]
-    if over:
-        return Verdict(
-            False,
-            f"The budget was exceeded: {', '.join(str(row['limit']) for row in over)}.",
-            next_step="Either the limit is lower than in an earlier run of this batch, or the server charges more "
-            "tokens than max_output_tokens allows (some do for thinking): see the ledger's largest rows, and set "
-            "token_limit_parameter or extra_body so that it keeps to the limit.",
-            rows=over,
-            numbers=numbers,
-        )
-    limits = "; ".join(f"{value:,g} of {limit:,g} {name}" for name, value, limit in limited)
-    waiting = report.open + report.failed
+    said = "; ".join(f"{used[name]:,g} of {limit:,g} {name}" for name, limit in limits.items())
     return Verdict(
-        True,
-        f"The batch ended: {report.stop_detail}. Used: {limits or 'no limit is set'}; {amount(waiting, 'payload')} "
-        f"{verb(waiting, 'is', 'are')} left to ask.",
-        numbers=numbers,
+        not over,
+        f"The budget was exceeded: {', '.join(str(row['limit']) for row in over)}."
+        if over
+        else f"The batch ended: {report.stop_detail}. Used: {said or 'no limit is set'}; "
+        f"{amount(report.open, 'payload')} {verb(report.open, 'is', 'are')} left to ask.",
+        next_step="Either the limit is lower than in an earlier run of this batch, or the server charges more "
+        "tokens than max_output_tokens allows (some do for thinking): see the ledger's largest rows, and set "
+        "token_limit_parameter or extra_body so that it keeps to the limit.",
+        rows=over,
+        numbers={**used, "estimated_cost": report.estimated_cost, **left},
     )
 
 
@@ -217,46 +199,35 @@ def teacher_batch_checks(artifacts: Artifacts) -> Evidence | Verdict:
 
 
 def _request_faults(found: Evidence) -> list[str]:
-    rows, attempts = found.rows, found.attempts
-    listed = Counter(row["request"] for row in rows)
+    """Where ledger, journal and landed files do not say the same."""
+    rows = found.rows
+    kept = Counter((one.id, *one.tokens, one.landed_in) for one in found.attempts)
+    listed = Counter((row["request"], row["prompt_tokens"], row["completion_tokens"], row["landed_in"]) for row in rows)
     accepted = Counter(row["payload"] for row in rows if row["outcome"] == AttemptOutcome.ACCEPTED)
-    faults = [f"request {name} has {count} rows in the ledger" for name, count in listed.items() if count > 1]
-    faults += [f"request {name} of the journal is not in the ledger" for name in attempts.keys() - listed.keys()]
-    faults += [f"request {name} of the ledger is not in the journal" for name in listed.keys() - attempts.keys()]
+    faults = [f"request {name} of the journal is not in the ledger as it is there" for name, *_ in kept - listed]
+    faults += [f"request {name} of the ledger is not in the journal as it is there" for name, *_ in listed - kept]
     faults += [f"payload {key} was accepted {count} times" for key, count in accepted.items() if count > 1]
-    for row in rows:
-        if row["outcome"] not in set(AttemptOutcome):
-            faults.append(f"request {row['request']} ends as {row['outcome']!r}")
-        attempt = attempts.get(row["request"])
-        if attempt and (row["prompt_tokens"], row["completion_tokens"]) != attempt.tokens:
-            faults.append(f"request {row['request']} has other tokens in the ledger than in the journal")
+    ends = {row["request"]: row["outcome"] for row in rows if row["outcome"] not in set(AttemptOutcome)}
+    faults += [f"request {name} ends as {outcome!r}" for name, outcome in ends.items()]
+    for name, count in Counter(one.landed_in for one in found.attempts if one.landed_in).items():
+        path = found.incoming / name  # people may move a file away once it is taken in
+        if path.exists() and (lines := count_lines(path)) != count:
+            faults.append(f"{name}: {lines} lines in incoming/, {count} in the journal")
     return faults
 
 
-def _sum_faults(report: BatchReport, totals: Totals) -> list[str]:
-    states = report.accepted + report.given_up + report.failed + report.open
+def _sum_faults(report: BatchReport, rows: list[dict[str, Any]]) -> list[str]:
+    """Where the report is not the sum of the batch's rows."""
+    added, accepted = totals(rows), sum(row["outcome"] == AttemptOutcome.ACCEPTED for row in rows)
     pairs: tuple[tuple[str, float, float], ...] = (
-        ("requests of the batch", report.requests, totals.requests),
-        ("accepted payloads", report.accepted, totals.of(AttemptOutcome.ACCEPTED)),
-        ("tokens", report.tokens, totals.tokens),
-        ("payloads over all states", report.payloads, states),
-        ("cost", report.cost, totals.cost),
+        ("requests of the batch", report.requests, added.requests),
+        ("accepted payloads", report.accepted, accepted),
+        ("tokens", report.tokens, added.tokens),
+        ("payloads over all states", report.payloads, report.accepted + report.given_up + report.open),
+        ("cost", report.cost, added.cost),
     )
     return [
         f"{what}: the report says {said:,}, adding up gives {sum_:,}"
         for what, said, sum_ in pairs
         if abs(said - sum_) > _TOLERANCE
     ]
-
-
-def _landing_faults(found: Evidence) -> list[str]:
-    listed = Counter(row["landed_in"] for row in found.rows if row["landed_in"])
-    landed = Counter(attempt.landed_in for attempt in found.attempts.values() if attempt.landed_in)
-    faults = []
-    for name, rows in landed.items():
-        if listed[name] != rows:
-            faults.append(f"{name}: {listed[name]} rows in the ledger, {rows} in the journal")
-        path = found.incoming / name  # people may move a file away once it is taken in
-        if path.exists() and (lines := count_lines(path)) != rows:
-            faults.append(f"{name}: {lines} lines in incoming/, {rows} in the journal")
-    return faults

@@ -50,27 +50,8 @@ class Stop:
     detail: str
 
 
-@dataclass(frozen=True)
-class BatchState:
-    """Where a batch stands, earlier runs of it included."""
-
-    payloads: int
-    settled: int
-    """Payloads that will not be asked about again in this run."""
-    requests: int
-    answers: int
-    """Requests that brought a whole answer, good or bad."""
-    spent: Amount
-    """Its `rows` are the accepted ones."""
-
-    @property
-    def acceptance(self) -> float:
-        """Share of the answers that were accepted, 0 to 1; 0 before the first."""
-        return self.spent.rows / self.answers if self.answers else 0.0
-
-
 class Batch:
-    """One run over payloads; `histories` holds all attempts for each, those of earlier runs first."""
+    """One run over payloads."""
 
     def __init__(  # noqa: PLR0917
         self,
@@ -84,12 +65,9 @@ class Batch:
         self.llm, self.plan, self.journal = llm, plan, journal
         self._payloads, self._client, self._progress = payloads, client, progress
         self.histories: dict[str, list[Scored]] = {payload.key: [] for payload in payloads}
-        for attempt in journal.attempts():
-            if attempt.key in self.histories:
-                self.histories[attempt.key].append(score_attempt(attempt, plan.min_score))
-        self.histories = {key: settle(history) for key, history in self.histories.items()}
-        attempts = [scored for history in self.histories.values() for scored in history]
-        self._budget = Budget(plan, sum(map(self._amount, attempts), Amount()))
+        """The attempts for each payload, those of earlier runs first."""
+        self.histories = {key: history for key, history in self.all_histories().items() if key in self.histories}
+        self._budget = Budget(plan, sum(map(self._amount, self.attempts), Amount()))
         self._hosted = llm.delivery == "batch"
         pace = (None, None) if self._hosted else (llm.requests_per_minute, llm.tokens_per_minute)
         self._limiter = RateLimiter(*pace)
@@ -98,18 +76,11 @@ class Batch:
         self._stop: Stop | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._in_request: set[asyncio.Task[None] | None] = set()
-        self._began, self._first = progress.clock(), self.state
-
-    @property
-    def state(self) -> BatchState:
-        """Where the batch stands."""
-        attempts = [scored for history in self.histories.values() for scored in history]
-        answers = sum(scored.answered for scored in attempts)
-        return BatchState(len(self._payloads), self._settled, len(attempts), answers, self._budget.spent)
+        self._began, self._first = progress.clock(), self._used
 
     def all_histories(self) -> dict[str, list[Scored]]:
         """All attempts in the journal by payload, those of this batch first and in its order."""
-        known = {scored.attempt.id: scored for history in self.histories.values() for scored in history}
+        known = {scored.attempt.id: scored for scored in self.attempts}
         histories: dict[str, list[Scored]] = {key: [] for key in self.histories}
         for attempt in self.journal.attempts():
             # A request that was under way when the run was ended has no outcome here, but it was sent.
@@ -117,15 +88,40 @@ class Batch:
             histories.setdefault(attempt.key, []).append(replace(scored, attempt=attempt))
         return {key: settle(history) for key, history in histories.items()}
 
+    @property
+    def attempts(self) -> list[Scored]:
+        """What was asked about the batch's payloads, earlier runs included."""
+        return [scored for history in self.histories.values() for scored in history]
+
+    @property
+    def spent(self) -> Amount:
+        """What they took; its `rows` are the accepted ones."""
+        return self._budget.spent
+
+    @property
+    def seconds(self) -> float:
+        """Of this run."""
+        return max(self._progress.clock() - self._began, 1e-3)
+
+    @property
+    def rows_per_minute(self) -> float:
+        """Of this run, accepted ones."""
+        return (self.spent.rows - self._first[1]) / self.seconds * 60
+
+    @property
+    def _used(self) -> tuple[float, ...]:
+        """Payloads that will not be asked about again in this run, rows, tokens and money."""
+        return self._settled, self.spent.rows, self.spent.tokens, self.spent.cost
+
     async def run(self) -> Stop:
-        """Ask about every payload that is not settled, until all are or something stops the batch.
+        """Ask about every payload that is not settled, until all are or something stops the batch; close the client.
 
         Raises:
             UserError: an answer could not be kept; everything stops at once.
         """
         pending = [payload for payload in self._payloads if self._next(payload) is not None]
         self._settled = len(self._payloads) - len(pending)
-        self._began, self._first = self._progress.clock(), self.state
+        self._began, self._first = self._progress.clock(), self._used
         queue = iter(pending)
 
         async def work() -> None:
@@ -135,11 +131,15 @@ class Batch:
                 await self._settle(payload)
 
         try:
+            if self.plan.cancel:
+                return Stop(StopReason.CANCELLED, "nothing was asked, since `cancel` is set")
             async with asyncio.TaskGroup() as group:
                 for _ in range(len(pending) if self._hosted else min(self.llm.concurrency, len(pending))):
                     self._workers.append(group.create_task(work()))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
+        finally:
+            await self._client.close()
         self._report(last=True)
         return self._stop or Stop(StopReason.FINISHED, "every payload was asked about")
 
@@ -149,10 +149,14 @@ class Batch:
             scored = await self._ask(payload, kind)
             if scored is None:
                 return
-            if not scored.answered:
-                self._count_failure(scored)
-                break
-            self._failed_in_a_row = 0
+            if scored.answered:
+                self._failed_in_a_row = 0
+                continue
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= FAILED_IN_A_ROW:
+                why = f"the last because of: {scored.reason} ({scored.detail})"
+                self._halt(StopReason.OUTAGE, f"{FAILED_IN_A_ROW} payloads in a row brought no answer, {why}")
+            break
         if self._stop is None:
             self._settled += 1
             self._report()
@@ -176,7 +180,9 @@ class Batch:
 
     async def _request(self, payload: Payload, kind: str) -> tuple[Scored | None, Fault | None]:
         """One request within budget and rate limits, from its reservation to its outcome."""
-        reminder = self._missing(payload) if kind == REMINDER else ""
+        history = self.histories[payload.key]
+        missing = next((scored.detail for scored in reversed(history) if scored.answered), "")
+        reminder = missing if kind == REMINDER else ""
         messages = teacher_messages(payload.concept, payload.requirements_yaml, self.llm.instructions, reminder)
         prompt = sum(len(m["content"].encode()) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS for m in messages)
         completion = self.llm.max_output_tokens
@@ -197,49 +203,33 @@ class Batch:
                     **asdict(payload),
                     sent_at=_now(),
                     max_output_tokens=completion,
-                    reserved_prompt=prompt,
-                    reserved_completion=completion,
+                    prompt_tokens=prompt,
+                    completion_tokens=completion,
                     hosted=self._hosted,
                 )
-                scored, fault = await self._exchange(attempt, messages)
+                await self.journal.keep(attempt)
+                started = time.monotonic()
+                reply = await self._client.ask(messages, attempt.id)
+                attempt = answered(attempt, reply, time.monotonic() - started)
+                await self.journal.keep(attempt)
+                scored = score_attempt(attempt, self.plan.min_score)
+                history.append(scored)
             finally:
                 self._in_request.discard(task)
             spent = self._amount(scored)
             counted.tokens = spent.tokens
         finally:
             await self._budget.settle(most, spent)
-        if fault and fault.stops:
-            self._halt(StopReason.OUTAGE, f"{fault.reason}: {fault.detail}")
-        return scored, fault
-
-    async def _exchange(self, attempt: Attempt, messages: list[dict[str, str]]) -> tuple[Scored, Fault | None]:
-        """Note the request, send it, keep what comes, score it."""
-        await self.journal.keep(attempt)
-        started = time.monotonic()
-        reply = await self._client.ask(messages, attempt.id)
-        attempt = answered(attempt, reply, time.monotonic() - started)
-        await self.journal.keep(attempt)
-        scored = score_attempt(attempt, self.plan.min_score)
-        self.histories[attempt.key].append(scored)
+        if reply.fault and reply.fault.stops:
+            self._halt(StopReason.OUTAGE, f"{reply.fault.reason}: {reply.fault.detail}")
         return scored, reply.fault
 
     def _next(self, payload: Payload) -> str | None:
         return next_kind(self.histories[payload.key], self.plan.tries, self.llm.max_output_tokens)
 
-    def _missing(self, payload: Payload) -> str:
-        """What was missing in the payload's last answer."""
-        return next(scored.detail for scored in reversed(self.histories[payload.key]) if scored.answered)
-
     def _amount(self, scored: Scored) -> Amount:
-        prompt, completion = scored.attempt.tokens
-        cost = self.llm.cost(prompt, completion, hosted=scored.attempt.hosted)
-        return Amount(int(scored.accepted), prompt + completion, cost)
-
-    def _count_failure(self, scored: Scored) -> None:
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= FAILED_IN_A_ROW:
-            why = f"the last because of: {scored.reason} ({scored.detail})"
-            self._halt(StopReason.OUTAGE, f"{FAILED_IN_A_ROW} payloads in a row brought no answer, {why}")
+        cost = self.llm.cost(*scored.attempt.tokens, hosted=scored.attempt.hosted)
+        return Amount(int(scored.accepted), sum(scored.attempt.tokens), cost)
 
     def _halt(self, reason: StopReason, detail: str) -> None:
         """Ask nothing more: requests under way come to their end, whoever waits for something stops waiting."""
@@ -254,51 +244,35 @@ class Batch:
         """Say where the batch stands, when it is time."""
         if not self._progress.due(last=last):
             return
-        state, spent = self.state, self._budget.spent
-        seconds = max(self._progress.clock() - self._began, 1e-9)
-        left = 0.0 if last else self._seconds_left(state, seconds)
-        rows = (spent.rows - self._first.spent.rows) / seconds * 60
+        attempts, spent = self.attempts, self.spent
+        answers = sum(scored.answered for scored in attempts)
+        acceptance = spent.rows / answers if answers else 0.0
+        left = "" if last else f", {duration(self._seconds_left())} left"
         self._progress.say(
-            f"{state.settled:,} of {state.payloads:,} payloads settled, {spent.rows:,} rows accepted "
-            f"({state.acceptance:.0%} of {state.answers:,} answers), {state.requests - state.answers:,} requests "
-            f"without an answer, {spent.tokens:,} tokens, cost {spent.cost:.4f}, {rows:.1f} rows a minute"
-            + ("" if last else f", {duration(left)} left")
+            f"{self._settled:,} of {len(self._payloads):,} payloads settled, {spent.rows:,} rows accepted "
+            f"({acceptance:.0%} of {answers:,} answers), {len(attempts) - answers:,} requests "
+            f"without an answer, {spent.tokens:,} tokens, cost {spent.cost:.4f}, "
+            f"{self.rows_per_minute:.1f} rows a minute{left}"
         )
-        numbers = {
-            "batch/accepted": float(spent.rows),
-            "batch/requests": float(state.requests),
-            "batch/acceptance_rate": state.acceptance,
-            "batch/tokens": float(spent.tokens),
-            "batch/cost": spent.cost,
-            "batch/rows_per_minute": rows,
-        }
-        self._progress.observe(numbers | ({"batch/seconds_left": left} if math.isfinite(left) else {}))
 
-    def _seconds_left(self, state: BatchState, seconds: float) -> float:
+    def _seconds_left(self) -> float:
         """Until the payloads or, at this run's rates, a limit of the budget is used up, whichever comes first."""
-        plan, spent, first = self.plan, state.spent, self._first
-        ways: list[tuple[float | None, float, float]] = [
-            (state.payloads, state.settled, first.settled),
-            (plan.max_rows, spent.rows, first.spent.rows),
-            (plan.max_tokens, spent.tokens, first.spent.tokens),
-            (plan.max_cost, spent.cost, first.spent.cost),
-        ]
+        ends = (len(self._payloads), self.plan.max_rows, self.plan.max_tokens, self.plan.max_cost)
         return min(
-            max(end - now, 0) * seconds / (now - before) if now > before else math.inf
-            for end, now, before in ways
+            max(end - now, 0) * self.seconds / (now - before) if now > before else math.inf
+            for end, now, before in zip(ends, self._used, self._first, strict=True)
             if end is not None
         )
 
 
 def answered(attempt: Attempt, reply: Reply, seconds: float) -> Attempt:
     """The attempt with what came back."""
-    fault, usage, estimated = reply.fault, reply.usage, False
-    if usage is None and fault and fault.free:
-        usage = Usage(0, 0)
-    elif usage is None:
+    fault = reply.fault
+    bill = reply.usage or (Usage(0, 0) if fault and fault.free else None)
+    usage = bill or attempt.tokens
+    if bill is None and fault is None:
         written = len((reply.text + reply.refusal).encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 1
-        completion = attempt.reserved_completion if fault else min(written, attempt.reserved_completion)
-        usage, estimated = Usage(attempt.reserved_prompt, completion), True
+        usage = usage[0], min(written, usage[1])
     return replace(
         attempt,
         answered_at=_now(),
@@ -310,9 +284,9 @@ def answered(attempt: Attempt, reply: Reply, seconds: float) -> Attempt:
         fault=fault.reason if fault else "",
         detail=_storable(fault.detail) if fault else "",
         cut=bool(fault and fault.cut),
-        prompt_tokens=usage.prompt,
-        completion_tokens=usage.completion,
-        estimated=estimated,
+        prompt_tokens=usage[0],
+        completion_tokens=usage[1],
+        estimated=bill is None,
     )
 
 

@@ -10,7 +10,8 @@ import contextlib
 import datetime as dt
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
 
 import orjson
 
@@ -41,7 +42,6 @@ _WITHOUT_ANSWER = {
     "batch_cancelled": _CANCELLED,
 }
 """By a batch's status, and by the code of a request's error."""
-Result = TypeVar("Result")
 
 
 class _RefusedError(Exception):
@@ -132,7 +132,7 @@ class HostedBatches(TeacherClient):
                 await self._client.batches.cancel(found)
             return True
 
-        return await self._call(end)
+        return bool(await self._call(end))
 
     async def _submit(self, name: str, content: bytes, *, known: bool) -> str:
         import openai
@@ -155,7 +155,7 @@ class HostedBatches(TeacherClient):
                 raise
             return str(made.id)
 
-        return await self._call(submit)
+        return str(await self._call(submit))
 
     async def _find(self, name: str) -> str | None:
         count = 0
@@ -168,20 +168,25 @@ class HostedBatches(TeacherClient):
 
     async def _collect(self, batch: str, wanted: set[str]) -> dict[str, Reply]:
         """Wait until the batch has ended; every wanted request gets a reply."""
-        found = await self._known(lambda: self._client.batches.retrieve(batch))
+
+        async def look() -> Any:
+            return await self._call(lambda: self._client.batches.retrieve(batch), known=False)
+
+        found = await look()
         while found is not None and found.status not in _ENDED:
             if self._progress.due():
                 counts = found.request_counts
                 done = f", {counts.completed + counts.failed:,} of {counts.total:,} done" if counts else ""
                 self._progress.say(f"batch {batch}: {found.status}{done}")
             await asyncio.sleep(self._llm.batch_poll_seconds)
-            found = await self._known(lambda: self._client.batches.retrieve(batch))
+            found = await look()
         if found is None:
             fault = Fault("lost by the provider", f"batch {batch} is unknown there", again=True)
             return dict.fromkeys(wanted, Reply(fault=fault))
         replies: dict[str, Reply] = {}
         for file in filter(None, (found.output_file_id, found.error_file_id)):
-            content = await self._known(lambda file=file: self._client.files.content(file))  # type: ignore[misc]
+            read = partial(self._client.files.content, file)
+            content = await self._call(read, known=False)
             for line in content.content.splitlines() if content else ():
                 self._read(line, replies)
         fault = _WITHOUT_ANSWER.get(found.status) or Fault(
@@ -215,26 +220,21 @@ class HostedBatches(TeacherClient):
             return Reply(fault=self.fault_of(failed))
         return received.reply(self._redacted)
 
-    async def _known(self, send: Callable[[], Awaitable[Result]]) -> Result | None:
-        """What the provider has, or None where it knows of no such thing (any more)."""
+    async def _call(self, send: Callable[[], Awaitable[Any]], *, known: bool = True) -> Any:
+        """Send, again where that may help; raises `UserError` where it does not.
+
+        Without `known`, None where the provider knows of no such thing (any more).
+        """
         import openai
 
-        async def look() -> Result | None:
-            try:
-                return await send()
-            except openai.NotFoundError:
-                return None
-
-        return await self._call(look)
-
-    async def _call(self, send: Callable[[], Awaitable[Result]]) -> Result:
-        """Send, again where that may help; raises `UserError` where it does not."""
         for again in range(self._llm.retries + 1):
             try:
                 return await send()
             except _RefusedError:
                 raise
             except Exception as error:  # noqa: BLE001 - as with live requests
+                if not known and isinstance(error, openai.NotFoundError):
+                    return None
                 fault = self.fault_of(error)
             if not fault.again:
                 break

@@ -9,11 +9,11 @@ none is paid for twice. What an attempt is worth belongs to `outcomes`.
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from upath import UPath
 
@@ -22,15 +22,14 @@ from po_assets.storage import LockedError, lock
 from po_assets.teacher.payloads import Payload
 
 NAME = "journal.sqlite"
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Attempt:
     """One request and, once `answered_at` is set, what came back; a row of the table `requests`.
 
-    The reserved tokens are the most that it can cost. `fault` is empty for a whole answer; tokens that no bill says are
-    `estimated`.
+    `fault` is empty for a whole answer. Tokens that no bill says are `estimated`: until an answer is there, they are
+    the most that the request can have.
     """
 
     id: str
@@ -42,8 +41,9 @@ class Attempt:
     concept_id: str | None
     sent_at: str
     max_output_tokens: int
-    reserved_prompt: int
-    reserved_completion: int
+    prompt_tokens: int
+    completion_tokens: int
+    estimated: bool = True
     answered_at: str | None = None
     seconds: float | None = None
     text: str = ""
@@ -53,9 +53,6 @@ class Attempt:
     fault: str = ""
     detail: str = ""
     cut: bool = False
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    estimated: bool = False
     hosted: bool = False
     """Asked in a batch of the provider, at its price."""
     landed_in: str | None = None
@@ -68,29 +65,22 @@ class Attempt:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Prompt and answer tokens; of a request without an end the most that it can have had."""
-        if self.answered_at is None:
-            return self.reserved_prompt, self.reserved_completion
+        """Of prompt and answer."""
         return self.prompt_tokens, self.completion_tokens
 
 
 _COLUMNS = [field.name for field in fields(Attempt)]
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS requests (number INTEGER PRIMARY KEY, {", ".join(_COLUMNS)}, UNIQUE (id));
-CREATE TABLE IF NOT EXISTS landings (file TEXT PRIMARY KEY, content BLOB);
-CREATE TABLE IF NOT EXISTS rounds (name TEXT PRIMARY KEY, content BLOB, batch TEXT);
-"""
+_TABLES = (
+    f"CREATE TABLE IF NOT EXISTS requests (number INTEGER PRIMARY KEY, {', '.join(_COLUMNS)}, UNIQUE (id))",
+    "CREATE TABLE IF NOT EXISTS landings (file TEXT PRIMARY KEY, content BLOB)",
+    "CREATE TABLE IF NOT EXISTS rounds (name TEXT PRIMARY KEY, content BLOB, batch TEXT)",
+)
 # A landing's `content` holds the announced file's bytes until it is published; then it is NULL. A round is what the
 # provider is handed as one batch: the file's bytes, and once it has accepted them its name for the batch.
 _KEEP = (
     f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 - field names
     f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
 )
-
-
-def _as_values(row: tuple[Any, ...]) -> dict[str, Any]:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    return values | {name: bool(values[name]) for name in ("cut", "estimated", "hosted")}  # SQLite knows no booleans
 
 
 class Journal:
@@ -105,16 +95,10 @@ class Journal:
         self._turn = asyncio.Lock()
         self._unkept: list[tuple[Any, ...]] = []
         self._broken: UserError | None = None
-        self._do(self._prepare)
-
-    def _prepare(self, database: sqlite3.Connection) -> None:
-        database.execute("PRAGMA journal_mode = WAL")  # readable by people while a batch writes
-        database.execute("PRAGMA synchronous = FULL")  # a transaction that is done survives a power cut
-        database.executescript(_SCHEMA)
-        if "hosted" not in [
-            row[1] for row in database.execute("PRAGMA table_info(requests)")
-        ]:  # made by an older version
-            database.execute("ALTER TABLE requests ADD COLUMN hosted")
+        self._do("PRAGMA journal_mode = WAL")  # readable by people while a batch writes
+        self._do("PRAGMA synchronous = FULL")  # a transaction that is done survives a power cut
+        for table in _TABLES:
+            self._do(table)
 
     async def keep(self, attempt: Attempt) -> None:
         """Keep a request that is about to be sent, or what came back for it: then it is on disk when this returns.
@@ -126,71 +110,61 @@ class Journal:
             if self._broken:
                 raise self._broken
             rows, self._unkept = self._unkept, []
+            if not rows:  # an earlier turn took this one's along
+                return
             try:
-                await asyncio.get_running_loop().run_in_executor(self._writer, self._keep, rows)
+                await self._write(_KEEP, rows)
             except UserError as error:
                 self._broken = error  # for all whose rows these were
                 raise
 
-    def _keep(self, rows: list[tuple[Any, ...]]) -> None:
-        if not rows:  # an earlier turn took this one's along
-            return
-        answers = any(row[_COLUMNS.index("answered_at")] for row in rows)
-
-        def keep(database: sqlite3.Connection) -> None:
-            # What is only sent survives this process unsynced, and the next answer's sync makes it durable.
-            database.execute(f"PRAGMA synchronous = {'FULL' if answers else 'NORMAL'}")
-            database.executemany(_KEEP, rows)
-
-        self._do(keep)
-
     def attempts(self) -> list[Attempt]:
         """All requests, in the order in which they were sent."""
-        query = f"SELECT {', '.join(_COLUMNS)} FROM requests ORDER BY number"  # noqa: S608 - names of fields
-        rows = self._do(lambda database: database.execute(query).fetchall())
-        return [Attempt(**_as_values(row)) for row in rows]
+        rows = self._do(f"SELECT {', '.join(_COLUMNS)} FROM requests ORDER BY number")  # noqa: S608 - names of fields
+        attempts = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+        flags = ("cut", "estimated", "hosted")  # SQLite knows no booleans
+        return [Attempt(**values | {name: bool(values[name]) for name in flags}) for values in attempts]
 
     async def keep_round(self, name: str, content: bytes, batch: str | None = None) -> None:
         """Note what is about to be handed to the provider as one batch, or which `batch` it became there."""
-
-        def note(database: sqlite3.Connection) -> None:
-            database.execute("PRAGMA synchronous = FULL")
-            database.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", (name, content, batch))
-
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._do, note)
+        await self._write("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", [(name, content, batch)])
 
     def rounds(self) -> list[tuple[str, bytes, str | None]]:
         """What was handed to the provider, or was about to be: name, content and the provider's name for the batch."""
-        return self._do(lambda database: database.execute("SELECT * FROM rounds ORDER BY rowid").fetchall())
+        return self._do("SELECT * FROM rounds ORDER BY rowid")
 
     def announce(self, file: str, content: bytes, ids: Sequence[str]) -> None:
         """Note a file of accepted answers before it is published: its bytes, and whose rows it holds."""
-
-        def note(database: sqlite3.Connection) -> None:
-            database.execute("PRAGMA synchronous = FULL")
+        with _said(self.path), self._database as database:
             database.execute("INSERT INTO landings VALUES (?, ?)", (file, content))
             database.executemany("UPDATE requests SET landed_in = ? WHERE id = ?", ((file, name) for name in ids))
 
-        self._do(note)
-
     def published(self, file: str) -> None:
         """Note that an announced file is in its place."""
-        self._do(lambda database: database.execute("UPDATE landings SET content = NULL WHERE file = ?", (file,)))
+        self._do("UPDATE landings SET content = NULL WHERE file = ?", file)
 
     def unpublished(self) -> dict[str, bytes]:
         """The announced files that nobody has seen published: name and bytes."""
-        query = "SELECT file, content FROM landings WHERE content IS NOT NULL ORDER BY rowid"
-        return dict(self._do(lambda database: database.execute(query).fetchall()))
+        return dict(self._do("SELECT file, content FROM landings WHERE content IS NOT NULL ORDER BY rowid"))
 
     def close(self) -> None:
         """Finish writing and close the file."""
         self._writer.shutdown()
         self._database.close()
 
-    def _do(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+    def _do(self, statement: str, *values: object) -> list[Any]:
         """One transaction, on disk when this returns."""
-        with _said(self.path), self._database:
-            return work(self._database)
+        with _said(self.path), self._database as database:
+            return database.execute(statement, values).fetchall()
+
+    async def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        """The same beside the event loop, for many rows."""
+
+        def write() -> None:
+            with _said(self.path), self._database as database:
+                database.executemany(statement, rows)
+
+        await asyncio.get_running_loop().run_in_executor(self._writer, write)
 
 
 @contextlib.contextmanager

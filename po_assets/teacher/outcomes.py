@@ -34,18 +34,6 @@ class AttemptOutcome(StrEnum):
     ERROR = "error"
 
 
-class PayloadState(StrEnum):
-    """Where a payload stands."""
-
-    ACCEPTED = "accepted"
-    GIVEN_UP = "given_up"
-    """Answered as often as it may be, and no answer was good enough."""
-    FAILED = "failed"
-    """No answer came; the next run asks again."""
-    OPEN = "open"
-    """Not asked yet, or not to the end: the budget or something else stopped the batch."""
-
-
 @dataclass(frozen=True)
 class Scored:
     """An attempt with its outcome. `reason` is the same for all of its kind, `detail` says it for this one."""
@@ -67,11 +55,6 @@ class Scored:
     def answered(self) -> bool:
         """Whether the teacher had its say; False for what never arrived and what broke on the way."""
         return self.attempt.answered_at is not None and not self.attempt.fault
-
-    @property
-    def estimated(self) -> bool:
-        """Whether no bill says the tokens."""
-        return self.attempt.answered_at is None or self.attempt.estimated
 
 
 def score_attempt(attempt: Attempt, min_score: float) -> Scored:
@@ -122,17 +105,14 @@ def settle(history: Sequence[Scored]) -> list[Scored]:
 
     There are several where a minimum score was lowered after all of them had missed it.
     """
-    good = [scored for scored in history if scored.outcome in {AttemptOutcome.ACCEPTED, AttemptOutcome.SURPLUS}]
+    good = [scored for scored in history if scored.accepted]
     chosen = next((scored for scored in good if scored.attempt.landed_in), good[0] if good else None)
-
-    def settled(scored: Scored) -> Scored:
-        if scored is chosen:
-            return replace(scored, outcome=AttemptOutcome.ACCEPTED, reason="", detail="")
-        return replace(
-            scored, outcome=AttemptOutcome.SURPLUS, reason="another was accepted", detail="one row is enough"
-        )
-
-    return [settled(scored) if scored in good else scored for scored in history]
+    surplus: dict[str, Any] = {
+        "outcome": AttemptOutcome.SURPLUS,
+        "reason": "another was accepted",
+        "detail": "one row is enough",
+    }
+    return [replace(scored, **surplus) if scored.accepted and scored is not chosen else scored for scored in history]
 
 
 def next_kind(history: Sequence[Scored], tries: int, max_output_tokens: int) -> str | None:
@@ -155,15 +135,6 @@ def next_kind(history: Sequence[Scored], tries: int, max_output_tokens: int) -> 
     return QUESTION if asked < tries else None
 
 
-def state_of(history: Sequence[Scored], tries: int, max_output_tokens: int) -> PayloadState:
-    """Where a payload stands."""
-    if any(scored.accepted for scored in history):
-        return PayloadState.ACCEPTED
-    if next_kind(history, tries, max_output_tokens) is None:
-        return PayloadState.GIVEN_UP
-    return PayloadState.FAILED if history and not history[-1].answered else PayloadState.OPEN
-
-
 def ledger_rows(
     histories: Iterable[Sequence[Scored]], batch_keys: set[str], llm: TeacherLLM
 ) -> Iterator[dict[str, Any]]:
@@ -175,7 +146,6 @@ def ledger_rows(
     for history in histories:
         for number, scored in enumerate(history, start=1):
             attempt = scored.attempt
-            prompt, completion = attempt.tokens
             yield {
                 "request": attempt.id,
                 "payload": attempt.key,
@@ -188,10 +158,10 @@ def ledger_rows(
                 "detail": scored.detail,
                 "score": scored.score,
                 "status": scored.status,
-                "prompt_tokens": prompt,
-                "completion_tokens": completion,
-                "estimated": scored.estimated,
-                "cost": llm.cost(prompt, completion, hosted=attempt.hosted),
+                "prompt_tokens": attempt.prompt_tokens,
+                "completion_tokens": attempt.completion_tokens,
+                "estimated": attempt.estimated,
+                "cost": llm.cost(*attempt.tokens, hosted=attempt.hosted),
                 "hosted": attempt.hosted,
                 "seconds": attempt.seconds,
                 "sent_at": attempt.sent_at,
@@ -201,57 +171,39 @@ def ledger_rows(
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the ledger rows of the last batch."""
+    """Sums over the ledger rows of a batch."""
 
-    rows: list[dict[str, Any]]
-
-    @classmethod
-    def over(cls, ledger: Iterable[dict[str, Any]]) -> "Totals":
-        """Those of the ledger's rows that belong to the last batch."""
-        return cls([row for row in ledger if row["in_batch"]])
-
-    @property
-    def requests(self) -> int:  # noqa: D102
-        return len(self.rows)
-
-    @property
-    def tokens(self) -> int:  # noqa: D102
-        return _tokens(self.rows)
-
-    @property
-    def cost(self) -> float:  # noqa: D102
-        return float(sum(row["cost"] for row in self.rows))
-
-    @property
-    def estimated_cost(self) -> float:
-        """The part of the cost that no bill says."""
-        return float(sum(row["cost"] for row in self.rows if row["estimated"]))
-
-    def of(self, outcome: str) -> int:
-        """Requests of one outcome."""
-        return sum(row["outcome"] == outcome for row in self.rows)
-
-    def table(self) -> list[dict[str, object]]:
-        """One row per outcome and reason, most frequent first, with an example."""
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in self.rows:
-            groups.setdefault((row["outcome"], row["reason"]), []).append(row)
-        return [
-            {
-                "outcome": outcome,
-                "reason": reason or "–",
-                "requests": len(group),
-                "share": f"{len(group) / self.requests:.1%}",
-                "tokens": _tokens(group),
-                "cost": sum(row["cost"] for row in group),
-                "example": _example(group[0]),
-            }
-            for (outcome, reason), group in sorted(groups.items(), key=lambda item: -len(item[1]))
-        ]
+    requests: int
+    tokens: int
+    cost: float
+    estimated_cost: float
+    """The part of the cost that no bill says, counted as the most it can be."""
 
 
-def _tokens(rows: Iterable[dict[str, Any]]) -> int:
-    return sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
+def totals(rows: Sequence[dict[str, Any]]) -> Totals:
+    """The sums over these rows of a ledger."""
+    tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
+    cost, estimated = (sum(row["cost"] for row in some) for some in (rows, [row for row in rows if row["estimated"]]))
+    return Totals(len(rows), tokens, float(cost), float(estimated))
+
+
+def outcome_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
+    """One row per outcome and reason, most frequent first, with an example."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["outcome"], row["reason"]), []).append(row)
+    return [
+        {
+            "outcome": outcome,
+            "reason": reason or "–",
+            "requests": len(group),
+            "share": f"{len(group) / len(rows):.1%}",
+            "tokens": totals(group).tokens,
+            "cost": totals(group).cost,
+            "example": _example(group[0]),
+        }
+        for (outcome, reason), group in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def _example(row: dict[str, Any]) -> str:

@@ -40,14 +40,6 @@ class Payload:
         return input_digest(self.concept, self.requirements_yaml)
 
 
-@dataclass(frozen=True)
-class Payloads:
-    """The payloads to ask about, and those left out: records with `payload` and `reason`."""
-
-    wanted: list[Payload]
-    left_out: list[dict[str, object]]
-
-
 def read_payloads(path: UPath) -> list[Payload]:
     """The payloads of a JSONL file.
 
@@ -65,16 +57,18 @@ def read_payloads(path: UPath) -> list[Payload]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            payload, wrong = _read(line)
-            faults += [f"line {number}: {fault}" for fault in wrong]
-            if payload:
-                found.append(payload)
-    if not found and not faults:
-        faults = ["it is empty"]
-    if faults:
-        raise all_faults(
-            f"The payloads {str(path)!r} cannot be used, and nothing was asked", faults, most=_SHOWN_FAULTS
-        )
+            try:
+                row = orjson.loads(line)
+                wrong = _faults(row)
+            except orjson.JSONDecodeError as error:
+                wrong = [f"it must be JSON ({error})"]
+            if wrong:
+                faults += [f"line {number}: {fault}" for fault in wrong]
+            else:
+                found.append(Payload(row["concept"], row["requirements_yaml"], row.get("tier"), row.get("concept_id")))
+    if faults or not found:
+        said = f"The payloads {str(path)!r} cannot be used, and nothing was asked"
+        raise all_faults(said, faults or ["it is empty"], most=_SHOWN_FAULTS)
     return found
 
 
@@ -86,19 +80,18 @@ def generate_payloads(count: int, seed: int) -> Iterator[Payload]:
         # Its own stream of draws: with the same seed, `generate_rows` makes other rows.
         scenario = draw_case(Random(f"teacher_batch/{seed}/{number}"), domains)  # noqa: S311 - no secrets
         number += 1
-        payload = Payload(
-            concept=scenario.concept,
-            requirements_yaml=scenario.requirements_yaml,
-            tier=scenario.tier,
-            concept_id=f"GEN-{seed}-{number:05d}",
-        )
+        name = f"GEN-{seed}-{number:05d}"
+        payload = Payload(scenario.concept, scenario.requirements_yaml, scenario.tier, name)
         if payload.key not in seen:
             seen.add(payload.key)
             yield payload
 
 
-def choose(payloads: Iterable[Payload], cases: list[EvalCase]) -> Payloads:
-    """The payloads without repetitions and without those that equal or resemble an evaluation case."""
+def choose(payloads: Iterable[Payload], cases: list[EvalCase]) -> tuple[list[Payload], list[dict[str, object]]]:
+    """The payloads without repetitions and without those that equal or resemble an evaluation case.
+
+    Then what is left out: records with `payload` and `reason`.
+    """
     # What is asked in vain would be held out later.
     hold_out = HoldOut(cases, SelectionSettings.model_fields["near_duplicate_threshold"].default)
     wanted: dict[str, Payload] = {}
@@ -112,17 +105,13 @@ def choose(payloads: Iterable[Payload], cases: list[EvalCase]) -> Payloads:
             left_out.append({"payload": name, "reason": f"it {what} evaluation case {overlap.case_id}"})
         else:
             wanted[payload.key] = payload
-    return Payloads(list(wanted.values()), left_out)
+    return list(wanted.values()), left_out
 
 
-def _read(line: bytes) -> tuple[Payload | None, list[str]]:
-    """The payload of a line, or what is wrong with it."""
-    try:
-        row: Any = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return None, [f"it must be JSON ({error})"]
+def _faults(row: Any) -> list[str]:
+    """What is wrong with the record of a line."""
     if not isinstance(row, dict):
-        return None, ["it must be a JSON object"]
+        return ["it must be a JSON object"]
     faults = []
     for name in ("concept", "requirements_yaml"):
         value = row.get(name)
@@ -130,22 +119,20 @@ def _read(line: bytes) -> tuple[Payload | None, list[str]]:
             faults.append(f"{name} is missing")
         elif not isinstance(value, str) or not value.strip():
             faults.append(f"{name} must be a string that is not blank, got {value!r}")
+    optional = ("tier", "concept_id")
     faults += [
-        f"{name} must be a string, got {row[name]!r}"
-        for name in ("tier", "concept_id")
-        if not isinstance(row.get(name), str | None)
+        f"{key} must be a string, got {row[key]!r}" for key in optional if not isinstance(row.get(key), str | None)
     ]
-    if not faults:
-        if "\x00" in row["concept"]:
-            faults.append("concept holds a NUL character, with which no row is taken in; remove it")
-        if problem := read_yaml(row["requirements_yaml"]).error:
-            faults.append(f"requirements_yaml does not parse: {problem}")
-        elif not requirement_entries(row["requirements_yaml"]):
-            *most, last = REQUIREMENT_SECTIONS
-            faults.append(
-                f"requirements_yaml holds no entry with an id or a description under {', '.join(most)} or {last}, so "
-                "that no answer could be scored"
-            )
     if faults:
-        return None, faults
-    return Payload(row["concept"], row["requirements_yaml"], row.get("tier"), row.get("concept_id")), []
+        return faults
+    if "\x00" in row["concept"]:
+        faults.append("concept holds a NUL character, with which no row is taken in; remove it")
+    if problem := read_yaml(row["requirements_yaml"]).error:
+        faults.append(f"requirements_yaml does not parse: {problem}")
+    elif not requirement_entries(row["requirements_yaml"]):
+        *most, last = REQUIREMENT_SECTIONS
+        faults.append(
+            f"requirements_yaml holds no entry with an id or a description under {', '.join(most)} or {last}, so "
+            "that no answer could be scored"
+        )
+    return faults

@@ -8,9 +8,8 @@ Free of Dagster; `assets` shows what comes out.
 import asyncio
 import contextlib
 import hashlib
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from po_assets.errors import UserError
 from po_assets.product_owner import METRIC_VERSION
 from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
 from po_assets.storage import Layout, is_local, replace_file
-from po_assets.teacher.batch import Batch, BatchState, Stop, StopReason
+from po_assets.teacher.batch import Batch, Stop, StopReason
 from po_assets.teacher.client import TeacherClient
 from po_assets.teacher.hosted import HostedBatches, finish_rounds
 from po_assets.teacher.journal import Journal, open_journal
-from po_assets.teacher.outcomes import PayloadState, Scored, Totals, ledger_rows, state_of
-from po_assets.teacher.payloads import Payloads, choose, generate_payloads, read_payloads
+from po_assets.teacher.outcomes import Scored, ledger_rows, next_kind, totals
+from po_assets.teacher.payloads import Payload, choose, generate_payloads, read_payloads
 from po_assets.teacher.settings import BatchPlan, TeacherLLM, check_ready
 from po_assets.text import Progress
 
@@ -49,9 +48,10 @@ class BatchReport:
     payloads: int
     accepted: int
     given_up: int
-    failed: int
+    """Answered as often as they may be, and no answer was good enough."""
     open: int
-    left_out: list[dict[str, Any]]
+    """Left to ask: no answer came, or the budget or something else stopped the batch before."""
+    left_out: list[dict[str, object]]
     """Payloads not asked about: repetitions and evaluation cases."""
     requests: int
     answers: int
@@ -59,28 +59,20 @@ class BatchReport:
     cost: float
     estimated_cost: float
     """The part of the cost that no bill says, counted as the most it can be."""
-    new_rows: int
-    """Accepted in this run, as are the next four."""
-    new_requests: int
     seconds: float
+    """Of this run alone, as are the next three."""
+    rows_per_minute: float
     landed_file: str
     landed_rows: int
     max_rows: int | None
     max_tokens: int | None
     max_cost: float | None
     min_acceptance: float
-    late_files: list[str] = field(default_factory=list)
-    """Files that an earlier run announced and this one published."""
 
     @property
     def acceptance(self) -> float:
         """Share of the answers that were accepted; 0 without answers."""
         return self.accepted / self.answers if self.answers else 0.0
-
-    @property
-    def rows_per_minute(self) -> float:
-        """Rows that this run got accepted, per minute."""
-        return self.new_rows / self.seconds * 60 if self.seconds else 0.0
 
 
 def report_path(layout: Layout) -> UPath:
@@ -106,33 +98,25 @@ def run_batch(
             teacher could not be asked to the end: what was answered is kept then, and nothing has landed.
     """
     check_ready(llm, plan)
-    working, payloads = working_folder(plan, layout), _payloads(plan, layout)
-    for left_out in payloads.left_out[:_SHOWN_LEFT_OUT]:
-        progress.say(f"{left_out['payload']} is left out: {left_out['reason']}")
+    working, (payloads, left_out) = working_folder(plan, layout), _payloads(plan, layout)
+    for one in left_out[:_SHOWN_LEFT_OUT]:
+        progress.say(f"{one['payload']} is left out: {one['reason']}")
     with open_journal(working / llm.folder_name(TEACHER_PROMPT_VERSION)) as journal:
         asyncio.run(finish_rounds(llm, journal, progress, cancel=plan.cancel))
-        late = _publish(journal, layout)
-        for name in late:
+        for name in _publish(journal, layout):
             progress.say(f"{name}, announced by an earlier run, is landed now")
         if client is None:
             client = HostedBatches(llm, journal, progress) if llm.delivery == "batch" else TeacherClient(llm)
-        batch = Batch(llm, plan, payloads.wanted, journal, client, progress)
-        before, began = batch.state, progress.clock()
-
-        def account(stop: Stop, landed: tuple[str, int] = ("", 0)) -> BatchReport:
-            seconds = round(progress.clock() - began, 3)
-            told = {"landed_file": landed[0], "landed_rows": landed[1], "late_files": late, "seconds": seconds}
-            return _account(batch, layout, before, stop, left_out=payloads.left_out, **told)
-
+        batch = Batch(llm, plan, payloads, journal, client, progress)
         try:
-            stop = asyncio.run(_ask(batch, client))
+            stop = asyncio.run(batch.run())
             landed = _land(batch, layout) if stop.reason != StopReason.OUTAGE else ("", 0)
         except BaseException:
             # Terminated, or the disk is full: whatever was paid stands in the ledger all the same, if it can.
             with contextlib.suppress(OSError, UserError):
-                account(Stop(StopReason.OUTAGE, "the run did not come to its end"))
+                _account(batch, layout, Stop(StopReason.OUTAGE, "the run did not come to its end"), left_out)
             raise
-        report = account(stop, landed)
+        report = _account(batch, layout, stop, left_out, landed)
     if stop.reason == StopReason.OUTAGE:
         way_out = f", or set max_rows to {report.accepted} to land what there is" if report.accepted else ""
         raise UserError(
@@ -189,15 +173,6 @@ def landing_row(scored: Scored, llm: TeacherLLM) -> dict[str, Any]:
     }
 
 
-async def _ask(batch: Batch, client: TeacherClient) -> Stop:
-    try:
-        if batch.plan.cancel:
-            return Stop(StopReason.CANCELLED, "nothing was asked, since `cancel` is set")
-        return await batch.run()
-    finally:
-        await client.close()
-
-
 def _land(batch: Batch, layout: Layout) -> tuple[str, int]:
     """Land the accepted answers of the journal that have not landed, as one file: its name and rows."""
     histories = batch.all_histories()
@@ -225,14 +200,16 @@ def _publish(journal: Journal, layout: Layout) -> list[str]:
     return list(unpublished)
 
 
-def _account(batch: Batch, layout: Layout, before: BatchState, stop: Stop, **told: Any) -> BatchReport:
-    """Write the ledger, sum it up, write the report; `told` are the fields that only the run knows."""
+def _account(
+    batch: Batch, layout: Layout, stop: Stop, left_out: list[dict[str, object]], landed: tuple[str, int] = ("", 0)
+) -> BatchReport:
+    """Write the ledger, sum it up, write the report."""
     llm, plan, keys, histories = batch.llm, batch.plan, set(batch.histories), batch.all_histories()
     rows = list(ledger_rows(histories.values(), keys, llm))
     ledger = batch.journal.path.parent / LEDGER_NAME
     write_ledger(ledger, rows)
-    totals = Totals.over(rows)
-    states = Counter(state_of(histories[key], plan.tries, llm.max_output_tokens) for key in keys)
+    accepted = sum(scored.accepted for key in keys for scored in histories[key])
+    settled = sum(next_kind(histories[key], plan.tries, llm.max_output_tokens) is None for key in keys)
     report = BatchReport(
         model=llm.model,
         provider=llm.host,
@@ -241,19 +218,17 @@ def _account(batch: Batch, layout: Layout, before: BatchState, stop: Stop, **tol
         stop_reason=stop.reason.value,
         stop_detail=stop.detail,
         payloads=len(keys),
-        accepted=states[PayloadState.ACCEPTED],
-        given_up=states[PayloadState.GIVEN_UP],
-        failed=states[PayloadState.FAILED],
-        open=states[PayloadState.OPEN],
-        requests=totals.requests,
+        accepted=accepted,
+        given_up=settled - accepted,
+        open=len(keys) - settled,
         answers=sum(scored.answered for key in keys for scored in histories[key]),
-        tokens=totals.tokens,
-        cost=totals.cost,
-        estimated_cost=totals.estimated_cost,
-        new_rows=states[PayloadState.ACCEPTED] - before.spent.rows,
-        new_requests=totals.requests - before.requests,
+        **asdict(totals([row for row in rows if row["in_batch"]])),
         **plan.model_dump(include={"max_rows", "max_tokens", "max_cost", "min_acceptance"}),
-        **told,
+        left_out=left_out,
+        seconds=round(batch.seconds, 3),
+        rows_per_minute=batch.rows_per_minute,
+        landed_file=landed[0],
+        landed_rows=landed[1],
     )
     replace_file(report_path(layout), orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2))
     return report
@@ -264,8 +239,8 @@ def write_ledger(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     replace_file(path, b"".join(orjson.dumps(row) + b"\n" for row in rows))
 
 
-def _payloads(plan: BatchPlan, layout: Layout) -> Payloads:
-    """What to ask about, without what is held out of training later."""
+def _payloads(plan: BatchPlan, layout: Layout) -> tuple[list[Payload], list[dict[str, object]]]:
+    """What to ask about, and what is left out because it would be held out of training later."""
     wanted = read_payloads(UPath(plan.payloads)) if plan.payloads else generate_payloads(plan.generate, plan.seed)
     try:
         cases = read_eval_cases(layout.eval_cases)

@@ -18,9 +18,9 @@ from po_assets.storage import digest_of
 
 URL_VARIABLE = "PO_TEACHER_BASE_URL"
 MODEL_VARIABLE = "PO_TEACHER_MODEL"
-_OWN_PARAMETERS = (
-    *("model", "messages", "stream", "stream_options", "temperature", "n", "max_tokens", "max_completion_tokens"),
-)
+_OWN_PARAMETERS = {
+    *("model", "messages", "stream", "stream_options", "temperature", "n", "max_tokens", "max_completion_tokens")
+}
 
 
 class TeacherLLM(Settings):
@@ -116,7 +116,7 @@ class TeacherLLM(Settings):
     @field_validator("extra_body")
     @classmethod
     def _leaves_the_rest_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if own := sorted(set(value) & set(_OWN_PARAMETERS)):
+        if own := sorted(_OWN_PARAMETERS & set(value)):
             raise ValueError(f"extra_body sets {', '.join(own)}, which belongs to the other settings.")
         return value
 

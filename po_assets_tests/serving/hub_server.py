@@ -6,10 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from po_assets_tests.teacher.teacher_server import listening
+from po_assets_tests.teacher.teacher_server import Handler, listening
 
 TOKEN = "hf_right"
 REPOSITORY = "team/student"
@@ -43,60 +42,48 @@ class Hub:
                 del self.files[value["path"]]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     hub: Hub
 
     def _answer(self) -> None:
         hub, path = self.hub, self.path.partition("?")[0]
-        content = self.rfile.read(int(self.headers.get("content-length") or 0))
+        content = self.body()
         hub.asked.append(f"{self.command} {path}")
         if hub.down_at and hub.down_at in path:
             self.close_connection = True
             return
         if path.startswith("/upload/"):
             hub.blobs.add(hashlib.sha256(content).hexdigest())
-            self._reply({})
+            self.reply({})
         elif self.headers.get("authorization") != f"Bearer {TOKEN}":
-            self._reply({"error": "no"}, 401, {"x-error-message": "Invalid credentials in Authorization header"})
+            self.reply({"error": "no"}, 401, {"x-error-message": "Invalid credentials in Authorization header"})
         elif path == "/api/repos/create":
             hub.exists = True
-            self._reply({"url": f"{hub.url}/{REPOSITORY}"})
+            self.reply({"url": f"{hub.url}/{REPOSITORY}"})
         elif path == "/api/validate-yaml":
-            self._reply({"warnings": [], "errors": []})
+            self.reply({"warnings": [], "errors": []})
         elif not hub.exists or REPOSITORY not in path:
-            self._reply({"error": "Repository not found"}, 404, {"x-error-code": "RepoNotFound"})
+            self.reply({"error": "Repository not found"}, 404, {"x-error-code": "RepoNotFound"})
         elif "/preupload/" in path:
             names = [one["path"] for one in json.loads(content)["files"]]
             modes = {name: "lfs" if name.endswith((".safetensors", ".gguf")) else "regular" for name in names}
             files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
-            self._reply({"files": files})
+            self.reply({"files": files})
         elif path.endswith("/info/lfs/objects/batch"):
             objects = [
                 {**one, "actions": {"upload": {"href": f"{hub.url}/upload/{one['oid']}", "header": {}}}}
                 for one in json.loads(content)["objects"]
             ]
-            self._reply({"transfer": "basic", "objects": objects})
+            self.reply({"transfer": "basic", "objects": objects})
         elif "/commit/" in path:
             hub.commit([json.loads(line) for line in content.splitlines()])
-            self._reply({"commitUrl": f"{hub.url}/{REPOSITORY}/commit/c0ffee", "commitOid": "c0ffee"})
+            self.reply({"commitUrl": f"{hub.url}/{REPOSITORY}/commit/c0ffee", "commitOid": "c0ffee"})
         elif "/tree/" in path:
-            self._reply([{"type": "file", "path": name, "size": 1, "oid": "0"} for name in hub.files])
+            self.reply([{"type": "file", "path": name, "size": 1, "oid": "0"} for name in hub.files])
         else:
-            self._reply({"id": REPOSITORY, "sha": "f00d", "siblings": [{"rfilename": name} for name in hub.files]})
+            self.reply({"id": REPOSITORY, "sha": "f00d", "siblings": [{"rfilename": name} for name in hub.files]})
 
     do_GET = do_POST = do_PUT = do_HEAD = _answer  # noqa: N815 - named by http.server
-
-    def _reply(self, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"content-type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
 
 
 @contextlib.contextmanager

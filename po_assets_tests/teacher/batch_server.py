@@ -8,12 +8,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from po_assets.product_owner import split_prompt
 from po_assets_tests.teacher.scenes import ACCEPTED
-from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS, listening
+from po_assets_tests.teacher.teacher_server import BILL, Handler, listening
 
 
 @dataclass
@@ -32,7 +31,7 @@ def completion(text: str = ACCEPTED) -> dict[str, Any]:
     body = {
         "model": "served-model",
         "choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS},
+        "usage": BILL,
     }
     return {"response": {"status_code": 200, "body": body}, "error": None}
 
@@ -142,14 +141,9 @@ def provider(**faults: Any) -> Iterator[Provider]:
     made = Provider(**faults)
     turn = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_args: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+    class Asking(Handler):
+        def answer(self) -> None:
+            body = self.body()
             with turn:
                 made.keys.add(self.headers.get("authorization", ""))
                 try:
@@ -160,16 +154,10 @@ def provider(**faults: Any) -> Iterator[Provider]:
                 except KeyError as error:
                     event, status, result = "", 404, {"error": {"message": f"no {error}"}}
                 made.happens(event)
-            content = result if isinstance(result, bytes) else json.dumps(result).encode()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self.send_response(status or 200)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+                self.reply(result, status or 200)
 
-        def do_POST(self) -> None:
-            self.do_GET()
+        do_GET = do_POST = answer  # noqa: N815 - named by http.server
 
-    with listening(Handler) as made.url:
+    with listening(Asking) as made.url:
         yield made

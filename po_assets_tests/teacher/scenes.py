@@ -97,7 +97,6 @@ class Scene:
         self.layout = make_layout(folder / "artifacts")
         self.path = write_payloads(folder / "payloads.jsonl", [payload(n) for n in range(1, payloads + 1)])
         self.said: list[str] = []
-        self.observed: list[dict[str, float]] = []
 
     def plan(self, **changes: Any) -> BatchPlan:
         """A plan over the scene's payloads."""
@@ -105,7 +104,7 @@ class Scene:
 
     def run(self, teacher: TeacherLLM, *, sound: bool = True, **plan: Any) -> BatchReport:
         """One run of the batch, in this process; afterwards the checks must hold."""
-        progress = Progress(self.said.append, self.observed.append, every_seconds=0.0)
+        progress = Progress(self.said.append, every_seconds=0.0)
         report = run_batch(teacher, self.plan(**plan), self.layout, progress)
         if sound:
             assert_sound(self.layout)

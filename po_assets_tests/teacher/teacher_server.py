@@ -18,6 +18,7 @@ from po_assets.product_owner import split_prompt
 from po_assets_tests.evaluation.scenes import GOOD
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 900, 400
+BILL = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS, "total_tokens": 1300}
 
 
 @dataclass
@@ -53,7 +54,6 @@ class Does:
     after: Callable[[], None] = lambda: None
     """Called when everything is sent."""
     delay: float = 0.0
-    usage: bool = True
 
 
 class Teacher:
@@ -77,6 +77,36 @@ class Teacher:
         return Counter(asked.concept for asked in self.asked if asked.answered)
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Reads bodies and sends JSON, without a word."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_args: Any) -> None:
+        """Say nothing."""
+
+    def body(self) -> bytes:
+        """What was sent."""
+        return self.rfile.read(int(self.headers.get("content-length") or 0))
+
+    def reply(
+        self, content: Any, status: int = 200, headers: dict[str, str] | None = None, cut: int | None = None
+    ) -> None:
+        """Bytes as they are, anything else as JSON; cut off after so many bytes."""
+        sent = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {
+            "content-type": "application/json",
+            "content-length": str(len(sent)),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(sent[:cut])
+        self.wfile.flush()
+        self.close_connection = cut is not None
+
+
 @contextlib.contextmanager
 def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """The address of a server of such requests on 127.0.0.1, which ends with the block."""
@@ -97,14 +127,9 @@ def teacher(does: Callable[[Asked], Does] = lambda _asked: Does()) -> Iterator[T
     """A teacher that does what `does` says, on a free port."""
     made = Teacher(does)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_args: Any) -> None:
-            pass
-
+    class Asking(Handler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.body())
             concept = split_prompt(body["messages"][-1]["content"]).concept or ""
             with made.lock:
                 headers = {name.lower(): value for name, value in self.headers.items()}
@@ -125,44 +150,25 @@ def teacher(does: Callable[[Asked], Does] = lambda _asked: Does()) -> Iterator[T
             time.sleep(does.delay)
             if does.status != 200:
                 error = does.error or {"message": f"status {does.status}", "code": None}
-                self._send(does.status, json.dumps({"error": error}).encode(), does.headers)
+                self.reply({"error": error}, does.status, does.headers)
             elif does.raw is not None:
-                self._send(200, does.raw, does.headers)
+                self.reply(does.raw, headers=does.headers)
             elif asked.body.get("stream"):
                 self._stream(asked, does)
             else:
-                self._whole(asked, does)
+                message = {"role": "assistant", "content": does.text, "refusal": does.refusal}
+                choice = {"index": 0, "message": message, "finish_reason": does.finish_reason}
+                answer = {"object": "chat.completion", "model": "served-model", "choices": [choice], "usage": BILL}
+                self.reply(answer, headers=does.headers, cut=does.cut_after)
+                asked.answered = does.cut_after is None
             does.after()
-
-        def _send(self, status: int, content: bytes, headers: dict[str, str], cut: int | None = None) -> None:
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(content)))
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content[:cut])
-            self.wfile.flush()
-            self.close_connection = cut is not None
-
-        def _whole(self, asked: Asked, does: Does) -> None:
-            message = {"role": "assistant", "content": does.text, "refusal": does.refusal}
-            answer = {
-                "id": f"c{asked.number}",
-                "object": "chat.completion",
-                "created": 0,
-                "model": "served-model",
-                "choices": [{"index": 0, "message": message, "finish_reason": does.finish_reason}],
-            } | self._usage(does)
-            self._send(200, json.dumps(answer).encode(), does.headers, does.cut_after)
-            asked.answered = does.cut_after is None
 
         def _stream(self, asked: Asked, does: Does) -> None:
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")
             self.send_header("transfer-encoding", "chunked")
             self.end_headers()
-            text = does.text if does.cut_after is None else does.text[: does.cut_after]
+            text = does.text[: does.cut_after]
             for start in range(0, len(text), 200):
                 self._event({"choices": [{"index": 0, "delta": {"content": text[start : start + 200]}}]})
             if does.cut_after is not None:
@@ -170,34 +176,20 @@ def teacher(does: Callable[[Asked], Does] = lambda _asked: Does()) -> Iterator[T
                 return
             delta = {"refusal": does.refusal} if does.refusal else {}
             self._event({"choices": [{"index": 0, "delta": delta, "finish_reason": does.finish_reason}]})
-            if does.usage:
-                self._event({"choices": []} | self._usage(does))
+            self._event({"choices": [], "usage": BILL})
             self._chunk(b"data: [DONE]\n\n")
-            self.wfile.write(b"0\r\n\r\n")
-            self.wfile.flush()
+            self._chunk(b"")
             asked.answered = True
 
         def _event(self, chunk: dict[str, Any]) -> None:
-            record = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "served-model"} | chunk
+            record = {"object": "chat.completion.chunk", "model": "served-model"} | chunk
             self._chunk(b"data: " + json.dumps(record).encode() + b"\n\n")
 
         def _chunk(self, content: bytes) -> None:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
             self.wfile.flush()
 
-        def _usage(self, does: Does) -> dict[str, Any]:
-            if not does.usage:
-                return {}
-            total = PROMPT_TOKENS + COMPLETION_TOKENS
-            return {
-                "usage": {
-                    "prompt_tokens": PROMPT_TOKENS,
-                    "completion_tokens": COMPLETION_TOKENS,
-                    "total_tokens": total,
-                }
-            }
-
-    with listening(Handler) as made.url:
+    with listening(Asking) as made.url:
         yield made
 
 

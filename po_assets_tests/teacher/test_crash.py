@@ -96,13 +96,3 @@ def test_killed_while_the_teacher_answers_the_batch_resumes(
         assert killed
         assert process.exitcode == -signal.SIGKILL
         assert_resumes(scene, server)
-
-
-def test_killed_again_and_again_it_comes_to_its_end(start: Start, scene: Scene) -> None:
-    """Every run gets a little further."""
-    with teacher(lambda _asked: Does(delay=0.01)) as server:
-        for at in (2, 3, 2, 3):
-            process = start(scene, server.url, "when an answer is on disk", at)
-            process.join(180)
-            assert process.exitcode in (-signal.SIGKILL, 0)
-        assert_resumes(scene, server)

@@ -2,22 +2,19 @@
 
 import os
 import signal
-import sqlite3
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from po_assets.errors import UserError
 from po_assets.teacher import hosted as hosted_module
-from po_assets.teacher.journal import read_journal
 from po_assets.teacher.settings import TeacherLLM
 from po_assets_tests.teacher.batch_server import EXPIRED, LOST, HostedBatch, completion, failure, provider
 from po_assets_tests.teacher.conftest import Start
 from po_assets_tests.teacher.scenes import KEY, KEY_VARIABLE, NO_REVIEW, Scene, llm, payload
-from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS, teacher
+from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS
 
 LIVE_PRICE = (PROMPT_TOKENS * 1.0 + COMPLETION_TOKENS * 10.0) / 1e6
 
@@ -69,59 +66,50 @@ def test_live_and_hosted_requests_are_counted_at_their_own_price(scene: Scene) -
     assert report.cost == pytest.approx(2 * LIVE_PRICE)
 
 
-def test_a_reminder_goes_into_the_next_batch(scene: Scene) -> None:
-    """Only it is in there."""
-    with provider(answers=once(completion(NO_REVIEW))) as service:
-        report = scene.run(hosted(service.url))
-    assert [len(batch.requests) for batch in service.batches.values()] == [6, 1]
-    assert report.accepted == 6
-    assert ("unparsable", "block missing") in scene.outcomes
-
-
 @pytest.mark.parametrize(
-    ("fault", "reason", "paid"),
+    ("fault", "outcome", "paid"),
     [
-        (EXPIRED, "expired", 0),
-        (LOST, "lost by the provider", PROMPT_TOKENS),
-        (failure(500, "overloaded"), "server error (500)", 0),
+        (completion(NO_REVIEW), ("unparsable", "block missing"), True),
+        (EXPIRED, ("error", "expired"), False),
+        (LOST, ("error", "lost by the provider"), True),
+        (failure(500, "overloaded"), ("error", "server error (500)"), False),
     ],
 )
-def test_what_expires_or_is_lost_is_asked_again_and_named(
-    scene: Scene, fault: dict[str, Any], reason: str, paid: int
+def test_what_misses_a_block_expires_or_is_lost_is_asked_again_in_the_next_batch(
+    scene: Scene, fault: dict[str, Any], outcome: tuple[str, str], paid: bool
 ) -> None:
-    """What was lost without a word counts as the most that it can have cost."""
+    """Only it is in there. What was lost without a word counts as the most that it can have cost."""
     with provider(answers=once(fault)) as service:
         report = scene.run(hosted(service.url))
     assert [len(batch.requests) for batch in service.batches.values()] == [6, 1]
     assert report.accepted == 6
     (row,) = [row for row in scene.ledger if row["outcome"] != "accepted"]
-    assert (row["outcome"], row["reason"], row["concept_id"]) == ("error", reason, "P-002")
-    assert (row["prompt_tokens"] > 0) == bool(paid)
+    assert (row["outcome"], row["reason"], row["concept_id"]) == (*outcome, "P-002")
+    assert (row["prompt_tokens"] > 0) == paid
 
 
 def test_a_request_that_the_provider_refuses_is_named_and_not_repeated(scene: Scene) -> None:
     """As with live requests: the others land."""
     with provider(answers=once(failure(400, "too long"))) as service:
         report = scene.run(hosted(service.url))
-    assert (report.accepted, report.failed) == (5, 1)
+    assert (report.accepted, report.open) == (5, 1)
     assert ("error", "request refused (400)") in scene.outcomes
 
 
-def test_a_batch_that_fails_as_a_whole_is_one_sentence(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    ("faults", "said", "batches"),
+    [
+        ({"status": lambda _batch: "failed"}, "batch refused: the model has no batch endpoint", 1),
+        ({"refuses": lambda event: 404 if event == "file" else None}, r"no such model or address \(404\)", 0),
+    ],
+)
+def test_a_batch_that_is_refused_as_a_whole_is_one_sentence(
+    scene: Scene, faults: dict[str, Any], said: str, batches: int
+) -> None:
     """With the provider's reason; nothing is counted and nothing lands."""
-    with provider(status=lambda _batch: "failed") as service:
-        with pytest.raises(UserError, match="batch refused: the model has no batch endpoint"):
-            scene.run(hosted(service.url))
-        assert scene.report.cost == 0
-        assert len(service.batches) == 1
-
-
-def test_an_endpoint_without_batches_is_one_sentence(scene: Scene) -> None:
-    """Nothing was handed over, so nothing is counted."""
-    gone = provider(refuses=lambda event: 404 if event == "file" else None)
-    with gone as service, pytest.raises(UserError, match=r"no such model or address \(404\)"):
+    with provider(**faults) as service, pytest.raises(UserError, match=said):
         scene.run(hosted(service.url))
-    assert scene.report.cost == 0
+    assert (scene.report.cost, len(service.batches)) == (0, batches)
 
 
 @pytest.mark.parametrize("limit", [{"max_rows": 4}, {"max_cost": 0.0475}])
@@ -187,19 +175,6 @@ def test_cancel_ends_the_batch_and_lands_what_is_answered(scene: Scene) -> None:
         service.answers = lambda batch, one: completion()
         assert scene.run(hosted(service.url)).accepted == 6
         assert [len(batch.requests) for batch in service.batches.values()] == [6, 1]
-
-
-def test_a_journal_of_an_older_version_is_read(scene: Scene) -> None:
-    """Its requests were live ones."""
-    with teacher() as server:
-        report = scene.run(llm(server.url))
-        with sqlite3.connect(report.journal) as database:
-            database.execute("ALTER TABLE requests DROP COLUMN hosted")
-            database.execute("DROP TABLE rounds")
-        again = scene.run(llm(server.url))
-    assert (again.requests, again.cost) == (6, report.cost)
-    with read_journal(Path(report.journal)) as journal:
-        assert {attempt.hosted for attempt in journal.attempts()} == {False}
 
 
 @pytest.mark.parametrize("event", ["file", "batch", "look", "content"])

@@ -65,7 +65,7 @@ def run(scene: Scene, client: Scripted, teacher: dict[str, Any], plan: dict[str,
         assert scene.report.stop_reason == "outage"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     script=st.lists(st.integers(0, len(REPLIES) - 1), max_size=25),
     concurrency=st.integers(1, 4),
