@@ -1,5 +1,6 @@
 """The assets synthetic_conflicts and review_candidates: read, call the plain functions, say what came out."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,8 +23,9 @@ from po_assets.intake.assets import OWNERS, normalized_teacher
 from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
 from po_assets.review.candidates import collect
+from po_assets.review.checks import table_of_reasons
 from po_assets.review.conflicts import make_conflicts
-from po_assets.review.review_file import refuse_edited, write_review_file
+from po_assets.review.review_file import KINDS, refuse_edited, write_review_file
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, StagedTable, digest_of, file_digest, recorded_digest, stage_lines
 
@@ -57,45 +59,33 @@ def synthetic_conflicts(
 ) -> Iterator[dg.MaterializeResult[Any]]:
     """Make, audit and land conflicts rows; nothing beside other assets, which would not take them in."""
     said = "No conflicts rows were made, since other assets were selected too. They are landed for the next run"
-    if asked_for_alone(context, said, "conflicts_on_demand"):
-        with user_errors_fail_the_step():
-            result = _land_conflicts(context, artifacts.layout, curation, selection, base_model)
-        yield result
-
-
-def _land_conflicts(
-    context: dg.AssetExecutionContext,
-    layout: Layout,
-    curation: ReviewSettings,
-    selection: SelectionSettings,
-    base_model: BaseModel,
-) -> dg.MaterializeResult[Any]:
-    made = make_conflicts(layout, curation, selection, token_budget(base_model, layout))
-    context.log.info("%s %s", made.verdicts["share_reached"].summary, made.landed)
-    staged = stage_lines(layout.synthetic_conflicts, made.lines).with_manifest(
-        inputs=_inputs(layout),
-        config=digest_of({"curation": curation.effective(), "selection": selection.effective()}),
-        code_version=CONFLICTS_CODE_VERSION,
-        extra=made.record,
-    )
-    metadata: dict[str, Any] = {name: made.record[name] for name in ("share", "share_before", "target", "needed")}
-    metadata |= {"landing": made.landed, "could_not_be_made": made.needed - len(made.rows)}
-    metadata["parents_available"] = len(made.basis.parents)
-    if passed_over := made.record["passed_over"]:
-        table = [{"reason": reason, "parents": count} for reason, count in passed_over.items()]
-        metadata["parents_passed_over"] = page_table(table)
-    if made.rows:
-        patterns = [row["metadata"]["pattern"] for row in made.rows]
-        metadata["patterns"] = bar_chart({name: patterns.count(name) for name in dict.fromkeys(patterns)}, "Patterns")
-        shown = ("score", "concept", "teacher_product_owner_review")
-        metadata["preview"] = page_table(
-            [
-                {"pattern": row["metadata"]["pattern"]} | {name: row[name] for name in shown}
-                for row in (made.rows[0], made.rows[-1])
-            ],
-            of=len(made.rows),
+    if not asked_for_alone(context, said, "conflicts_on_demand"):
+        return
+    layout = artifacts.layout
+    with user_errors_fail_the_step():
+        made = make_conflicts(layout, curation, selection, token_budget(base_model, layout))
+        context.log.info("%s %s", made.verdicts["share_reached"].summary, made.landed)
+        staged = stage_lines(layout.synthetic_conflicts, made.lines).with_manifest(
+            inputs=_inputs(layout),
+            config=digest_of({"curation": curation.effective(), "selection": selection.effective()}),
+            code_version=CONFLICTS_CODE_VERSION,
+            extra=made.record,
         )
-    return _result(staged, metadata)
+    record = made.record
+    metadata: dict[str, Any] = {name: record[name] for name in ("share", "share_before", "target", "needed")}
+    metadata |= {"landing": made.landed, "could_not_be_made": record["needed"] - len(made.rows)}
+    metadata["parents_available"] = len(made.basis.parents)
+    if record["passed_over"]:
+        metadata["parents_passed_over"] = page_table(table_of_reasons(record))
+    if made.rows:
+        metadata["patterns"] = bar_chart(Counter(row["metadata"]["pattern"] for row in made.rows), "Patterns")
+        shown = ("score", "concept", "teacher_product_owner_review")
+        preview = [
+            {"pattern": row["metadata"]["pattern"]} | {name: row[name] for name in shown}
+            for row in (made.rows[0], made.rows[-1])
+        ]
+        metadata["preview"] = page_table(preview, of=len(made.rows))
+    yield _result(staged, metadata)
 
 
 @dg.asset(
@@ -137,9 +127,9 @@ def review_candidates(
         "next_step": "Correct answers in the review file, or write `verdict: right` where they need no correction, "
         "then run: po-assets review land",
     }
-    for kind, several in (("teacher_row", "teacher_rows"), ("evaluation_case", "evaluation_cases")):
-        metadata[several] = sum(one.kind == kind for one in found.candidates)
-        metadata |= {f"more_{several}": found.more[kind], f"{several}_approved": found.approved[kind]}
+    for kind in KINDS:
+        metadata[f"{kind}s"] = sum(one.kind == kind for one in found.candidates)
+        metadata |= {f"more_{kind}s": found.more[kind], f"{kind}s_approved": found.approved[kind]}
     metadata |= {"left_out": " ".join(found.notes)} if found.notes else {}
     metadata |= {"candidates": page_table(table)} if table else {}
     return _result(staged, metadata)

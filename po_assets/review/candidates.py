@@ -10,7 +10,7 @@ from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.intake.normalization import replaced_record
 from po_assets.product_owner.contract import GATE_WORST_SCORE
-from po_assets.review.review_file import PARTS, Entry, Kind, entry_of_case, read_approved
+from po_assets.review.review_file import Entry, Kind, entry_of_case, entry_of_row, read_approved
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, file_digest, read_manifest, read_rows
 
@@ -58,11 +58,7 @@ def _rows(layout: Layout, tolerance: float) -> Iterator[Entry]:
             continue
         why = [f"it declares a score of {declared:.3f}, the metric gives {metric:.3f}"]
         why += [] if row["valid"] else [f"its answer is not valid: {row['invalid_reason']}"]
-        texts = {name: row[name] for name in PARTS.values()}
-        place, weight = f"{row['file']}:{row['line']}", abs(declared - metric)
-        yield Entry(
-            "teacher_row", row["record_id"], **texts, status=row["status"], place=place, why=tuple(why), weight=weight
-        )
+        yield entry_of_row(row, status=row["status"], why=tuple(why), weight=abs(declared - metric))
 
 
 def _cases(layout: Layout, worst: int, notes: list[str]) -> Iterator[Entry]:

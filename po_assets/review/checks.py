@@ -60,50 +60,54 @@ def share_reached(found: MadeRows) -> Verdict:
     """With the made rows, the training rows have the wanted share of conflicts."""
     record = found.record
     needed, made, target = record["needed"], record["made"], record["target"]
-    numbers = {name: record[name] for name in ("share", "share_before", "target", "needed", "made")}
     before = (
         f"{record['conflicts_before']:,} of {amount(record['rows_before'], 'row')} that would be trained on "
         f"({record['share_before']:.1%}) {verb(record['conflicts_before'], 'is', 'are')} conflicts"
     )
-    if not needed:
-        return Verdict(True, f"{before}; the target of {target:.1%} is met, nothing was made.", numbers=numbers)
     said = f"{before}; {made:,} of the {needed:,} missing for {target:.1%} were made, which gives {record['share']:.1%}"
-    if made >= needed:
-        return Verdict(True, f"{said}.", numbers=numbers)
+    if not needed:
+        said = f"{before}; the target of {target:.1%} is met, nothing was made"
+    elif made < needed:
+        said = f"{said}: {amount(needed - made, 'row')} could not be made"
     return Verdict(
-        False,
-        f"{said}: {amount(needed - made, 'row')} could not be made.",
+        made >= needed,
+        f"{said}.",
         next_step="The check's table says why parents gave no row. Land more different teacher rows of status aligned "
         "whose visions name non-goals, or lower target_conflicts_share in the resource curation.",
-        rows=[{"reason": reason, "parents": count} for reason, count in record["passed_over"].items()],
-        numbers=numbers,
+        rows=[] if made >= needed else table_of_reasons(record),
+        numbers={name: record[name] for name in ("share", "share_before", "target", "needed", "made")},
     )
+
+
+def table_of_reasons(record: Row) -> list[dict[str, Any]]:
+    """How many parents gave no row, by reason."""
+    return [{"reason": reason, "parents": count} for reason, count in record["passed_over"].items()]
 
 
 @conflicts_checks.register(blocking=True)
 def rows_are_sound(found: MadeRows) -> Verdict:
     """Every made row passes the validator, scores enough by the metric, and says where it comes from."""
-    violations, scores, least, made = Violations(), [], found.record["least_score"], len(found.rows)
+    violations, lowest, least, made = Violations(), 1.0, found.record["least_score"], len(found.rows)
     for number, row in enumerate(found.rows, start=1):
         answer = row["teacher_product_vision"], row["teacher_product_owner_review"]
-        scores.append(score_product_owner(row["requirements_yaml"], *answer).total)
-        if faults := _faults(row, scores[-1], found):
+        score = score_product_owner(row["requirements_yaml"], *answer).total
+        lowest = min(lowest, score)
+        if faults := _faults(row, score, found):
             violations.add({"row": number, "pattern": row["metadata"].get("pattern"), "fault": "; ".join(faults)})
-    lowest, faulty = min(scores, default=0.0), violations.count
-    sound = (
-        f"{made:,} of {amount(made, 'made row')} {verb(made, 'is', 'are')} valid and {verb(made, 'scores', 'score')}"
-    )
-    lowest_said = f", the lowest scores {lowest:.3f}" if scores else ""
+    faulty = violations.count
+    said = f"{faulty:,} of {amount(made, 'made row')} {verb(faulty, 'is', 'are')} not sound"
+    if not violations:
+        valid = f"{verb(made, 'is', 'are')} valid and {verb(made, 'scores', 'score')} at least {least:g} by the metric"
+        lowest_said = f", the lowest scores {lowest:.3f}" if made else ""
+        said = f"{made:,} of {amount(made, 'made row')} {valid}{lowest_said}"
     return Verdict(
         not violations,
-        f"{faulty:,} of {amount(made, 'made row')} {verb(faulty, 'is', 'are')} not sound."
-        if violations
-        else f"{sound} at least {least:g} by the metric{lowest_said}.",
+        f"{said}.",
         next_step="The file was changed by hand, or the teacher tables were since: materialize synthetic_conflicts "
         "again. If a fault stays, please report it.",
         rows=violations.rows,
         of=faulty,
-        numbers={"made_rows": made, "faulty_rows": faulty, "lowest_score": lowest},
+        numbers={"made_rows": made, "faulty_rows": faulty, "lowest_score": lowest if made else 0.0},
     )
 
 
@@ -237,17 +241,11 @@ def _features(prompts: Sequence[StylePrompt]) -> Array:
     spread = Counter(sequence for counts in counted for sequence in counts)
     frequent = sorted(spread, key=lambda sequence: (-spread[sequence], sequence))[:_SEQUENCES]
     words = [Counter(min(len(word), _LONG_WORD) for word in re.findall(r"x+", text)) for text in masked]
-    features: Array = np.array(
-        [
-            [
-                *_shape(prompt),
-                *(lengths[size] for size in range(1, _LONG_WORD + 1)),
-                *(counts[each] for each in frequent),
-            ]
-            for prompt, lengths, counts in zip(prompts, words, counted, strict=True)
-        ],
-        dtype=float,
-    )
+    rows = [
+        [*_shape(prompt), *(lengths[size] for size in range(1, _LONG_WORD + 1)), *(counts[each] for each in frequent)]
+        for prompt, lengths, counts in zip(prompts, words, counted, strict=True)
+    ]
+    features: Array = np.array(rows, dtype=float)
     return features
 
 

@@ -2,16 +2,18 @@
 
 The file in the landing folder is always made anew from the teacher's own rows, so that nothing piles up and no made row
 is the parent of another. The same parents give the same rows, in whatever order they landed: they are taken in the
-order of a keyed digest of their input, and every draw is seeded. The words belong to `english`, the audit to `checks`.
+order of a keyed digest of their input, and every draw is seeded. How phrases are read and descriptions rewritten
+belongs to `english`, the audit to `checks`.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice, product
 from random import Random
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -34,13 +36,14 @@ from po_assets.product_owner import (
     score_product_owner,
     validate_answer,
 )
-from po_assets.product_owner.contract import MIN_SCORE, REQUIREMENT_SECTIONS
-from po_assets.product_owner.documents import as_list, to_text
+from po_assets.product_owner.contract import ALIGNMENT_KEYS, MIN_SCORE, REQUIREMENT_SECTIONS
+from po_assets.product_owner.documents import as_list, to_text, write_yaml
 from po_assets.review import english
-from po_assets.review.checks import conflicts_checks, made_rows
+from po_assets.review.checks import PATTERNS, conflicts_checks, made_rows
 from po_assets.review.review_file import land_lines
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, open_buffered
+from po_assets.text import join
 
 LANDED_NAME = "synthetic_conflicts.jsonl"
 """One stable name: landing again replaces the file."""
@@ -53,6 +56,8 @@ _PARTNERS = 200
 """Parents that are tried as the other half of a mismatch."""
 _MOST_USER_WORDS = 6
 _LONG_WORD = 15
+_NO_STRANGER = "no requirements of the same shape are about something else"
+_NO_BREACH = "no requirement can be changed into a violation of a non-goal and keep its form and length"
 
 Array = np.ndarray[Any, Any]
 Row = dict[str, Any]
@@ -67,8 +72,8 @@ class _Parent:
     """Keyed digest of its input: the order in which parents are taken."""
 
     @cached_property
-    def vision(self) -> dict[Any, Any]:
-        return dict(read_yaml(self.row["vision_yaml"]).value)
+    def vision(self) -> Mapping[Any, Any]:
+        return read_yaml(self.row["vision_yaml"]).value
 
     @cached_property
     def entries(self) -> list[RequirementEntry]:
@@ -85,8 +90,8 @@ class _Parent:
         return [english.lower_first(user) for user in short if user.replace(" ", "").replace("-", "").isalnum()]
 
     @cached_property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(sum(entry.section == section for entry in self.entries) for section in REQUIREMENT_SECTIONS)
+    def shape(self) -> list[int]:
+        return [sum(entry.section == section for entry in self.entries) for section in REQUIREMENT_SECTIONS]
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -94,6 +99,14 @@ class _Parent:
 
     def names(self, product: str) -> bool:
         return product.lower() in f"{self.row['concept']} {self.row['requirements_yaml']}".lower()
+
+    def is_stranger_to(self, other: "_Parent") -> bool:
+        """Whether the requirements of one cannot pass for the other's, and both documents have the same shape."""
+        if self.shape != other.shape or not (self.product and other.product):
+            return False
+        if self.names(other.product) or other.names(self.product):
+            return False
+        return len(self.words & other.words) <= MOST_SHARED_WORDS * len(self.words | other.words)
 
 
 @dataclass(frozen=True)
@@ -119,18 +132,17 @@ class Basis:
         return together if self.limit is None else max(min(together, self.limit), self.conflicts + more)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Synthesis:
     """What was found, made and landed."""
 
     basis: Basis
-    needed: int
     rows: list[Row]
     """In the format in which they land."""
     record: Row
     """The figures, for the table's manifest, from which the checks work."""
     verdicts: dict[str, Verdict]
-    landed: str = ""
+    landed: str
     """What became of the file in the landing folder, in a sentence."""
 
     @property
@@ -166,32 +178,26 @@ def make_conflicts(
         "least_score": maker.least_score,
     }
     verdicts = conflicts_checks.verdicts(made_rows(layout, rows, record, hold_out))
-    made = Synthesis(basis, needed, rows, record, verdicts)
-    made.landed = _land(landed_path(layout), made)
-    return made
+    failed = [name for name, found in verdicts.items() if not found.passed and found.severity == "ERROR"]
+    landed = _land(layout.incoming / LANDED_NAME, needed, rows, failed)
+    return Synthesis(basis, rows, record, verdicts, landed)
 
 
-def landed_path(layout: Layout) -> UPath:
-    """The file in the landing folder."""
-    return layout.incoming / LANDED_NAME
-
-
-def _land(path: UPath, made: Synthesis) -> str:
-    failed = [name for name, found in made.verdicts.items() if not found.passed and found.severity == "ERROR"]
-    if not made.needed:
+def _land(path: UPath, needed: int, rows: list[Row], failed: list[str]) -> str:
+    if not needed:
         if not path.exists():
             return "Nothing was landed: the target is met."
         return (
             f"Nothing was landed: the target is met by the teacher's rows alone. The earlier {path.name} is no longer "
             "needed; delete it from the landing folder to train without it."
         )
-    if not made.rows:
+    if not rows:
         return "Nothing was landed: no row could be made."
     if failed:
         return f"Nothing was landed: {' and '.join(failed)} failed."
-    if land_lines(path, made.lines):
-        return f"{len(made.rows)} rows landed in {path.name}; the sensor takes them from there."
-    return f"{path.name} holds these {len(made.rows)} rows already; nothing was written."
+    if land_lines(path, map(orjson.dumps, rows)):
+        return f"{len(rows)} rows landed in {path.name}; the sensor takes them from there."
+    return f"{path.name} holds these {len(rows)} rows already; nothing was written."
 
 
 def read_basis(
@@ -205,24 +211,22 @@ def read_basis(
     files = landed_file_names(layout)
     decisions = decide(lambda: _teacher_lines(layout), files, selection, cases, budget)
     kept = set(decisions.where(Outcome.KEPT).tolist())
-    names = [to_text(read_yaml(case.reference_vision_yaml).value.get("product_name")).strip() for case in cases]
-    parents: dict[str, _Parent] = {}
-    for number, line in enumerate(_teacher_lines(layout)):
-        row = orjson.loads(line) if number in kept else {}
-        if not row or row["status"] != "aligned" or not row["valid"] or row["metadata"].get("source") == SOURCE:
-            continue
-        texts = [row[part] for part in ("concept", "requirements_yaml", "vision_yaml")]
-        if any(name in text for name in names if name for text in texts):
-            continue
-        key = hashlib.blake2b(f"{seed}/{row['input_digest']}".encode(), digest_size=16).hexdigest()
-        other = parents.setdefault(key, _Parent(row, key))
-        if row["record_id"] < other.row["record_id"]:  # of several answers the same, whatever landed first
-            parents[key] = _Parent(row, key)
     if not kept:
         raise UserError(
             "No row would be trained on, so nothing can be made. Materialize normalized_teacher, and see the ledger "
             "for where the rows went."
         )
+    names = [to_text(read_yaml(case.reference_vision_yaml).value.get("product_name")).strip() for case in cases]
+    parents: dict[str, _Parent] = {}
+    for row in (orjson.loads(line) for number, line in enumerate(_teacher_lines(layout)) if number in kept):
+        texts = [row[part] for part in ("concept", "requirements_yaml", "vision_yaml")]
+        usable = row["status"] == "aligned" and row["valid"] and row["metadata"].get("source") != SOURCE
+        if not usable or any(name in text for name in names if name for text in texts):
+            continue
+        key = hashlib.blake2b(f"{seed}/{row['input_digest']}".encode(), digest_size=16).hexdigest()
+        other = parents.setdefault(key, _Parent(row, key))
+        if row["record_id"] < other.row["record_id"]:  # of several answers the same, whatever landed first
+            parents[key] = _Parent(row, key)
     conflicts = int(decisions.conflicts[sorted(kept)].sum())
     return Basis(len(kept), conflicts, selection.max_samples, [parents[key] for key in sorted(parents)])
 
@@ -231,8 +235,8 @@ def _teacher_lines(layout: Layout) -> Iterator[bytes]:
     """The normalized lines that were not made here."""
     with open_buffered(layout.normalized) as file:
         for line in file:
-            made_here = MADE_BY.encode() in line and orjson.loads(line)["metadata"]
-            if not made_here or (made_here.get("source"), made_here.get("made_by")) != (SOURCE, MADE_BY):
+            metadata = orjson.loads(line)["metadata"] if MADE_BY.encode() in line else {}
+            if (metadata.get("source"), metadata.get("made_by")) != (SOURCE, MADE_BY):
                 yield line
 
 
@@ -240,10 +244,17 @@ def _teacher_lines(layout: Layout) -> Iterator[bytes]:
 class _Draft:
     """A conflicts row before its review is written."""
 
-    parents: tuple[_Parent, ...]
+    parents: Sequence[_Parent]
     """The one whose concept and vision it has, then the one whose requirements it has, where that is another."""
     requirements_yaml: str
-    findings: english.Findings
+    offending: Sequence[str]
+    """Ids of the requirements that do not fit."""
+    phrases: Sequence[english.Phrase]
+    """The non-goal that is violated; where the scope is wrong, the capabilities that nothing serves."""
+
+    @property
+    def pattern(self) -> str:
+        return PATTERNS[len(self.parents) == 1]
 
 
 class _Maker:
@@ -254,12 +265,9 @@ class _Maker:
     ) -> None:
         self._parents, self._hold_out, self._budget, self._seed = parents, hold_out, budget, seed
         self.least_score = least_score
-        texts = (
-            text
-            for parent in parents
-            for text in (parent.row["concept"], *(entry.description for entry in parent.entries))
+        self._verbs = english.verbs_of(
+            text for one in parents for text in (one.row["concept"], *(entry.description for entry in one.entries))
         )
-        self._language = english.Language(texts)
         self._used: set[str] = set()
         self.reasons: dict[tuple[str, str], str] = {}
         """Why a parent gave no row, by pattern and record id."""
@@ -278,26 +286,18 @@ class _Maker:
             if one.key in self._used:
                 continue
             free = (other for other in self._parents[position + 1 :] if other.key not in self._used)
-            other = next((other for other in islice(free, _PARTNERS) if _are_strangers(one, other)), None)
+            other = next((other for other in islice(free, _PARTNERS) if one.is_stranger_to(other)), None)
             if other is None:
-                self._pass_over("scope_mismatch", one, "no requirements of the same shape are about something else")
+                self.reasons[PATTERNS[0], one.row["record_id"]] = _NO_STRANGER
                 continue
-            pair = [self._written(self._mismatch(*both)) for both in ((one, other), (other, one))]
-            if all(pair):
+            drafts = []
+            for asked, given in ((one, other), (other, one)):
+                offending, phrases = [entry.id for entry in given.entries], self._phrases(asked, "key_capabilities")
+                drafts.append(_Draft((asked, given), given.row["requirements_yaml"], offending, phrases))
+            pair = list(filter(None, map(self._written, drafts)))
+            if len(pair) == 2:
                 self._used |= {one.key, other.key}
-                yield from (row for row in pair if row)
-
-    def _mismatch(self, concept: _Parent, requirements: _Parent) -> _Draft:
-        named = {"other": requirements.product} if requirements.names(requirements.product) else {}
-        findings = english.Findings(
-            pattern="scope_mismatch",
-            product=concept.product,
-            users=concept.users,
-            offending=[entry.id for entry in requirements.entries],
-            phrases=self._phrases(concept, "key_capabilities"),
-            **named,
-        )
-        return _Draft((concept, requirements), requirements.row["requirements_yaml"], findings)
+                yield from pair
 
     def _violations(self) -> Iterator[Row]:
         """One description changed into what the vision excludes; first where the concept states the non-goal itself.
@@ -310,35 +310,34 @@ class _Maker:
         for parent in sorted(self._parents, key=lambda parent: not self._states_non_goal(parent)):
             if parent.key in self._used:
                 continue
-            drafts = sorted(self._drafts(parent), key=lambda found: float(((total + found[0]) ** 2).sum()))
+            drafts = list(self._drafts(parent))
             if not drafts:
-                reason = "no requirement can be changed into a violation of a non-goal and keep its form and length"
-                self._pass_over("violated_non_goal", parent, reason)
-            for drift, draft in drafts[:1]:
-                if row := self._written(draft):
-                    self._used.add(parent.key)
-                    total = total + drift
-                    yield row
+                self.reasons[PATTERNS[1], parent.row["record_id"]] = _NO_BREACH
+                continue
+            drift, draft = min(drafts, key=lambda found: float(((total + found[0]) ** 2).sum()))
+            if row := self._written(draft):
+                self._used.add(parent.key)
+                total = total + drift
+                yield row
 
     def _drafts(self, parent: _Parent) -> Iterator[tuple[Array, _Draft]]:
         """Every way to change one description into a violation and keep its form, with how its lengths differ."""
+        document = parent.row["requirements_yaml"]
         functional = [entry for entry in parent.entries if entry.section == REQUIREMENT_SECTIONS[0]]
         tails = english.sentence_ends(entry.description for entry in functional)
         for entry, excluded in product(functional, self._non_goals(parent)):
             for text in english.rewritten(entry.description, excluded, product=parent.product, tails=tails):
-                document = parent.row["requirements_yaml"]
-                if not _of_one_form(text, entry.description) or not (
-                    changed := english.with_description(document, entry, text)
-                ):
-                    continue
-                drift = _lengths(text) - _lengths(entry.description)
-                drift[0] *= entry in (functional[0], functional[-1])
-                yield drift, _Draft((parent,), changed, _breach(parent, entry, excluded))
+                alike = _of_one_form(text, entry.description)
+                if alike and (changed := english.with_description(document, entry, text)):
+                    drift = _lengths(text) - _lengths(entry.description)
+                    drift[0] *= entry in (functional[0], functional[-1])
+                    yield drift, _Draft((parent,), changed, [entry.id], [excluded])
 
     def _phrases(self, parent: _Parent, key: str) -> list[english.Phrase]:
         items = as_list(parent.vision.get(key))
         bare = [item.removeprefix(f"{parent.product} ") if isinstance(item, str) else item for item in items]
-        return [phrase for item in bare if (phrase := self._language.phrase(item, parent.row["concept"]))]
+        concept = parent.row["concept"]
+        return [phrase for item in bare if (phrase := english.read_phrase(item, self._verbs, concept))]
 
     def _non_goals(self, parent: _Parent) -> list[english.Phrase]:
         """Those that no requirement seems to serve: they are too close to the product to be a clear violation."""
@@ -355,63 +354,75 @@ class _Maker:
 
     def _written(self, draft: _Draft) -> Row | None:
         """The row of a draft, if it fulfils all that is asked of it."""
-        concept, vision = draft.parents[0].row["concept"], draft.parents[0].row["vision_yaml"]
-        ids = [parent.row["record_id"] for parent in draft.parents]
-        rng = Random(f"{self._seed}/{draft.findings.pattern}/{'/'.join(ids)}")  # noqa: S311 - seeded on purpose
-        review = english.write_review(rng, draft.findings)
+        first, last = draft.parents[0].row, draft.parents[-1].row
+        concept, vision, ids = first["concept"], first["vision_yaml"], [one.row["record_id"] for one in draft.parents]
+        rng = Random(f"{self._seed}/{draft.pattern}/{'/'.join(ids)}")  # noqa: S311 - seeded on purpose
+        review = write_review(rng, draft)
         verdict = validate_answer(vision, review)
         score = score_product_owner(draft.requirements_yaml, vision, review).total
         texts = {"concept": concept, "requirements_yaml": draft.requirements_yaml}
         pair = training_row({**texts, "vision_yaml": vision, "review_yaml": review})
-        reason = ""
-        if self._hold_out.find(concept, draft.requirements_yaml):
-            reason = "the row would be nearly the input of an evaluation case"
-        elif not verdict:
-            reason = f"the answer is not valid: {verdict.reason}"
-        elif score < self.least_score:
-            reason = f"the score is under {self.least_score:g}, mostly for the teacher's thin vision"
-        elif self._budget.row_lengths([(pair["prompt"], pair["response"])])[0] > self._budget.max_length:
-            reason = f"the row is longer than {self._budget.max_length:,} tokens"
-        if reason:
-            self._pass_over(draft.findings.pattern, draft.parents[0], reason)
+        (tokens,) = self._budget.row_lengths([(pair["prompt"], pair["response"])])
+        near = self._hold_out.find(concept, draft.requirements_yaml)
+        least, most = self.least_score, self._budget.max_length
+        faults = (
+            (near, "the row would be nearly the input of an evaluation case"),
+            (not verdict, f"the answer is not valid: {verdict.reason}"),
+            (score < least, f"the score is under {least:g}, mostly for the teacher's thin vision"),
+            (tokens > most, f"the row is longer than {most:,} tokens"),
+        )
+        if reason := next((said for holds, said in faults if holds), ""):
+            self.reasons[draft.pattern, ids[0]] = reason
             return None
-        origin = {"source": SOURCE, "made_by": MADE_BY, "pattern": draft.findings.pattern}
-        metadata = {**origin, "parents": ids, "seed": self._seed}
+        origin = {"source": SOURCE, "made_by": MADE_BY, "pattern": draft.pattern, "parents": ids, "seed": self._seed}
         answer = {"teacher_product_vision": vision, "teacher_product_owner_review": review}
-        tier = draft.parents[-1].row["tier"]
-        return {**texts, **answer, "score": score, "metadata": metadata, **({"tier": tier} if tier else {})}
-
-    def _pass_over(self, pattern: str, parent: _Parent, reason: str) -> None:
-        self.reasons[pattern, parent.row["record_id"]] = reason
+        tier = {"tier": last["tier"]} if last["tier"] else {}
+        return {**texts, **answer, "score": score, "metadata": origin, **tier}
 
 
-def _are_strangers(one: _Parent, other: _Parent) -> bool:
-    """Whether the requirements of one cannot pass for those of the other, and both documents have the same shape."""
-    if one.shape != other.shape or not one.product or not other.product:
-        return False
-    if one.names(other.product) or other.names(one.product):
-        return False
-    return len(one.words & other.words) <= MOST_SHARED_WORDS * len(one.words | other.words)
+def write_review(rng: Random, draft: _Draft) -> str:
+    """The review as YAML: which offend, what is missing and what to do, all from the documents of the row.
+
+    Where one requirement offends, what the teacher said of the others stays.
+    """
+    first, last = draft.parents[0], draft.parents[-1]
+    told = read_alignment(first.row["review_yaml"] if first is last else None)
+    wrong = {identifier.upper() for identifier in draft.offending}
+    still = {key: [item for item in told[key] if not _cited([item]) & wrong] for key in ALIGNMENT_KEYS}
+    said = wrong | _cited(still["aligned"])
+    unsaid = [entry.id for entry in last.entries if entry.id and entry.id.upper() not in said]
+    other = last.product if last.names(last.product) else "another product"
+    forms = english.AUTHORED[draft.pattern] | english.AUTHORED["both"]
+
+    def fill(pool: str, number: int = 1, about: Sequence[english.Phrase] = draft.phrases, **words: str) -> list[str]:
+        """So many different forms of a pool; a form that asks for what there is none of is not drawn."""
+        user = rng.choice(first.users) if first.users else ""
+        named = {"product": first.product, "other": other, "user": user, "ids": join(draft.offending)}
+        values = named | {"vp": about[0].action if about else ""} | words
+        usable = [
+            form for form in forms[pool] if all(values[name] for _, name, _, _ in Formatter().parse(form) if name)
+        ]
+        return [form.format(**values) for form in rng.sample(usable, min(number, len(usable)))]
+
+    *summary, narrative = fill("summary", 3)
+    corrections = fill("correct", 2)
+    alignment = {
+        "aligned": [*still["aligned"], *(fill("fits", ids=join(unsaid)) if unsaid else [])],
+        "gaps": [*still["gaps"], *(gap for phrase in draft.phrases[:2] for gap in fill("gap", about=[phrase]))],
+        "conflicts": [item for identifier in draft.offending for item in fill("conflict", id=identifier)],
+    }
+    review = {
+        "status": "conflicts",
+        "summary": summary,
+        "requirements_alignment": alignment,
+        "recommended_actions": [corrections[0], *(fill("restore") or corrections[1:])],
+        "narrative": " ".join([f"{narrative}.", *fill("close", 2)]),
+    }
+    return write_yaml(review)
 
 
-def _breach(parent: _Parent, entry: RequirementEntry, excluded: english.Phrase) -> english.Findings:
-    """The teacher's own items on what still fits, and the one requirement that does not."""
-    told = read_alignment(parent.row["review_yaml"])
-    aligned, gaps = (
-        [item for item in told[key] if entry.id.upper() not in cited_ids(to_text(item))] for key in ("aligned", "gaps")
-    )
-    said = {identifier for item in aligned for identifier in cited_ids(to_text(item))}
-    others = [other.id for other in parent.entries if other.id and other.id != entry.id]
-    return english.Findings(
-        pattern="violated_non_goal",
-        product=parent.product,
-        users=parent.users,
-        offending=[entry.id],
-        phrases=[excluded],
-        aligned=aligned,
-        unsaid=[identifier for identifier in others if identifier.upper() not in said],
-        gaps=gaps,
-    )
+def _cited(items: Sequence[object]) -> set[str]:
+    return {identifier for item in items for identifier in cited_ids(to_text(item))}
 
 
 def _of_one_form(one: str, other: str) -> bool:

@@ -1,23 +1,21 @@
-"""English for conflicts rows: phrases read off documents, descriptions rewritten in place, reviews composed.
+"""English for conflicts rows: phrases read off documents, and descriptions rewritten in place.
 
 No grammar of English: which words are verbs is learned from the documents themselves (what follows "can", "must",
 "does not"), and a phrase that cannot be read with confidence is not used. Words and sentences stand in `english.yaml`;
-which rows are made belongs to `conflicts`.
+which rows are made of them belongs to `conflicts`.
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
-from random import Random
-from string import Formatter
 from typing import Any, NamedTuple
 
 import yaml
 
 from po_assets.product_owner import RequirementEntry, requirement_entries
-from po_assets.text import first_upper, join
+from po_assets.text import first_upper
 
 MAX_WORDS = 14
 AUTHORED: dict[str, Any] = yaml.safe_load(files("po_assets.review").joinpath("english.yaml").read_text("utf-8"))
@@ -54,33 +52,31 @@ class Phrase(NamedTuple):
         return self.text if self.is_verb else f"offer {self.text}"
 
 
-class Language:
-    """The verbs of a collection of documents, and what can be read and rewritten with them."""
+def verbs_of(texts: Iterable[str]) -> frozenset[str]:
+    """The verbs of a collection of documents."""
+    known = frozenset(word for text in texts for word in _BEFORE_VERB.findall(text))
+    return known - _WORDS["no_verbs"] | _WORDS["imperatives"]
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._verbs = {word for text in texts for word in _BEFORE_VERB.findall(text)} - _WORDS["no_verbs"] | _WORDS[
-            "imperatives"
-        ]
 
-    def phrase(self, text: object, concept: str = "") -> Phrase | None:
-        """A non-goal or capability as a phrase without its negation; None where it cannot be read with confidence.
+def read_phrase(text: object, verbs: frozenset[str], concept: str = "") -> Phrase | None:
+    """A non-goal or capability as a phrase without its negation; None where it cannot be read with confidence.
 
-        `concept` is the product's: what it lists behind "must" or "does not" are verb phrases.
-        """
-        if not isinstance(text, str):
-            return None
-        bare = re.sub(r"\s*\([^)]*\)", "", " ".join(text.split())).split(";")[0].strip(" .,-–")
-        denied = _DENIES.match(bare)
-        bare = bare[denied.end() :] if denied else _DENIES_THING.sub("", bare, count=1)
-        words = bare.split()
-        if not 1 < len(words) <= MAX_WORDS or not _PLAIN.fullmatch(bare) or _NEGATIVE.search(bare):
-            return None
-        bare = lower_first(bare)
-        listed = re.search(_LISTED_VERBS.format(re.escape(bare)), concept)
-        is_verb = words[0].lower() in self._verbs and words[1] not in ("for", "of", "and", "or")
-        if denied or listed or is_verb:
-            return Phrase(bare, is_verb=True)
-        return None if words[0].endswith("ing") else Phrase(bare, is_verb=False)  # nobody can use "managing stocks"
+    `concept` is the product's: what it lists behind "must" or "does not" are verb phrases.
+    """
+    if not isinstance(text, str):
+        return None
+    bare = re.sub(r"\s*\([^)]*\)", "", " ".join(text.split())).split(";")[0].strip(" .,-–")
+    denied = _DENIES.match(bare)
+    bare = bare[denied.end() :] if denied else _DENIES_THING.sub("", bare, count=1)
+    words = bare.split()
+    if not 1 < len(words) <= MAX_WORDS or not _PLAIN.fullmatch(bare) or _NEGATIVE.search(bare):
+        return None
+    bare = lower_first(bare)
+    listed = re.search(_LISTED_VERBS.format(re.escape(bare)), concept)
+    is_verb = words[0].lower() in verbs and words[1] not in ("for", "of", "and", "or")
+    if denied or listed or is_verb:
+        return Phrase(bare, is_verb=True)
+    return None if words[0].endswith("ing") else Phrase(bare, is_verb=False)  # nobody can use "managing stocks"
 
 
 def rewritten(description: str, excluded: Phrase, *, product: str, tails: Sequence[str] = ()) -> list[str]:
@@ -102,13 +98,14 @@ def rewritten(description: str, excluded: Phrase, *, product: str, tails: Sequen
 
 def sentence_ends(descriptions: Iterable[str]) -> list[str]:
     """What stands at the end of sentences from a preposition on: "Drivers can report a plug with a photo"."""
-    ends: dict[str, None] = {}
-    for description in descriptions:
-        words = description.rstrip(".").split()
-        for number, word in enumerate(words[3:], start=3):
-            if word in _WORDS["prepositions"] and 1 < len(words) - number <= 5:
-                ends[" ".join(words[number:])] = None
-    return list(ends)
+    sentences = [description.rstrip(".").split() for description in descriptions]
+    ends = (
+        " ".join(words[number:])
+        for words in sentences
+        for number, word in enumerate(words)
+        if number >= 3 and word in _WORDS["prepositions"] and 1 < len(words) - number <= 5
+    )
+    return list(dict.fromkeys(ends))
 
 
 def with_description(document: str, entry: RequirementEntry, description: str) -> str | None:
@@ -138,56 +135,3 @@ def lower_first(text: str) -> str:
 def content_words(text: str) -> frozenset[str]:
     """The words that carry a text's meaning, cut to six letters so that "payment" and "payments" are one."""
     return frozenset(word[:6] for word in re.findall(r"[a-z]{4,}", text.lower())) - _WORDS["common"]
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What is wrong with a document, for `write_review`."""
-
-    pattern: str
-    product: str
-    users: Sequence[str]
-    offending: Sequence[str]
-    """Ids of the requirements that do not fit."""
-    phrases: Sequence[Phrase]
-    """The non-goal that is violated; where the scope is wrong, the capabilities that nothing serves."""
-    other: str = "another product"
-    """The product that the requirements were written for, if they name it."""
-    aligned: Sequence[Any] = ()
-    """Items on requirements that fit, in the teacher's words."""
-    unsaid: Sequence[str] = ()
-    """Ids of requirements that fit and that no such item names."""
-    gaps: Sequence[Any] = ()
-    """Gaps that the teacher named and that are still there."""
-
-
-def write_review(rng: Random, found: Findings) -> str:
-    """The review as YAML: which offend, what is missing and what to do, all from the documents of the row."""
-    first = next(iter(found.phrases), None)
-    pools = AUTHORED[found.pattern] | AUTHORED["both"]
-
-    def fill(pool: str, number: int = 1, about: Phrase | None = first, **words: str) -> list[str]:
-        """So many different forms of a pool; a form that asks for what there is none of is not drawn."""
-        user = rng.choice(found.users) if found.users else ""
-        named = {"product": found.product, "other": found.other, "user": user, "ids": join(found.offending)}
-        values = named | {"vp": about.action if about else ""} | words
-        usable = [
-            form for form in pools[pool] if all(values[name] for _, name, _, _ in Formatter().parse(form) if name)
-        ]
-        return [form.format(**values) for form in rng.sample(usable, min(number, len(usable)))]
-
-    *summary, told = fill("summary", 3)
-    corrections = fill("correct", 2)
-    review = {
-        "status": "conflicts",
-        "summary": summary,
-        "requirements_alignment": {
-            "aligned": [*found.aligned, *(fill("fits", ids=join(found.unsaid)) if found.unsaid else [])],
-            "gaps": [*found.gaps, *(gap for each in found.phrases[:2] for gap in fill("gap", about=each))],
-            "conflicts": [item for identifier in found.offending for item in fill("conflict", id=identifier)],
-        },
-        "recommended_actions": [corrections[0], *(fill("restore") or corrections[1:])],
-        "narrative": " ".join([f"{told}.", *fill("close", 2)]),
-    }
-    text: str = yaml.safe_dump(review, sort_keys=False, allow_unicode=True, width=10_000)
-    return text.strip()

@@ -54,17 +54,16 @@ def export_rejected(layout: Layout) -> UPath:
     """
     path = rejected_file(layout)
     refuse_edited(path, "po-assets rejected land", "write it anew")
-    editable = (record for record in _quarantine(layout) if "text" in record and record["text"].strip())
-    whole = [record for record in islice(editable, MOST_ENTRIES + 1) if "only_the_first_bytes" not in record]
-    entries = [_entry(record) for record in whole[:MOST_ENTRIES]]
-    if not entries:
+    editable = (record for record in _quarantine(layout) if "only_the_first_bytes" not in record)
+    whole = list(islice((record for record in editable if record.get("text", "").strip()), MOST_ENTRIES + 1))
+    if not whole:
         rejected = sum(1 for _ in _quarantine(layout))
         raise UserError(
             f"No rejected line can be corrected here: {amount(rejected, 'line')} {verb(rejected, 'is', 'are')} rejected"
             + (", none of them readable as text. See distillation/po_teacher_rejected.jsonl." if rejected else ".")
         )
     more = f"Only the first {MOST_ENTRIES} are here." if len(whole) > MOST_ENTRIES else ""
-    write_entries(path, _HEADER.format(more=more), entries)
+    write_entries(path, _HEADER.format(more=more), [_entry(record) for record in whole[:MOST_ENTRIES]])
     return path
 
 
@@ -78,28 +77,28 @@ def land_rejected(layout: Layout, say: Callable[[str], object]) -> int:
     path = rejected_file(layout)
     entries = read_entries(path, "Write it with `po-assets rejected edit`.")
     originals = {_place(record): record for record in _quarantine(layout)}
-    rows, corrected, faults, unchanged = [], list[Mapping[str, Any]](), list[str](), 0
+    corrected: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+    faults, unchanged = list[str](), 0
     for number, entry in enumerate(entries, start=1):
         place = entry.get("from") if isinstance(entry, dict) else None
         record = originals.get(str(place))
-        if not isinstance(entry, dict) or record is None or entry.get("id") != _line_id(record):
+        if record is None or entry.get("id") != _entry(record)["id"]:
             faults.append(f"entry {number} ({place}) is not a rejected line of the last normalization.")
-            continue
-        if all(entry.get(key) == value for key, value in _entry(record).items()):
+        elif all(entry.get(key) == value for key, value in _entry(record).items()):
             unchanged += 1
-            continue
-        try:
-            rows.append(_row(entry))
-            corrected.append(record)
-        except Rejected as rejected:
-            faults.append(f"{place} would be rejected again ({rejected.reason}): {rejected.detail}")
+        else:
+            try:
+                corrected.append((record, _row(entry)))
+            except Rejected as rejected:
+                faults.append(f"{place} would be rejected again ({rejected.reason}): {rejected.detail}")
     if faults:
         raise all_faults(f"{amount(len(faults), 'fault')} in {str(path)!r}, nothing was landed", faults)
-    if rows:
-        name = land_new_file(layout, "corrected", rows)
-        kept = _take_out(layout, corrected)
+    if corrected:
+        lines = amount(len(corrected), "corrected line")
+        name = land_new_file(layout, "corrected", [row for _, row in corrected])
+        kept = _take_out(layout, [record for record, _ in corrected])
         put_aside(path)
-        say(f"{amount(len(rows), 'corrected line')} landed in incoming/{name}, and left the files that brought them.")
+        say(f"{lines} landed in incoming/{name}, and left the files that brought them.")
         for sentence in kept:
             say(sentence)
     if unchanged:
@@ -126,13 +125,14 @@ def _quarantine(layout: Layout) -> Any:
 
 def _entry(record: Mapping[str, Any]) -> dict[str, Any]:
     """A quarantined line for an editor."""
-    said = {"from": _place(record), "id": _line_id(record), "reason": f"{record['reason']}: {record['detail']}"}
+    text = str(record.get("text", ""))
+    said = {"from": _place(record), "id": line_id(text.encode()), "reason": f"{record['reason']}: {record['detail']}"}
     try:
-        row = orjson.loads(record["text"])
+        row = orjson.loads(text)
         as_yaml = isinstance(row, dict) and yaml.safe_load(yaml.safe_dump(row)) == row
     except (ValueError, RecursionError, yaml.YAMLError):
         as_yaml = False
-    return said | ({"row": row} if as_yaml and record["reason"] != "duplicate JSON key" else {"text": record["text"]})
+    return said | ({"row": row} if as_yaml and record["reason"] != "duplicate JSON key" else {"text": text})
 
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,9 +153,8 @@ def _take_out(layout: Layout, corrected: Sequence[Mapping[str, Any]]) -> list[st
         by_file[record["file"]][record["text"].encode().strip()] += 1
     said = []
     for name, wanted in by_file.items():
-        path = layout.incoming / name
+        path, left = layout.incoming / name, list[bytes]()
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        left = []
         for line in lines:
             bare = line.strip().removeprefix(codecs.BOM_UTF8)
             if wanted[bare] > 0:
@@ -173,7 +172,3 @@ def _take_out(layout: Layout, corrected: Sequence[Mapping[str, Any]]) -> list[st
 
 def _place(record: Mapping[str, Any]) -> str:
     return f"{record['file']}:{record['line']}"
-
-
-def _line_id(record: Mapping[str, Any]) -> str:
-    return line_id(str(record.get("text", "")).encode())

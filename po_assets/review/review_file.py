@@ -7,9 +7,9 @@ they stand without a single escape.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 import yaml
@@ -44,6 +44,7 @@ PARTS = {"concept": "concept", "requirements": "requirements_yaml", "vision": "v
 _APPROVED_KEYS = ("candidate", "id", "answer")
 
 Kind = Literal["teacher_row", "evaluation_case"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Approved = tuple[str, str, str]
 """What an answer that a person found right is known by: kind, id and a digest of its text."""
 
@@ -87,6 +88,14 @@ class Landed:
     untouched: int = 0
     """Unchanged answers without a verdict."""
     notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """Why nothing was taken."""
+
+
+def entry_of_row(row: Mapping[str, Any], **more: Any) -> Entry:
+    """A normalized row with its answer."""
+    texts = {name: row[name] for name in PARTS.values()}
+    return Entry("teacher_row", row["record_id"], **texts, place=f"{row['file']}:{row['line']}", **more)
 
 
 def entry_of_case(case: EvalCase) -> Entry:
@@ -118,10 +127,11 @@ def write_review_file(path: UPath, candidates: Sequence[Entry]) -> None:
     """Write the candidates, in one step."""
     entries = []
     for one in candidates:
-        entry: dict[str, Any] = {"candidate": one.kind, "id": one.identifier, "from": one.place, "why": list(one.why)}
-        entry |= {"verdict": "", "concept": plain(one.concept), "requirements": f"{plain(one.requirements_yaml)}\n"}
+        documents = {part: f"{plain(getattr(one, name))}\n" for part, name in PARTS.items()}
+        entry = {"candidate": one.kind, "id": one.identifier, "from": one.place, "why": list(one.why), "verdict": ""}
+        entry |= {"concept": plain(one.concept), "requirements": documents["requirements"]}
         entry |= {"status": one.status} if one.kind == "evaluation_case" else {}
-        entry |= {"vision": f"{plain(one.vision_yaml)}\n", "review": f"{plain(one.review_yaml)}\n"}
+        entry |= {"vision": documents["vision"], "review": documents["review"]}
         entry |= {"student_answer": f"{plain(one.student_answer)}\n"} if one.student_answer else {}
         entries.append(entry)
     write_entries(path, _HEADER, entries)
@@ -142,8 +152,8 @@ def read_review_file(path: UPath) -> list[Entry]:
             kind=entry["candidate"],
             identifier=str(entry["id"]),
             **{name: entry[part] for part, name in PARTS.items()},
-            status=_word(entry.get("status")),
-            verdict=_word(entry.get("verdict")),
+            status=_word(entry, "status"),
+            verdict=_word(entry, "verdict"),
         )
         for entry in entries
     ]
@@ -152,13 +162,18 @@ def read_review_file(path: UPath) -> list[Entry]:
 def _faults(number: int, entry: object) -> list[str]:
     if not isinstance(entry, dict):
         return [f"entry {number} must be a mapping, got {str(entry)[:40]!r}"]
-    name = f"entry {number} ({entry.get('id', 'no id')})"
+    name, verdict = f"entry {number} ({entry.get('id', 'no id')})", _word(entry, "verdict")
     faults = [f"{name} must have a {part} that is text" for part in PARTS if not isinstance(entry.get(part), str)]
-    if entry.get("candidate") not in ("teacher_row", "evaluation_case"):
+    if entry.get("candidate") not in KINDS:
         faults.append(f"{name} is a candidate of kind {entry.get('candidate')!r}")
-    if (verdict := _word(entry.get("verdict"))) not in ("", RIGHT):
+    if verdict not in ("", RIGHT):
         faults.append(f"{name} has the verdict {verdict!r}: write {RIGHT!r}, or leave it empty and correct the answer")
     return faults if entry.get("id") else [*faults, f"{name} has no id"]
+
+
+def _word(entry: Mapping[str, Any], key: str) -> str:
+    value = entry.get(key)
+    return "" if value is None else str(value).strip().lower()
 
 
 def write_entries(path: UPath, header: str, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -227,7 +242,7 @@ def as_landed(row: Mapping[str, Any]) -> dict[str, Any]:
     return normalize(Line("", 1, line, len(line))).row
 
 
-def land_lines(path: UPath, lines: Sequence[bytes]) -> bool:
+def land_lines(path: UPath, lines: Iterable[bytes]) -> bool:
     """Make `path` hold exactly these lines, in one step; whether anything had to be written."""
     content = b"".join(line + b"\n" for line in lines)
     if path.exists() and path.read_bytes() == content:
@@ -240,8 +255,9 @@ def land_new_file(layout: Layout, stem: str, rows: Sequence[Mapping[str, Any]]) 
     """Land rows under a name made of their content, so that landing twice is landing once; the name."""
     lines = [orjson.dumps(row) for row in rows]
     digest = _short_digest(b"\n".join(lines))
-    land_lines(layout.incoming / f"{stem}-{digest}.jsonl", lines)
-    return f"{stem}-{digest}.jsonl"
+    name = f"{stem}-{digest}.jsonl"
+    land_lines(layout.incoming / name, lines)
+    return name
 
 
 def land(layout: Layout, say: Callable[[str], object]) -> int:
@@ -277,17 +293,16 @@ def land_corrections(layout: Layout) -> Landed:
     Raises:
         UserError: the file, or the approved answers, cannot be read; a correction is not sound (every fault is listed).
     """
-    entries, landed, faults = read_review_file(layout.review_file), Landed(), list[str]()
-    _correct_rows(layout, [entry for entry in entries if entry.kind == "teacher_row"], landed, faults)
-    cases = [entry for entry in entries if entry.kind == "evaluation_case"]
-    case_lines = _correct_cases(layout, cases, landed, faults)
-    if faults:
+    entries, landed = read_review_file(layout.review_file), Landed()
+    _correct_rows(layout, [entry for entry in entries if entry.kind == "teacher_row"], landed)
+    case_lines = _correct_cases(layout, [entry for entry in entries if entry.kind == "evaluation_case"], landed)
+    if faults := landed.faults:
         said = "; ".join(faults)
         raise UserError(f"{amount(len(faults), 'fault')} in {str(layout.review_file)!r}, nothing was taken: {said}.")
     if landed.approved:  # first, since it may find its file broken
         everything = sorted(read_approved(layout) | set(landed.approved))
-        records = [orjson.dumps(dict(zip(_APPROVED_KEYS, known, strict=True))) for known in everything]
-        land_lines(layout.approved_answers, records)
+        records = (dict(zip(_APPROVED_KEYS, known, strict=True)) for known in everything)
+        land_lines(layout.approved_answers, map(orjson.dumps, records))
     if landed.rows:
         landed.file = land_new_file(layout, "corrections", landed.rows)
     if landed.cases:
@@ -297,60 +312,61 @@ def land_corrections(layout: Layout) -> Landed:
     return landed
 
 
-def _correct_rows(layout: Layout, entries: Sequence[Entry], landed: Landed, faults: list[str]) -> None:
+def _correct_rows(layout: Layout, entries: Sequence[Entry], landed: Landed) -> None:
     """Make the rows that land."""
     if entries and not layout.normalized.exists():
-        faults.append(f"there is no {str(layout.normalized)!r}: materialize normalized_teacher")
+        landed.faults.append(f"there is no {str(layout.normalized)!r}: materialize normalized_teacher")
         return
     wanted = {entry.identifier for entry in entries}
     rows = {row["record_id"]: row for row in read_rows(layout.normalized) if row["record_id"] in wanted}
     for entry in entries:
         row = rows.get(entry.identifier)
         if row is None:
-            faults.append(f"row {shown(entry.identifier)} has not landed, or not any more")
+            landed.faults.append(f"row {shown(entry.identifier)} has not landed, or not any more")
             continue
-        place = f"{row['file']}:{row['line']}"
-        original = Entry("teacher_row", entry.identifier, **{name: row[name] for name in PARTS.values()}, place=place)
-        if not (normalized := _corrected(entry, original, f"answer to {place}", landed, faults)):
+        original = entry_of_row(row)
+        if not (normalized := _corrected(entry, original, f"answer to {original.place}", landed)):
             continue
         score = normalized["metric_score"]
         labels = {key: row[key] for key in ("concept_id", "tier") if row[key]}
-        metadata = row["metadata"] | {REPLACES: entry.identifier, "corrected_from": place}
+        metadata = row["metadata"] | {REPLACES: entry.identifier, "corrected_from": original.place}
         landed.rows.append({**labels, **_landing_row(entry, original), "score": score, "metadata": metadata})
         if score < MIN_SCORE:
             landed.notes.append(
-                f"The corrected answer to {place} scores {score:.3f}: with a min_score of {MIN_SCORE:g} it is left "
-                "out of training, and so is the old one."
+                f"The corrected answer to {original.place} scores {score:.3f}: with a min_score of {MIN_SCORE:g} it is "
+                "left out of training, and so is the old one."
             )
 
 
-def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed, faults: list[str]) -> list[bytes]:
+def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed) -> list[bytes]:
     """The lines of the evaluation cases with the corrections, all others to the byte."""
     try:
         cases = {case.case_id: case for case in read_eval_cases(layout.eval_cases)} if entries else {}
     except UserError as error:
-        faults.append(str(error).removesuffix("."))
+        landed.faults.append(str(error).removesuffix("."))
         return []
     changed: dict[str, dict[str, str]] = {}
     for entry in entries:
         if entry.identifier not in cases:
-            faults.append(f"there is no case {shown(entry.identifier)}")
+            landed.faults.append(f"there is no case {shown(entry.identifier)}")
             continue
-        original, name = entry_of_case(cases[entry.identifier]), f"reference of case {shown(entry.identifier)}"
-        if not (normalized := _corrected(entry, original, name, landed, faults)):
+        name = f"reference of case {shown(entry.identifier)}"
+        if not (normalized := _corrected(entry, entry_of_case(cases[entry.identifier]), name, landed)):
             continue
         status = normalized["status"]
         if entry.status not in ("", status):
-            faults.append(
+            landed.faults.append(
                 f"the corrected {name} is not valid: its REVIEW says status {status!r}, the entry's own field `status` "
                 f"says {entry.status!r}; set `status: {status}` in the entry, or correct the REVIEW"
             )
-        reference = (entry.vision_yaml.strip(), entry.review_yaml.strip(), status)
-        fields = ("reference_vision_yaml", "reference_review_yaml", "status")
-        changed[entry.identifier] = dict(zip(fields, reference, strict=True))
+        changed[entry.identifier] = {
+            "reference_vision_yaml": entry.vision_yaml.strip(),
+            "reference_review_yaml": entry.review_yaml.strip(),
+            "status": status,
+        }
     landed.cases += changed
     if changed and layout.eval_cases.suffix != ".jsonl":
-        faults.append(
+        landed.faults.append(
             f"{str(layout.eval_cases)!r} is YAML, which is not rewritten: correct {', '.join(changed)} there, and take "
             "the entries out of the review file"
         )
@@ -368,9 +384,9 @@ def _own_form(row: dict[str, Any], case: EvalCase) -> dict[str, Any]:
     return row if own else {key: value for key in COLUMNS if (value := getattr(case, key))}
 
 
-def _corrected(entry: Entry, original: Entry, name: str, landed: Landed, faults: list[str]) -> dict[str, Any] | None:
+def _corrected(entry: Entry, original: Entry, name: str, landed: Landed) -> dict[str, Any] | None:
     """The normalized row that a corrected answer makes; None where nothing was corrected, or is not sound."""
-    faults += [
+    landed.faults += [
         f"the {part} of {original.place} was changed; only answers are corrected here"
         for part, key in PARTS.items()
         if part not in ("vision", "review") and getattr(entry, key).split() != getattr(original, key).split()
@@ -383,7 +399,7 @@ def _corrected(entry: Entry, original: Entry, name: str, landed: Landed, faults:
             landed.untouched += 1
         return None
     if entry.verdict == RIGHT:
-        faults.append(
+        landed.faults.append(
             f"the answer of {original.place} was changed, and its verdict is {RIGHT!r}: undo the change, or leave "
             "`verdict` empty"
         )
@@ -393,7 +409,7 @@ def _corrected(entry: Entry, original: Entry, name: str, landed: Landed, faults:
     except Rejected as rejected:  # the row that it replaces would be trained on as before
         normalized, reason = None, rejected.detail
     if reason:
-        faults.append(f"the corrected {name} is not valid: {reason}")
+        landed.faults.append(f"the corrected {name} is not valid: {reason}")
     return None if reason else normalized
 
 
@@ -404,10 +420,6 @@ def _landing_row(entry: Entry, original: Entry) -> dict[str, Any]:
         "teacher_product_vision": entry.vision_yaml.strip(),
         "teacher_product_owner_review": entry.review_yaml.strip(),
     }
-
-
-def _word(value: object) -> str:
-    return "" if value is None else str(value).strip().lower()
 
 
 def _short_digest(content: bytes) -> str:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.product_owner import read_yaml
+from po_assets.product_owner import read_alignment
 from po_assets.review.conflicts import Synthesis, make_conflicts
 from po_assets.review.settings import ReviewSettings
 from po_assets.sample_data import generate_rows
 from po_assets.storage import Layout, read_rows
 from po_assets_tests.dataset import tables
-from po_assets_tests.dataset.tables import WORD_COUNT
 from po_assets_tests.intake import landed_rows
 from po_assets_tests.sample_data.sample_rows import ARTIFACTS
 
@@ -43,15 +42,14 @@ def close(layout: Layout, policy: SelectionSettings = UNLIMITED) -> list[dict[st
 
 def synthesis(layout: Layout, selection: SelectionSettings = UNLIMITED, **settings: Any) -> Synthesis:
     """What the asset does."""
-    return make_conflicts(layout, ReviewSettings(**settings), selection, WORD_COUNT)
+    return make_conflicts(layout, ReviewSettings(**settings), selection, tables.WORD_COUNT)
 
 
 def teacher_rows(count: int, seed: int = 7) -> list[dict[str, Any]]:
     """Rows of the generator without any conflicts among them."""
-    rows = generate_rows(count, seed=seed)
-    return [row for row in rows if "status: conflicts" not in json.dumps(row)]
+    return [row for row in generate_rows(count, seed=seed) if "status: conflicts" not in json.dumps(row)]
 
 
 def alignment(row: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """What a made row's review says about requirements."""
-    return dict(read_yaml(row["teacher_product_owner_review"]).value["requirements_alignment"])
+    return dict(read_alignment(row["teacher_product_owner_review"]))

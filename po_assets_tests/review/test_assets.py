@@ -13,8 +13,8 @@ from po_assets.dataset.settings import SelectionSettings
 from po_assets.definitions import defs
 from po_assets.model import BaseModel
 from po_assets.review.assets import review_candidates, synthetic_conflicts
-from po_assets.review.checks import conflicts_checks, made_rows, synthetic_conflicts_checks
-from po_assets.review.conflicts import landed_path
+from po_assets.review.checks import made_rows, rows_are_sound, synthetic_conflicts_checks
+from po_assets.review.conflicts import LANDED_NAME
 from po_assets.review.review_file import land_corrections
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, read_manifest, read_rows
@@ -49,6 +49,17 @@ def run(layout: Layout, tokenizer: Path, selection: str | dg.AssetSelection, **s
     )
 
 
+def metadata(result: Any, asset: str) -> dict[str, Any]:
+    assert result.success
+    (event,) = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def failure(result: Any) -> str:
+    (event,) = result.get_step_failure_events()
+    return str(event.step_failure_data.user_failure_data.description)
+
+
 def checks(result: Any) -> dict[str, dg.AssetCheckEvaluation]:
     return {check.check_name: check for check in result.get_asset_check_evaluations()}
 
@@ -56,23 +67,19 @@ def checks(result: Any) -> dict[str, dg.AssetCheckEvaluation]:
 def test_conflicts_are_made_audited_and_landed(layout: Layout, tokenizer: Path) -> None:
     """What the page of the asset shows: numbers, patterns, a preview, where it landed; and three passed checks."""
     result = run(layout, tokenizer, "synthetic_conflicts", target_conflicts_share=0.1)
-    assert result.success
-    (event,) = result.asset_materializations_for_node("synthetic_conflicts")
-    needed = event.metadata["needed"].value
-    assert event.metadata["dagster/row_count"].value == needed > 10
-    assert event.metadata["share"].value >= 0.1
-    assert event.metadata["landing"].value.startswith(f"{needed} rows landed in synthetic_conflicts.jsonl")
-    assert landed_path(layout).read_bytes() == layout.synthetic_conflicts.read_bytes()
+    shown = metadata(result, "synthetic_conflicts")
+    needed = shown["needed"]
+    assert shown["dagster/row_count"] == needed > 10
+    assert shown["share"] >= 0.1
+    assert shown["landing"].startswith(f"{needed} rows landed in synthetic_conflicts.jsonl")
+    assert {"patterns", "preview"} <= shown.keys()
+    assert (layout.incoming / LANDED_NAME).read_bytes() == layout.synthetic_conflicts.read_bytes()
     said = checks(result)
-    assert {name: check.passed for name, check in said.items()} == {
-        "share_reached": True,
-        "rows_are_sound": True,
-        "style_leakage": True,
-    }
+    passed = dict.fromkeys(("share_reached", "rows_are_sound", "style_leakage"), True)
+    assert {name: check.passed for name, check in said.items()} == passed
     assert 0 <= said["style_leakage"].metadata["auc"].value < said["style_leakage"].metadata["auc_limit"].value
     assert said["share_reached"].metadata["made"].value == needed
-    manifest = read_manifest(layout.synthetic_conflicts)
-    assert manifest.extra["made"] == needed
+    assert read_manifest(layout.synthetic_conflicts).extra["made"] == needed
 
 
 def test_a_row_that_was_changed_by_hand_fails_the_audit(layout: Layout, tokenizer: Path) -> None:
@@ -86,75 +93,53 @@ def test_a_row_that_was_changed_by_hand_fails_the_audit(layout: Layout, tokenize
     check = checks(result)["rows_are_sound"]
     assert not check.passed
     assert f"1 of {len(rows)} made rows is not sound." in check.description
-    assert (
-        check.metadata["rows"].value.records[0].data["fault"].startswith("it is not valid: the REVIEW has no summary")
-    )
-    hold_out, record = HoldOut([], 0.8), {"least_score": 0.82}
-    audited = conflicts_checks.verdicts(made_rows(layout, rows, record, hold_out), {"rows_are_sound"})
-    fault = str(audited["rows_are_sound"].rows[0]["fault"])
-    for part in ("it is not valid", "it scores", "it declares 0.99", "its status is not conflicts", "gone"):
-        assert part in fault
+    shown = check.metadata["rows"].value.records[0].data["fault"]
+    assert shown.startswith("it is not valid: the REVIEW has no summary")
+    (whole,) = rows_are_sound(made_rows(layout, rows, {"least_score": 0.82}, HoldOut([], 0.8))).rows
+    for part in ("it scores", "it declares 0.99", "its status is not conflicts", "its pattern is 'guess'", "gone"):
+        assert part in whole["fault"]
 
 
-def test_without_teacher_tables_the_way_out_is_named(tmp_path: Path, tokenizer: Path) -> None:
-    """Nothing lands."""
+def test_without_teacher_tables_the_asset_to_materialize_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    """Nothing lands, and no review file is written."""
     layout = land(tmp_path)
-    result = run(layout, tokenizer, "synthetic_conflicts")
-    (event,) = result.get_step_failure_events()
-    assert (
-        "Materialize raw_teacher and normalized_teacher first." in event.step_failure_data.user_failure_data.description
-    )
-    assert not landed_path(layout).exists()
-
-
-def test_candidates_are_written_and_edits_are_never_overwritten(layout: Layout, tokenizer: Path) -> None:
-    """An edited file stays until its corrections are taken or it is deleted."""
-    result = run(layout, tokenizer, "review_candidates")
-    assert result.success
-    (event,) = result.asset_materializations_for_node("review_candidates")
-    assert (event.metadata["teacher_rows"].value, event.metadata["evaluation_cases"].value) == (1, 0)
-    assert "materialize baseline_report and eval_report first" in event.metadata["left_out"].value
-    right = ("teacher_rows_approved", "evaluation_cases_approved")
-    assert [event.metadata[name].value for name in right] == [0, 0]
-    (row,) = read_rows(layout.review_candidates)
-    assert (row["kind"], row["place"]) == ("teacher_row", "teacher.jsonl:1")
-    assert run(layout, tokenizer, "review_candidates").success  # untouched: written anew
-
-    layout.review_file.write_text(layout.review_file.read_text() + "# mine\n")
-    (event,) = run(layout, tokenizer, "review_candidates").get_step_failure_events()
-    assert "was edited and its corrections were not taken yet" in event.step_failure_data.user_failure_data.description
-    assert layout.review_file.read_text().endswith("# mine\n")
-
-
-def test_approved_answers_are_counted_where_candidates_are_shown(layout: Layout, tokenizer: Path) -> None:
-    """None disappears without a number."""
-    run(layout, tokenizer, "review_candidates")
-    layout.review_file.write_text(layout.review_file.read_text().replace("verdict: ''", "verdict: right"))
-    land_corrections(layout)
-    (event,) = run(layout, tokenizer, "review_candidates").asset_materializations_for_node("review_candidates")
-    assert (event.metadata["teacher_rows"].value, event.metadata["teacher_rows_approved"].value) == (0, 1)
-    manifest = read_manifest(layout.review_candidates)
-    assert manifest.inputs["approved_answers"]
-
-
-def test_without_normalized_rows_the_asset_to_materialize_is_named(tmp_path: Path, tokenizer: Path) -> None:
-    """And no review file is written."""
-    layout = land(tmp_path)
-    (event,) = run(layout, tokenizer, "review_candidates").get_step_failure_events()
-    said = event.step_failure_data.user_failure_data.description
+    said = failure(run(layout, tokenizer, "synthetic_conflicts"))
+    assert "Materialize raw_teacher and normalized_teacher first." in said
+    assert not (layout.incoming / LANDED_NAME).exists()
+    said = failure(run(layout, tokenizer, "review_candidates"))
     assert said.startswith("There is no ")
     assert said.endswith("po_teacher_normalized.jsonl' yet. Materialize normalized_teacher first.")
     assert not layout.review_file.exists()
 
 
+def test_candidates_are_written_and_counted_and_edits_are_never_overwritten(layout: Layout, tokenizer: Path) -> None:
+    """An edited file stays until its corrections are taken or it is deleted; no answer disappears without a number."""
+    shown = metadata(run(layout, tokenizer, "review_candidates"), "review_candidates")
+    assert (shown["teacher_rows"], shown["evaluation_cases"]) == (1, 0)
+    assert "materialize baseline_report and eval_report first" in shown["left_out"]
+    assert [shown[name] for name in ("teacher_rows_approved", "evaluation_cases_approved")] == [0, 0]
+    (row,) = read_rows(layout.review_candidates)
+    assert (row["kind"], row["place"]) == ("teacher_row", "teacher.jsonl:1")
+    assert run(layout, tokenizer, "review_candidates").success  # untouched: written anew
+
+    edited = layout.review_file.read_text().replace("verdict: ''", "verdict: right")
+    layout.review_file.write_text(edited)
+    said = failure(run(layout, tokenizer, "review_candidates"))
+    assert "was edited and its corrections were not taken yet" in said
+    assert layout.review_file.read_text() == edited
+
+    land_corrections(layout)
+    shown = metadata(run(layout, tokenizer, "review_candidates"), "review_candidates")
+    assert (shown["teacher_rows"], shown["teacher_rows_approved"]) == (0, 1)
+    assert read_manifest(layout.review_candidates).inputs["approved_answers"]
+
+
 def test_each_asset_has_a_job_of_its_own() -> None:
     """Neither runs with the graph."""
-    jobs = {name: defs.resolve_job_def(name) for name in ("conflicts_on_demand", "candidates_for_people")}
-    assert {
-        name: {key.to_user_string() for key in job.asset_layer.executable_asset_keys} for name, job in jobs.items()
-    } == {
-        "conflicts_on_demand": {"synthetic_conflicts"},
-        "candidates_for_people": {"review_candidates"},
-    }
-    main = defs.resolve_job_def("product_owner_student").asset_layer.executable_asset_keys
-    assert not {key.to_user_string() for key in main} & {"synthetic_conflicts", "review_candidates"}
+
+    def assets(job: str) -> set[str]:
+        return {key.to_user_string() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys}
+
+    assert assets("conflicts_on_demand") == {"synthetic_conflicts"}
+    assert assets("candidates_for_people") == {"review_candidates"}
+    assert not assets("product_owner_student") & {"synthetic_conflicts", "review_candidates"}

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,11 +23,7 @@ from po_assets.evaluation.scoring import score_answer
 from po_assets.product_owner import STATUSES, format_answer, read_status, score_product_owner
 from po_assets.review import review_file
 from po_assets.review.candidates import Collected, collect
-from po_assets.review.review_file import (
-    land_corrections,
-    read_review_file,
-    write_review_file,
-)
+from po_assets.review.review_file import Entry, land_corrections, read_review_file, write_review_file
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, file_digest, read_rows
 from po_assets_tests.review.scenes import close, land, take_in, teacher_rows
@@ -40,24 +37,19 @@ def scored(case: EvalCase, text: str, model: str) -> dict[str, Any]:
     return asdict(score_answer(case, answer, model=model, model_digest="m", decoding="d"))
 
 
-def answered(layout: Layout, name: str, texts: dict[str, str]) -> None:
-    """Publish scored answers to all cases; where none is given, the reference."""
-    rows = []
-    for case in read_eval_cases(layout.eval_cases):
-        reference = format_answer(case.reference_vision_yaml, case.reference_review_yaml)
-        rows.append(scored(case, texts.get(case.case_id, reference), name))
-    path = layout.baseline_answers if name == "baseline" else layout.student_answers
-    table = stage_frames(path, [pd.DataFrame(rows)])
-    table.with_manifest(inputs={"eval_cases": file_digest(layout.eval_cases)}).publish()
-
-
 def disagreeing(layout: Layout) -> str:
-    """The first aligned case, answered with needs_adjustment by the student."""
-    case = next(case for case in read_eval_cases(layout.eval_cases) if case.status == "aligned")
-    review = case.reference_review_yaml.replace("status: aligned", "status: needs_adjustment")
-    answered(layout, "baseline", {})
-    answered(layout, "student", {case.case_id: format_answer(case.reference_vision_yaml, review)})
-    return case.case_id
+    """All cases answered with their references, but the first aligned one with needs_adjustment by the student."""
+    cases = read_eval_cases(layout.eval_cases)
+    one = next(case for case in cases if case.status == "aligned")
+    other = one.reference_review_yaml.replace("status: aligned", "status: needs_adjustment")
+    for name, path in (("baseline", layout.baseline_answers), ("student", layout.student_answers)):
+        rows = []
+        for case in cases:
+            review = other if case is one and name == "student" else case.reference_review_yaml
+            rows.append(scored(case, format_answer(case.reference_vision_yaml, review), name))
+        table = stage_frames(path, [pd.DataFrame(rows)])
+        table.with_manifest(inputs={"eval_cases": file_digest(layout.eval_cases)}).publish()
+    return one.case_id
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +81,18 @@ def edit(layout: Layout, identifier: str, **parts: Any) -> None:
     layout.review_file.write_text(yaml.safe_dump(entries, sort_keys=False))
 
 
+def better(layout: Layout, one: Entry) -> str:
+    """A corrected review in the file."""
+    review = one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n"
+    edit(layout, one.identifier, review=review)
+    return review.strip()
+
+
 def refused(layout: Layout) -> str:
     """Why nothing was taken."""
     with pytest.raises(UserError) as error:
         land_corrections(layout)
+    assert not list(layout.incoming.glob("corrections-*"))
     return str(error.value)
 
 
@@ -121,17 +121,10 @@ def test_without_answers_or_with_answers_to_other_cases_only_rows_are_candidates
         "Evaluation cases were left out: materialize baseline_report and eval_report first."
     ]
     disagreeing(layout)
-    with Path(str(layout.eval_cases)).open("ab") as file:
-        file.write(b"\n")
+    layout.eval_cases.write_text(layout.eval_cases.read_text() + "\n")
     found = collected(layout)
     assert {one.kind for one in found.candidates} == {"teacher_row"}
     assert found.notes == ["Evaluation cases were left out: they have changed since the models answered them."]
-
-
-def test_more_than_a_person_wants_to_see_are_counted(layout: Layout) -> None:
-    """The worst stay."""
-    found = collected(layout, max_candidates=1)
-    assert (len(found.candidates), found.more) == (1, {"teacher_row": 1, "evaluation_case": 0})
 
 
 def test_the_review_file_shows_documents_as_they_are(layout: Layout) -> None:
@@ -145,27 +138,28 @@ def test_the_review_file_shows_documents_as_they_are(layout: Layout) -> None:
         assert (entry.vision_yaml.strip(), entry.review_yaml.strip()) == (one.vision_yaml, one.review_yaml)
 
 
-def test_a_corrected_row_lands_and_replaces_the_old_one(layout: Layout) -> None:
-    """By the command; the score is the metric's, and the graph takes the rest from there."""
+def test_a_corrected_row_lands_once_and_replaces_the_old_one(layout: Layout) -> None:
+    """By the command; the score is the metric's, the graph takes the rest from there, and the edited file is kept."""
     one, other = collected(layout).candidates
-    review = one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n"
-    edit(layout, one.identifier, review=review)
+    review = better(layout, one)
     told: list[str] = []
     assert review_file.land(layout, told.append) == 0
-    said = "\n".join(told)
-    assert "1 corrected rows landed in incoming/corrections-" in said
-    assert "1 answers were left as they are." in said
+    assert told[0].startswith("1 corrected rows landed in incoming/corrections-")
+    assert told[1] == "1 answers were left as they are."
     (landed,) = layout.incoming.glob("corrections-*.jsonl")
     row = json.loads(landed.read_text())
-    assert row["metadata"]["replaces"] == one.identifier
-    assert row["metadata"]["corrected_from"] == one.place
-    assert row["score"] == score_product_owner(one.requirements_yaml, one.vision_yaml, review.strip()).total
+    assert row["metadata"] == row["metadata"] | {"replaces": one.identifier, "corrected_from": one.place}
+    assert row["score"] == score_product_owner(one.requirements_yaml, one.vision_yaml, review).total
     ledger = {f"{entry['file']}:{entry['line']}": entry for entry in close(take_in(layout))}
-    assert ledger[one.place]["outcome"] == "replaced"
-    assert ledger[one.place]["detail"] == f"replaced by {landed.name}:1"
+    assert (ledger[one.place]["outcome"], ledger[one.place]["detail"]) == ("replaced", f"replaced by {landed.name}:1")
     assert ledger[f"{landed.name}:1"]["outcome"] == "kept"
     assert BETTER in layout.supervised.read_text()
-    assert [left.identifier for left in collect(layout, ReviewSettings(), 0.005).candidates] == [other.identifier]
+
+    (kept,) = layout.review_file.parent.glob("po_review_candidates.landed-*.yaml")
+    assert BETTER in str(yaml.safe_load(kept.read_text()))
+    with pytest.raises(UserError, match="There is no review file"):
+        land_corrections(layout)
+    assert [left.identifier for left in collected(layout).candidates] == [other.identifier]
 
 
 def test_a_corrected_case_changes_the_evaluation_and_nothing_else(layout: Layout) -> None:
@@ -181,10 +175,8 @@ def test_a_corrected_case_changes_the_evaluation_and_nothing_else(layout: Layout
     assert (landed.cases, landed.rows) == ([case_id], [])
     assert sorted(path.name for path in layout.incoming.iterdir()) == landed_before
     after = layout.eval_cases.read_bytes().splitlines()
-    changed = [number for number, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
-    assert len(changed) == 1
-    now = case_of(layout, case_id)
-    assert now == replace(case, reference_review_yaml=review, status="needs_adjustment")
+    assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
+    assert case_of(layout, case_id) == replace(case, reference_review_yaml=review, status="needs_adjustment")
 
     by_hand = {
         "concept": case.concept,
@@ -209,15 +201,15 @@ def test_all_faults_are_listed_and_nothing_is_taken(layout: Layout) -> None:
     layout.review_file.write_text(yaml.safe_dump(entries, sort_keys=False))
     before = layout.eval_cases.read_bytes()
     text = refused(layout)
-    assert f"the corrected answer to {one.place} is not valid: the REVIEW has no summary" in text
-    assert f"the concept of {other.place} was changed; only answers are corrected here" in text
-    assert f"row {'0' * 16} has not landed, or not any more" in text
-    assert (
-        f"case {case_id} is not valid: its REVIEW says status 'aligned', the entry's own field `status` says " in text
-    )
+    for fault in (
+        f"the corrected answer to {one.place} is not valid: the REVIEW has no summary",
+        f"the concept of {other.place} was changed; only answers are corrected here",
+        f"row {'0' * 16} has not landed, or not any more",
+        f"case {case_id} is not valid: its REVIEW says status 'aligned', the entry's own field `status` says ",
+    ):
+        assert fault in text
     assert text.startswith("4 faults in ")
     assert not text.endswith("..")
-    assert not list(layout.incoming.glob("corrections-*"))
     assert layout.eval_cases.read_bytes() == before
     assert layout.review_file.exists()
 
@@ -229,17 +221,6 @@ def test_a_correction_that_scores_too_little_lands_with_a_warning(layout: Layout
     landed = land_corrections(layout)
     assert len(landed.rows) == 1
     assert "with a min_score of 0.82 it is left out of training, and so is the old one" in landed.notes[0]
-
-
-def test_landing_puts_the_file_aside_and_does_not_land_twice(layout: Layout) -> None:
-    """What was edited is kept beside it."""
-    one = collected(layout).candidates[0]
-    edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
-    land_corrections(layout)
-    assert not layout.review_file.exists()
-    (kept,) = layout.review_file.parent.glob("po_review_candidates.landed-*.yaml")
-    assert BETTER in str(yaml.safe_load(kept.read_text()))
-    assert "There is no review file" in refused(layout)
 
 
 @pytest.mark.parametrize(
@@ -256,10 +237,9 @@ def test_landing_puts_the_file_aside_and_does_not_land_twice(layout: Layout) -> 
 )
 def test_a_broken_review_file_is_named_with_its_faults(layout: Layout, text: str, reason: str) -> None:
     """In one sentence or two; nothing lands."""
-    collected(layout)
+    layout.review_file.parent.mkdir(exist_ok=True)
     layout.review_file.write_text(text)
     assert reason in " ".join(refused(layout).split())
-    assert not [row for row in read_rows(layout.normalized) if "replaces" in row["metadata"]]
 
 
 @pytest.mark.parametrize("status", ["unaligned", "on_track", "[aligned]"])
@@ -270,14 +250,6 @@ def test_a_correction_that_would_be_rejected_does_not_land(layout: Layout, statu
     said = refused(layout)
     assert f"the corrected answer to {one.place} is not valid: the REVIEW's status is " in said
     assert "expected is aligned, needs_adjustment or conflicts." in said
-    assert not list(layout.incoming.glob("corrections-*"))
-
-
-def test_half_a_character_is_a_fault(layout: Layout) -> None:
-    """YAML has an escape for it, and no file can hold it."""
-    one = collected(layout).candidates[0]
-    edit(layout, one.identifier, review=f"{one.review_yaml}\n# \ud800")
-    assert "it holds half of a character, which no UTF-8 file can hold" in refused(layout)
 
 
 @settings(max_examples=20, deadline=None)
@@ -310,11 +282,13 @@ def test_every_corrected_answer_that_is_taken_can_be_read(
     assert row["declared_score"] == row["metric_score"]
 
 
-def test_a_case_with_another_status_than_its_review_is_one_fault_that_names_both(layout: Layout) -> None:
-    """The case, and the field to set; the file of cases stays as it is."""
+def test_a_faulty_reference_is_one_fault_and_a_status_is_set_in_two_places(layout: Layout) -> None:
+    """Not one for each reader that stumbles over it; the field to set is named."""
     case_id = disagreeing(layout)
     collected(layout)
     case = case_of(layout, case_id)
+    edit(layout, case_id, review="status: [aligned")
+    assert re.search(rf"^1 fault .* case {case_id} is not valid: REVIEW: line 2", refused(layout))
     edit(layout, case_id, review=case.reference_review_yaml.replace("status: aligned", "status: conflicts"))
     assert refused(layout) == (
         f"1 fault in {str(layout.review_file)!r}, nothing was taken: the corrected reference of case {case_id} is "
@@ -326,45 +300,33 @@ def test_a_case_with_another_status_than_its_review_is_one_fault_that_names_both
     assert case_of(layout, case_id).status == "conflicts"
 
 
-def test_a_reference_that_does_not_parse_is_one_fault(layout: Layout) -> None:
-    """Not one for each reader that stumbles over it."""
-    case_id = disagreeing(layout)
-    collected(layout)
-    edit(layout, case_id, review="status: [aligned")
-    with pytest.raises(UserError, match=rf"^1 fault .* case {case_id} is not valid: REVIEW: line 2"):
-        land_corrections(layout)
-
-
-def test_a_blank_line_among_the_cases_is_named_with_file_and_line(layout: Layout) -> None:
-    """And nothing is taken, since the file cannot be used."""
+def test_what_stands_in_the_way_of_landing_is_named(layout: Layout) -> None:
+    """Half a character, a blank line among the cases, a table that someone cleaned up."""
     case_id = disagreeing(layout)
     one = collected(layout).candidates[0]
-    edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
+    edit(layout, one.identifier, review=f"{one.review_yaml}\n# \ud800")
+    assert "it holds half of a character, which no UTF-8 file can hold" in refused(layout)
+
+    better(layout, one)
     edit(layout, case_id, status="needs_adjustment")
     layout.eval_cases.write_text("\n" + layout.eval_cases.read_text())
     said = refused(layout)
     assert f"The evaluation cases {str(layout.eval_cases)!r} have 1 fault. Correct the file and materialize" in said
     assert said.endswith("line 1: blank line: the line holds nothing but white space; delete it.")
-    assert not list(layout.incoming.glob("corrections-*"))
 
-
-def test_landing_without_normalized_rows_names_the_asset(layout: Layout) -> None:
-    """Someone cleaned up in between."""
-    one = collected(layout).candidates[0]
-    edit(layout, one.identifier, review=one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n")
     layout.normalized.unlink()
-    with pytest.raises(UserError, match=r"po_teacher_normalized\.jsonl': materialize normalized_teacher"):
-        land_corrections(layout)
+    assert "po_teacher_normalized.jsonl': materialize normalized_teacher" in refused(layout)
 
 
 def test_an_approved_answer_makes_room_for_the_next(layout: Layout) -> None:
     """It stays what it is, is counted, and comes back when its line is deleted."""
-    one = collected(layout, max_candidates=1).candidates[0]
+    found = collected(layout, max_candidates=1)
+    (one,) = found.candidates
+    assert found.more == {"teacher_row": 1, "evaluation_case": 0}
     edit(layout, one.identifier, verdict="right")
     told: list[str] = []
     assert review_file.land(layout, told.append) == 0
-    said = "1 answers were approved and are not shown again (curation/po_found_right.jsonl)."
-    assert told == [said]
+    assert told == ["1 answers were approved and are not shown again (curation/po_found_right.jsonl)."]
     assert not layout.review_file.exists()
     assert not list(layout.incoming.glob("corrections-*"))
     found = collected(layout, max_candidates=1)
@@ -376,7 +338,7 @@ def test_an_approved_answer_makes_room_for_the_next(layout: Layout) -> None:
     land_corrections(layout)
     found = collected(layout)
     assert (found.candidates, found.approved["teacher_row"]) == ([], 2)
-    remembered = layout.review_file.with_name("po_found_right.jsonl")
+    remembered = layout.approved_answers
     lines = remembered.read_text().splitlines()
     remembered.write_text("\n" + "".join(f"{line}\n" for line in lines if one.identifier not in line))
     assert [left.identifier for left in collected(layout).candidates] == [one.identifier]
@@ -392,12 +354,10 @@ def test_a_case_found_right_is_shown_again_when_its_reference_changes(layout: La
     edit(layout, case_id, verdict="Right")
     assert land_corrections(layout).untouched == 2
     assert case_id not in {one.identifier for one in collected(layout, worst_cases=0).candidates}
-    text = layout.eval_cases.read_text().splitlines()
-    number = next(number for number, line in enumerate(text) if json.loads(line)["case_id"] == case_id)
-    case = json.loads(text[number])
-    case["reference_vision_yaml"] += "\nmotto: Another"
-    text[number] = json.dumps(case)
-    layout.eval_cases.write_text("\n".join(text) + "\n")
+    cases = [json.loads(line) for line in layout.eval_cases.read_text().splitlines()]
+    for case in cases:
+        case["reference_vision_yaml"] += "\nmotto: Another" if case["case_id"] == case_id else ""
+    layout.eval_cases.write_text("".join(json.dumps(case) + "\n" for case in cases))
     disagreeing(layout)
     assert case_id in {one.identifier for one in collected(layout, worst_cases=0).candidates}
 
@@ -409,4 +369,4 @@ def test_a_changed_answer_is_not_right_and_other_verdicts_are_unknown(layout: La
     assert f"the answer of {one.place} was changed, and its verdict is 'right': undo" in refused(layout)
     edit(layout, one.identifier, verdict="wrong")
     assert "has the verdict 'wrong': write 'right', or leave it empty" in refused(layout)
-    assert not layout.review_file.with_name("po_found_right.jsonl").exists()
+    assert not layout.approved_answers.exists()

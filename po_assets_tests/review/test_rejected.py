@@ -13,18 +13,16 @@ from po_assets.storage import Layout, read_rows
 from po_assets_tests.review.scenes import land, take_in, teacher_rows
 
 BROKEN = "status: [aligned"
+GOOD, OTHER, THIRD = [row for row in teacher_rows(9) if "teacher_product_owner_review" in row][:3]
 
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     """Five landed lines: good, broken YAML, not JSON, good, not UTF-8; and a blank one."""
-    good, other, third, *_ = (row for row in teacher_rows(9) if "teacher_product_owner_review" in row)
-    broken = other | {"teacher_product_owner_review": BROKEN}
+    broken = OTHER | {"teacher_product_owner_review": BROKEN}
+    lines = [json.dumps(GOOD), json.dumps(broken), json.dumps(THIRD)[:-1] + ",}", json.dumps(THIRD | {"tier": "x"}), ""]
     layout = land(tmp_path)
-    lines = [json.dumps(good), json.dumps(broken), json.dumps(third)[:-1] + ",}", json.dumps(third | {"tier": "x"}), ""]
-    file = Path(str(layout.incoming / "mixed.jsonl"))
-    file.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
-    (tmp_path / "good.json").write_text(json.dumps([other, third]))
+    (layout.incoming / "mixed.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     return take_in(layout)
 
 
@@ -35,10 +33,6 @@ def edit(layout: Layout, reason: str, **parts: object) -> None:
         if reason in entry["reason"]:
             entry.update(parts)
     path.write_text(yaml.safe_dump(entries, sort_keys=False))
-
-
-def good(layout: Layout, number: int) -> dict[str, object]:
-    return dict(json.loads(Path(str(layout.root / "good.json")).read_text())[number])
 
 
 def test_rejected_lines_stand_in_a_file_with_place_and_reason(layout: Layout) -> None:
@@ -56,28 +50,23 @@ def test_rejected_lines_stand_in_a_file_with_place_and_reason(layout: Layout) ->
 
 def test_corrected_lines_land_and_leave_their_file(layout: Layout) -> None:
     """The next normalization rejects only what was left; the old lines are kept in the review file."""
-    export_rejected(layout)
-    review = good(layout, 0)["teacher_product_owner_review"]
-    path = rejected.rejected_file(layout)
-    entries = yaml.safe_load(path.read_text())
-    entries[0]["row"]["teacher_product_owner_review"] = review
-    path.write_text(yaml.safe_dump(entries, sort_keys=False))
-    told: list[str] = []
+    path, told = export_rejected(layout), list[str]()
+    edit(layout, "YAML", row=OTHER)
     assert land_rejected(layout, told.append) == 0
     (landed,) = layout.incoming.glob("corrected-*.jsonl")
     assert told == [
         f"1 corrected line landed in incoming/{landed.name}, and left the files that brought them.",
         "1 line was left unchanged and stays rejected.",
     ]
-    assert json.loads(landed.read_text()) == good(layout, 0)
+    assert json.loads(landed.read_text()) == OTHER
     take_in(layout)
     assert [row["reason"] for row in read_rows(layout.rejected)] == ["not JSON", "blank line", "not UTF-8"]
     assert len(list(read_rows(layout.normalized))) == 3
     assert not path.exists()
-    assert BROKEN not in Path(str(layout.incoming / "mixed.jsonl")).read_text(errors="replace")
+    assert BROKEN.encode() not in (layout.incoming / "mixed.jsonl").read_bytes()
 
     export_rejected(layout)
-    edit(layout, "not JSON", text=json.dumps(good(layout, 1)))
+    edit(layout, "not JSON", text=json.dumps(THIRD))
     land_rejected(layout, told.append)
     assert [row["reason"] for row in read_rows(take_in(layout).rejected)] == ["blank line", "not UTF-8"]
     assert len(list(read_rows(layout.normalized))) == 4
@@ -91,7 +80,7 @@ def test_a_line_that_would_be_rejected_again_is_a_fault_and_nothing_lands(layout
     path = export_rejected(layout)
     before = (layout.incoming / "mixed.jsonl").read_bytes()
     edit(layout, "not JSON", text="still no JSON")
-    edit(layout, "YAML", row=good(layout, 0) | {"teacher_product_vision": "- a list"})
+    edit(layout, "YAML", row=OTHER | {"teacher_product_vision": "- a list"})
     entries = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump([*entries, entries[0] | {"from": "other.jsonl:1"}], sort_keys=False))
     with pytest.raises(UserError) as error:
@@ -121,7 +110,7 @@ def test_edits_are_not_overwritten(layout: Layout) -> None:
 def test_a_file_that_changed_since_is_left_alone_and_named(layout: Layout) -> None:
     """Someone deleted the line already: the correction lands, and that nothing was taken out is said."""
     export_rejected(layout)
-    edit(layout, "not JSON", text=json.dumps(good(layout, 1)))
+    edit(layout, "not JSON", text=json.dumps(THIRD))
     file = layout.incoming / "mixed.jsonl"
     rest = b"".join(file.read_bytes().splitlines(keepends=True)[:2])
     file.write_bytes(rest)

@@ -9,30 +9,23 @@ from benchmarks.conflicts import BEGIN, END, main
 from po_assets.product_owner import STATUSES
 from po_assets_tests.model.tiny_model import make_tiny_model
 
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    tiny = make_tiny_model(tmp_path_factory.mktemp("tiny"), context=8192)
-    size = ["--epochs", "0.02", "--mode", "free", "--max-new-tokens", "4", "--cases", "3", "--max-length", "8000"]
-    return ["--base-model", str(tiny), *size]
+SMALL = ["--epochs", "0.02", "--mode", "free", "--max-new-tokens", "4", "--cases", "3", "--max-length", "8000"]
 
 
 @pytest.mark.slow
 def test_the_arms_differ_in_their_conflicts_rows_and_share_all_else(
-    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """349, 359 and 380 training rows; the tables are written between the markers; a second start trains nothing."""
+    options = ["--base-model", str(make_tiny_model(tmp_path / "tiny", context=8192)), *SMALL]
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     root = tmp_path / "study"
     main(["--root", str(root), "--arms", "none", *options])
     main(["--root", str(root), "--arms", "landed", "filled", "--write", str(page), *options])
     results = {arm: json.loads((root / arm / "result.json").read_text()) for arm in ("none", "landed", "filled")}
-    assert {arm: (result["rows"], result["statuses"].get("conflicts", 0)) for arm, result in results.items()} == {
-        "none": (349, 0),
-        "landed": (359, 10),
-        "filled": (380, 31),
-    }
+    counted = {arm: (result["rows"], result["statuses"].get("conflicts", 0)) for arm, result in results.items()}
+    assert counted == {"none": (349, 0), "landed": (359, 10), "filled": (380, 31)}
     for result in results.values():
         assert sum(sum(row.values()) for row in result["confusion"].values()) == result["cases"] == 3
     text = page.read_text()

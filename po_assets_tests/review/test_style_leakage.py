@@ -22,20 +22,15 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 @pytest.fixture(scope="module")
-def made(layout: Layout) -> list[dict[str, Any]]:
+def made(layout: Layout) -> MadeRows:
     rows = synthesis(layout, target_conflicts_share=0.1).rows
     assert len(rows) > 130
-    return rows
+    return MadeRows(rows, {}, {row["record_id"]: row for row in read_rows(layout.normalized)}, HoldOut([], 0.8))
 
 
 @pytest.fixture(scope="module")
-def parents(layout: Layout) -> dict[str, dict[str, Any]]:
-    return {row["record_id"]: row for row in read_rows(layout.normalized)}
-
-
-@pytest.fixture(scope="module")
-def prompts(made: list[dict[str, Any]], parents: dict[str, dict[str, Any]]) -> list[StylePrompt]:
-    return style_prompts(made, parents)
+def prompts(made: MadeRows) -> list[StylePrompt]:
+    return style_prompts(made.rows, made.parents)
 
 
 def changed(prompts: list[StylePrompt], change: Callable[[str], str]) -> list[StylePrompt]:
@@ -55,46 +50,34 @@ def test_form_does_not_tell_made_rows_from_their_parents(prompts: list[StyleProm
 
 
 @pytest.mark.parametrize("pattern", ["scope_mismatch", "violated_non_goal"])
-def test_neither_pattern_is_told_by_its_form(
-    made: list[dict[str, Any]], parents: dict[str, dict[str, Any]], pattern: str
-) -> None:
+def test_neither_pattern_is_told_by_its_form(made: MadeRows, pattern: str) -> None:
     """What one pattern gave away must not be hidden by the other."""
-    chosen = [row for row in made if row["metadata"]["pattern"] == pattern]
-    verdict = style_leakage(MadeRows(chosen, {}, parents, HoldOut([], 0.8)))
+    chosen = [row for row in made.rows if row["metadata"]["pattern"] == pattern]
+    verdict = style_leakage(replace(made, rows=chosen))
     assert verdict.passed, verdict.summary
     assert verdict.numbers["p_value"] > 0.05
 
 
-def one_requirement_more(document: str) -> str:
-    return document.replace(
-        "non_functional_requirements:",
-        "- id: FR009\n  description: Staff can export data\nnon_functional_requirements:",
-    )
-
-
-def full_stop(document: str) -> str:
+def with_first(document: str, change: Callable[[str], str]) -> str:
+    """The document with another first description."""
     first = requirement_entries(document)[0].description
-    return document.replace(first, f"{first.rstrip('.')}.", 1)
+    return document.replace(first, change(first), 1)
 
 
-def ids_swapped(document: str) -> str:
-    return document.replace("FR001", "FR00X").replace("FR002", "FR001").replace("FR00X", "FR002")
+MORE = "- id: FR009\n  description: Staff can export data\nnon_functional_requirements:"
+LEAKS: dict[str, Callable[[str], str]] = {
+    "one requirement more": lambda document: document.replace("non_functional_requirements:", MORE),
+    "a full stop": lambda document: with_first(document, lambda first: f"{first.rstrip('.')}."),
+    "two ids swapped": lambda document: document.replace("FR001", "X").replace("FR002", "FR001").replace("X", "FR002"),
+    "a shorter sentence": lambda document: with_first(document, lambda first: " ".join(first.split()[:4])),
+    "a quoted title": lambda document: document.replace("title: ", "title: '", 1).replace("\n", "'\n", 1),
+}
 
 
-def shorter(document: str) -> str:
-    first = requirement_entries(document)[0].description
-    return document.replace(first, " ".join(first.split()[:4]), 1)
-
-
-def quoted_title(document: str) -> str:
-    head, rest = document.split("\n", 1)
-    return f"title: '{head.removeprefix('title: ')}'\n{rest}"
-
-
-@pytest.mark.parametrize("leak", [one_requirement_more, full_stop, ids_swapped, shorter, quoted_title])
-def test_a_leak_in_the_form_is_found(prompts: list[StylePrompt], leak: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_leak_in_the_form_is_found(prompts: list[StylePrompt], leak: str) -> None:
     """One more entry, a full stop, the order of ids, a shorter sentence, a YAML style: each is enough."""
-    found = style_leak(changed(prompts, leak))
+    found = style_leak(changed(prompts, LEAKS[leak]))
     assert found.tells, found
     assert found.auc > found.limit
 
@@ -117,12 +100,8 @@ def test_words_are_not_seen(prompts: list[StylePrompt]) -> None:
 
 def test_too_few_rows_are_not_judged() -> None:
     """Four pairs say nothing; the verdict says so."""
-    pairs = [
-        StylePrompt("A concept", f"title: Number {group}\n", group, conflicts)
-        for group in range(4)
-        for conflicts in (True, False)
-    ]
-    assert style_leak(pairs) is None
+    flags = [(group, conflicts) for group in range(4) for conflicts in (True, False)]
+    assert style_leak([StylePrompt("A concept", f"title: {group}\n", group, flag) for group, flag in flags]) is None
     verdict = style_leakage(MadeRows([], {}, {}, HoldOut([], 0.8)))
     assert verdict.passed
     assert "too few to tell" in verdict.summary
@@ -135,20 +114,16 @@ def test_shuffled_labels_are_called_telling_as_often_as_the_significance_says(pr
     for _ in range(40):
         flipped = {prompt.group: rng.random() < 0.5 for prompt in prompts}
         mixed = [replace(prompt, conflicts=prompt.conflicts ^ flipped[prompt.group]) for prompt in prompts]
-        found = style_leak(mixed, permutations=200)
-        below += found.p_value < 0.5
+        below += style_leak(mixed, permutations=200).p_value < 0.5
     assert 10 <= below <= 30
 
 
 def test_rows_of_common_parents_are_of_one_group() -> None:
     """Also through a third row, so that no fold sees a parent of another."""
-    rows = [
-        {"concept": "", "requirements_yaml": "", "metadata": {"parents": list(parents)}}
-        for parents in ("ab", "cd", "e", "bc")
-    ]
-    texts = {name: {"concept": name, "requirements_yaml": ""} for name in "abcde"}
-    groups = {prompt.concept: prompt.group for prompt in style_prompts(rows, texts) if not prompt.conflicts}
+    text: dict[str, Any] = {"concept": "", "requirements_yaml": ""}
+    rows = [text | {"metadata": {"parents": list(parents)}} for parents in ("ab", "cd", "e", "bc")]
+    prompts = style_prompts(rows, {name: text | {"concept": name} for name in "abcde"})
+    groups = {prompt.concept: prompt.group for prompt in prompts if not prompt.conflicts}
     assert len({groups[name] for name in "abcd"}) == 1
     assert groups["e"] != groups["a"]
-    made = [prompt.group for prompt in style_prompts(rows, texts) if prompt.conflicts]
-    assert np.unique(made).size == 2
+    assert len({prompt.group for prompt in prompts if prompt.conflicts}) == 2
