@@ -7,23 +7,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from po_assets.dataset.cases import EvalCase
 from po_assets.errors import UserError
-from po_assets.product_owner import (
-    ProductOwnerScore,
-    cited_ids,
-    parse_answer,
-    read_status,
-    read_yaml,
-    requirement_entries,
-    score_product_owner,
-    split_prompt,
-    validate_answer,
-)
-from po_assets.serving.engine import Generated, ModelEngine, Sampling, load_engine
+from po_assets.evaluation.answers import Answer
+from po_assets.evaluation.scoring import ScoredAnswer, score_answer
+from po_assets.product_owner import read_yaml, requirement_entries, split_prompt
+from po_assets.serving.engine import ModelEngine, Sampling, load_engine
 from po_assets.storage import Layout
 
 _HEADER = """\
@@ -111,33 +103,13 @@ def edited(concept: str = "", requirements: str = "") -> Iterator[Documents]:
     path.unlink()
 
 
-@dataclass(frozen=True)
-class StudentAnswer:
-    """A model's answer to one question, and what it is worth."""
-
-    model: str
-    generated: Generated
-    valid: bool
-    invalid_reason: str
-    status: str | None
-    """What the review says; None where it says nothing readable."""
-    score: ProductOwnerScore
-    unknown_ids: list[str]
-    """Ids that the review cites and the requirements do not have."""
-
-
-def ask(documents: Documents, layout: Layout, sampling: Sampling | None = None, **model: Any) -> StudentAnswer:
+def ask(documents: Documents, layout: Layout, sampling: Sampling | None = None, **model: Any) -> ScoredAnswer:
     """The answer of the current student; or of an adapter, or of the base model (`model` as in `load_engine`).
 
     Raises:
-        UserError: the question cannot be asked, or there is no such model.
+        UserError: no answer could be right, as the concept is blank or the requirements say nothing readable; or there
+            is no such model.
     """
-    check_question(documents)
-    return ask_engine(load_engine(layout, **model), documents, sampling)
-
-
-def check_question(documents: Documents) -> None:
-    """Raise `UserError` where no answer could be right: a blank concept, requirements that say nothing readable."""
     if not documents.concept.strip():
         raise UserError("The concept is blank; give a few sentences on the product.")
     if problem := read_yaml(documents.requirements_yaml).error:
@@ -147,22 +119,12 @@ def check_question(documents: Documents) -> None:
             "The requirements hold no entry with an id or a description under functional_requirements, "
             "non_functional_requirements or constraints, so that nothing could be reviewed."
         )
+    return ask_engine(load_engine(layout, **model), documents, sampling)
 
 
-def ask_engine(engine: ModelEngine, documents: Documents, sampling: Sampling | None = None) -> StudentAnswer:
-    """The answer of a loaded model, validated and scored."""
-    generated = engine.generate(engine.prepare(engine.prompt.turns(*documents), sampling or Sampling()))
-    parsed = parse_answer(generated.text)
-    vision, review = parsed.vision_yaml or "", parsed.review_yaml or ""
-    verdict = validate_answer(parsed.vision_yaml, parsed.review_yaml)
-    requirements_yaml = documents.requirements_yaml
-    known = {entry.id.upper() for entry in requirement_entries(requirements_yaml) if entry.id}
-    return StudentAnswer(
-        model=engine.name,
-        generated=generated,
-        valid=bool(verdict),
-        invalid_reason=verdict.reason,
-        status=read_status(review),
-        score=score_product_owner(requirements_yaml, vision, review),
-        unknown_ids=[identifier for identifier in cited_ids(review) if identifier not in known],
-    )
+def ask_engine(engine: ModelEngine, documents: Documents, sampling: Sampling | None = None) -> ScoredAnswer:
+    """The answer of a loaded model, validated and scored as in the evaluation."""
+    done = engine.generate(engine.prepare(engine.prompt.turns(*documents), sampling or Sampling()))
+    case = EvalCase("", "", documents.concept, documents.requirements_yaml, "", "", status=None)
+    answer = Answer("", done.text, done.finish_reason, done.completion_tokens, done.seconds)
+    return score_answer(case, answer, model=engine.name, model_digest=engine.digest, decoding="")

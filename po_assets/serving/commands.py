@@ -12,8 +12,9 @@ from typing import Any
 
 from po_assets.dag import Artifacts
 from po_assets.errors import UserError
+from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.model import BaseModel
-from po_assets.serving.ask import Documents, StudentAnswer, ask, edited, read_question, read_text
+from po_assets.serving.ask import Documents, ask, edited, read_question, read_text
 from po_assets.serving.engine import load_engine, promotions, student_folder
 from po_assets.serving.export import DEFAULT_FORMS, FORMS, export_student
 from po_assets.serving.parity import Exported, exported_checks, keep_verdict
@@ -125,21 +126,20 @@ def _ask(options: argparse.Namespace) -> int:
         asking = contextlib.nullcontext(read_question(*given))
     with asking as documents:
         answer = ask(documents, Artifacts().layout, **_model(options))
-    text = answer.generated.text
+    text = answer.text
     # Whoever reads it from a pipe or a file gets it as it is; on a terminal nothing in it acts.
     print(printable(text) if sys.stdout.isatty() else text)  # noqa: T201 - the command line speaks on standard output
     print(printable(described(answer)), file=sys.stderr)  # noqa: T201
     return 0 if answer.valid else _INVALID
 
 
-def described(answer: StudentAnswer) -> str:
+def described(answer: ScoredAnswer) -> str:
     """An answer's verdict in a few lines."""
-    score, done = answer.score, answer.generated
     valid = "valid" if answer.valid else f"not valid, {answer.invalid_reason}"
-    took = f"{amount(done.completion_tokens, 'token')} in {done.seconds:.1f} s"
-    lines = [f"{answer.model}: {valid}; status {answer.status or 'not readable'}; score {score.total:.3f}; {took}"]
-    lines += [f"- {problem}" for problem in score.problems]
-    if done.finish_reason == "length":
+    took = f"{amount(answer.tokens, 'token')} in {answer.seconds:.1f} s"
+    lines = [f"{answer.model}: {valid}; status {answer.status or 'not readable'}; score {answer.total:.3f}; {took}"]
+    lines += [f"- {problem}" for problem in answer.problems]
+    if answer.finish_reason == "length":
         lines.append("- the answer was cut at its token limit")
     if answer.unknown_ids:
         lines.append(f"- it cites ids that the requirements do not have: {', '.join(answer.unknown_ids)}")

@@ -7,9 +7,9 @@ the gate's verdict holds here too. What is asked over HTTP belongs to `server`, 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 from upath import UPath
@@ -28,9 +28,6 @@ from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import Layout, directory_digest, local_copy, published_directory, read_manifest, recorded_digest
 from po_assets.training.handover import travelled_prompt
 from po_assets.training.student import adapter_problem
-
-if TYPE_CHECKING:
-    from po_assets.evaluation.generate import GrammarConstraint
 
 Turn = Mapping[str, str]
 """`role` (system, user or assistant) and `content`."""
@@ -74,22 +71,11 @@ class Generated:
     seconds: float
 
 
-class Engine(Protocol):
-    """What the server needs of a model."""
-
-    name: str
-    digest: str
-    """sha256 (hex) of the adapter, or of the base model that answers without one."""
-
-    def prepare(self, turns: Sequence[Turn], sampling: Sampling) -> Any:
-        """The question as the model gets it. Raises `UserError` for one that it cannot answer."""
-
-    def generate(self, question: Any, on_text: OnText | None = None) -> Generated:
-        """The answer. Called for one question at a time."""
-
-
 class ModelEngine:
-    """A loaded model, asked for one answer at a time."""
+    """A loaded model, asked for one answer at a time.
+
+    `digest` is the sha256 (hex) of the adapter, or of the base model that answers without one.
+    """
 
     def __init__(
         self,
@@ -133,11 +119,10 @@ class ModelEngine:
         from po_assets.evaluation.generate import Request, complete_batch
 
         started = time.perf_counter()
-        written = _Written(self._answering.chat.answer_text, question.sampling.stop, on_text)
-        watched: Any = _Watched(self._answering.constraint(question.grammar), self._answering.vocabulary, written)
-        request = Request("", question.prompt_ids, watched, question.sampling.seed)
+        listener: Any = _Listener(self._answering, question, on_text)
+        request = Request("", question.prompt_ids, listener, question.sampling.seed)
         (done,) = complete_batch(self._answering.model, [request], question.decoding, self._answering.eos_ids)
-        text = written.finish()
+        text = listener.finish()
         seconds = time.perf_counter() - started
         return Generated(text, done.finish_reason, len(question.prompt_ids), len(done.token_ids), round(seconds, 3))
 
@@ -149,51 +134,18 @@ class ModelEngine:
         return list(dict.fromkeys(entry.id for entry in entries if entry.id)) if entries else None
 
 
-@dataclass
-class _Written:
-    """An answer's text as its tokens come; holds back what a later token may still change."""
+class _Listener:
+    """Stands where the decode loop expects a grammar: it tells the text as its tokens come, and can end the answer.
 
-    decode: Callable[[list[int]], str]
-    stop: tuple[str, ...]
-    on_text: OnText | None
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    told: int = 0
-    stopped: bool = False
+    What a later token may still change is held back.
+    """
 
-    def take(self, token: int) -> bool:
-        """Add a token; whether to go on."""
-        self.tokens.append(token)
-        if not self.stop and not self.on_text:
-            return True
-        self.text = self.decode(self.tokens)
-        if found := [at for one in self.stop if (at := self.text.find(one)) >= 0]:
-            self.text, self.stopped = self.text[: min(found)], True
-            return False
-        # Half of a character is whole with the next token; what may be the beginning of a stop text is not told yet.
-        held = max((len(one) - 1 for one in self.stop), default=0)
-        return self._tell(len(self.text.rstrip(_NO_TEXT_YET)) - held)
-
-    def finish(self) -> str:
-        """Tell the rest; the whole text."""
-        if not self.stopped:
-            self.text = self.decode(self.tokens)
-        self._tell(len(self.text))
-        return self.text
-
-    def _tell(self, end: int) -> bool:
-        if self.on_text is None or end <= self.told:
-            return True
-        piece, self.told = self.text[self.told : end], end
-        return self.on_text(piece)
-
-
-class _Watched:
-    """Stands where the decode loop expects a grammar: it sees every token and can end the answer."""
-
-    def __init__(self, inner: "GrammarConstraint | None", vocabulary: int, written: _Written) -> None:
-        self._inner, self._vocabulary, self._written = inner, vocabulary, written
-        self._ended = False
+    def __init__(self, answering: AnsweringModel, question: Question, on_text: OnText | None) -> None:
+        self._inner = answering.constraint(question.grammar)
+        self._vocabulary, self._decode = answering.vocabulary, answering.chat.answer_text
+        self._stop, self._on_text = question.sampling.stop, on_text
+        self._tokens: list[int] = []
+        self._text, self._told, self._ended = "", 0, False
 
     def permits(self, token: int) -> bool:
         return self._inner is None or self._inner.permits(token)
@@ -206,11 +158,36 @@ class _Watched:
     def advance(self, token: int) -> None:
         if self._inner is not None:
             self._inner.advance(token)
-        self._ended = not self._written.take(token)
+        self._tokens.append(token)
+        if self._stop or self._on_text:
+            # Half of a character is whole with the next token; the beginning of a stop text is not told yet.
+            held = max((len(one) - 1 for one in self._stop), default=0)
+            stopped = self._read()
+            self._ended = stopped or not self._tell(len(self._text.rstrip(_NO_TEXT_YET)) - held)
 
     @property
     def complete(self) -> bool:
         return self._ended or (self._inner is not None and self._inner.complete)
+
+    def finish(self) -> str:
+        """Tell the rest; the whole text."""
+        self._read()
+        self._tell(len(self._text))
+        return self._text
+
+    def _read(self) -> bool:
+        """Take the tokens' text as far as a stop text, and say whether there is one."""
+        text = self._decode(self._tokens)
+        end = min((at for one in self._stop if (at := text.find(one)) >= 0), default=len(text))
+        self._text = text[:end]
+        return end < len(text)
+
+    def _tell(self, end: int) -> bool:
+        """Tell the text up to there; whether to go on."""
+        if self._on_text is None or end <= self._told:
+            return True
+        piece, self._told = self._text[self._told : end], end
+        return self._on_text(piece)
 
 
 def load_engine(

@@ -7,9 +7,11 @@ answers as the adapter does to `parity`.
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jinja2 import Template
 from upath import UPath
 
 from po_assets.errors import UserError
@@ -23,7 +25,6 @@ from po_assets.storage import (
     Layout,
     atomic_directory,
     file_digest,
-    is_disk_full,
     published_directory,
     read_manifest,
 )
@@ -37,8 +38,6 @@ FORMS: tuple[Form, ...] = get_args(Form)
 DEFAULT_FORMS: tuple[Form, ...] = ("safetensors", "f16", "q8_0")
 """Without q4_0, which a small model does not survive unharmed."""
 MODELFILE = "Modelfile"
-_BYTES = {"safetensors": 2.0, "f16": 2.0, "q8_0": 1.07, "q4_0": 0.57}
-"""Bytes a parameter."""
 _ADAPTER_ONLY = {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "README.md"}
 _MARKS = ("\ue000S\ue001", "\ue000U\ue001", "\ue000A\ue001", "\ue000V\ue001")
 
@@ -59,8 +58,8 @@ def export_student(
     Returns the record that stands there as `export.json`: `base_model`, `adapter_digest`, the sha256 of all `files`.
 
     Raises:
-        UserError: there is no such student, it does not fit the base model, the disk is full, or the folder is in use
-            for something else. Nothing half-written is left.
+        UserError: there is no such student, it does not fit the base model, or the folder is in use for something else.
+            Nothing half-written is left, as after any other error.
     """
     there = published_directory(target)
     if there.exists() and not (there / RECORD).is_file() and not (there.is_dir() and not any(there.iterdir())):
@@ -74,35 +73,24 @@ def export_student(
         ggufs: list[Quantization] = [form for form in get_args(Quantization) if form in forms]
         if ggufs:
             check_gguf(base)
-        parameters = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 2  # which have 16 bits
-        needed = parameters * sum(_BYTES[form] for form in {*forms, "safetensors"})
-        try:
-            with atomic_directory(target) as staging:
-                whole = _merge(base, spec, folder, staging / MERGED)
-                say(f"Merged {folder} into {spec.name}")
-                for form in ggufs:
-                    file = staging / f"student-{form}.gguf"
-                    write_gguf(whole, file, form, f"{Path(spec.name).name} Product Owner student")
-                    say(f"Wrote {file.name} ({file.stat().st_size / 1e6:,.0f} MB)")
-                _write_instructions(folder, staging, whole, forms)
-                if "safetensors" not in forms:
-                    shutil.rmtree(whole)
-                files = [file for file in sorted(staging.rglob("*")) if file.is_file()]
-                record = {
-                    "base_model": spec.name,
-                    "base_model_digest": digest,
-                    "adapter_digest": adapter_digest(folder),
-                    "files": {file.relative_to(staging).as_posix(): file_digest(file) for file in files},
-                }
-                (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            raise UserError(
-                f"The disk of {str(target.parent)!r} is full: the export needs about {needed / 1e9:.1f} GB. Free "
-                "space, or name another folder with --to, or fewer formats with --format. Nothing was left of this "
-                "export."
-            ) from error
+        with atomic_directory(target) as staging:
+            whole = _merge(base, spec, folder, staging / MERGED)
+            say(f"Merged {folder} into {spec.name}")
+            for form in ggufs:
+                file = staging / f"student-{form}.gguf"
+                write_gguf(whole, file, form, f"{Path(spec.name).name} Product Owner student")
+                say(f"Wrote {file.name} ({file.stat().st_size / 1e6:,.0f} MB)")
+            _write_instructions(folder, staging, whole, forms)
+            if "safetensors" not in forms:
+                shutil.rmtree(whole)
+            written = [file for file in sorted(staging.rglob("*")) if file.is_file()]
+            record = {
+                "base_model": spec.name,
+                "base_model_digest": digest,
+                "adapter_digest": adapter_digest(folder),
+                "files": {file.relative_to(staging).as_posix(): file_digest(file) for file in written},
+            }
+            (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return record
 
 
@@ -215,31 +203,21 @@ def _card(adapter: Path, note: str) -> str:
 def _write_instructions(adapter: Path, staging: Path, whole: Path, forms: Sequence[Form]) -> None:
     """The cards, the Modelfile, and what travels with the adapter: its prompt, and the verdict of its gate."""
     prompt = travelled_prompt(adapter)
-    config = json.loads((whole / "config.json").read_text())
-    context = int(config["max_position_embeddings"])
+    context = int(json.loads((whole / "config.json").read_text())["max_position_embeddings"])
     ggufs = [f"student-{form}.gguf" for form in ("q8_0", "f16", "q4_0") if form in forms]
-    parts = []
     if "safetensors" in forms:
-        parts.append(f"`{MERGED}/`: safetensors (bfloat16), tokenizer, chat template, generation settings. vLLM:\n")
-        parts.append(
-            f"    vllm serve ./{MERGED} --served-model-name po-student --max-model-len {context} --generation-config "
-            "vllm --override-generation-config '{\"temperature\": 0.0}'\n"
-        )
         (whole / "README.md").write_text(_card(adapter, ""), encoding="utf-8")
     if ggufs:
         written = modelfile(load_tokenizer(whole), ggufs[0], context, prompt.system)
         (staging / MODELFILE).write_text(written, encoding="utf-8")
-        parts.append(f"{', '.join(f'`{name}`' for name in ggufs)}: GGUF files. llama.cpp:\n")
-        parts.append(f"    llama-server -m {ggufs[0]} --jinja --temp 0\n")
-        parts.append(f"`{MODELFILE}`: for Ollama, with `{ggufs[0]}`:\n\n    ollama create po-student -f {MODELFILE}\n")
-    asked = prompt.user("{concept}", "{requirements}")
-    parts.append(
-        "The user's turn is this prompt, the one that the student was trained and evaluated with; another one gives "
-        f"worse answers. Decode greedily.\n\n{fenced(asked)}\n"
+    note = Template(files(__package__).joinpath("export.md.j2").read_text(encoding="utf-8"), trim_blocks=True).render(
+        merged="safetensors" in forms,
+        ggufs=ggufs,
+        context=context,
+        asked=fenced(prompt.user("{concept}", "{requirements}")),
+        system=fenced(prompt.system) if prompt.system else "",
     )
-    if prompt.system:
-        parts.append(f"The system text before it (the Modelfile has it):\n\n{fenced(prompt.system)}\n")
-    (staging / "README.md").write_text(_card(adapter, "\n".join(parts)), encoding="utf-8")
+    (staging / "README.md").write_text(_card(adapter, note), encoding="utf-8")
     for name in (TEMPLATE, PROMPT_RECORD, GATE_FILE):
         if (adapter / name).is_file():
             shutil.copy(adapter / name, staging)

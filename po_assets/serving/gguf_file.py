@@ -1,7 +1,7 @@
 """A model folder as one GGUF file, which llama.cpp, Ollama and their kin run.
 
 Families of which llama.cpp's layout is known here: Llama (the embedded model) and Qwen2 (the profile `paper`), with
-their own tokenizers. Tensors are converted one by one, so that memory holds the largest of them and not the model.
+their own tokenizers. Each tensor is converted when it is written, so that memory holds the largest of them only.
 """
 
 import json
@@ -37,22 +37,19 @@ def write_gguf(folder: Path, target: Path, quantization: Quantization, name: str
 
     config = json.loads((folder / "config.json").read_text())
     family, pre_tokenizer = check_gguf(folder)
-    layers = int(config["num_hidden_layers"])
     architecture = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}[family]
-    names = gguf.get_tensor_name_map(architecture, layers)
+    names = gguf.get_tensor_name_map(architecture, int(config["num_hidden_layers"]))
     writer = gguf.GGUFWriter(target, family)
     try:
         _add_model(writer, config, name, quantization)
         _add_tokenizer(writer, folder, config, pre_tokenizer)
-        tied = bool(config.get("tie_word_embeddings"))
-        for source, shape, _ in _tensors(folder, tied=tied):
-            _announce(writer, _named(names, source), shape, _kind(source, shape, quantization))
+        for source, values in _tensors(folder, tied=bool(config.get("tie_word_embeddings"))):
+            kind = _kind(source, values.shape, quantization)
+            ordered = _permuted(source, values, config) if _PERMUTED[family] else values
+            writer.add_tensor(_named(names, source), gguf.quants.quantize(ordered, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for source, shape, read in _tensors(folder, tied=tied):
-            values = _permuted(source, read(), config) if _PERMUTED[family] else read()
-            writer.write_tensor_data(gguf.quants.quantize(values, _kind(source, shape, quantization)))
+        writer.write_tensors_to_file()
     finally:
         writer.close()
 
@@ -149,17 +146,23 @@ def _add_tokenizer(writer: "GGUFWriter", folder: Path, config: Mapping[str, Any]
     writer.add_chat_template(str(loaded.chat_template))
 
 
-def _tensors(folder: Path, *, tied: bool) -> Iterator[tuple[str, tuple[int, ...], Any]]:
-    """Name, shape and reader (as float32) of every tensor, in a fixed order; a head that is the embeddings is none."""
+def _tensors(folder: Path, *, tied: bool) -> Iterator[tuple[str, Any]]:
+    """Name and values (float32, read when they are written) of every tensor; a head that is the embeddings is none."""
+    import gguf
     import torch
     from safetensors import safe_open
 
+    def read(file: Path, name: str) -> Any:
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_tensor(name).to(torch.float32).numpy()
+
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in sorted(tensors.keys()):
-                if not (tied and name == "lm_head.weight"):
-                    shape = tuple(tensors.get_slice(name).get_shape())
-                    yield name, shape, lambda t=tensors, n=name: t.get_tensor(n).to(torch.float32).numpy()
+            shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in sorted(tensors.keys())}
+        for name, shape in shapes.items():
+            if not (tied and name == "lm_head.weight"):
+                meta = gguf.LazyNumpyTensor.meta_with_dtype_and_shape(np.float32, shape)
+                yield name, gguf.LazyNumpyTensor(meta=meta, args=(file, name), func=read)
 
 
 def _named(names: Any, source: str) -> str:
@@ -181,17 +184,6 @@ def _kind(source: str, shape: tuple[int, ...], quantization: Quantization) -> "G
     # As llama.cpp has it: what all words go through keeps more bits.
     whole = quantization == "q8_0" or source in ("model.embed_tokens.weight", "lm_head.weight")
     return GGMLQuantizationType.Q8_0 if whole else GGMLQuantizationType.Q4_0
-
-
-def _announce(writer: "GGUFWriter", name: str, shape: tuple[int, ...], kind: "GGMLQuantizationType") -> None:
-    from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
-
-    if kind not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-        in_bytes = quant_shape_to_byte_shape(shape, kind)
-        writer.add_tensor_info(name, in_bytes, np.dtype(np.uint8), int(np.prod(in_bytes)), kind)
-    else:
-        dtype = np.dtype(np.float32 if kind == GGMLQuantizationType.F32 else np.float16)
-        writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) * dtype.itemsize)
 
 
 def _permuted(source: str, values: "np.ndarray[Any, Any]", config: Mapping[str, Any]) -> "np.ndarray[Any, Any]":

@@ -14,7 +14,6 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -28,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from po_assets.errors import UserError
-from po_assets.serving.engine import Engine, Generated, OnText
+from po_assets.serving.engine import Generated, ModelEngine, OnText, Question
 from po_assets.serving.protocol import (
     Refused,
     choice,
@@ -46,21 +45,19 @@ READ_SECONDS = 20.0
 """In which a request must have come, its head and its body each."""
 MOST_WAITING = 64
 MOST_CONNECTIONS = 512
-KEEP_ALIVE_SECONDS = 10.0
-"""After so long without a word a comment line keeps a stream open."""
 RENEW_SECONDS = 5.0
 """How often it is asked whether another model is to answer."""
 _POLL_SECONDS = 0.5
 
 
-Newer = Callable[[], Engine | None]
+Newer = Callable[[], ModelEngine | None]
 """Loads the model that is to answer from now on; None while that is the one that answers already."""
 
 
 class _Desk:
     """The queue before the model: one question at a time, in the order in which they came."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: ModelEngine) -> None:
         self.engine = engine
         self.closing = threading.Event()
         # A pool of one is a lock that a request which is given up cannot open too early.
@@ -73,7 +70,7 @@ class _Desk:
             raise Refused(503, f"{MOST_WAITING} questions are waiting already; ask again later.")
 
     async def answer(
-        self, engine: Engine, question: Any, gone: threading.Event, on_text: OnText | None = None
+        self, engine: ModelEngine, question: Question, gone: threading.Event, on_text: OnText | None = None
     ) -> Generated:
         """The answer of the engine that prepared the question; stops early when `gone` is set."""
 
@@ -112,7 +109,7 @@ class _Desk:
 
 
 def make_app(
-    engine: Engine,
+    engine: ModelEngine,
     *,
     key: str = "",
     any_host: bool = False,
@@ -132,11 +129,6 @@ def make_app(
     async def models(_request: Request) -> Response:
         served = {"id": desk.engine.name, "object": "model", "owned_by": "po-assets", "digest": desk.engine.digest}
         return JSONResponse({"object": "list", "data": [served]})
-
-    async def completions(_request: Request) -> Response:
-        raise Refused(
-            400, "Text completions are not served, since the student was trained on chats; use /v1/chat/completions."
-        )
 
     async def chat(request: Request) -> Response:
         engine = desk.engine
@@ -165,7 +157,6 @@ def make_app(
             Route("/health", health),
             Route("/v1/models", models),
             Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", completions, methods=["POST"]),
         ],
         exception_handlers=dict.fromkeys((Refused, UserError, HTTPException, Exception), _as_response),
         lifespan=lifespan,
@@ -187,7 +178,7 @@ async def _body(request: Request) -> bytes:
     return content
 
 
-async def _unless_gone(request: Request, desk: _Desk, engine: Engine, question: Any) -> Generated:
+async def _unless_gone(request: Request, desk: _Desk, engine: ModelEngine, question: Question) -> Generated:
     """The answer; given up when the client is gone."""
     gone = threading.Event()
     task = asyncio.create_task(desk.answer(engine, question, gone))
@@ -198,8 +189,8 @@ async def _unless_gone(request: Request, desk: _Desk, engine: Engine, question: 
     return task.result()
 
 
-async def _events(desk: _Desk, engine: Engine, question: Any, *, include_usage: bool) -> AsyncIterator[bytes]:
-    """The answer as server-sent events, piece by piece; a comment line every few seconds while nothing comes."""
+async def _events(desk: _Desk, engine: ModelEngine, question: Question, *, include_usage: bool) -> AsyncIterator[bytes]:
+    """The answer as server-sent events, piece by piece."""
     loop, gone = asyncio.get_running_loop(), threading.Event()
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -212,15 +203,7 @@ async def _events(desk: _Desk, engine: Engine, question: Any, *, include_usage: 
     task.add_done_callback(lambda _task: pieces.put_nowait(None))
     try:
         yield event(head | choice({"role": "assistant", "content": ""}))
-        while True:
-            try:
-                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
-                    piece = await pieces.get()
-            except TimeoutError:
-                yield b": still writing\n\n"
-                continue
-            if piece is None:
-                break
+        while (piece := await pieces.get()) is not None:
             yield event(head | choice({"content": piece}))
         try:
             generated = task.result()
@@ -350,7 +333,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    engine: Engine,
+    engine: ModelEngine,
     listening: socket.socket,
     *,
     key: str,

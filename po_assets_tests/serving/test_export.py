@@ -17,7 +17,7 @@ from po_assets.serving import export
 from po_assets.serving.export import export_student, modelfile
 from po_assets.serving.gguf_file import check_gguf, write_gguf
 from po_assets.serving.parity import ask_gguf, ask_model
-from po_assets.storage import Layout
+from po_assets.storage import Layout, disk_fault
 from po_assets_tests.model.tiny_model import edit_json, make_tiny_model
 from po_assets_tests.serving.random_adapter import random_adapter
 
@@ -25,9 +25,9 @@ TEXTS = ("Say hello.", "List three fruits, please!", "requirements:\n- id: FR001
 PROMPTS = [[{"role": "user", "content": text}] for text in TEXTS]
 
 
-def make_base(folder: Path) -> Path:
+def make_base(folder: Path, hidden: int = 32) -> Path:
     """A tiny Llama whose tokenizer has one merge: without any, llama.cpp takes no tokenizer."""
-    make_tiny_model(folder)
+    make_tiny_model(folder, hidden=hidden)
     path = folder / "tokenizer.json"
     description = json.loads(path.read_text())
     vocabulary = description["model"]["vocab"]
@@ -161,27 +161,13 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path: Path, 
     assert (mine / "thesis.txt").read_text() == "years"
 
 
-def other_shape(folder: Path) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    make_base(folder)
-    config = LlamaConfig.from_pretrained(folder)
-    config.hidden_size = 64
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
 def test_a_wrong_adapter_or_base_is_one_sentence(tmp_path: Path, base: Path, adapter: Path) -> None:
     """And nothing is written."""
     layout, target = Layout(UPath(tmp_path / "root")), tmp_path / "root" / "out"
-    with pytest.raises(UserError, match=r"no student yet: .*no adapter has passed its gate.*--adapter"):
-        export_student(layout, target, spec=BaseModel(base_model=str(base)))
-    with pytest.raises(UserError, match=r"holds no LoRA adapter .*--adapter"):
-        export_student(layout, target, adapter=tmp_path, spec=BaseModel(base_model=str(base)))
     with pytest.raises(UserError, match=r"does not fit the base model .*size mismatch.*--base-model"):
-        export_student(layout, target, adapter=adapter, spec=BaseModel(base_model=str(other_shape(tmp_path / "wide"))))
+        export_student(
+            layout, target, adapter=adapter, spec=BaseModel(base_model=str(make_base(tmp_path / "wide", 64)))
+        )
     odd = shutil.copytree(base, tmp_path / "odd")
     edit_json(odd / "config.json", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0})
     with pytest.raises(UserError, match=r"No GGUF file can be written of a model of type 'llama' with .*'yarn'"):
@@ -193,7 +179,7 @@ def test_a_wrong_adapter_or_base_is_one_sentence(tmp_path: Path, base: Path, ada
 def test_a_full_disk_leaves_nothing_behind(
     tmp_path: Path, base: Path, adapter: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The earlier export stays; the sentence says how much is needed."""
+    """The earlier export stays; command and step say it in the sentence that every full disk has."""
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -202,8 +188,9 @@ def test_a_full_disk_leaves_nothing_behind(
     export_student(layout, target, adapter=adapter, spec=BaseModel(base_model=str(base)), forms=["safetensors"])
     before = (target / "export.json").read_bytes()
     monkeypatch.setattr(export, step, full)
-    with pytest.raises(UserError, match=r"The disk of .* is full: the export needs about .* GB\. Free space"):
+    with pytest.raises(OSError, match="No space left") as caught:
         export_student(layout, target, adapter=adapter, spec=BaseModel(base_model=str(base)))
+    assert str(disk_fault(caught.value)).startswith(f"The disk of '{target}' is full (")
     assert (target / "export.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

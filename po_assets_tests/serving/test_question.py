@@ -47,8 +47,8 @@ def test_both_documents_may_come_from_standard_input(piped: Any, tmp_path: Path)
     assert read_question(str(tmp_path / "concept.txt"), "-") == Documents(CONCEPT, REQUIREMENTS)
 
 
-def test_half_a_question_is_one_sentence(piped: Any) -> None:
-    """With the ways to give it."""
+def test_half_a_question_is_one_sentence(piped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the ways to give it; so is an editor that is not there."""
     piped("CONCEPT:\nA locker service.\n")
     with pytest.raises(UserError, match=r"The question has no text under REQUIREMENTS:\."):
         read_question(None, None)
@@ -56,6 +56,10 @@ def test_half_a_question_is_one_sentence(piped: Any) -> None:
     for given in ((None, None), ("concept.txt", None), (None, "-")):
         with pytest.raises(UserError, match=r"Give --concept FILE and --requirements FILE, or --edit"):
             read_question(*given)
+    for name in ("VISUAL", "EDITOR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="set VISUAL or EDITOR"), edited():
+        pass
 
 
 def test_an_edited_question_is_asked_and_its_file_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,14 +105,6 @@ def test_what_was_written_is_kept_when_it_cannot_be_asked(
         assert sentence in said
         assert f"What you wrote is kept in {kept}." in said
         kept.unlink()
-
-
-def test_no_editor_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the variables to set."""
-    monkeypatch.delenv("VISUAL", raising=False)
-    monkeypatch.delenv("EDITOR", raising=False)
-    with pytest.raises(UserError, match="set VISUAL or EDITOR"), edited():
-        pass
 
 
 def test_the_projects_settings_choose_the_base_model(
