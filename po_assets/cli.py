@@ -28,9 +28,9 @@ from po_assets.errors import UserError
 from po_assets.text import printable, say
 
 COMMANDS = {
-    "run": ("po_assets.cli:add_run", "materialize the whole graph with its checks, then print the gate"),
+    "run": ("po_assets.automation.run:add_run", "materialize the whole graph with its checks, then print the gate"),
     "ui": ("po_assets.automation.run:add_ui", "open the Dagster UI on the same instance"),
-    "init": ("po_assets.cli:add_init", "make a project folder for your own rows, cases and settings"),
+    "init": ("po_assets.automation.run:add_init", "make a project folder for your own rows, cases and settings"),
     "settings": ("po_assets.cli:add_settings", "print every setting, its default and its meaning, as markdown"),
     "base-model": ("po_assets.cli:add_base_model", "bring the profile's base model onto this machine ahead of a run"),
     "rescore": (
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="po-assets", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"po-assets {importlib.metadata.version('po-assets')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    options = argparse.Namespace(error_status=1)
+    options = argparse.Namespace(error_status=1, location=_code_location)
     try:
         for name, (where, line) in COMMANDS.items():
             command = commands.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
@@ -91,29 +91,15 @@ def _prepare_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """On the repository's data or on one's own."""
-    from po_assets.automation import run
-
-    run.add_run(parser, _code_location)
-
-
-def add_init(parser: argparse.ArgumentParser) -> None:
-    """A project folder, with a settings file of every setting."""
-    from po_assets.automation import run
-
-    run.add_init(parser, _code_location)
-
-
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """The page docs/settings.md."""
     parser.set_defaults(handle=_settings)
 
 
-def _settings(_options: argparse.Namespace) -> int:
+def _settings(options: argparse.Namespace) -> int:
     from po_assets.automation.project import settings_page
 
-    say(settings_page(_code_location().SETTINGS))
+    say(settings_page(options.location().SETTINGS))
     return 0
 
 
@@ -123,7 +109,7 @@ def _add_on_project(name: str, parser: argparse.ArgumentParser) -> None:
     from po_assets.serving import commands
 
     getattr(commands, name)(parser)
-    run.add_project(parser, _code_location)
+    run.add_project(parser)
 
 
 add_ask, add_export, add_push, add_serve = (
@@ -132,7 +118,10 @@ add_ask, add_export, add_push, add_serve = (
 
 
 def _code_location() -> ModuleType:
-    """Loaded when the environment is as the command wants it: PO_SETTINGS, PO_GPUS, PO_NUM_WORKERS, PO_EXECUTOR."""
+    """What `options.location` is, for modules below it.
+
+    Loaded when the environment is as the command wants it: PO_SETTINGS, PO_GPUS, PO_NUM_WORKERS, PO_EXECUTOR.
+    """
     from po_assets import definitions
 
     return definitions

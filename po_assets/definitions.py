@@ -1,6 +1,7 @@
 """The code location: every asset, check, job, sensor, schedule and resource in one explicit Definitions."""
 
 import os
+from typing import Any
 
 import dagster as dg
 
@@ -49,8 +50,12 @@ SETTINGS: dict[str, type[Settings]] = {
 
 given = read_settings(os.environ.get(SETTINGS_VARIABLE), SETTINGS)
 artifacts = Artifacts.configure_at_launch()
+defaults: dict[str, Any] = {
+    name: SETTINGS[name](**given[name]) for name in ("base_model", "selection", "prompt", "decoding", "gate")
+}
+defaults["recipe"] = TrainingSettings(base_model=defaults["base_model"], **given["recipe"])
 # The Launchpad shows the profile, and the values that it brings; a wrong one fails a run, not the code location.
-profile = BaseModel(**given["base_model"]).profile
+profile = defaults["base_model"].profile
 shown_model = ({"profile": profile} if shown_defaults(profile) else {}) | given["base_model"]
 shown_recipe = shown_defaults(profile) | given["recipe"]
 base_model = BaseModel.configure_at_launch(**shown_model)
@@ -72,12 +77,7 @@ defs = dg.Definitions(
                 baseline_report,
                 eval_report,
             ],
-            selection=SelectionSettings(**given["selection"]),
-            base_model=BaseModel(**given["base_model"]),
-            recipe=TrainingSettings(base_model=BaseModel(**given["base_model"]), **given["recipe"]),
-            decoding=Decoding(**given["decoding"]),
-            gate=GateProfile(**given["gate"]),
-            prompt=PromptSettings(**given["prompt"]),
+            defaults,
         ),
     ],
     asset_checks=[
@@ -94,19 +94,11 @@ defs = dg.Definitions(
     sensors=[new_teacher_data, orphaned_runs, failure_messages],
     schedules=[nightly_catch_up],
     resources={
+        **{name: kind.configure_at_launch(**given[name]) for name, kind in SETTINGS.items() if name != "recipe"},
         "artifacts": artifacts,
         "io_manager": JsonlIOManager(artifacts=artifacts),
         "base_model": base_model,
-        "selection": SelectionSettings.configure_at_launch(**given["selection"]),
-        "prompt": PromptSettings.configure_at_launch(**given["prompt"]),
         "recipe": TrainingSettings.configure_at_launch(base_model=base_model, **shown_recipe),
-        "decoding": Decoding.configure_at_launch(**given["decoding"]),
-        "gate": GateProfile.configure_at_launch(**given["gate"]),
-        "export": ExportSettings.configure_at_launch(**given["export"]),
-        "curation": ReviewSettings.configure_at_launch(**given["curation"]),
-        "teacher_llm": TeacherLLM.configure_at_launch(**given["teacher_llm"]),
-        "batch_plan": BatchPlan.configure_at_launch(**given["batch_plan"]),
-        "tracking": Tracking.configure_at_launch(**given["tracking"]),
     },
     executor=step_executor(),
     loggers={"console": console},

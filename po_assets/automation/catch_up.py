@@ -19,12 +19,8 @@ from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_C
 
 from po_assets.automation.jobs import main_job
 from po_assets.dag import Artifacts
-from po_assets.dataset.settings import PromptSettings, SelectionSettings
 from po_assets.errors import UserError
-from po_assets.evaluation.settings import Decoding, GateProfile
-from po_assets.model import BaseModel
 from po_assets.storage import Layout, digest_of, file_digest, is_local, published_directory, read_manifest
-from po_assets.training.settings import TrainingSettings
 
 AssetGraph = Any
 """Dagster's graph of all assets with their checks; its class has no public name."""
@@ -291,29 +287,22 @@ def nightly_catch_up(
 
 
 def with_settings_versions(
-    assets: Iterable[dg.AssetsDefinition],
-    *,
-    selection: SelectionSettings,
-    base_model: BaseModel,
-    recipe: TrainingSettings,
-    decoding: Decoding,
-    gate: GateProfile | None = None,
-    prompt: PromptSettings | None = None,
+    assets: Iterable[dg.AssetsDefinition], settings: Mapping[str, Any]
 ) -> list[dg.AssetsDefinition]:
-    """The assets, with the digest of the settings that each depends on in its code version.
+    """The assets, with the digest of the settings (by resource) that each depends on in its code version.
 
     Dagster's staleness knows code and data, not settings: so a changed default, profile or environment (`PO_PROFILE`)
     makes stale what depends on it. Settings made in the Launchpad are that one run's choice and are not undone the next
     night; the artifacts' manifests know them, and what is downstream goes stale by its data version.
     """
-    prompts = prompt or PromptSettings()
-    model: dict[str, Any] = {"base_model": lambda: base_model.resolved().identity()}
-    settings: dict[str, dict[str, Callable[[], object]]] = {
-        "normalized_teacher": {"status_aliases": lambda: selection.status_aliases},
+    decoding, prompts, recipe = settings["decoding"], settings["prompt"], settings["recipe"]
+    model: dict[str, Any] = {"base_model": lambda: settings["base_model"].resolved().identity()}
+    used: dict[str, dict[str, Callable[[], object]]] = {
+        "normalized_teacher": {"status_aliases": lambda: settings["selection"].status_aliases},
         "supervised_dataset": {
             **model,
-            "selection": selection.effective,
-            "max_length": lambda: base_model.resolved().max_length,
+            "selection": settings["selection"].effective,
+            "max_length": lambda: settings["base_model"].resolved().max_length,
             "prompt": lambda: prompts.own.digest,
         },
         "lora_adapter": {
@@ -324,11 +313,11 @@ def with_settings_versions(
         "eval_report": {
             **model,
             "decoding": decoding.report_fingerprint,
-            "gate": (gate or GateProfile()).fingerprint,
+            "gate": settings["gate"].fingerprint,
             "prompt": prompts.fingerprint,
         },
     }
-    versions = {asset: digest_of(_resolved(parts))[:8] for asset, parts in settings.items()}
+    versions = {asset: digest_of(_resolved(parts))[:8] for asset, parts in used.items()}
 
     def with_version(spec: dg.AssetSpec) -> dg.AssetSpec:
         version = versions[spec.key.to_user_string()]

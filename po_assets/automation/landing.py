@@ -6,14 +6,14 @@ kept in a file beside the instance (`Cache`), since ten thousand digests with ev
 cache costs one reading of all.
 """
 
-import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dagster as dg
+from pydantic import BaseModel
 from upath import UPath
 
 from po_assets.automation.catch_up import works_elsewhere
@@ -46,49 +46,34 @@ class Stat(NamedTuple):
     tag: str = ""
 
 
-@dataclass
-class Cache:
+class Cache(BaseModel):
     """What earlier scans found out: each file's stat and sha256 (hex), and since when a young one looks as it does."""
 
-    files: dict[str, tuple[Stat, str]] = field(default_factory=dict)
-    young: dict[str, tuple[Stat, float]] = field(default_factory=dict)
+    files: dict[str, tuple[Stat, str]] = {}
+    young: dict[str, tuple[Stat, float]] = {}
 
     @classmethod
     def read(cls, path: Path) -> "Cache":
         """The cache that `write` left; empty where there is none or it cannot be read."""
         try:
-            record = json.loads(path.read_text())
-            files, young = (
-                {name: (Stat(*stat), known) for name, (stat, known) in record[key].items()}
-                for key in ("files", "young")
-            )
-            return cls(files, young)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
             return cls()
 
-    def write(self, path: Path) -> None:
-        """Keep the cache, in one step."""
-        replace_file(path, json.dumps(vars(self), separators=(",", ":")).encode())  # asdict would copy every entry
 
-
-@dataclass(frozen=True)
-class Position:
+class Position(BaseModel):
     """How far the sensor is: digests (sha256, hex) of the last listing and of names and contents, number of changes."""
 
     listing: str = ""
     content: str = ""
     changes: int = 0
 
-    def to_cursor(self) -> str:
-        """The position as text."""
-        return json.dumps(asdict(self))
-
     @classmethod
-    def from_cursor(cls, cursor: str | None) -> "Position | None":
-        """The position that `to_cursor` wrote; None without one, and for one that cannot be read."""
+    def of(cls, cursor: str | None) -> "Position | None":
+        """The position in a cursor; None without one, and for one that cannot be read."""
         try:
-            return cls(**json.loads(cursor or ""))
-        except (ValueError, TypeError):
+            return cls.model_validate_json(cursor or "")
+        except ValueError:
             return None
 
 
@@ -197,7 +182,7 @@ def new_teacher_data(
     context: dg.SensorEvaluationContext, artifacts: dg.ResourceParam[Artifacts]
 ) -> dg.SensorResult | dg.SkipReason:
     """One run request per change of content; a reason for every tick without one."""
-    layout, before = artifacts.layout, Position.from_cursor(context.cursor)
+    layout, before = artifacts.layout, Position.of(context.cursor)
     try:
         found = listing(layout.incoming)
     except UserError as error:
@@ -215,25 +200,26 @@ def new_teacher_data(
         young = f"{amount(len(seen.unsettled), 'file')} {verb(len(seen.unsettled), 'is', 'are')}"
         return dg.SkipReason(f"Waiting until {young} no longer written to: {_named(seen.unsettled)}")
     # Without a cursor the count goes on from the clock, not from 1: a sensor that was reset must not use old run keys.
-    position = Position(listed, seen.content, before.changes if before else int(time.time()))
+    changes = before.changes if before else int(time.time())
+    position = Position(listing=listed, content=seen.content, changes=changes)
     if before and seen.content == before.content:
-        return dg.SensorResult(skip_reason=unchanged, cursor=position.to_cursor())
+        return dg.SensorResult(skip_reason=unchanged, cursor=position.model_dump_json())
     # Looked for after the listing, since what has read nothing by now will read all that was listed; and before the
     # look at what was taken in, lest a run fall between the two.
     wait = _whole_run_to_wait_for(context.instance, layout)
     if run := _whole_run_of(context.instance, layout, seen):
         reason = f"Run {run[:8]} has taken in {files} with this content already."
-        return dg.SensorResult(skip_reason=reason, cursor=position.to_cursor())
+        return dg.SensorResult(skip_reason=reason, cursor=position.model_dump_json())
     if wait:
         return dg.SkipReason(wait)  # and the cursor stays: this is run after all if that run never takes it in
-    position = Position(listed, seen.content, position.changes + 1)
+    position = position.model_copy(update={"changes": changes + 1})
     # The number tells A → B → A from A: Dagster never launches the same key twice.
     run_key = f"{position.changes}:{seen.content}"
     tags = {"dagster/data_version": seen.content}
     return dg.SensorResult(
         run_requests=[dg.RunRequest(run_key=run_key, tags={".dagster/po_assets_teacher_files": seen.content[:12]})],
         asset_events=[dg.AssetObservation(TEACHER_FILES, metadata=seen.metadata, tags=tags)],
-        cursor=position.to_cursor(),
+        cursor=position.model_dump_json(),
     )
 
 
@@ -242,7 +228,7 @@ def _cached_scan(instance: dg.DagsterInstance, layout: Layout, found: dict[str, 
     path = Path(instance.storage_directory()) / f"teacher_files-{digest_of(str(layout.incoming))[:12]}.json"
     cache = Cache.read(path)
     seen = scan(layout.incoming, found, cache)
-    cache.write(path)
+    replace_file(path, cache.model_dump_json().encode())
     return seen
 
 

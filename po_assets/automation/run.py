@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import dagster as dg
@@ -40,15 +39,12 @@ from po_assets.storage import Layout, LockedError
 from po_assets.storage.history import HOME_VARIABLE
 from po_assets.text import say
 
-CodeLocation = Callable[[], ModuleType]
-"""Loads `po_assets.definitions`, which is above this package."""
 
-
-def add_run(parser: argparse.ArgumentParser, location: CodeLocation) -> None:
+def add_run(parser: argparse.ArgumentParser) -> None:
     """The command `po-assets run`."""
     parser.description = f"{parser.description} Exit status: 0 passed, 1 failed, 2 wrong use."
     _add_data(parser)
-    parser.set_defaults(handle=lambda options: _run(options, location))
+    parser.set_defaults(handle=_run)
 
 
 def add_ui(parser: argparse.ArgumentParser) -> None:
@@ -58,20 +54,20 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handle=_ui)
 
 
-def add_init(parser: argparse.ArgumentParser, location: CodeLocation) -> None:
+def add_init(parser: argparse.ArgumentParser) -> None:
     """The command `po-assets init`."""
     parser.add_argument("folder", type=Path, help="it may exist; what is in it stays")
-    parser.set_defaults(handle=lambda options: _init(options, location))
+    parser.set_defaults(handle=_init)
 
 
-def add_project(parser: argparse.ArgumentParser, location: CodeLocation) -> None:
+def add_project(parser: argparse.ArgumentParser) -> None:
     """Let a command work on a project's artifacts and settings, as `run` does; `options.spec` is its base model."""
     _add_data(parser, "a project's folder, with its artifacts and settings.yaml (PO_ARTIFACTS_ROOT wins)")
     handle = parser.get_default("handle")
 
     def on_project(options: argparse.Namespace) -> int:
         _enter(options, enter_project)
-        options.spec = BaseModel(**location().given["base_model"])
+        options.spec = BaseModel(**options.location().given["base_model"])
         options.error_status = 1
         return int(handle(options))
 
@@ -95,9 +91,9 @@ def _add_data(parser: argparse.ArgumentParser, folder: str = _DATA) -> None:
     )
 
 
-def _init(options: argparse.Namespace, location: CodeLocation) -> int:
+def _init(options: argparse.Namespace) -> int:
     folder = shlex.quote(str(options.folder))
-    made = make_project(options.folder, location().SETTINGS)
+    made = make_project(options.folder, options.location().SETTINGS)
     say("\n".join(f"made {path}" for path in made) or f"{options.folder} is a project already.")
     say(
         f"Put rows into {options.folder / 'incoming'} (*.jsonl) and evaluation cases into {options.folder / 'cases'}, "
@@ -132,10 +128,10 @@ def _ui(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace, location: CodeLocation) -> int:
+def _run(options: argparse.Namespace) -> int:
     """Materialize the graph; 0 only when every step succeeded and no ERROR check failed."""
     _prepare(options)
-    code = location()
+    code = options.location()
     require_hardware(BaseModel(**code.given["base_model"]).resolved())
     layout = Artifacts().layout
     options.error_status = 1

@@ -1,7 +1,9 @@
 """Work on blocks of rows in worker processes, in order and in bounded memory.
 
-What is done to a block belongs to the caller, what a worker process does to `worker`. Few blocks are worked on in this
-process: starting workers takes half a second, which only pays for tables of thousands of rows.
+What is done to a block belongs to the caller. Few blocks are worked on in this process: starting workers takes half a
+second, which only pays for tables of thousands of rows. A worker is this module as a fresh Python, which imports only
+what the work needs. (The pools of the standard library import the parent's main module again, which in a Dagster run
+costs seconds per worker; a fork would copy a process that has threads.)
 """
 
 import contextlib
@@ -126,7 +128,7 @@ class _Worker:
         # The worker finds modules where this process does, whatever put them on its path.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "po_assets.storage.worker"], stdin=PIPE, stdout=PIPE, env=environment
+            [sys.executable, "-m", "po_assets.storage.workers"], stdin=PIPE, stdout=PIPE, env=environment
         )
         self._first: list[Any] = [(make_work, arguments)]
 
@@ -158,3 +160,26 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+def _serve() -> None:
+    """What a worker process does: prepare the work once, then serve blocks of its input until that ends."""
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the work prints must not end up among the replies
+    make_work, arguments = pickle.load(requests)  # noqa: S301 - from the parent, through a pipe of its own
+    work = make_work(*arguments)
+    while True:
+        try:
+            block = pickle.load(requests)  # noqa: S301
+        except EOFError:
+            return
+        try:
+            reply = (True, work(block))
+        except Exception as error:  # noqa: BLE001 - it is the parent that must fail
+            reply = (False, f"{type(error).__name__}: {error}")
+        pickle.dump(reply, replies, protocol=pickle.HIGHEST_PROTOCOL)
+        replies.flush()
+
+
+if __name__ == "__main__":
+    _serve()

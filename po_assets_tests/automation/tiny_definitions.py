@@ -39,7 +39,7 @@ def tiny_definitions(
     return dg.Definitions(
         assets=[
             *(asset for asset in assets if asset not in made),
-            *with_settings_versions(made, base_model=base_model, **settings),
+            *with_settings_versions(made, definitions.defaults | settings | {"base_model": base_model}),
         ],
         asset_checks=real.asset_checks,
         jobs=real.jobs,
