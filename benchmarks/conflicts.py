@@ -27,8 +27,7 @@ from upath import UPath
 
 from po_assets.dag import Artifacts
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.checks import record_gate
-from po_assets.dataset.evidence import DatasetEvidence, supervised_checks
+from po_assets.dataset.checks import DatasetEvidence, record_gate, supervised_checks
 from po_assets.dataset.publication import build_supervised, token_budget
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.evaluation.answering import AnsweringModel, load_student
@@ -38,7 +37,7 @@ from po_assets.evaluation.scoring import score_answers
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import confusion_matrix, summarize
 from po_assets.intake.landing import list_landing, snapshot, sources_record
-from po_assets.intake.pipeline import normalize_snapshot
+from po_assets.intake.ledger import normalize_snapshot
 from po_assets.model import BaseModel, ensure_base_model
 from po_assets.product_owner import STATUSES
 from po_assets.review.conflicts import make_conflicts

@@ -8,26 +8,17 @@ from typing import Any
 
 import dagster as dg
 
-from po_assets.dag import (
-    Artifacts,
-    bar_chart,
-    column_schema,
-    histogram,
-    page_list,
-    page_table,
-    place,
-    user_errors_fail_the_step,
-)
+from po_assets.dag import Artifacts, column_schema, page_list, page_table, place, user_errors_fail_the_step
+from po_assets.dag.pictures import bar_chart, histogram
 from po_assets.dataset.cases import COLUMNS as CASE_COLUMNS
 from po_assets.dataset.cases import read_case_file, read_eval_cases
-from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised, conflicts_gone, token_budget
-from po_assets.dataset.selection import Array
+from po_assets.dataset.publication import build_supervised, conflicts_gone, token_budget
 from po_assets.dataset.settings import PromptSettings, SelectionSettings
-from po_assets.intake.assets import OWNERS, normalized_teacher
+from po_assets.intake.assets import OWNERS, normalized_teacher, thinned
 from po_assets.intake.ledger import Outcome
 from po_assets.model import BaseModel
 from po_assets.product_owner import PROMPT_VERSION
-from po_assets.storage import StagedTable, digest_of, file_digest, recorded_digest
+from po_assets.storage import digest_of, file_digest, recorded_digest
 from po_assets.text import amount, verb
 
 CASES_CODE_VERSION = "3"
@@ -37,7 +28,6 @@ COLUMNS = {
     "prompt": ("string", "The one prompt: concept and requirements. Training, baseline and student share it."),
     "response": ("string", "The teacher's answer: the fenced YAML blocks VISION and REVIEW."),
 }
-_HISTOGRAM_VALUES = 20_000
 
 
 @dg.asset(
@@ -104,72 +94,44 @@ def supervised_dataset(
     cases = read_eval_cases(layout.eval_cases)
     budget = token_budget(base_model, layout, prompt.own)
     staged, chosen = build_supervised(layout, selection, cases, budget)
+    decisions, outcomes, asked_with = chosen.decisions, chosen.outcomes, budget.prompt
+    rules = {"selection": selection.effective(), "model": budget.model, "max_length": budget.max_length}
     staged = staged.with_manifest(
-        inputs={
-            "normalized_teacher": recorded_digest(layout.normalized),
-            "eval_cases": file_digest(layout.eval_cases),
-        },
-        config=digest_of(
-            {
-                "selection": selection.effective(),
-                "model": budget.model,
-                "max_length": budget.max_length,
-                "prompt": budget.prompt.digest,
-            }
-        ),
+        inputs={"normalized_teacher": recorded_digest(layout.normalized), "eval_cases": file_digest(layout.eval_cases)},
+        config=digest_of(rules | {"prompt": asked_with.digest}),
         code_version=SUPERVISED_CODE_VERSION,
         extra={
             "base_model": budget.model,
             "max_length": budget.max_length,
-            "prompt": {"name": budget.prompt.name, "digest": budget.prompt.digest},
-            "outcomes": chosen.outcomes.by_outcome(),
+            "prompt": {"name": asked_with.name, "digest": asked_with.digest},
+            "outcomes": outcomes.by_outcome(),
             "statuses": dict(chosen.statuses),
             "ledger_sha256": chosen.ledger_sha256,
             "conflicts_by_file": {name: count for name, count in chosen.conflicts_by_file.items() if count},
-            "conflicts_gone": conflicts_gone(layout, chosen.decisions.files),
+            "conflicts_gone": conflicts_gone(layout, decisions.files),
             "vision_in_landed_prompt": chosen.vision_in_prompt,
         },
     )
-    context.log.info(", ".join(f"{count:,} {name}" for name, count in chosen.outcomes.by_outcome().items()))
-    return _result(staged, chosen, selection, budget, str(layout.supervised))
-
-
-def _result(
-    staged: StagedTable, chosen: SelectionResult, selection: SelectionSettings, budget: TokenBudget, path: str
-) -> dg.MaterializeResult[Any]:
-    decisions = chosen.decisions
+    context.log.info(", ".join(f"{count:,} {name}" for name, count in outcomes.by_outcome().items()))
     kept_tokens = decisions.tokens[decisions.where(Outcome.KEPT)]
     metadata: dict[str, dg.MetadataValue | int | float | str] = {
         "dagster/row_count": staged.rows,
-        "landed": chosen.outcomes.total,
-        "outcomes": page_list(chosen.outcomes.lines()),
-        "examples": page_table(chosen.outcomes.table()),
+        "landed": outcomes.total,
+        "outcomes": page_list(outcomes.lines()),
+        "examples": page_table(outcomes.table()),
         "preview": page_table(chosen.preview, of=staged.rows),
-        "path": place(path),
-        "prompt": f"{budget.prompt.name} ({budget.prompt.digest[:12]})",
+        "path": place(layout.supervised),
+        "prompt": f"{asked_with.name} ({asked_with.digest[:12]})",
         "tokens": int(kept_tokens.sum()),
     }
     if len(decisions):
-        metadata["scores"] = histogram(
-            _thinned(decisions.score),
-            f"Scores ({selection.score_source}) of all readable rows",
-            "score",
-            {"min_score": selection.min_score},
-        )
+        title, least = f"Scores ({selection.score_source}) of all readable rows", {"min_score": selection.min_score}
+        metadata["scores"] = histogram(thinned(decisions.score), title, "score", least)
     if staged.rows:
+        title, most = f"Tokens per training row ({budget.model})", {"max_length": budget.max_length}
         metadata |= {
             "statuses": bar_chart(dict(chosen.statuses.most_common()), "Status of the training rows"),
             "tiers": bar_chart(dict(chosen.tiers.most_common()), "Tiers of the training rows"),
-            "lengths": histogram(
-                _thinned(kept_tokens),
-                f"Tokens per training row ({budget.model})",
-                "tokens",
-                {"max_length": budget.max_length},
-            ),
+            "lengths": histogram(thinned(kept_tokens), title, "tokens", most),
         }
     return dg.MaterializeResult(value=staged, data_version=dg.DataVersion(staged.sha256), metadata=metadata)
-
-
-def _thinned(values: Array) -> list[float]:
-    """At most `_HISTOGRAM_VALUES` of the values, evenly picked: a picture needs no more."""
-    return [float(value) for value in values[:: max(1, -(-len(values) // _HISTOGRAM_VALUES))]]

@@ -7,9 +7,9 @@ with the cases belongs to `holdout` (kept out of training) and to `evaluation`. 
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from upath import UPath
@@ -35,7 +35,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "existing_vision_yaml": ("string", "The vision that the product has already, part of the input; empty for none."),
 }
 SUFFIXES = (".jsonl", ".yaml", ".yml")
-_NEEDED = ("concept", "requirements_yaml")
 _REFERENCE = ("reference_vision_yaml", "reference_review_yaml")
 _TEACHERS_ANSWER = ("teacher_product_vision", "teacher_product_owner_review")
 _ANSWERS = (*_TEACHERS_ANSWER, "product_vision", "product_owner_review")
@@ -46,18 +45,18 @@ _SHOWN_FAULTS = 20
 
 @dataclass(frozen=True)
 class EvalCase:
-    """One evaluation case: an input, and as far as they are known a reference answer and the right status."""
+    """One evaluation case: an input, and as far as they are known a reference answer and the right status.
+
+    What each text is, and when it is empty, stands in `COLUMNS`.
+    """
 
     case_id: str
     tier: str
-    """Empty where the case names none."""
     concept: str
     requirements_yaml: str
     reference_vision_yaml: str
-    """Empty, as is the review, where the case has no reference answer."""
     reference_review_yaml: str
     status: str | None
-    """The status that a right answer gives; None where nobody said."""
     existing_vision_yaml: str = ""
     asked_with: Prompt = BUILT_IN
     """Of the run, not of the case."""
@@ -94,12 +93,11 @@ class EvalCase:
         return input_digest(self.concept, self.requirements_yaml, self.existing_vision_yaml)
 
 
-@dataclass
-class CaseFile:
+class CaseFile(NamedTuple):
     """The cases of a file, and what had to be decided about them."""
 
-    cases: list[EvalCase] = field(default_factory=list)
-    notes: list[dict[str, object]] = field(default_factory=list)
+    cases: list[EvalCase]
+    notes: list[dict[str, object]]
     """`case` and `note`: a status read by an alias, a key that nothing reads."""
 
 
@@ -117,19 +115,17 @@ def read_case_file(path: UPath) -> CaseFile:
     _refuse_none_or_two(path)
     read: list[tuple[EvalCase, str]] = []
     faults: list[str] = []
-    file = CaseFile()
+    notes: list[dict[str, object]] = []
     for place, row in _rows(path):
         try:
-            case, concept_id, notes = _read_case(row)
+            case, concept_id, found = _read_case(row)
         except _FaultyCase as faulty:
-            faults += [f"{place}: {fault}" for fault in faulty.faults]
+            faults += [f"{place}: {fault}" for fault in faulty.args]
         else:
             read.append((case, concept_id))
-            file.notes += [{"case": place, "note": note} for note in notes]
-    file.cases = _named(read)
-    faults += _repeated(file.cases)
-    if not (file.cases or faults):
-        faults = ["it is empty"]
+            notes += [{"case": place, "note": note} for note in found]
+    cases = _named(read)
+    faults += _repeated(cases) if cases or faults else ["it is empty"]
     if faults:
         raise all_faults(
             f"The evaluation cases {str(path)!r} have {amount(len(faults), 'fault')}. Correct the file and materialize "
@@ -137,13 +133,11 @@ def read_case_file(path: UPath) -> CaseFile:
             faults,
             most=_SHOWN_FAULTS,
         )
-    return file
+    return CaseFile(cases, notes)
 
 
 class _FaultyCase(Exception):  # noqa: N818 - a finding about a case
-    def __init__(self, *faults: str) -> None:
-        super().__init__(*faults)
-        self.faults = faults
+    """Everything that is wrong with a case, a sentence each."""
 
 
 def _refuse_none_or_two(path: UPath) -> None:
@@ -232,10 +226,8 @@ def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
         faults.append(f"its reference answer has no {gap}; give both documents, or none")
     declared = _status("status", row.get("status"), faults, notes)
     review = read_yaml(case.reference_review_yaml)
-    reviewed = None
-    if case.reference_review_yaml and not review.error:
-        said = review.value.get("status", "missing")
-        reviewed = _status("the reference review's status", said, faults, notes)
+    said = review.value.get("status", "missing") if case.reference_review_yaml and not review.error else None
+    reviewed = _status("the reference review's status", said, faults, notes)
     if declared and reviewed and declared != reviewed:
         faults.append(f"status is {declared!r}, but the reference review says {reviewed!r}")
     if reviewed and not faults and read_status(case.reference_review_yaml) != reviewed:
@@ -249,7 +241,7 @@ def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
 
 
 def _of_own_form(row: Mapping[str, Any]) -> tuple[EvalCase, str, list[str]]:
-    faults = [f"{name} is missing" for name in _NEEDED if not row.get(name)]
+    faults = [f"{name} is missing" for name in ("concept", "requirements_yaml") if not row.get(name)]
     row = {key: str(value) if key in _NAMES and type(value) is int else value for key, value in row.items()}
     for name, value in row.items():
         if name not in COLUMNS and name not in _IGNORED:
@@ -314,10 +306,8 @@ def _repeated(cases: list[EvalCase]) -> list[str]:
     ids: set[str] = set()
     inputs: dict[str, str] = {}
     for case in cases:
-        if case.case_id in ids:
-            faults.append(f"case_id {case.case_id!r} stands twice")
+        faults += [f"case_id {case.case_id!r} stands twice"] * (case.case_id in ids)
         ids.add(case.case_id)
-        other = inputs.setdefault(case.input_digest, case.case_id)
-        if other != case.case_id:
+        if (other := inputs.setdefault(case.input_digest, case.case_id)) != case.case_id:
             faults.append(f"case {case.case_id!r} has the same input as {other!r}; remove one of them")
     return faults

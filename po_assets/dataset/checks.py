@@ -1,46 +1,47 @@
 """The checks of supervised_dataset: what its rows are worth, found out again from the bytes of the file.
 
 They see training rows, not normalized ones, so that a fault of the stages before cannot hide itself. Their limits
-belong to `settings`, what all of them look at to `evidence`, finding an overlap with an evaluation case to `holdout`.
+belong to `settings`, finding an overlap with an evaluation case to `holdout`.
 """
+# ruff: noqa: D102 - what `add` and `verdict` do is said at `dag.checks.RowCheck`
 
 import hashlib
 import math
 import re
 from array import array
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import orjson
 import pandas as pd
 
-from po_assets.dag import (
-    Artifacts,
-    Severity,
-    Verdict,
-    bar_chart,
-    gate_record,
-    histogram,
-    write_gate,
-)
+from po_assets.dag import Artifacts, AssetChecks, Severity, Verdict, bar_chart, gate_record, histogram, write_gate
 from po_assets.dag.verdict import SHOWN_ROWS
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.evidence import DatasetEvidence, TrainingRow, supervised_checks
 from po_assets.dataset.holdout import KINDS, HoldOut
-from po_assets.dataset.publication import PARTICULARS, publication_fault, token_budget
-from po_assets.dataset.selection import NEVER_SAMPLED_AWAY
+from po_assets.dataset.publication import PARTICULARS, TokenBudget, publication_fault, token_budget
+from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, SCORE_COLUMN
 from po_assets.dataset.settings import PromptSettings, SelectionSettings
-from po_assets.intake.checks import RowCheck, balance_verdict
-from po_assets.intake.ledger import Outcome
+from po_assets.intake.checks import RowCheck, TableEvidence, balance_verdict
+from po_assets.intake.ledger import CLOSED_BY, Balance, Outcome, balance
 from po_assets.intake.normalization import input_digest
 from po_assets.model import BaseModel
 from po_assets.product_owner import (
     STATUSES,
+    ParsedAnswer,
+    PromptParts,
+    parse_answer,
+    read_status,
     read_yaml,
+    split_prompt,
     validate_answer,
 )
-from po_assets.storage import file_digest, read_manifest
+from po_assets.product_owner.templates import BUILT_IN, Prompt
+from po_assets.storage import file_digest, open_buffered, read_manifest, read_rows
 from po_assets.storage.workers import BLOCK_ROWS
 from po_assets.text import amount, verb
 
@@ -53,28 +54,104 @@ _TELLING_SUMMARY_CHARACTERS = 40
 """A product summary this long does not stand in a prompt by chance."""
 
 
+@dataclass(frozen=True)
+class TrainingRow:
+    """A training row as it stands in the file, with the place where it landed; its parts are read when asked for."""
+
+    file: str
+    line: int
+    row: Mapping[str, Any]
+    asked_with: Prompt = BUILT_IN
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, empty when the row has none."""
+        return value if isinstance(value := self.row.get("prompt"), str) else ""
+
+    @property
+    def response(self) -> str:
+        """The response, empty when the row has none."""
+        return value if isinstance(value := self.row.get("response"), str) else ""
+
+    @cached_property
+    def parts(self) -> PromptParts:
+        """What the prompt holds."""
+        return self.asked_with.parts(self.prompt) or split_prompt(self.prompt)
+
+    @cached_property
+    def answer(self) -> ParsedAnswer:
+        """What the response holds."""
+        return parse_answer(self.response)
+
+    @property
+    def status(self) -> str | None:
+        """The status that the response teaches."""
+        return read_status(self.answer.review_yaml)
+
+
+@dataclass(frozen=True)
+class DatasetEvidence(TableEvidence):
+    """What the checks look at: the files as they stand, the settings, the tokenizer."""
+
+    settings: SelectionSettings
+    budget: TokenBudget
+
+    @cached_property
+    def balance(self) -> Balance:
+        """Landed lines, ledger rows and training rows, counted in their files."""
+        return balance(self.layout, self.sources, closed=True)
+
+    @cached_property
+    def recorded(self) -> Mapping[str, Any]:
+        """What the manifest of the training rows says of them besides."""
+        manifest = read_manifest(self.layout.supervised)
+        return manifest.extra if manifest else {}
+
+    def rows(self) -> Iterator[TrainingRow]:
+        """The training rows, each with the place under which it landed, as far as the ledger has one for it."""
+        kept = (entry for entry in read_rows(self.layout.ledger) if entry["outcome"] == Outcome.KEPT)
+        for number, row in enumerate(read_rows(self.layout.supervised), start=1):
+            entry = next(kept, {"file": self.layout.supervised.name, "line": number})
+            yield TrainingRow(entry["file"], entry["line"], row, self.budget.prompt)
+
+    def conflicts_left_out(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Ledger entry and normalized row of every conflicts row that passed the score filter and is not trained on.
+
+        A replaced one is there in its corrected form.
+        """
+        score, least = SCORE_COLUMN[self.settings.score_source], self.settings.min_score
+        readable = (entry for entry in read_rows(self.layout.ledger) if entry["decided_by"] == CLOSED_BY)
+        with open_buffered(self.layout.normalized) as lines:
+            for entry, line in zip(readable, lines, strict=False):
+                # Every JSON line that has this value holds these bytes; other lines need no parsing.
+                if entry["outcome"] in (Outcome.KEPT, Outcome.REPLACED) or b'"conflicts"' not in line:
+                    continue
+                row = orjson.loads(line)
+                if row["status"] == NEVER_SAMPLED_AWAY and row[score] >= least:
+                    yield entry, row
+
+
+supervised_checks = AssetChecks[DatasetEvidence]("supervised_dataset", rows=DatasetEvidence.rows)
+
+
 @supervised_checks.register(blocking=True)
 class Schema(RowCheck):
     """Every row is a prompt and a response of the one form, and there are as many as the ledger calls kept."""
 
     def _fault(self, row: TrainingRow) -> dict[str, Any] | None:
-        faults: list[str] = []
-        if list(row.row) != ["prompt", "response"]:
-            faults.append(f"its keys are {', '.join(map(str, row.row)) or 'none'}, expected are prompt, response")
+        keys = f"its keys are {', '.join(map(str, row.row)) or 'none'}, expected are prompt, response"
+        faults = [keys] if list(row.row) != ["prompt", "response"] else []
         if self.found.budget.prompt.parts(row.prompt) is None:
             faults.append("its prompt is not the one that evaluation uses")
         faults += row.answer.missing
         return {"fault": "; ".join(faults)} if faults else None
 
     def verdict(self) -> Verdict:
-        """Whether all rows are sound."""
         kept = self.found.balance.outcomes.of(Outcome.KEPT)
         numbers = {"checked_rows": self.rows, "kept_by_the_ledger": kept, "faulty_rows": self.violations.count}
-        faults: list[str] = []
-        if self.rows != kept:
-            faults.append(f"The file has {amount(self.rows, 'row')}, the ledger calls {kept:,} kept")
-        if not self.rows:
-            faults.append("There is no training row")
+        counts = f"The file has {amount(self.rows, 'row')}, the ledger calls {kept:,} kept"
+        faults = [counts] if self.rows != kept else []
+        faults += [] if self.rows else ["There is no training row"]
         if self.violations:
             faults.append(f"{self.of_all(self.violations.count, 'is', 'are')} not of the one form")
         sound = (
@@ -109,10 +186,10 @@ class ConflictsShare(RowCheck):
         self.conflicts = 0
         self.elsewhere: Counter[str] = Counter()
         for entry, row in found.conflicts_left_out():
-            if entry["outcome"] in _LEFT_OUT_ON_PURPOSE:
-                self.elsewhere[_LEFT_OUT_ON_PURPOSE[entry["outcome"]]] += 1
+            if why := _LEFT_OUT_ON_PURPOSE.get(entry["outcome"]):
+                self.elsewhere[why] += 1
                 continue
-            reason = ": ".join(text for text in (entry["reason"], entry["detail"]) if text)
+            reason = ": ".join(filter(None, (entry["reason"], entry["detail"])))
             place = {"file": entry["file"], "line": entry["line"], "score": row["score"]}
             self.violations.add({**place, "outcome": entry["outcome"], "reason": reason})
 
@@ -120,7 +197,6 @@ class ConflictsShare(RowCheck):
         self.conflicts += row.status == NEVER_SAMPLED_AWAY
 
     def verdict(self) -> Verdict:
-        """Whether there are enough, and all."""
         settings, lost = self.found.settings, self.violations.count
         least, most = settings.min_conflicts_share, settings.max_conflicts_share
         share = self.conflicts / self.rows if self.rows else 0.0
@@ -151,10 +227,10 @@ class ConflictsShare(RowCheck):
         if share >= least:
             whole = "every one that passed the score filter is here"
             return Verdict(True, f"{count}, at least {least:.1%} are needed; {whole}.{more}", numbers=numbers)
-        numbers["missing_conflicts"] = self._missing()
+        missing = numbers["missing_conflicts"] = self._missing()
         return Verdict(
             False,
-            f"{count}, at least {least:.1%} are needed: {amount(self._missing(), 'row')} more.{more}",
+            f"{count}, at least {least:.1%} are needed: {amount(missing, 'row')} more.{more}",
             f"{self._gone()}Land more conflicts examples: with fewer the student never learns to say conflicts. The "
             "job conflicts_on_demand makes them from rows that are there; what a share was measured to buy stands in "
             "docs/conflicts.md.",
@@ -172,8 +248,7 @@ class ConflictsShare(RowCheck):
         return max(1, added)
 
     def _gone(self) -> str:
-        manifest = read_manifest(self.found.layout.supervised)
-        gone: dict[str, int] = manifest.extra.get("conflicts_gone", {}) if manifest else {}
+        gone: dict[str, int] = self.found.recorded.get("conflicts_gone", {})
         if not gone:
             return ""
         files = ", ".join(f"{name} ({amount(count, 'conflicts row')})" for name, count in list(gone.items())[:5])
@@ -206,7 +281,6 @@ class NoEvalOverlap(RowCheck):
         return {"case": overlap.case_id, "overlap": overlap.kind, "similarity": overlap.similarity}
 
     def verdict(self) -> Verdict:
-        """Whether evaluation measures something new."""
         count, threshold = self.violations.count, self.found.settings.near_duplicate_threshold
         same, near, within, answer = (self.kinds[kind] for kind in KINDS)
         numbers = {"overlapping_rows": count, "same_input": same, "overlapping_cases": len(self.cases)}
@@ -233,27 +307,24 @@ class FitsContext(RowCheck):
         self.waiting: list[TrainingRow] = []
 
     def add(self, row: TrainingRow) -> None:
-        """Look at one row; tokens are counted for many rows at once."""
         self.waiting.append(row)
         if len(self.waiting) == BLOCK_ROWS:
             self._measure()
 
     def _measure(self) -> None:
-        budget = self.found.budget
-        lengths = budget.row_lengths([(row.prompt, row.response) for row in self.waiting])
+        lengths = self.found.budget.row_lengths([(row.prompt, row.response) for row in self.waiting])
         self.lengths.extend(lengths)
         for row, tokens in zip(self.waiting, lengths, strict=True):
-            if tokens > budget.max_length:
-                over = tokens - budget.max_length
+            if (over := tokens - self.found.budget.max_length) > 0:
                 self.violations.add({"file": row.file, "line": row.line, "tokens": tokens, "over": over}, over)
         self.waiting.clear()
 
     def verdict(self) -> Verdict:
-        """Whether all rows fit."""
         self._measure()
         self.rows, limit, model = len(self.lengths), self.found.budget.max_length, self.found.budget.model
         longest, over = max(self.lengths, default=0), self.violations.count
         numbers = {"longest_row_tokens": longest, "rows_over_length": over, "tokens": sum(self.lengths)}
+        picture = histogram(self.lengths, "Tokens per training row", "tokens", {"max_length": limit})
         return self.judge(
             f"{self.of_all(self.rows, 'fits', 'fit')} into {limit:,} tokens of {model}; the longest has {longest:,}.",
             f"{self.of_all(over, 'has', 'have')} more than the {limit:,} tokens that {model} is trained with, the "
@@ -261,9 +332,7 @@ class FitsContext(RowCheck):
             "Materialize supervised_dataset again with this base model: rows over length are then left out and named "
             "in the ledger. Or raise max_length in the resource base_model.",
             numbers,
-            extra={"lengths": histogram(self.lengths, "Tokens per training row", "tokens", {"max_length": limit})}
-            if self.rows
-            else {},
+            extra={"lengths": picture} if self.rows else {},
         )
 
 
@@ -285,7 +354,6 @@ class TargetsPassValidator(RowCheck):
         return {"status": row.status, "reason": verdict.reason}
 
     def verdict(self) -> Verdict:
-        """Whether the student is taught answers that the evaluation accepts, and whether any was left out for that."""
         outcomes, count = self.found.balance.outcomes, self.violations.count
         left_out = outcomes.of(Outcome.INVALID_TARGET)
         share = count / self.rows if self.rows else 0.0
@@ -339,9 +407,7 @@ class AnswerNotInPrompt(RowCheck):
         return None
 
     def verdict(self) -> Verdict:
-        """Whether the prompt leaves the answer to the student."""
-        manifest = read_manifest(self.found.layout.supervised)
-        landed = int(manifest.extra.get("vision_in_landed_prompt", 0)) if manifest else 0
+        landed = int(self.found.recorded.get("vision_in_landed_prompt", 0))
         cut = f" A vision was cut out of {amount(landed, 'landed prompt')}." if landed else ""
         count = self.violations.count
         return self.judge(
@@ -364,36 +430,29 @@ class DuplicatePrompts:
         self._files: dict[str, int] = {}
 
     def add(self, row: TrainingRow) -> None:
-        """Look at one row."""
         status = STATUSES.index(row.status) if row.status in STATUSES else len(STATUSES)
-        pair = f"{row.prompt}\x00{row.response}"
-        file = self._files.setdefault(row.file, len(self._files))
-        values = (_short_digest(row.prompt), _short_digest(pair), file, row.line, status)
+        digests = (_short_digest(row.prompt), _short_digest(f"{row.prompt}\x00{row.response}"))
+        values = (*digests, self._files.setdefault(row.file, len(self._files)), row.line, status)
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
 
     def verdict(self) -> Verdict:
-        """Whether prompts repeat; several good answers to one prompt may be wanted."""
         table = pd.DataFrame({name: np.asarray(column) for name, column in self._columns.items()})
         rows, prompts, copies = len(table), table["prompt"].nunique(), int(table["pair"].duplicated().sum())
         answers = table[table["prompt"].duplicated(keep=False)].groupby("prompt")
-        repeated = answers.agg(count=("status", "size"), statuses=("status", "nunique"))
-        repeated["contradict"] = repeated["statuses"] > 1
+        repeated = answers["status"].agg(["size", "nunique"])
+        repeated["contradict"] = repeated["nunique"] > 1
         contradicting, several = int(repeated["contradict"].sum()), len(repeated)
         # Only those that are shown are looked at one by one: there may be as many as half the rows.
-        worst = repeated.sort_values(["contradict", "count"], ascending=False, kind="stable").head(SHOWN_ROWS)
-        shown = []
-        for found in (answers.get_group(prompt) for prompt in worst.index):
+        worst = repeated.sort_values(["contradict", "size"], ascending=False, kind="stable").head(SHOWN_ROWS)
+        shown, files = [], list(self._files)
+        for found in map(answers.get_group, worst.index):
             statuses = Counter((*STATUSES, "unreadable")[status] for status in found["status"])
             said = ", ".join(f"{count} {name}" for name, count in statuses.most_common())
-            place = {"file": list(self._files)[found["file"].iloc[0]], "line": int(found["line"].iloc[0])}
+            place = {"file": files[found["file"].iloc[0]], "line": int(found["line"].iloc[0])}
             shown.append({**place, "answers": len(found), "statuses": said})
-        numbers = {
-            "different_prompts": prompts,
-            "repeated_prompts": several,
-            "exact_copies": copies,
-            "contradicting_prompts": contradicting,
-        }
+        numbers = {"different_prompts": prompts, "repeated_prompts": several}
+        numbers |= {"exact_copies": copies, "contradicting_prompts": contradicting}
         different = amount(prompts, "different prompt")
         if not several:
             return Verdict(True, f"{amount(rows, 'row')}, {different}.", numbers=numbers)
@@ -417,14 +476,15 @@ def retention(found: DatasetEvidence) -> Verdict:
     kept = outcomes.of(Outcome.KEPT)
     fit = kept + outcomes.of(Outcome.OVER_MAX_SAMPLES)
     share = fit / landed if landed else 0.0
+    passed = least <= share <= most
     left = ", ".join(f"{count:,} {name}" for name, count in outcomes.by_outcome().items())
     return Verdict(
-        least <= share <= most,
+        passed,
         f"{fit:,} of {amount(landed, 'landed row')} ({share:.1%}) {verb(fit, 'is', 'are')} fit for training, between "
         f"{least:.0%} and {most:.0%} are expected: {left}.",
         "See the outcomes in the asset's metadata. Either the landed data changed its character, or a setting of the "
         "resource selection (min_score, score_source) does not suit it.",
-        [] if least <= share <= most else [row for row in outcomes.table() if row["outcome"] != Outcome.KEPT],
+        [] if passed else [row for row in outcomes.table() if row["outcome"] != Outcome.KEPT],
         {"fit_rows": fit, "landed": landed, "retention": share, "kept": kept},
     )
 

@@ -24,13 +24,11 @@ _PART = "\0"
 """Stands between a case's id and the name of a document in the index of answers."""
 _WORD = re.compile(r"[^\W_]\w*(?:-[0-9]+)*")
 # The skeleton that all documents of a kind share says nothing about what one of them says.
-_SKELETON = frozenset(
-    (
-        *REQUIREMENT_SECTIONS,
-        *("title", "description", "id", "priority", "high", "medium", "low", "meta", "original_request"),
-    )
-)
-_ANSWER_SKELETON = frozenset((*VISION_KEYS, *REVIEW_KEYS, *ALIGNMENT_KEYS))
+_SKELETON = {
+    *REQUIREMENT_SECTIONS,
+    *("title", "description", "id", "priority", "high", "medium", "low", "meta", "original_request"),
+}
+_ANSWER_SKELETON = {*VISION_KEYS, *REVIEW_KEYS, *ALIGNMENT_KEYS}
 _ID = re.compile(r"(?:nfr|fr|req|con|c)[-_]?\d+")
 
 Sequences = set[tuple[str, ...]]
@@ -89,9 +87,7 @@ class HoldOut:
         if case_id := self._by_digest.get(digest or input_digest(concept, requirements_yaml)):
             return Overlap(case_id, 1.0, _SAME)
         found = self._inputs.nearest(word_sequences(concept, requirements_yaml), self._threshold)
-        if found is None:
-            return None
-        return Overlap(found.name, found.similarity, _WITHIN if found.within else _NEAR)
+        return Overlap(found.name, found.similarity, _WITHIN if found.within else _NEAR) if found else None
 
     def find_answer(self, vision_yaml: str, review_yaml: str) -> Overlap | None:
         """The case whose reference answer this is, or nearly, or of which it holds the VISION or the REVIEW."""
@@ -125,12 +121,8 @@ class _Index:
         best = max(alike)
         if best.similarity >= threshold:
             return best
-        within = [
-            _Likeness(count / sizes[name], name, True)
-            for name, count in counts.items()
-            if sizes[name] >= _TELLING_SEQUENCES
-        ]
-        most = max(within, default=best)
+        telling = ((name, count) for name, count in counts.items() if sizes[name] >= _TELLING_SEQUENCES)
+        most = max((_Likeness(count / sizes[name], name, True) for name, count in telling), default=best)
         return most if most.within and most.similarity >= held else None
 
 
@@ -144,7 +136,7 @@ def answer_sequences(vision_yaml: str, review_yaml: str) -> Sequences:
     return _sequences(f"{vision_yaml}\n{review_yaml}", _ANSWER_SKELETON)
 
 
-def _sequences(text: str, skeleton: frozenset[str]) -> Sequences:
+def _sequences(text: str, skeleton: set[str]) -> Sequences:
     words = [
         word.rstrip("_")
         for word in _WORD.findall(folded(text))

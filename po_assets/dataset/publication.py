@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from upath import UPath
 from po_assets.dag import read_gate
 from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import KINDS
-from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, Decisions, gather, make_judge, prompt_of, select
+from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, Array, Decisions, gather, make_judge, prompt_of, select
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.intake.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts
@@ -28,19 +29,13 @@ from po_assets.intake.normalization import REPLACES
 from po_assets.model import BaseModel, ChatTemplate, ensure_tokenizer, load_tokenizer
 from po_assets.product_owner import format_answer
 from po_assets.product_owner.templates import BUILT_IN, Prompt
-from po_assets.storage import (
-    Layout,
-    LineWriter,
-    StagedTable,
-    open_buffered,
-    published_lines,
-    read_manifest,
-    read_rows,
-    stage_lines,
-)
+from po_assets.storage import Layout, LineWriter, StagedTable, open_buffered, read_manifest, read_rows
+from po_assets.storage.jsonl import published_lines, stage_lines
 from po_assets.storage.workers import group, map_blocks
 from po_assets.text import verb
 
+RowLengths = Callable[[Sequence[tuple[str, str]]], list[int]]
+"""From prompts and responses to the tokens of the training rows: with system text, chat template and end."""
 PREVIEW_ROWS = 3
 PARTICULARS = re.compile(r"'.*'|[0-9]+", re.DOTALL)
 """What differs from row to row in the validator's reasons; without it, they can be counted."""
@@ -54,8 +49,7 @@ class TokenBudget:
 
     model: str
     max_length: int
-    row_lengths: Callable[[Sequence[tuple[str, str]]], list[int]]
-    """From prompts and responses to the tokens of the training rows: with system text, chat template and end."""
+    row_lengths: RowLengths
     prompt: Prompt = BUILT_IN
     """What the rows are asked with."""
 
@@ -72,27 +66,25 @@ def token_budget(base_model: BaseModel, layout: Layout, prompt: Prompt = BUILT_I
 
 
 @lru_cache(maxsize=2)
-def _row_lengths(folder: Path, system: str) -> "RememberedLengths":
+def _row_lengths(folder: Path, system: str) -> RowLengths:
     """The asset and its checks share a process and would each load the same tokenizer, which takes seconds."""
-    return RememberedLengths(partial(ChatTemplate(load_tokenizer(folder)).row_lengths, system=system))
+    return remembered(partial(ChatTemplate(load_tokenizer(folder)).row_lengths, system=system))
 
 
-class RememberedLengths:
-    """Token counts, remembered by the digests of the texts: a check meets the asset's rows again."""
+def remembered(count: RowLengths) -> RowLengths:
+    """The same counts, remembered by the digests of the texts: a check meets the asset's rows again."""
+    known: dict[bytes, int] = {}
 
-    def __init__(self, count: Callable[[Sequence[tuple[str, str]]], list[int]]) -> None:
-        self._count = count
-        self._known: dict[bytes, int] = {}
-
-    def __call__(self, rows: Sequence[tuple[str, str]]) -> list[int]:
-        """The tokens of each row (prompt, response)."""
-        if len(self._known) > _REMEMBERED_LENGTHS:
-            self._known.clear()
-        texts = [f"{len(prompt)} {prompt}{response}".encode("utf-8", "surrogatepass") for prompt, response in rows]
+    def lengths(rows: Sequence[tuple[str, str]]) -> list[int]:
+        if len(known) > _REMEMBERED_LENGTHS:
+            known.clear()
+        texts = (f"{len(prompt)} {prompt}{response}".encode("utf-8", "surrogatepass") for prompt, response in rows)
         digests = [hashlib.blake2b(text, digest_size=16).digest() for text in texts]
-        new = {digest: row for digest, row in zip(digests, rows, strict=True) if digest not in self._known}
-        self._known.update(zip(new, self._count(list(new.values())), strict=True))
-        return [self._known[digest] for digest in digests]
+        new = {digest: row for digest, row in zip(digests, rows, strict=True) if digest not in known}
+        known.update(zip(new, count(list(new.values())), strict=True))
+        return [known[digest] for digest in digests]
+
+    return lengths
 
 
 @dataclass
@@ -125,10 +117,7 @@ class SelectionResult:
 
 def training_row(row: dict[str, Any], prompt: Prompt = BUILT_IN) -> dict[str, str]:
     """The training row of a normalized row: the user's turn, and the teacher's answer in the one form."""
-    return {
-        "prompt": prompt_of(row, prompt),
-        "response": format_answer(row["vision_yaml"], row["review_yaml"]),
-    }
+    return {"prompt": prompt_of(row, prompt), "response": format_answer(row["vision_yaml"], row["review_yaml"])}
 
 
 def build_supervised(
@@ -143,10 +132,10 @@ def build_supervised(
     """
     files = landed_file_names(layout)
     chosen = SelectionResult(decide(lambda: _lines(layout.normalized), files, settings, cases, budget, workers=workers))
-    ledger_manifest = read_manifest(layout.ledger)
+    opened = read_manifest(layout.ledger)
     with published_lines(layout.ledger) as ledger:
         staged = stage_lines(layout.supervised, _close_ledger(layout, ledger, chosen, settings, budget))
-        ledger.inputs = dict(ledger_manifest.inputs if ledger_manifest else {})
+        ledger.inputs = dict(opened.inputs if opened else {})
     chosen.ledger_sha256 = ledger.sha256
     return staged, chosen
 
@@ -231,21 +220,11 @@ def _lines(path: UPath) -> Iterator[bytes]:
 
 def _lengths(lines: Iterable[bytes], rows: Sequence[int], budget: TokenBudget) -> Iterator[int]:
     """Lengths in tokens of the rows with these (ascending) numbers."""
-    for block in group(_numbered(lines, rows), size=len):
+    wanted: Array = np.zeros(rows[-1] + 1 if rows else 0, np.bool_)
+    wanted[list(rows)] = True
+    for block in group(compress(lines, wanted), size=len):
         pairs = [training_row(orjson.loads(line), budget.prompt) for line in block]
         yield from budget.row_lengths([(pair["prompt"], pair["response"]) for pair in pairs])
-
-
-def _numbered(lines: Iterable[bytes], rows: Sequence[int]) -> Iterator[bytes]:
-    """The lines with these (ascending) numbers."""
-    wanted = iter(rows)
-    due = next(wanted, None)
-    for number, line in enumerate(lines):
-        if due is None:
-            return
-        if number == due:
-            yield line
-            due = next(wanted, None)
 
 
 def _close_ledger(

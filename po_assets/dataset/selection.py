@@ -7,7 +7,7 @@ judge rows, so nothing here imports Dagster; reading and writing tables belongs 
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,9 @@ import orjson
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import KINDS, HoldOut
+from po_assets.intake.formats import EXISTING_VISION
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import content_digest, replaced_record
-from po_assets.intake.records import EXISTING_VISION
 from po_assets.product_owner.templates import BUILT_IN, Prompt
 
 SCORE_COLUMN = {"declared": "score", "metric": "metric_score"}
@@ -33,40 +33,30 @@ Measure = Callable[[Sequence[int]], Iterable[int]]
 """From row numbers in ascending order to those rows' lengths in tokens."""
 
 
-@dataclass
-class Decisions:
-    """One entry per normalized row, in compact arrays: 72 bytes a row, whatever the rows' size."""
+_JUDGED: dict[str, Any] = {
+    "file": np.int32,  # position of the landed file, in the order of `files`
+    "line": np.int64,
+    "score": np.float64,  # the one that counts, by the settings
+    "computed": np.bool_,  # the row declares no score, so that the metric's stands in
+    "outcome": np.int8,  # its code
+    "conflicts": np.bool_,  # the row's status is conflicts
+    "key": np.uint64,  # keyed digest of the row's content: the order in which rows are chosen
+    "prompt": np.uint64,  # digest of the row's prompt
+    "record": np.uint64,  # record id
+    "replaces": np.uint64,  # record id of the row that this one corrects, 0 for none
+    "case": np.int32,  # position of the evaluation case that the row gives away, -1 for none
+    "overlap": np.int8,  # how it does: position in `holdout.KINDS`
+    "similarity": np.float32,
+}
+"""What is said of a row alone, and its type."""
 
-    file: Array
-    """Position of the landed file (int32), in the order of `files`."""
-    line: Array
-    score: Array
-    """The score that counts, by the settings."""
-    computed: Array
-    """Whether the row declares no score, so that the metric's stands in."""
-    outcome: Array
-    """Code of the outcome (int8)."""
-    conflicts: Array
-    """Whether the row's status is conflicts."""
-    key: Array
-    """Keyed digest of the row's content (uint64): the order in which rows are chosen."""
-    prompt: Array
-    """Digest of the row's prompt (uint64)."""
-    record: Array
-    """Record id (uint64)."""
-    replaces: Array
-    """Record id of the row that this one corrects (uint64), 0 for none."""
-    case: Array
-    """Position of the evaluation case that the row gives away (int32), -1 for none."""
-    overlap: Array
-    """How it does (int8): position in `holdout.KINDS`."""
-    similarity: Array
-    tokens: Array
-    """Length in tokens (int32), 0 where it was not measured."""
-    winner: Array
-    """Number of the row that stands for this duplicate or replaced row (int64), -1 for none."""
-    files: list[str]
-    case_ids: list[str]
+
+class Decisions(SimpleNamespace):
+    """One entry per normalized row, in compact arrays: 72 bytes a row, whatever the rows' size.
+
+    The columns of `_JUDGED`; `tokens`, the length (0 where it was not measured); `winner`, the number of the row that
+    stands for this duplicate or replaced row (-1 for none); and the names of `files` and the `case_ids`.
+    """
 
     def __len__(self) -> int:
         return len(self.line)
@@ -140,23 +130,6 @@ def make_judge(
     return judge
 
 
-_JUDGED: dict[str, Any] = {
-    "file": np.int32,
-    "line": np.int64,
-    "score": np.float64,
-    "computed": np.bool_,
-    "outcome": np.int8,
-    "conflicts": np.bool_,
-    "key": np.uint64,
-    "prompt": np.uint64,
-    "record": np.uint64,
-    "replaces": np.uint64,
-    "case": np.int32,
-    "overlap": np.int8,
-    "similarity": np.float32,
-}
-
-
 def prompt_of(row: Mapping[str, Any], prompt: Prompt = BUILT_IN) -> str:
     """The user's turn of a normalized row; a vision that the product has already is part of what is asked."""
     return prompt.user(row["concept"], row["requirements_yaml"], row.get("metadata", {}).get(EXISTING_VISION, ""))
@@ -171,13 +144,8 @@ def gather(judged: Iterable[dict[str, Array]], files: list[str], case_ids: list[
         for name, dtype in _JUDGED.items()
     }
     rows = len(columns["line"])
-    return Decisions(
-        **columns,
-        tokens=np.zeros(rows, np.int32),
-        winner=np.full(rows, -1, np.int64),
-        files=files,
-        case_ids=case_ids,
-    )
+    more: dict[str, Array] = {"tokens": np.zeros(rows, np.int32), "winner": np.full(rows, -1, np.int64)}
+    return Decisions(**columns, **more, files=files, case_ids=case_ids)
 
 
 def select(
@@ -230,16 +198,8 @@ def _drop_duplicates(decisions: Decisions) -> None:
     A conflicts row is only dropped for an exact copy of itself.
     """
     rows = decisions.where(Outcome.KEPT)
-    order = np.lexsort(
-        (
-            rows,
-            decisions.key[rows],
-            -decisions.score[rows],
-            ~decisions.conflicts[rows],
-            decisions.prompt[rows],
-        )
-    )
-    rows = rows[order]
+    keys = (decisions.key[rows], -decisions.score[rows], ~decisions.conflicts[rows], decisions.prompt[rows])
+    rows = rows[np.lexsort((rows, *keys))]
     kept: int | None = None
     copies: dict[int, int] = {}
     for row in rows.tolist():

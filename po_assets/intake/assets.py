@@ -1,33 +1,23 @@
 """The assets raw_teacher and normalized_teacher, and their settings: read, call the plain functions, say what came out.
 
-How lines are copied, read and written belongs to `landing` and `pipeline`.
+How lines are copied, read and written belongs to `landing` and `ledger`.
 """
 
 from datetime import timedelta
 from typing import Any
 
 import dagster as dg
+import numpy as np
 from pydantic import Field, model_validator
-from upath import UPath
 
-from po_assets.dag import (
-    Artifacts,
-    Settings,
-    bar_chart,
-    column_schema,
-    histogram,
-    page_list,
-    page_table,
-    place,
-    user_errors_fail_the_step,
-)
-from po_assets.intake.landing import Source, list_landing, skipped_record, snapshot, sources_of, sources_record
-from po_assets.intake.ledger import Outcome
+from po_assets.dag import Artifacts, Settings, column_schema, page_list, page_table, place, user_errors_fail_the_step
+from po_assets.dag.pictures import bar_chart, histogram
+from po_assets.intake.landing import list_landing, skipped_record, snapshot, sources_of, sources_record
+from po_assets.intake.ledger import SCORE_STEPS, Outcome, normalize_snapshot
 from po_assets.intake.normalization import COLUMNS
-from po_assets.intake.pipeline import Summary, normalize_snapshot
 from po_assets.product_owner import METRIC_VERSION, STATUSES
 from po_assets.product_owner.contract import STATUS_ALIASES
-from po_assets.storage import StagedTable, digest_of, read_manifest, recorded_digest
+from po_assets.storage import digest_of, read_manifest, recorded_digest
 
 RAW_CODE_VERSION = "2"
 NORMALIZED_CODE_VERSION = f"4+metric.{METRIC_VERSION}"
@@ -36,6 +26,7 @@ GROUP = "teacher"
 FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=90), warn_window=timedelta(days=30))
 """Of what comes in and what comes out: a student older than a month is asked about, one of a quarter year is old."""
 _LANDED = dg.AssetKey("teacher_files")
+_HISTOGRAM_VALUES = 20_000
 
 
 class IntakeSettings(Settings):
@@ -93,7 +84,12 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
         extra={"sources": sources_record(sources), "skipped": skipped},
     )
     context.log.info("%d lines of %d files", staged.rows, len(sources))
-    _observe_what_was_read(context, sources)
+    # Tell Dagster the data version of `teacher_files` that was read, the sensor's formula over these very bytes. Else
+    # the version on record would be of an earlier look at the folder, or of none, and the next look would show
+    # `raw_teacher` as stale with nothing changed.
+    read = {"dagster/data_version": digest_of({source.file: source.sha256 for source in sources})}
+    context.log_event(dg.AssetObservation(_LANDED, metadata={"files": len(sources)}, tags=read))
+    context.get_step_execution_context().wipe_input_asset_version_info(_LANDED)  # looked up before the step began
     return dg.MaterializeResult(
         value=staged,
         # Which line landed in which file is part of the data: the ledger names it.
@@ -138,44 +134,34 @@ def normalized_teacher(
     staged = staged.with_manifest(
         inputs={"raw_teacher": raw_sha256}, config=digest_of(aliases), code_version=NORMALIZED_CODE_VERSION
     )
-    rejected, landed = summary.outcomes.of(Outcome.REJECTED), summary.outcomes.total
-    context.log.info("%d rows normalized, %d of %d landed lines rejected", summary.rows, rejected, landed)
-    # What is rejected is not in the table, and still changes the ledger, which supervised_dataset closes.
-    version = digest_of([staged.sha256, recorded_digest(layout.ledger)])
-    return _result(staged, summary, layout.normalized, version)
-
-
-def _result(staged: StagedTable, summary: Summary, path: UPath, version: str) -> dg.MaterializeResult[Any]:
+    outcomes, counts = summary.outcomes, summary.counts
+    rejected = outcomes.of(Outcome.REJECTED)
+    context.log.info("%d rows normalized, %d of %d landed lines rejected", summary.rows, rejected, outcomes.total)
     metadata: dict[str, dg.MetadataValue | int | float] = {
         "dagster/row_count": summary.rows,
-        "landed": summary.outcomes.total,
-        "rejected": summary.outcomes.of(Outcome.REJECTED),
-        "invalid_answers": summary.counts["valid"][False],
-        "scored_by_the_metric": summary.counts["score_source"]["metric"],
-        "outcomes": page_list(summary.outcomes.lines()),
-        "examples": page_table(summary.outcomes.table()),
+        "landed": outcomes.total,
+        "rejected": rejected,
+        "invalid_answers": counts["valid"][False],
+        "scored_by_the_metric": counts["score_source"]["metric"],
+        "outcomes": page_list(outcomes.lines()),
+        "examples": page_table(outcomes.table()),
         "preview": page_table(summary.preview, of=summary.rows),
-        "path": place(path),
+        "path": place(layout.normalized),
     }
     if summary.rows:
+        steps, often = zip(*sorted(counts["score"].items()), strict=True)
+        scores = thinned(np.repeat(steps, often) / SCORE_STEPS)
         metadata |= {
-            "formats": bar_chart(dict(summary.counts["format"].most_common()), "Record formats"),
-            "statuses": bar_chart(dict(summary.counts["status"].most_common()), "Review status"),
-            "tiers": bar_chart({tier or "not said": n for tier, n in summary.counts["tier"].most_common()}, "Tiers"),
-            "scores": histogram(summary.scores(), "Scores (declared, else the metric's)", "score"),
+            "formats": bar_chart(dict(counts["format"].most_common()), "Record formats"),
+            "statuses": bar_chart(dict(counts["status"].most_common()), "Review status"),
+            "tiers": bar_chart({tier or "not said": n for tier, n in counts["tier"].most_common()}, "Tiers"),
+            "scores": histogram(scores, "Scores (declared, else the metric's)", "score"),
         }
+    # What is rejected is not in the table, and still changes the ledger, which supervised_dataset closes.
+    version = digest_of([staged.sha256, recorded_digest(layout.ledger)])
     return dg.MaterializeResult(value=staged, data_version=dg.DataVersion(version), metadata=metadata)
 
 
-def _observe_what_was_read(context: dg.AssetExecutionContext, sources: list[Source]) -> None:
-    """Tell Dagster the data version of `teacher_files` that was read, the sensor's formula over these very bytes.
-
-    Otherwise the input version on record would be of an earlier look at the folder, or of none, and the next look would
-    show `raw_teacher` as stale with nothing changed.
-    """
-    version = digest_of({source.file: source.sha256 for source in sources})
-    context.log_event(
-        dg.AssetObservation(_LANDED, metadata={"files": len(sources)}, tags={"dagster/data_version": version})
-    )
-    # Dagster looked up the inputs' versions before the step began.
-    context.get_step_execution_context().wipe_input_asset_version_info(_LANDED)
+def thinned(values: np.ndarray[Any, Any]) -> list[float]:
+    """At most `_HISTOGRAM_VALUES` of the values, evenly picked: a picture needs no more."""
+    return [float(value) for value in values[:: max(1, -(-len(values) // _HISTOGRAM_VALUES))]]

@@ -2,10 +2,12 @@
 
 Which rows are trained on, and the checks of that, belongs to `dataset`.
 """
+# ruff: noqa: D102 - what `add` and `verdict` do is said at `dag.checks.RowCheck`
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import dagster as dg
@@ -26,31 +28,40 @@ _TEXTS = ("record_id", "file", "concept", "requirements_yaml", "vision_yaml", "r
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """The snapshot of the landing folder, and what its manifest says of it."""
+class TableEvidence:
+    """What the checks look at: the files as they stand, and the settings."""
 
     layout: Layout
-    sources: list[Source]
-    skipped: dict[str, Any]
-    """As `landing.skipped_record`."""
+    settings: IntakeSettings
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The landed files that the snapshot was made from."""
+        return sources_of(read_manifest(self.layout.raw), self.layout.raw)
+
+    @cached_property
+    def balance(self) -> Balance:
+        """Landed lines and ledger rows, counted in their files."""
+        return balance(self.layout, self.sources)
 
 
-raw_checks = AssetChecks[Snapshot]("raw_teacher")
+raw_checks = AssetChecks[TableEvidence]("raw_teacher")
 
 
 @raw_checks.register(blocking=True)
-def has_records(found: Snapshot) -> Verdict:
+def has_records(found: TableEvidence) -> Verdict:
     """The snapshot is whole and holds a line that is not blank; a warning when a file was not taken in."""
-    records, lines = 0, sum(source.rows for source in found.sources)
-    without = {source.file: source.rows for source in found.sources}
+    manifest, raw = read_manifest(found.layout.raw), found.layout.raw
+    skipped: dict[str, Any] = manifest.extra.get("skipped", {}) if manifest else {}
+    records, without = 0, {source.file: source.rows for source in found.sources}
+    files, lines, others = len(without), sum(without.values()), skipped.get("count", 0)
     try:
-        for line in snapshot_lines(found.layout.raw, found.sources):
+        for line in snapshot_lines(raw, found.sources):
             if line.data.strip():
                 records += 1
                 without.pop(line.file, None)
     except UserError as error:
         return Verdict(False, str(error), next_step="Materialize raw_teacher again.")
-    files, others = len(found.sources), found.skipped.get("count", 0)
     numbers = {"records": records, "blank_lines": lines - records, "files": files, "skipped": others}
     empty = [{"file": name, "lines": rows, "reason": "holds no record"} for name, rows in without.items()]
     if not records:
@@ -67,7 +78,7 @@ def has_records(found: Snapshot) -> Verdict:
         summary += f" {len(empty):,} of the files {verb(len(empty), 'holds', 'hold')} none."
     if not others:
         return Verdict(True, summary, rows=empty, numbers=numbers)
-    first = found.skipped["first"]
+    first = skipped["first"]
     names = ", ".join(f"'{entry['file']}'" for entry in first) + ", …" * (others > len(first))
     return Verdict(
         False,
@@ -83,21 +94,9 @@ def has_records(found: Snapshot) -> Verdict:
 
 
 @raw_checks.step
-def raw_teacher_checks(artifacts: Artifacts) -> Snapshot:
+def raw_teacher_checks(artifacts: Artifacts) -> TableEvidence:
     """Run the check of raw_teacher."""
-    layout = artifacts.layout
-    manifest = read_manifest(layout.raw)
-    return Snapshot(layout, sources_of(manifest, layout.raw), manifest.extra.get("skipped", {}) if manifest else {})
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """The normalized table and the ledger that was opened with it."""
-
-    layout: Layout
-    sources: list[Source]
-    policy: IntakeSettings
-    counted: Balance
+    return TableEvidence(artifacts.layout, IntakeSettings())
 
 
 class CheckedRow(NamedTuple):
@@ -109,7 +108,7 @@ class CheckedRow(NamedTuple):
     faults: list[str]
 
 
-normalized_checks = AssetChecks[Normalization](
+normalized_checks = AssetChecks[TableEvidence](
     "normalized_teacher",
     rows=lambda found: (
         CheckedRow(row.get("file", ""), row.get("line", 0), row, row_faults(row))
@@ -157,7 +156,7 @@ class Schema(RowCheck):
 
     noun = "normalized row"
 
-    def __init__(self, found: Normalization) -> None:
+    def __init__(self, found: TableEvidence) -> None:
         super().__init__(found)
         self._positions = {source.file: position for position, source in enumerate(found.sources)}
         self._last = (-1, 0)
@@ -172,7 +171,6 @@ class Schema(RowCheck):
         return {"fault": "; ".join(faults)} if faults else None
 
     def verdict(self) -> Verdict:
-        """Whether all rows are sound."""
         numbers = {"checked_rows": self.rows, "faulty_rows": self.violations.count}
         if not self.rows:
             return Verdict(
@@ -191,15 +189,15 @@ class Schema(RowCheck):
 
 
 @normalized_checks.register(blocking=True)
-def ledger_balances(found: Normalization) -> Verdict:
+def ledger_balances(found: TableEvidence) -> Verdict:
     """Every landed line has exactly one outcome, by counting the lines of the files themselves."""
-    return balance_verdict(found.counted)
+    return balance_verdict(found.balance)
 
 
 @normalized_checks.register(blocking=True)
-def rejected_share(found: Normalization) -> Verdict:
+def rejected_share(found: TableEvidence) -> Verdict:
     """Few enough landed rows were rejected (max_rejected_share); a warning when any was."""
-    outcomes, most = found.counted.outcomes, found.policy.max_rejected_share
+    outcomes, most = found.balance.outcomes, found.settings.max_rejected_share
     rejected, landed = outcomes.of(Outcome.REJECTED), outcomes.total
     share = rejected / landed if landed else 0.0
     numbers = {"rejected": rejected, "rejected_share": share}
@@ -232,13 +230,12 @@ class DeclaredScoresMatchMetric(RowCheck):
 
     noun, worst = "declared score", "difference"
 
-    def __init__(self, found: Normalization) -> None:
+    def __init__(self, found: TableEvidence) -> None:
         super().__init__(found)
         self._missing = 0
         self._largest = 0.0
 
     def add(self, row: CheckedRow) -> None:
-        """Look at one row, if its columns are sound and it declares a score."""
         if row.faults:
             return
         if row.row["declared_score"] is None:
@@ -250,13 +247,12 @@ class DeclaredScoresMatchMetric(RowCheck):
         declared, metric = row.row["declared_score"], row.row["metric_score"]
         difference = declared - metric
         self._largest = max(self._largest, abs(difference))
-        if abs(difference) <= self.found.policy.score_tolerance:
+        if abs(difference) <= self.found.settings.score_tolerance:
             return None
         return {"declared": declared, "metric": metric, "difference": difference, "status": row.row["status"]}
 
     def verdict(self) -> Verdict:
-        """Whether declared and measured scores agree."""
-        differing, missing, tolerance = self.violations.count, self._missing, self.found.policy.score_tolerance
+        differing, missing, tolerance = self.violations.count, self._missing, self.found.settings.score_tolerance
         numbers = {
             "declared_scores": self.rows,
             "missing_scores": missing,
@@ -276,12 +272,9 @@ class DeclaredScoresMatchMetric(RowCheck):
 
 
 @normalized_checks.step
-def normalized_teacher_checks(artifacts: Artifacts, selection: IntakeSettings) -> Normalization:
+def normalized_teacher_checks(artifacts: Artifacts, selection: IntakeSettings) -> TableEvidence:
     """Run the selected checks of normalized_teacher: one pass over the table, one over the ledger."""
-    layout = artifacts.layout
-    sources = sources_of(read_manifest(layout.raw), layout.raw)
-    counted = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
-    return Normalization(layout, sources, selection, counted)
+    return TableEvidence(artifacts.layout, selection)
 
 
 teacher_checks = [raw_teacher_checks, normalized_teacher_checks]
@@ -312,7 +305,11 @@ def row_faults(row: dict[str, Any]) -> list[str]:
         wrong = [f"no column {name}" for name in sorted(set(COLUMNS) - set(row))]
         wrong += [f"unknown column {name}" for name in sorted(set(row) - set(COLUMNS))]
         return wrong or ["its columns are not in order"]
-    faults = [f"{name} must be a string that is not blank" for name in _TEXTS if not _is_text(row[name])]
+    faults = [
+        f"{name} must be a string that is not blank"
+        for name in _TEXTS
+        if not (isinstance(row[name], str) and row[name].strip())
+    ]
     if not isinstance(row["line"], int) or row["line"] < 1:
         faults.append(f"line is {row['line']!r}")
     if row["format"] not in _FORMATS:
@@ -332,10 +329,6 @@ def row_faults(row: dict[str, Any]) -> list[str]:
     if not isinstance(row["metadata"], dict):
         faults.append("metadata must be an object")
     return faults
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _is_share(value: object) -> bool:

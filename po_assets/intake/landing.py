@@ -66,19 +66,18 @@ def list_landing(incoming: UPath) -> LandingFolder:
             "or point PO_ARTIFACTS_ROOT to where it is."
         )
     try:
-        listed = {_name(entry): entry for entry in incoming.fs.ls(incoming.path, detail=True)}
+        listed = {str(entry["name"]).rsplit("/", 1)[-1]: entry for entry in incoming.fs.ls(incoming.path, detail=True)}
     except OSError as error:
         raise UserError(
             f"The landing folder {str(incoming)!r} cannot be listed: {error.strerror or error}. Let this user read it."
         ) from error
-    here = is_local(incoming)
     taken, skipped = {}, {}
     for name, listed_entry in sorted(listed.items()):
         # An object store lists the folder itself, as an object without a name.
-        if not name or name.startswith(".") or _path(listed_entry) == incoming.path.rstrip("/"):
+        if not name or name.startswith(".") or str(listed_entry["name"]).rstrip("/") == incoming.path.rstrip("/"):
             continue
         entry = _followed(incoming, listed_entry)
-        if reason := _unsupported_reason(name, entry, here=here):
+        if reason := _unsupported_reason(name, entry, here=is_local(incoming)):
             skipped[name] = reason
         else:
             taken[name] = entry
@@ -89,14 +88,6 @@ def list_landing(incoming: UPath) -> LandingFolder:
             + (f" It holds {amount(len(skipped), 'other name')}: {others}." if others else "")
         )
     return LandingFolder(incoming, taken, skipped)
-
-
-def _path(entry: dict[str, Any]) -> str:
-    return str(entry["name"]).rstrip("/")
-
-
-def _name(entry: dict[str, Any]) -> str:
-    return str(entry["name"]).rsplit("/", 1)[-1]
 
 
 def _followed(incoming: UPath, entry: dict[str, Any]) -> dict[str, Any]:
@@ -223,13 +214,11 @@ def snapshot_lines(raw: UPath, sources: list[Source]) -> Iterator[Line]:
                         f"The snapshot {str(raw)!r} ends before line {number} of {source.file}: it is not the one its "
                         "manifest describes. Materialize raw_teacher again."
                     )
-                length = len(data)
-                tail = data
+                length, tail = len(data), data
                 while not tail.endswith(b"\n") and (tail := file.readline(_BLOCK)):
                     length += len(tail)
-                if tail.endswith(b"\n"):
-                    length -= 1
-                    data = data[:-1] if data.endswith(b"\n") else data
+                length -= tail.endswith(b"\n")
+                data = data.removesuffix(b"\n")
                 opening = opening or data[:_OPENING]
                 yield Line(source.file, number, data, length, opening)
         if file.read(1):

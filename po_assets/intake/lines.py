@@ -29,50 +29,47 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KEY = re.compile(rb'"\s*:')
 _SNIPPET = 40
 _AS_LINES = "write it as JSON lines, with pandas to_json(…, orient='records', lines=True)"
-_BINARY = {
-    b"\x1f\x8b": "compressed with gzip; unpack it (gunzip) and land the *.jsonl in it",
-    b"(\xb5/\xfd": "compressed with zstd; unpack it (zstd -d) and land the *.jsonl in it",
-    b"PK\x03\x04": "a zip archive; unpack it (unzip) and land the *.jsonl in it; of a workbook (xlsx), JSON lines",
-    b"PK\x05\x06": "an empty zip archive",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it (7z x) and land the *.jsonl in it",
-    b"Rar!": "a rar archive; unpack it (unrar x) and land the *.jsonl in it",
-    b"\x04\x22\x4d\x18": "compressed with lz4; unpack it (lz4 -d) and land the *.jsonl in it",
-    b"BZh": "compressed with bzip2; unpack it (bunzip2) and land the *.jsonl in it",
-    b"\xfd7zXZ": "compressed with xz; unpack it (unxz) and land the *.jsonl in it",
-    b"PAR1": f"Parquet (PAR1); {_AS_LINES}",
-    b"ARROW1": f"Arrow; {_AS_LINES}",
-    b"\xff\xff\xff\xff": f"Arrow; {_AS_LINES}",
-    b"FEA1": f"Feather; {_AS_LINES}",
-    b"ORC": f"ORC; {_AS_LINES}",
-    b"Obj\x01": f"Avro; {_AS_LINES}",
-    b"\x89HDF": f"HDF5; {_AS_LINES}",
-    b"\xd0\xcf\x11\xe0": f"an Excel workbook (xls); {_AS_LINES}",
-    b"SQLite format 3": f"an SQLite database; {_AS_LINES}",
-    b"\x80\x04": "a Python pickle; write it as JSON lines (json.dumps)",
-    b"\x80\x05": "a Python pickle; write it as JSON lines (json.dumps)",
-    b"%PDF": "a PDF document; land JSON lines",
-    b"version https://": "a pointer of Git LFS; fetch the file (git lfs pull)",
-    b"\xff\xfe\x00\x00": "UTF-32; save it as UTF-8 (iconv -f UTF-32 -t UTF-8)",
-    b"\x00\x00\xfe\xff": "UTF-32; save it as UTF-8 (iconv -f UTF-32 -t UTF-8)",
-    b"\xff\xfe": "UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
-    b"\xfe\xff": "UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
-}
+_LAND = "and land the *.jsonl in it"
+_BINARY = (
+    ((b"\x1f\x8b",), f"compressed with gzip; unpack it (gunzip) {_LAND}"),
+    ((b"(\xb5/\xfd",), f"compressed with zstd; unpack it (zstd -d) {_LAND}"),
+    ((b"PK\x03\x04",), f"a zip archive; unpack it (unzip) {_LAND}; of a workbook (xlsx), JSON lines"),
+    ((b"PK\x05\x06",), "an empty zip archive"),
+    ((b"7z\xbc\xaf\x27\x1c",), f"a 7z archive; unpack it (7z x) {_LAND}"),
+    ((b"Rar!",), f"a rar archive; unpack it (unrar x) {_LAND}"),
+    ((b"\x04\x22\x4d\x18",), f"compressed with lz4; unpack it (lz4 -d) {_LAND}"),
+    ((b"BZh",), f"compressed with bzip2; unpack it (bunzip2) {_LAND}"),
+    ((b"\xfd7zXZ",), f"compressed with xz; unpack it (unxz) {_LAND}"),
+    ((b"PAR1",), f"Parquet (PAR1); {_AS_LINES}"),
+    ((b"ARROW1", b"\xff\xff\xff\xff"), f"Arrow; {_AS_LINES}"),
+    ((b"FEA1",), f"Feather; {_AS_LINES}"),
+    ((b"ORC",), f"ORC; {_AS_LINES}"),
+    ((b"Obj\x01",), f"Avro; {_AS_LINES}"),
+    ((b"\x89HDF",), f"HDF5; {_AS_LINES}"),
+    ((b"\xd0\xcf\x11\xe0",), f"an Excel workbook (xls); {_AS_LINES}"),
+    ((b"SQLite format 3",), f"an SQLite database; {_AS_LINES}"),
+    ((b"\x80\x04", b"\x80\x05"), "a Python pickle; write it as JSON lines (json.dumps)"),
+    ((b"%PDF",), "a PDF document; land JSON lines"),
+    ((b"version https://",), "a pointer of Git LFS; fetch the file (git lfs pull)"),
+    ((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"), "UTF-32; save it as UTF-8 (iconv -f UTF-32 -t UTF-8)"),
+    ((b"\xff\xfe", b"\xfe\xff"), "UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+)
 """How files begin that are not JSON lines, what they are, and the way out."""
-_ONE_A_LINE = {
-    "[": "the file is a JSON array; write one object a line (jq -c '.[]')",
-    "[{": "the file is a JSON array; write one object a line (jq -c '.[]')",
+_ARRAY = "the file is a JSON array; write one object a line (jq -c '.[]')"
+_PRINTED = {
+    "[": _ARRAY,
+    "[{": _ARRAY,
     "{": "the file is JSON printed over several lines; write one object a line (jq -c .)",
 }
 """What the first line of a file tells about lines that are not JSON."""
-_OTHER_FORMS = {
-    "<": "the file is HTML or XML, perhaps the page of an error; land JSON lines",
-    "---": "the file looks like YAML; land JSON lines",
-    "- ": "the file looks like YAML; land JSON lines",
-    "//": "JSON has no comments; delete the line",
-    "#": "JSON has no comments; delete the line",
-    "{'": "it is written as Python prints it; write it with json.dumps",
-    "data:": "a line of a service's stream; land the object behind data:",
-}
+_PYTHON = "it is written as Python prints it; write it with json.dumps"
+_OTHER_FORMS = (
+    ("<", "the file is HTML or XML, perhaps the page of an error; land JSON lines"),
+    (("---", "- "), "the file looks like YAML; land JSON lines"),
+    (("//", "#"), "JSON has no comments; delete the line"),
+    ("{'", _PYTHON),
+    ("data:", "a line of a service's stream; land the object behind data:"),
+)
 """How lines begin that are not JSON, and the way out."""
 _PYTHON_WORD = re.compile(r"(?:None|True|False)\b")
 _ODD = re.compile(
@@ -125,11 +122,6 @@ class Line:
     opening: bytes = b""
     """How its file begins, which tells a reader of a line that is not JSON what kind of file it is."""
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether `data` is the whole line."""
-        return len(self.data) == self.length
-
 
 def read_object(line: bytes, length: int | None = None, opening: bytes = b"") -> dict[str, Any]:
     """The JSON object that one landed line holds.
@@ -143,7 +135,7 @@ def read_object(line: bytes, length: int | None = None, opening: bytes = b"") ->
         Rejected: the line is blank, too long, not UTF-8, not JSON, not an object, nests too deep or names a key twice.
     """
     opening = opening or line
-    if binary := next((kind for magic, kind in _BINARY.items() if opening.startswith(magic)), ""):
+    if binary := next((kind for magics, kind in _BINARY if opening.startswith(magics)), ""):
         raise Rejected(Reason.NOT_JSON, f"the file is {binary}")
     length = len(line) if length is None else length
     if length > MAX_ROW_BYTES:
@@ -157,7 +149,7 @@ def read_object(line: bytes, length: int | None = None, opening: bytes = b"") ->
     except orjson.JSONDecodeError as error:
         raise _unreadable(text, opening, error) from None
     if not isinstance(row, dict):
-        hint = f"; {_ONE_A_LINE['[']}" if isinstance(row, list) and row and isinstance(row[0], dict) else ""
+        hint = f"; {_ARRAY}" if isinstance(row, list) and row and isinstance(row[0], dict) else ""
         found = repr(text[:_SNIPPET].decode(errors="replace"))
         raise Rejected(Reason.NOT_AN_OBJECT, f"the line holds {_kind(row)}, a row is a JSON object: {found}{hint}")
     if text.count(b"{") + text.count(b"[") > MAX_JSON_NESTING and _nesting(row) > MAX_JSON_NESTING:
@@ -171,11 +163,10 @@ def read_object(line: bytes, length: int | None = None, opening: bytes = b"") ->
 def _unreadable(text: bytes, opening: bytes, error: orjson.JSONDecodeError) -> Rejected:
     """The most telling reason for a line that is not JSON."""
     if b"\x00" in text:
-        where = text.index(b"\x00") + 1
-        wide = text[0::2].count(0) > len(text) // 4 or text[1::2].count(0) > len(text) // 4
+        wide = max(text[0::2].count(0), text[1::2].count(0)) > len(text) // 4
         hint = "is the file UTF-16? Save it as UTF-8" if wide else "remove it; a file that is not text cannot be read"
-        detail = f"the line holds a NUL byte (byte {where}); {hint}"
-        return Rejected(Reason.NOT_JSON, detail)
+        where = text.index(b"\x00") + 1
+        return Rejected(Reason.NOT_JSON, f"the line holds a NUL byte (byte {where}); {hint}")
     try:
         decoded = text.decode()
     except UnicodeDecodeError as fault:
@@ -188,16 +179,16 @@ def _unreadable(text: bytes, opening: bytes, error: orjson.JSONDecodeError) -> R
     start = max(0, error.pos - _SNIPPET // 2)
     place = f"{error.msg.split(':')[0]} at character {error.pos + 1}: {decoded[start : start + _SNIPPET]!r}"
     start_of_file = opening.removeprefix(_BYTE_ORDER_MARK).lstrip().decode(errors="replace")
-    hint = _ONE_A_LINE.get(start_of_file[:2].rstrip(), "")
+    hint = _PRINTED.get(start_of_file[:2].rstrip(), "")
     if text.startswith(b"{") and text.endswith(b"},"):
-        hint = f"a comma follows the object, as in an array: {_ONE_A_LINE['[']}"
+        hint = f"a comma follows the object, as in an array: {_ARRAY}"
     elif error.msg.startswith("unexpected content after document") and text[error.pos : error.pos + 1] == b"{":
         hint = "several objects stand in one line; write one object a line (jq -c .)"
     elif _PYTHON_WORD.match(decoded, error.pos):
-        hint = _OTHER_FORMS["{'"]
-    hint = hint or next((way for start, way in _OTHER_FORMS.items() if decoded.startswith(start)), "")
+        hint = _PYTHON
+    hint = hint or next((way_out for start, way_out in _OTHER_FORMS if decoded.startswith(start)), "")
     if not hint and not decoded.startswith(("{", "[", '"')) and re.match(r"\w+[,;\t]\w", start_of_file):
-        hint = "the file looks like a table (CSV); " + _AS_LINES
+        hint = f"the file looks like a table (CSV); {_AS_LINES}"
     odd = odd_characters(decoded[max(0, error.pos - 1) : error.pos + 1], letters=True)
     return Rejected(Reason.NOT_JSON, "; ".join(filter(None, (place, f"there stands {odd}" if odd else "", hint))))
 
@@ -217,9 +208,8 @@ def _unusable_numbers(text: str) -> Rejected | None:
         return dict(pairs)
 
     def bounded(number: str, said: str) -> _UnusableNumber | None:
-        return (
-            None if math.isfinite(float(number)) else _UnusableNumber(f"{said}, which is more than a number can hold")
-        )
+        finite = math.isfinite(float(number))
+        return None if finite else _UnusableNumber(f"{said}, which is more than a number can hold")
 
     try:
         row = json.loads(
@@ -233,13 +223,9 @@ def _unusable_numbers(text: str) -> Rejected | None:
         return None
     score = row.get("score") if isinstance(row, dict) else None
     if isinstance(score, _UnusableNumber):
-        found.insert(0, f"score is {score}")
-    elif not isinstance(row, dict):
-        found += [f"it {fault}" for fault in _unusable_in(row)]
-    if not found:
-        return None
-    reason = Reason.BAD_SCORE if isinstance(score, _UnusableNumber) else Reason.NOT_JSON
-    return Rejected(reason, f"{found[0]}; leave the value out or make it a number")
+        return Rejected(Reason.BAD_SCORE, f"score is {score}; leave the value out or make it a number")
+    found += [f"it {fault}" for fault in _unusable_in(row)]
+    return Rejected(Reason.NOT_JSON, f"{found[0]}; leave the value out or make it a number") if found else None
 
 
 def _unusable_in(value: object) -> Iterator[str]:
@@ -268,11 +254,9 @@ def _refuse_duplicate_keys(text: bytes) -> None:
 
 
 def _count_keys(value: object) -> int:
-    if isinstance(value, dict):
-        return len(value) + sum(_count_keys(item) for item in value.values() if isinstance(item, dict | list))
-    if isinstance(value, list):
-        return sum(_count_keys(item) for item in value if isinstance(item, dict | list))
-    return 0
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = len(value) if isinstance(value, dict) else 0
+    return own + sum(_count_keys(item) for item in inner if isinstance(item, dict | list))
 
 
 def _nesting(value: object) -> int:
@@ -289,12 +273,6 @@ def _kind(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def named(character: str) -> str:
-    """A character by its code point and name: `U+200B (zero width space)`."""
-    name = _NAMES.get(character) or unicodedata.name(character, "no name").lower()
-    return f"U+{ord(character):04X} ({name})"
-
-
 def odd_characters(text: str, *, letters: bool = False) -> str:
     """The first few characters of a text that a person does not see, with their lines where there are several.
 
@@ -302,9 +280,10 @@ def odd_characters(text: str, *, letters: bool = False) -> str:
     """
     if text.isascii() and not _ODD.search(text):
         return ""
-    found = dict.fromkeys(
-        character for character in text if _ODD.match(character) or (letters and ord(character) > 127)
-    )
-    lines = {character: text.count("\n", 0, text.index(character)) + 1 for character in list(found)[:3]}
-    where = {character: f" in line {line}" if "\n" in text else "" for character, line in lines.items()}
-    return ", ".join(f"{named(character)}{where[character]}" for character in lines)
+    found = dict.fromkeys(char for char in text if _ODD.match(char) or (letters and ord(char) > 127))
+    said = []
+    for char in list(found)[:3]:
+        name = _NAMES.get(char) or unicodedata.name(char, "no name").lower()
+        line = text.count("\n", 0, text.index(char)) + 1
+        said.append(f"U+{ord(char):04X} ({name})" + (f" in line {line}" if "\n" in text else ""))
+    return ", ".join(said)

@@ -21,9 +21,10 @@ _ROLES = {
 _ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING = ("reasoning", "reasoning_content", "reasoning_details", "thinking", "thoughts", "redacted_thinking")
+_CONTENT = ("content", "value", "parts", "text")
 _READ = frozenset(
     (
-        *("role", "from", "content", "value", "parts", "text", "type", "weight", "refusal", "tool_calls"),
+        *(*_CONTENT, "role", "from", "type", "weight", "refusal", "tool_calls"),
         *("finish_reason", "stop_reason", "stop_sequence", "id", "index", "model", "usage"),  # bookkeeping
     )
 )
@@ -60,10 +61,10 @@ class Exchange:
 
     question: str | None
     answer: str | None
-    system: str = ""
-    roles: tuple[str, ...] = ()
+    system: str
+    roles: tuple[str, ...]
     """Who spoke, in order of first appearance."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
 
 def text_or_messages(value: object, place: str, role: str = "") -> list[Message]:
@@ -93,7 +94,6 @@ def exchange_of(messages: Sequence[Message]) -> Exchange:
     Raises:
         Rejected: the answer rests on tool calls, which are not read; or it is a refusal, was cut, or has the weight 0.
     """
-    system = "\n\n".join(message.text for message in messages if message.role == "system")
     spoken = [message for message in messages if message.role != "system"]
     answers = [number for number, message in enumerate(spoken, start=1) if message.role == "assistant"]
     end = max((number for number in answers if spoken[number - 1].text.strip()), default=answers[-1] if answers else 0)
@@ -105,15 +105,19 @@ def exchange_of(messages: Sequence[Message]) -> Exchange:
         raise Rejected(Reason.MISSING_PART, detail)
     for message in said:
         refuse_flags(message.flags, f"{message.place}: ")
-    notes: list[str] = []
-    if earlier := len(before) - len(said) - len(asked):
-        notes.append(f"{_amount(earlier, 'earlier', 'before the last question')} not read")
-    if end and len(spoken) > end:
-        notes.append(f"{_amount(len(spoken) - end, 'later', 'after the answer')} not read")
-    left_out = dict.fromkeys(name for message in (*asked, *said) for name in message.left_out)
-    if left_out:
+    earlier, later = len(before) - len(said) - len(asked), len(spoken) - end if end else 0
+    notes = [
+        f"{amount(number, f'{which} message')} {where} {verb(number, 'was', 'were')} not read"
+        for number, which, where in (
+            (earlier, "earlier", "before the last question"),
+            (later, "later", "after the answer"),
+        )
+        if number
+    ]
+    if left_out := dict.fromkeys(name for message in (*asked, *said) for name in message.left_out):
         notes.append(f"left out of the messages: {', '.join(left_out)}")
     question, answer = ("\n\n".join(message.text for message in turn) or None for turn in (asked, said))
+    system = "\n\n".join(message.text for message in messages if message.role == "system")
     return Exchange(question, answer, system, tuple(dict.fromkeys(m.role for m in messages)), tuple(notes))
 
 
@@ -125,16 +129,13 @@ def choice_of(body: Mapping[str, Any]) -> list[Message]:
     """
     if body.get("status") == "incomplete":
         raise Rejected(Reason.ANSWER_CUT, "the response's status is 'incomplete': the answer was cut; ask for it again")
-    output = body.get("output")
-    items = output if isinstance(output, list) else []
+    items = body["output"] if isinstance(body.get("output"), list) else []
     spoken = [item for item in items if isinstance(item, dict) and item.get("type") == "message"]
     choices = body.get("choices") or body.get("candidates") or ([{"message": spoken}] if spoken else [body])
     answers: list[list[Message]] = []
     for choice in choices if isinstance(choices, list) else []:
-        said = (
-            choice.get("message") or choice.get("content") or choice.get("text") if isinstance(choice, dict) else None
-        )
-        if said:
+        keys = ("message", "content", "text") if isinstance(choice, dict) else ()
+        if said := next((choice[key] for key in keys if choice.get(key)), None):
             refuse_flags(choice, "the answer's ")
             answers.append(text_or_messages(said, "the answer", "assistant"))
     if any(other != answers[0] for other in answers[1:]):
@@ -154,10 +155,19 @@ def refuse_flags(flags: Mapping[str, Any], place: str = "") -> None:
         if name in flags and _is_nothing(flags[name]) and (name != "loss" or flags[name] is False):
             detail = f"{place}{name} is {flags[name]!r}: whoever wrote the row does not want it trained on"
             raise Rejected(Reason.WEIGHT_0, f"{detail}; delete the line, or the {name}")
-    refuse_ends(flags, place)
+    _refuse_ends(flags, place, _ENDS)
 
 
-def refuse_ends(flags: Mapping[str, Any], place: str, ends: re.Pattern[str] = _ENDS) -> None:
+def refuse_nested_ends(value: Any, place: str, depth: int = 4) -> None:
+    """Raise where an object, or one in it, says that an answer is not whole, as services' own metadata do."""
+    if isinstance(value, dict):
+        _refuse_ends(value, f"{place}.", _REASONS)
+    if depth and isinstance(value, dict | list):
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value, start=1):
+            refuse_nested_ends(one, f"{place}.{name}", depth - 1)
+
+
+def _refuse_ends(flags: Mapping[str, Any], place: str, ends: re.Pattern[str]) -> None:
     """Raise where one of the keys that say how an answer ended says that it is not whole."""
     for name in filter(ends.fullmatch, flags):
         value = flags[name]
@@ -166,18 +176,6 @@ def refuse_ends(flags: Mapping[str, Any], place: str, ends: re.Pattern[str] = _E
             raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the answer was cut; ask for it again")
         if not ended.isdisjoint(_STOPPED):
             raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the service stopped the answer")
-
-
-def refuse_nested_ends(value: Any, place: str, depth: int = 4) -> None:
-    """`refuse_ends` for an object and all objects in it, as services' own metadata have them."""
-    if isinstance(value, dict):
-        refuse_ends(value, f"{place}.", _REASONS)
-    if depth and isinstance(value, dict | list):
-        items = (
-            value.items() if isinstance(value, dict) else ((number, one) for number, one in enumerate(value, start=1))
-        )
-        for name, one in items:
-            refuse_nested_ends(one, f"{place}.{name}", depth - 1)
 
 
 def _is_nothing(weight: object) -> bool:
@@ -192,21 +190,21 @@ def _is_nothing(weight: object) -> bool:
 
 
 def _message(message: object, place: str, default_role: str) -> Message:
+    wanted = f"{place} must have role and content as strings"
     if not isinstance(message, dict):
-        raise Rejected(Reason.SCHEMA, f"{place} must have role and content as strings, got {message!r:.60}")
+        raise Rejected(Reason.SCHEMA, f"{wanted}, got {message!r:.60}")
     said_role = message.get("role", message.get("from", default_role))
     role = _ROLE_OF.get(said_role.strip().lower(), "") if isinstance(said_role, str) else ""
     if isinstance(said_role, str) and said_role and not role:
         known = ", ".join(_ROLE_OF)
         raise Rejected(Reason.SCHEMA, f"{place} has the role {said_role!r:.40}; known roles are {known}")
     left_out = [key for key, value in message.items() if key not in _READ and value not in ("", [], {})]
-    content = next((message[key] for key in ("content", "value", "parts", "text") if key in message), None)
+    content = next((message[key] for key in _CONTENT if key in message), None)
     calls = bool(message.get("tool_calls") or message.get("function_call"))
-    if content is None and role == "assistant":
-        content = ""
-    text = _text(content, place, left_out)
+    text = _text("" if content is None and role == "assistant" else content, place, left_out)
     if text is None or not role:
-        raise Rejected(Reason.SCHEMA, f"{place} must have role and content as strings, got {_shape(message)}")
+        shape = ", ".join(f"{key[:_KEY_SHOWN]} {value!r:.{_KEY_SHOWN}}" for key, value in message.items())
+        raise Rejected(Reason.SCHEMA, f"{wanted}, got {shape or 'no keys at all'}")
     return Message(role, text, (*left_out, *["tool_calls"] * calls), calls, place, message)
 
 
@@ -218,22 +216,12 @@ def _text(content: object, place: str, left_out: list[str]) -> str | None:
         return None
     texts: list[str] = []
     for part in content:
-        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        if kind in _REASONING or (isinstance(part, dict) and part.get("thought") is True):
+        said = part if isinstance(part, dict) else {"text": part if isinstance(part, str) else None}
+        kind, text = said.get("type", "text"), said.get("text")
+        if kind in _REASONING or said.get("thought") is True:
             left_out.append(str(kind) if kind in _REASONING else "thought")
         elif kind in _TEXT_PARTS and isinstance(text, str):
             texts.append(text)
         else:
             raise Rejected(Reason.SCHEMA, f"{place} holds a part of type {str(kind)[:40]!r}; only text is read")
     return "".join(texts)
-
-
-def _shape(message: Mapping[str, Any]) -> str:
-    return (
-        ", ".join(f"{key[:_KEY_SHOWN]} {value!r:.{_KEY_SHOWN}}" for key, value in message.items()) or "no keys at all"
-    )
-
-
-def _amount(number: int, which: str, where: str) -> str:
-    return f"{amount(number, f'{which} message')} {where} {verb(number, 'was', 'were')}"

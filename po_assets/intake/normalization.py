@@ -8,24 +8,16 @@ settings belongs to `dataset`; how alike two different inputs are, to `dataset.h
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import orjson
 
-from po_assets.intake.formats import read_record
+from po_assets.intake.formats import TeacherRecord, read_record
 from po_assets.intake.lines import Line, Reason, Rejected, odd_characters, read_object
-from po_assets.intake.records import TeacherRecord
-from po_assets.product_owner import (
-    STATUSES,
-    cited_ids,
-    read_yaml,
-    score_product_owner,
-    validate_answer,
-)
+from po_assets.product_owner import STATUSES, cited_ids, read_yaml, score_product_owner, validate_answer
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, STATUS_ALIASES
-from po_assets.product_owner.documents import canonical_status, to_text, with_status, written_value
+from po_assets.product_owner.documents import as_list, canonical_status, to_text, with_status, written_value
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "record_id": ("string", "Digest of the landed line; the same line has the same id wherever it lands."),
@@ -53,7 +45,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
 REPLACES = "replaces"
 """Key in a row's metadata: the record id of the row that it corrects and takes the place of."""
 
-_DOCUMENTS = ("REQUIREMENTS", "VISION", "REVIEW")
 _LATIN_LOOK_ALIKES = str.maketrans(
     "АВЕКМНОРСТУХІЈЅаеорсухіјѕ" + "вкмнтгпиһԁԛԝӏ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαονριικτυωη" + "օսոցհɡı",
     "ABEKMHOPCTYXIJSaeopcyxijs" + "bkmhtrnuhdqwl" + "ABEZHIKMNOPTYXaovpiiktuwn" + "ounghgi",
@@ -74,8 +65,7 @@ _HUGE_INTEGER = re.compile(r"it holds .* value has ([0-9]+) digits.*", re.DOTALL
 _HUGE_INTEGER_PLAINLY = r"it holds an integer of \1 digits; put it in quotes or correct it"
 
 
-@dataclass(frozen=True)
-class Normalized:
+class Normalized(NamedTuple):
     """A readable row, as a mapping of `COLUMNS`, and what had to be decided about it."""
 
     row: dict[str, Any]
@@ -91,43 +81,38 @@ def normalize(line: Line, status_aliases: Mapping[str, str] = STATUS_ALIASES) ->
     format_name, record = read_record(read_object(line.data, line.length, line.opening))
     try:
         declared, score_note = read_score(record.declared_score)
-        record, requirements, status, status_note = _read_documents(record, status_aliases)
+        requirements, status, status_note = _read_documents(record, status_aliases)
     except Rejected as rejected:
-        raise Rejected(rejected.reason, rejected.detail, format_name=format_name) from None
-    documents = (record.requirements_yaml, record.vision_yaml, record.review_yaml)
-    metric = score_product_owner(*documents).total
+        rejected.format_name = format_name
+        raise
+    metric = score_product_owner(record.requirements_yaml, record.vision_yaml, record.review_yaml).total
     verdict = validate_answer(record.vision_yaml, record.review_yaml)
-    notes = [*record.notes, score_note, status_note, *_odd_words(record)]
-    notes += _doubts(requirements, record)
-    if not (any(map(requirements.get, REQUIREMENT_SECTIONS)) or cited_ids(record.requirements_yaml)):
-        notes.append("the REQUIREMENTS name no requirement by an id (such as FR001)")
+    notes = [*record.notes, score_note, status_note, *_doubts(requirements, record)]
     if declared is None:
         notes.append(f"no score was declared; the metric gives {metric:.3f}")
-    return Normalized(
-        row={
-            "record_id": line_id(line.data),
-            "file": line.file,
-            "line": line.number,
-            "format": format_name,
-            "concept_id": record.concept_id,
-            "tier": record.tier,
-            "concept": record.concept.strip(),
-            "requirements_yaml": record.requirements_yaml,
-            "vision_yaml": record.vision_yaml,
-            "review_yaml": record.review_yaml,
-            "status": status,
-            "score": metric if declared is None else declared,
-            "score_source": "metric" if declared is None else "declared",
-            "declared_score": declared,
-            "metric_score": metric,
-            "valid": verdict.ok,
-            "invalid_reason": verdict.reason,
-            "vision_in_prompt": record.vision_in_prompt,
-            "input_digest": input_digest(record.concept, requirements, record.existing_vision_yaml),
-            "metadata": record.metadata,
-        },
-        notes="; ".join(filter(None, notes)),
-    )
+    row = {
+        "record_id": line_id(line.data),
+        "file": line.file,
+        "line": line.number,
+        "format": format_name,
+        "concept_id": record.concept_id,
+        "tier": record.tier,
+        "concept": record.concept.strip(),
+        "requirements_yaml": record.requirements_yaml,
+        "vision_yaml": record.vision_yaml,
+        "review_yaml": record.review_yaml,
+        "status": status,
+        "score": metric if declared is None else declared,
+        "score_source": "metric" if declared is None else "declared",
+        "declared_score": declared,
+        "metric_score": metric,
+        "valid": verdict.ok,
+        "invalid_reason": verdict.reason,
+        "vision_in_prompt": record.vision_in_prompt,
+        "input_digest": input_digest(record.concept, requirements, record.existing_vision_yaml),
+        "metadata": record.metadata,
+    }
+    return Normalized(row, "; ".join(filter(None, notes)))
 
 
 def read_score(value: Any) -> tuple[float | None, str]:
@@ -150,26 +135,24 @@ def read_score(value: Any) -> tuple[float | None, str]:
     return float(number), note
 
 
-def _read_documents(
-    record: TeacherRecord, aliases: Mapping[str, str]
-) -> tuple[TeacherRecord, dict[Any, Any], str, str]:
-    """The record with its status in our words, the parsed requirements, the status, and what to note about it.
+def _read_documents(record: TeacherRecord, aliases: Mapping[str, str]) -> tuple[dict[Any, Any], str, str]:
+    """The parsed requirements, the status, and what to note about it; the review then says it in our words.
 
     Raises:
         Rejected: names every document that does not read, or what is wrong with the status or the requirements.
     """
     if "\x00" in record.concept:  # YAML refuses control characters by itself; in a concept some tokenizers trip over it
         raise Rejected(Reason.SCHEMA, "the concept holds a NUL character; remove it")
-    documents = (record.requirements_yaml, record.vision_yaml, record.review_yaml)
-    readings = [read_yaml(text) for text in documents]
+    texts = {"REQUIREMENTS": record.requirements_yaml, "VISION": record.vision_yaml, "REVIEW": record.review_yaml}
+    read = {name: read_yaml(text) for name, text in texts.items()}
     errors = [
         f"{name}: {_HUGE_INTEGER.sub(_HUGE_INTEGER_PLAINLY, reading.error)}"
-        for name, reading in zip(_DOCUMENTS, readings, strict=True)
+        for name, reading in read.items()
         if reading.error
     ]
     if errors:
         raise Rejected(Reason.BAD_YAML, "; ".join(errors))
-    requirements, review = readings[0].value, readings[2].value
+    requirements, review = read["REQUIREMENTS"].value, read["REVIEW"].value
     if not _holds_anything(requirements):
         raise Rejected(Reason.SCHEMA, f"the REQUIREMENTS {record.requirements_yaml[:_SHOWN]!r} ask for nothing")
     said = review.get("status")
@@ -180,57 +163,46 @@ def _read_documents(
         raise Rejected(Reason.SCHEMA, f"the REVIEW's status is {found}, expected is {wanted}")
     plain = str(said).strip().lower()
     if plain == status:
-        return record, requirements, status, ""
+        return requirements, status, ""
     try:
-        translated = replace(record, review_yaml=with_status(record.review_yaml, status))
+        record.review_yaml = with_status(record.review_yaml, status)
     except ValueError as error:
         raise Rejected(Reason.SCHEMA, str(error)) from None
-    return translated, requirements, status, f"status {plain!r} was read as {status!r}"
+    return requirements, status, f"status {plain!r} was read as {status!r}"
 
 
 def _status_as_written(review_yaml: str, status: object) -> str:
     """A status as it stands in the text (`no`, not the False that YAML makes of it), odd characters by code point."""
-    text = (to_text(status) if isinstance(status, str) else written_value(review_yaml, "status") or to_text(status))[
-        :_SHOWN
-    ]
+    written = "" if isinstance(status, str) else written_value(review_yaml, "status")
+    text = (written or to_text(status))[:_SHOWN]
     odd = odd_characters(text, letters=True)
     return repr(text) + (f", which holds {odd}" if odd else "")
 
 
-def _odd_words(record: TeacherRecord) -> list[str]:
-    """Notes on words of two scripts: look-alike letters hide a text from every comparison."""
-    texts = {"concept": record.concept, "VISION": record.vision_yaml, "REVIEW": record.review_yaml}
-    return [
-        f"the {name} mixes two scripts in one word ({found[0][:_SHOWN]!r}: {odd_characters(found[0], letters=True)})"
-        for name, text in texts.items()
-        if not text.isascii() and _LOOK_ALIKES.search(text) and (found := _MIXED_WORD.search(text))
-    ]
-
-
-def _doubts(requirements: Mapping[Any, Any], record: TeacherRecord) -> list[str]:
-    """Notes on what may have got into the documents by mistake: characters nobody sees, keys and entries of prose."""
-    texts = {"concept": record.concept, "REQUIREMENTS": record.requirements_yaml}
+def _doubts(requirements: Mapping[Any, Any], record: TeacherRecord) -> Iterator[str]:
+    """Notes on what may have got into the texts by mistake: characters nobody sees or tells apart, keys, prose."""
     answer = {"VISION": record.vision_yaml, "REVIEW": record.review_yaml}
-    notes = [
-        f"in the {name} stands {odd_characters(''.join(dict.fromkeys(_UNSEEN.findall(text))))}, which cannot be seen"
-        for name, text in (texts | answer).items()
-        if not text.isascii() and _UNSEEN.search(text)
-    ]
+    for name, text in ({"concept": record.concept} | answer).items():  # look-alikes hide a text from every comparison
+        if not text.isascii() and _LOOK_ALIKES.search(text) and (found := _MIXED_WORD.search(text)):
+            odd = odd_characters(found[0], letters=True)
+            yield f"the {name} mixes two scripts in one word ({found[0][:_SHOWN]!r}: {odd})"
+    for name, text in ({"concept": record.concept, "REQUIREMENTS": record.requirements_yaml} | answer).items():
+        if not text.isascii() and (unseen := dict.fromkeys(_UNSEEN.findall(text))):
+            yield f"in the {name} stands {odd_characters(''.join(unseen))}, which cannot be seen"
     for name, text in answer.items():
-        foreign = [key for key in map(to_text, read_yaml(text).value) if key[:1].isupper() or " " in key]
-        if foreign:
-            notes.append(f"the {name} has keys that no answer has: {', '.join(foreign[:3])[:_SHOWN]!r}")
+        if foreign := [key for key in map(to_text, read_yaml(text).value) if key[:1].isupper() or " " in key]:
+            yield f"the {name} has keys that no answer has: {', '.join(foreign[:3])[:_SHOWN]!r}"
     keys = [to_text(key) for key in requirements]
     capital = [key for key in keys if key[:1].isupper() and not cited_ids(key)]
     if capital and any(key[:1].islower() for key in keys):
-        notes.append(f"the REQUIREMENTS have the key {capital[0][:_SHOWN]!r}, which may be text of the prompt")
+        yield f"the REQUIREMENTS have the key {capital[0][:_SHOWN]!r}, which may be text of the prompt"
     for section in REQUIREMENT_SECTIONS:
-        entries = requirements.get(section)
-        kinds = {isinstance(entry, dict) for entry in entries} if isinstance(entries, list) else set()
-        if len(kinds) > 1:
-            plain = next(entry for entry in entries or [] if not isinstance(entry, dict))
-            notes.append(f"one of the {section} is plain text beside entries with an id: {to_text(plain)[:_SHOWN]!r}")
-    return notes
+        entries = as_list(requirements.get(section))
+        plain = [to_text(entry) for entry in entries if not isinstance(entry, dict)]
+        if 0 < len(plain) < len(entries):
+            yield f"one of the {section} is plain text beside entries with an id: {plain[0][:_SHOWN]!r}"
+    if not (any(map(requirements.get, REQUIREMENT_SECTIONS)) or cited_ids(record.requirements_yaml)):
+        yield "the REQUIREMENTS name no requirement by an id (such as FR001)"
 
 
 def _holds_anything(value: object) -> bool:
@@ -272,19 +244,13 @@ def content_digest(concept: str, requirements_yaml: str, vision_yaml: str, revie
 
 
 def _canonical(value: object) -> object:
+    """A document as texts, so that `1`, `"1"` and `1 ` are one and the same."""
     if isinstance(value, dict):
-        return {_scalar(key): _canonical(item) for key, item in value.items()}
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_canonical(item) for item in value]
-    return _scalar(value)
-
-
-def _scalar(value: object) -> str:
-    """A scalar as text, so that `1`, `"1"` and `1 ` are one and the same."""
-    if value is None:
-        return ""
     try:
-        return folded(str(value))
+        return "" if value is None else folded(str(value))
     except ValueError:  # an integer of more digits than Python prints
         return "huge number"
 

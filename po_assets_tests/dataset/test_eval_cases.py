@@ -10,10 +10,10 @@ from upath import UPath
 
 from po_assets.dataset.cases import read_case_file, read_eval_cases
 from po_assets.errors import UserError
-from po_assets.product_owner import build_prompt, format_answer
+from po_assets.product_owner import build_prompt
 from po_assets.storage import Layout
 from po_assets_tests.dataset.tables import case, texts
-from po_assets_tests.intake.landed_rows import pair_row, prompt_output_row, teacher_row
+from po_assets_tests.intake.landed_rows import chat_row, nested_row, pair_row, prompt_output_row, teacher_row
 
 INPUT = {name: case(1)[name] for name in ("concept", "requirements_yaml")}
 GIVEN = texts(1)
@@ -26,18 +26,15 @@ def write(tmp_path: Path, *lines: object) -> UPath:
     return path
 
 
-def nested_row(status: str = "aligned", **asked: str) -> dict[str, Any]:
-    """The nested record format."""
-    given = texts(1, status)
-    question = {"concept_id": "c-1", "concept": given["concept"], "requirements_yaml": given["requirements"]}
-    answer = {"product_vision": given["vision"], "product_owner_review": given["review"]}
-    return {"input": question | asked, "output": answer, "score": 0.9}
+def nested(status: str = "aligned", **asked: Any) -> dict[str, Any]:
+    """A case in the nested record format."""
+    row = nested_row(texts(1, status))
+    return row | {"input": row["input"] | asked}
 
 
-def chat_row(*answer: str) -> dict[str, Any]:
-    """A chat, with or without an answer."""
-    messages = [{"role": "user", "content": build_prompt(**INPUT)}]
-    return {"messages": messages + [{"role": "assistant", "content": text} for text in answer]}
+def asked_in_chat() -> dict[str, Any]:
+    """A chat without an answer."""
+    return {"messages": [{"role": "user", "content": build_prompt(**INPUT)}]}
 
 
 def test_good_cases_are_read(tmp_path: Path) -> None:
@@ -65,11 +62,11 @@ def test_the_right_status_may_be_known_without_a_reference_answer(tmp_path: Path
 @pytest.mark.parametrize(
     ("row", "case_id"),
     [
-        (nested_row(), "c-1"),
+        (nested(), "C-1"),
         (teacher_row(GIVEN), "case-"),
         (pair_row(GIVEN), "case-"),
         (prompt_output_row(GIVEN), ""),
-        (chat_row(format_answer(GIVEN["vision"], GIVEN["review"])), "case-"),
+        (chat_row(GIVEN), "case-"),
         (pair_row(GIVEN) | {"case_id": "mine", "status": "aligned"}, "mine"),
     ],
     ids=["nested", "teacher", "pair", "prompt/output", "chat", "pair with an id"],
@@ -86,7 +83,7 @@ def test_every_record_format_of_rows_is_one_of_cases(tmp_path: Path, row: dict[s
 
 @pytest.mark.parametrize(
     "row",
-    [{"input": nested_row()["input"]}, chat_row(), {"prompt": build_prompt(**INPUT)}],
+    [{"input": nested()["input"]}, asked_in_chat(), {"prompt": build_prompt(**INPUT)}],
     ids=["nested", "chat", "prompt"],
 )
 def test_a_record_without_an_answer_is_a_case_without_reference(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -99,7 +96,7 @@ def test_a_record_without_an_answer_is_a_case_without_reference(tmp_path: Path, 
 def test_statuses_are_read_by_their_aliases_and_noted(tmp_path: Path) -> None:
     """The agent says misaligned where the data say conflicts; the reference then has the data's word."""
     own = INPUT | {"concept": "Another product", "status": "misaligned"}
-    file = read_case_file(write(tmp_path, own, nested_row("misaligned")))
+    file = read_case_file(write(tmp_path, own, nested("misaligned")))
     assert [one.status for one in file.cases] == ["conflicts", "conflicts"]
     assert "status: conflicts" in file.cases[1].reference_review_yaml
     assert file.notes == [
@@ -118,18 +115,18 @@ def test_an_existing_vision_is_part_of_what_is_asked(tmp_path: Path) -> None:
 
 def test_a_concept_asked_about_twice_gives_two_ids(tmp_path: Path) -> None:
     """Whatever the order of the file, the names are the same."""
-    rows = [nested_row(), nested_row(concept="Another product, for somebody else")]
+    rows = [nested(), nested(concept="Another product, for somebody else")]
     there = [one.case_id for one in read_eval_cases(write(tmp_path, *rows))]
     back = [one.case_id for one in read_eval_cases(write(tmp_path, *rows[::-1]))]
     assert there == back[::-1]
     assert len(set(there)) == 2
-    assert all(name.startswith("c-1-") for name in there)
+    assert all(name.startswith("C-1-") for name in there)
 
 
 def test_yaml_says_the_same_as_json_lines(tmp_path: Path) -> None:
     """A list of mappings; a document may stand as the mapping that it is."""
     path = UPath(tmp_path / "other.yaml")
-    mapped = nested_row(concept="Another product", requirements_yaml=yaml.safe_load(INPUT["requirements_yaml"]))
+    mapped = nested(concept="Another product", requirements_yaml=yaml.safe_load(INPUT["requirements_yaml"]))
     path.write_text(yaml.safe_dump([case(1), mapped | {"case_id": 5}], sort_keys=False))
     first, second = read_eval_cases(path)
     assert [first] == read_eval_cases(write(tmp_path, case(1)))
@@ -185,6 +182,8 @@ def test_all_faults_of_the_file_are_named_at_once(tmp_path: Path) -> None:
         case(5),
         case(5),
         case(5) | {"case_id": "other"},
+        case(8) | {"status": "fine"},
+        case(9, "good") | {"status": None},
     )
     with pytest.raises(UserError) as raised:
         read_eval_cases(path)
@@ -203,34 +202,15 @@ def test_all_faults_of_the_file_are_named_at_once(tmp_path: Path) -> None:
         "line 7: its reference answer has no VISION; give both documents, or none",
         "line 8: unknown format: the row has question; known formats are ",
         "or the form of cases (case_id, tier, concept,",
+        "line 12: status is 'fine', expected is one of aligned, needs_adjustment, conflicts",
+        "line 13: the reference review's status is 'good', expected is one of ",
         "case_id 'case-5' stands twice",
         "case 'other' has the same input as 'case-5'; remove one of them",
     ):
         assert fault in message, fault
 
 
-def test_a_status_that_is_none_is_named(tmp_path: Path) -> None:
-    """Its own, or the reference review's."""
-    with pytest.raises(UserError) as raised:
-        read_eval_cases(write(tmp_path, case(2) | {"status": "fine"}, case(3, "good") | {"status": None}))
-    assert "line 1: status is 'fine', expected is one of aligned, needs_adjustment, conflicts" in str(raised.value)
-    assert "line 2: the reference review's status is 'good', expected is one of " in str(raised.value)
-
-
 def test_many_faults_are_cut_to_a_readable_number(tmp_path: Path) -> None:
     """The rest is counted."""
     with pytest.raises(UserError, match=r"(?s)have 30 faults\. .*- and 10 more$"):
         read_eval_cases(write(tmp_path, *["{"] * 30))
-
-
-def test_an_empty_file_is_a_fault(tmp_path: Path) -> None:
-    """Nothing to evaluate is no success."""
-    with pytest.raises(UserError, match=r"(?s)have 1 fault\..*it is empty"):
-        read_eval_cases(write(tmp_path))
-
-
-def test_a_missing_file_names_the_way_out(tmp_path: Path) -> None:
-    """Where it should be and how to bring it back."""
-    path = UPath(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match=r"do not exist\. Put the file there"):
-        read_eval_cases(path)

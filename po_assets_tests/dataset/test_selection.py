@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from po_assets.dataset.publication import TokenBudget
+from po_assets.dataset.publication import TokenBudget, remembered
 from po_assets.errors import UserError
 from po_assets.product_owner import build_prompt, format_answer
 from po_assets.storage import Layout, read_rows, workers
@@ -67,60 +67,27 @@ def test_the_score_may_be_the_metrics_own(tmp_path: Path) -> None:
     assert entries(layout)[1]["reason"] == "metric score under 0.82"
 
 
-def test_the_reason_names_the_score_that_the_row_has(tmp_path: Path) -> None:
-    """A row that declares none was called one whose declared score is too low."""
-    bare = texts(1) | {"vision": "product_name: x"}
-    layout = normalized_tables(tmp_path, a=[pair_row(bare), row(2, score=0.5)])
-    close(layout)
-    assert [entry["reason"] for entry in entries(layout)] == ["metric score under 0.82", "declared score under 0.82"]
-    assert entries(layout)[0]["note"].startswith("no score was declared; the metric gives ")
-
-
 def test_evaluation_inputs_are_held_out_with_the_case(tmp_path: Path) -> None:
-    """The same input however it is written, and nearly the same."""
+    """The same input however it is written, nearly the same, within other text, or with nearly its answer."""
     given = texts(5)
     shouted = given | {"concept": given["concept"].upper(), "requirements": given["requirements"].replace(": ", ":  ")}
     near = given | {"concept": given["concept"] + " now"}
-    layout = normalized_tables(
-        tmp_path, [case(5)], a=[row(5), pair_row(shouted, score=0.9), pair_row(near, score=0.9), row(6)]
-    )
-    close(layout)
-    assert outcomes(layout) == ["held_out", "held_out", "held_out", "kept"]
-    details = [(entry["reason"], entry["detail"]) for entry in entries(layout)[:3]]
-    assert details[:2] == [("same input as an evaluation case", "case case-5")] * 2
-    assert details[2][0] == "nearly the input of an evaluation case"
-    assert details[2][1].startswith("case case-5, similarity 0.8")
-
-
-def test_rows_that_give_a_case_away_otherwise_are_held_out(tmp_path: Path) -> None:
-    """With its input within other text, or with nearly its reference answer."""
-    given, filler, reference = texts(5), texts(7), case(5)
+    filler, reference = texts(7), case(5)
     within = filler | {
         "concept": f"{given['concept']}. {filler['concept']}",
         "requirements": f"{given['requirements']}notes:\n- {words(1, 40)}\n",
     }
     answer = filler | {"vision": reference["reference_vision_yaml"], "review": reference["reference_review_yaml"]}
-    layout = normalized_tables(tmp_path, [reference], a=[pair_row(within, score=0.9), pair_row(answer, score=0.9)])
+    rows = [row(5), *(pair_row(one, score=0.9) for one in (shouted, near, within, answer)), row(6)]
+    layout = normalized_tables(tmp_path, [reference], a=rows)
     close(layout)
-    assert outcomes(layout) == ["held_out", "held_out"]
-    assert [(entry["reason"], entry["detail"][:24]) for entry in entries(layout)] == [
+    assert outcomes(layout) == ["held_out"] * 5 + ["kept"]
+    assert [(entry["reason"], entry["detail"][:24]) for entry in entries(layout)[:5]] == [
+        *[("same input as an evaluation case", "case case-5")] * 2,
+        ("nearly the input of an evaluation case", "case case-5, similarity "),
         ("an evaluation case's input within other text", "case case-5, similarity "),
         ("nearly the reference answer of an evaluation case", "case case-5, similarity "),
     ]
-
-
-def test_answers_that_the_validator_rejects_are_left_out_with_the_reason(tmp_path: Path) -> None:
-    """By default; with the other settings they stay, for the check to warn of or to stop at."""
-    bad = texts(2) | {"review": texts(2)["review"].replace("- Keep FR001 and FR002 as they are.\n", "")}
-    layout = normalized_tables(tmp_path, a=[row(1), pair_row(bad, score=0.9)])
-    close(layout)
-    assert outcomes(layout) == ["kept", "invalid_target"]
-    left_out = entries(layout)[1]
-    assert left_out["reason"] == "not valid: recommended_actions holds …, at least … are needed"
-    assert left_out["detail"] == "recommended_actions holds 1, at least 2 are needed"
-    for setting in ("warn", "block"):
-        close(layout, invalid_targets=setting)
-        assert outcomes(layout) == ["kept", "kept"]
 
 
 def test_an_existing_vision_stands_in_the_training_prompt(tmp_path: Path) -> None:
@@ -134,27 +101,17 @@ def test_an_existing_vision_stands_in_the_training_prompt(tmp_path: Path) -> Non
     assert "EXISTING_VISION" not in second["prompt"]
 
 
-def test_no_row_is_truncated_but_left_out_with_its_length(tmp_path: Path) -> None:
-    """Fault 8 of the manual process: rows were cut at 768 tokens. A row of exactly the limit fits."""
-    long = texts(2) | {"concept": texts(2)["concept"] + " and" * 600}
-    layout = normalized_tables(tmp_path, a=[row(1), pair_row(long, score=0.9)])
-    fitting, tokens = map(int, close(layout).decisions.tokens)
-    assert outcomes(layout) == ["kept", "over_length"]
-    assert entries(layout)[1]["reason"] == "longer than 600 tokens"
-    assert entries(layout)[1]["detail"] == f"it has {tokens} tokens"
-    for limit, outcome in ((fitting, "kept"), (fitting - 1, "over_length")):
-        close(layout, TokenBudget("exact", limit, WORD_COUNT.row_lengths))
-        assert outcomes(layout)[0] == outcome
-
-
 def test_max_samples_is_a_limit_and_the_rest_say_so(tmp_path: Path) -> None:
-    """Neither more nor fewer than asked for, where there are enough."""
+    """Neither more nor fewer than asked for, where there are enough; a smaller sample is part of a larger one."""
     layout = normalized_tables(tmp_path, a=[row(number) for number in range(30)])
     close(layout, max_samples=12)
     assert outcomes(layout).count("kept") == 12
     assert outcomes(layout).count("over_max_samples") == 18
     left = next(entry for entry in entries(layout) if entry["outcome"] == "over_max_samples")
     assert left["reason"] == "12 rows are enough (max_samples)"
+    twelve = set(kept_numbers(layout))
+    close(layout, max_samples=15)
+    assert twelve < set(kept_numbers(layout))
     close(layout, max_samples=None)
     assert outcomes(layout) == ["kept"] * 30
 
@@ -170,15 +127,6 @@ def test_the_same_rows_are_chosen_whatever_the_order_of_landing(tmp_path: Path) 
     assert sorted(kept_numbers(one)) == sorted(kept_numbers(other))
     close(other, max_samples=10, seed=43)
     assert sorted(kept_numbers(one)) != sorted(kept_numbers(other))
-
-
-def test_more_samples_add_rows_and_take_none_away(tmp_path: Path) -> None:
-    """A smaller sample is part of a larger one."""
-    layout = normalized_tables(tmp_path, a=[row(number) for number in range(30)])
-    close(layout, max_samples=10)
-    ten = set(kept_numbers(layout))
-    close(layout, max_samples=15)
-    assert ten < set(kept_numbers(layout))
 
 
 def test_conflicts_rows_are_never_sampled_away(tmp_path: Path) -> None:
@@ -326,11 +274,15 @@ def test_every_row_has_one_outcome_and_the_sum_is_what_landed(
             assert entry["outcome"] != "duplicate" or entry["reason"] == "exact copy of another row"
 
 
-def test_previews_and_counts_describe_the_kept_rows(tmp_path: Path) -> None:
-    """What the asset shows."""
-    layout = normalized_tables(tmp_path, a=[row(1), row(2, "conflicts"), row(3, score=0.1)])
-    closed = close(layout)
-    assert closed.statuses == {"aligned": 1, "conflicts": 1}
-    assert closed.outcomes.by_outcome() == {"kept": 2, "below_min_score": 1}
-    assert [preview["line"] for preview in closed.preview] == [1, 2]
-    assert next(iter(read_rows(layout.supervised)))["prompt"] == closed.preview[0]["prompt"]
+def test_a_row_is_counted_once_and_every_change_of_it_anew() -> None:
+    counted: list[tuple[str, str]] = []
+
+    def count(rows: list[tuple[str, str]]) -> list[int]:
+        counted.extend(rows)
+        return [len(prompt) * 10 + len(response) for prompt, response in rows]
+
+    lengths = remembered(count)
+    assert lengths([("ab", "c"), ("a", "bc"), ("ab", "c")]) == [21, 12, 21]
+    assert lengths([("a", "bc"), ("ab", "d")]) == [12, 21]
+    assert counted == [("ab", "c"), ("a", "bc"), ("ab", "d")]
+    assert lengths([]) == []

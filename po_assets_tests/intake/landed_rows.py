@@ -10,43 +10,39 @@ from upath import UPath
 
 from po_assets.dag.verdict import to_check_result
 from po_assets.intake.assets import IntakeSettings
-from po_assets.intake.checks import Normalization, Snapshot, normalized_checks, raw_checks
-from po_assets.intake.landing import Source, list_landing, snapshot, sources_of, sources_record
-from po_assets.intake.ledger import balance
+from po_assets.intake.checks import TableEvidence, normalized_checks, raw_checks
+from po_assets.intake.landing import Source, list_landing, snapshot, sources_record
+from po_assets.intake.ledger import Summary, normalize_snapshot
 from po_assets.intake.lines import Line
-from po_assets.intake.pipeline import Summary, normalize_snapshot
 from po_assets.product_owner import build_prompt, format_answer
-from po_assets.storage import Layout, read_manifest
+from po_assets.storage import Layout
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
 CONCEPT = "A route planner for small delivery companies"
 
 
-def documents(
-    concept: str = CONCEPT, requirements: str = REQUIREMENTS, vision: str = VISION, review: str = REVIEW
-) -> dict[str, str]:
-    """The four texts of a row."""
-    return {"concept": concept, "requirements": requirements, "vision": vision, "review": review}
+def documents(texts: Mapping[str, str] | None) -> dict[str, str]:
+    """The four texts of a row, some of which may be given."""
+    return {"concept": CONCEPT, "requirements": REQUIREMENTS, "vision": VISION, "review": REVIEW} | dict(texts or {})
 
 
 def teacher_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
     """A row in the teacher format; `more` replaces or adds keys."""
-    given = documents(**(texts or {}))
-    row = {
+    given = documents(texts)
+    return {
         "concept": given["concept"],
         "requirements_yaml": given["requirements"],
         "teacher_product_vision": given["vision"],
         "teacher_product_owner_review": given["review"],
         "score": 0.9,
         "metadata": {"model": "teacher-1"},
-    }
-    return row | more
+    } | more
 
 
 def nested_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
     """A row in the nested format."""
-    given = documents(**(texts or {}))
-    row = {
+    given = documents(texts)
+    return {
         "input": {
             "concept_id": "C-1",
             "concept": given["concept"],
@@ -57,27 +53,25 @@ def nested_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str,
         "output": {"product_vision": given["vision"], "product_owner_review": given["review"]},
         "metadata": {"seconds": 3},
         "score": 0.9,
-    }
-    return row | more
+    } | more
 
 
 def prompt_output_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
     """A row in the prompt/output format with CONCEPT and REQUIREMENTS sections."""
-    given = documents(**(texts or {}))
-    row = {
+    given = documents(texts)
+    return {
         "concept_id": "C-2",
         "tier": "simple",
         "prompt": f"You are a Product Owner.\n\nCONCEPT:\n{given['concept']}\n\nREQUIREMENTS:\n{given['requirements']}\n"
         "Respond with two fenced YAML blocks: VISION and REVIEW.",
         "output": format_answer(given["vision"], given["review"]),
         "score": 0.9,
-    }
-    return row | more
+    } | more
 
 
 def vision_prompt_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
     """A row in the prompt/output format whose prompt shows the vision instead of a concept."""
-    given = documents(**(texts or {}))
+    given = documents(texts)
     prompt = (
         "You are a Product Owner. Review the requirements against the product vision.\n\n"
         f"```yaml VISION\n{given['vision']}```\n\n```yaml REQUIREMENTS\n{given['requirements']}```\n\n"
@@ -88,7 +82,7 @@ def vision_prompt_row(texts: Mapping[str, str] | None = None, **more: Any) -> di
 
 def pair_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
     """A row in the pair format, as supervised_dataset writes it."""
-    given = documents(**(texts or {}))
+    given = documents(texts)
     return {
         "prompt": build_prompt(given["concept"], given["requirements"]),
         "response": format_answer(given["vision"], given["review"]),
@@ -192,10 +186,6 @@ def take_in(layout: Layout, workers: int | None = 1) -> tuple[list[Source], Summ
 
 def judged(layout: Layout, check: str, **policy: Any) -> dg.AssetCheckResult:
     """What a check of the teacher rows says of the files as they stand, as its page shows it."""
-    sources = sources_of(read_manifest(layout.raw), layout.raw)
-    if check in raw_checks.names:
-        verdict = raw_checks.verdicts(Snapshot(layout, sources, {}))[check]
-        return to_check_result(check, raw_checks.asset, verdict)
-    counted = balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected)
-    found = Normalization(layout, sources, IntakeSettings(**policy), counted)
-    return to_check_result(check, normalized_checks.asset, normalized_checks.verdicts(found, {check})[check])
+    checks = raw_checks if check in raw_checks.names else normalized_checks
+    verdict = checks.verdicts(TableEvidence(layout, IntakeSettings(**policy)), {check})[check]
+    return to_check_result(check, checks.asset, verdict)

@@ -5,7 +5,6 @@ row only has to be read.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,26 +15,17 @@ from po_assets.intake.normalization import normalize
 FOLDER = Path(__file__).parent / "cases"
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What becomes of a case's first line."""
-
-    outcome: str
-    """`kept`, or the reason of the rejection."""
-    says: tuple[str, ...] = ()
-    """In the ledger's note or detail."""
-    holds: Mapping[str, str] = field(default_factory=dict)
-    """Texts in columns of the normalized row."""
-    lacks: tuple[str, ...] = ()
-    """Texts in none of the row's four documents."""
+Expected = tuple[str, tuple[str, ...], Mapping[str, str], tuple[str, ...]]
+"""What becomes of a case's first line: `kept` or the reason of the rejection; texts in the ledger's note or detail; texts
+in columns of the normalized row; texts in none of the row's four documents."""
 
 
 def kept(*says: str, lacks: tuple[str, ...] = (), **holds: str) -> Expected:
-    return Expected("kept", says, holds, lacks)
+    return "kept", says, holds, lacks
 
 
 def rejected(reason: str, *says: str) -> Expected:
-    return Expected(reason, says)
+    return reason, says, {}, ()
 
 
 CASES = {
@@ -50,10 +40,10 @@ CASES = {
     "12-y08-fence-in-scalar": kept(vision_yaml="  ```yaml\n  route: 7\n  ```\n  End of the example."),
     "14-x02-concept-names-yaml": kept(
         concept="A linter for configuration files.\nProduce clear YAML errors for junior engineers and mend them at once."
-        "\nIt serves platform teams in banks.",
+        "\nIt serves platform teams in banks."
     ),
     "16-x03-concept-has-vision-line": kept(
-        concept="A route planner.\nVISION: be the first choice of every courier in the Alps.\nIt does not store parcels.",
+        concept="A route planner.\nVISION: be the first choice of every courier in the Alps.\nIt does not store parcels."
     ),
     "18-x01b-fewshot-fenced": kept(
         "2 sections CONCEPT that differ; the last one was taken", lacks=("vets", "Vets", "Vet desk")
@@ -102,7 +92,7 @@ def test_every_case_has_its_expectation() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_case_comes_out_as_its_text_says(name: str) -> None:
     """The first line of the file; what is said of it stands in the ledger's note or detail."""
-    expected = CASES[name]
+    expected, says, holds, lacks = CASES[name]
     data = (FOLDER / f"{name}.jsonl").read_bytes()
     first = data.split(b"\n")[0]
     try:
@@ -110,12 +100,12 @@ def test_a_case_comes_out_as_its_text_says(name: str) -> None:
         outcome, said, row = "kept", normalized.notes, normalized.row
     except Rejected as found:
         outcome, said, row = found.reason.value, found.detail, {}
-    assert outcome == expected.outcome, said
-    assert all(text in said for text in expected.says), said
-    for column, text in expected.holds.items():
+    assert outcome == expected, said
+    assert all(text in said for text in says), said
+    for column, text in holds.items():
         assert text in row[column]
     documents = [row.get(key, "") for key in ("concept", "requirements_yaml", "vision_yaml", "review_yaml")]
-    assert not [text for text in expected.lacks for document in documents if text in document]
-    if outcome == "kept" and "concept" not in expected.holds and name not in {"37-w04-answer-leak", "64-e08-homoglyph"}:
+    assert not [text for text in lacks for document in documents if text in document]
+    if outcome == "kept" and "concept" not in holds and name not in {"37-w04-answer-leak", "64-e08-homoglyph"}:
         assert row["valid"]
         assert row["concept"] == "A route planner for small delivery companies"

@@ -123,21 +123,6 @@ def test_landing_the_same_again_gives_the_same_data_versions(tmp_path: Path) -> 
     assert len(versions[0]) == 2
 
 
-def test_an_empty_landing_folder_fails_raw_teacher_and_keeps_what_was_made(tmp_path: Path) -> None:
-    """One clear message with the folder and the way out; nothing already made is damaged."""
-    layout = land(tmp_path, a=[GOOD])
-    run(layout)
-    made = {path.name: path.read_bytes() for path in layout.raw.parent.iterdir()}
-    (layout.incoming / "a.jsonl").unlink()
-    result = run(layout)
-    assert not result.success
-    message = failure_message(result, "raw_teacher")
-    assert str(layout.incoming) in message
-    assert "teacher rows into it" in message
-    assert not evaluations(result)
-    assert {path.name: path.read_bytes() for path in layout.raw.parent.iterdir()} == made
-
-
 def test_has_records_fails_when_every_line_is_blank(tmp_path: Path) -> None:
     """And stops the graph."""
     result = run(land(tmp_path, a=b"\n\n", b=b"  \r\n"))
@@ -158,7 +143,7 @@ def test_has_records_names_files_without_records(tmp_path: Path) -> None:
 
 
 def test_has_records_warns_of_what_was_not_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows that are there go on; the others are named in the asset's metadata, too."""
+    """The rows that are there go on; the others are named with the reason, but for hidden ones, still being written."""
     layout = land(tmp_path, a=[GOOD])
     odd_entries(tmp_path / "incoming")
     lock(monkeypatch)
@@ -173,7 +158,18 @@ def test_has_records_warns_of_what_was_not_taken_in(tmp_path: Path, monkeypatch:
     )
     assert "readable and named \\*.jsonl; move the rest elsewhere" in found.description
     shown = {row["file"]: row["reason"] for row in table(found)}
-    assert shown["second.json"] == "does not end in .jsonl; if it holds teacher rows, unpack it or rename it"
+    ending = "does not end in .jsonl; if it holds teacher rows, unpack it or rename it"
+    folder = "is a folder; put its *.jsonl files directly into the landing folder"
+    assert shown == {
+        "caf\\xe9.jsonl": "has a name that is not UTF-8; rename it",
+        "gone.jsonl": "is a link to nothing; put the file itself there, or remove it",
+        "locked.jsonl": "may not be read by this user; change its permissions (chmod a+r)",
+        "old": folder,
+        "pipe.jsonl": "is not a regular file; put the file itself there, or remove it",
+        "second.json": ending,
+        "third.jsonl.gz": ending,
+        "x.jsonl": folder,
+    }
     (raw,) = result.asset_materializations_for_node("raw_teacher")
     assert raw.metadata["skipped"].value == 8
     listed = str(raw.metadata["skipped_files"].value)
@@ -214,25 +210,6 @@ def test_rejected_share_says_how_many_more_there_are(tmp_path: Path) -> None:
     assert str(table(found)[0]["detail"]).endswith("alpaca, batch (see docs/formats.md)")
 
 
-def test_rejected_share_warns_below_the_limit(tmp_path: Path) -> None:
-    """Even one rejected row is shown; the graph goes on."""
-    result = run(land(tmp_path, a=[GOOD] * 30 + [{"a": 1}]))
-    found = evaluations(result)["rejected_share"]
-    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert "1 of 31 landed rows (3.2%) was rejected, at most 5.0% may be" in found.description
-    assert result.success
-
-
-def test_declared_scores_that_are_not_the_metrics_are_listed_worst_first(tmp_path: Path) -> None:
-    """A warning with both figures; the policy may trust the declared ones."""
-    layout = taken_in(tmp_path, a=[GOOD, teacher_row(score=METRIC - 0.1), teacher_row(score=0.2)])
-    found = judged(layout, "declared_scores_match_metric")
-    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert "2 of 3 declared scores differ from the metric's by more than 0.005" in found.description
-    assert "score_source: metric" in found.description
-    assert [(row["line"], row["declared"]) for row in table(found)] == [(3, 0.2), (2, round(METRIC - 0.1, 4))]
-
-
 def test_a_difference_within_the_tolerance_is_none(tmp_path: Path) -> None:
     """The tolerance is a setting."""
     layout = taken_in(tmp_path, a=[teacher_row(score=METRIC - 0.02)])
@@ -260,15 +237,6 @@ def test_ledger_balances_counts_disagreements_that_it_does_not_name(tmp_path: Pa
     found = judged(layout, "ledger_balances")
     assert "the ledger says 49 kept; 52 disagreements found." in found.description
     assert "The table shows 20 of 52 rows." in found.description
-
-
-def test_ledger_balances_fails_when_a_normalized_row_is_gone(tmp_path: Path) -> None:
-    """A row that the ledger calls kept must be in the table."""
-    layout = taken_in(tmp_path, a=[GOOD, GOOD])
-    layout.normalized.write_bytes(layout.normalized.read_bytes().splitlines(keepends=True)[0])
-    found = judged(layout, "ledger_balances")
-    assert not found.passed
-    assert table(found)[0]["fault"] == "1 found where 2 are due: normalized rows, one for each row not rejected"
 
 
 def test_schema_names_each_fault_of_each_row(tmp_path: Path) -> None:
@@ -301,13 +269,6 @@ def test_schema_fails_when_every_row_was_rejected(tmp_path: Path) -> None:
     found = judged(taken_in(tmp_path, a=b"{\n"), "schema")
     assert not found.passed
     assert "There is no normalized row: every landed line was rejected." in found.description
-
-
-def test_a_single_check_can_be_run_alone(tmp_path: Path) -> None:
-    """As people do from the check's page."""
-    layout = taken_in(tmp_path, a=[GOOD])
-    key = dg.AssetCheckKey(dg.AssetKey("normalized_teacher"), "schema")
-    assert set(evaluations(run(layout, selection=dg.AssetSelection.checks(key)))) == {"schema"}
 
 
 def test_a_run_without_the_snapshot_says_what_to_do(tmp_path: Path) -> None:

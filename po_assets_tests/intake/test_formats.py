@@ -76,45 +76,6 @@ def test_an_unknown_row_names_its_keys_and_the_known_formats() -> None:
     assert len(reject({f"key_{number}": 1 for number in range(50)}).detail) <= CELL_CHARACTERS
 
 
-@pytest.mark.parametrize(
-    ("row", "reason", "detail"),
-    [
-        (
-            {"concept": " ", "teacher_product_vision": VISION},
-            Reason.MISSING_PART,
-            "concept is blank; requirements_yaml is missing; teacher_product_owner_review is missing",
-        ),
-        (teacher_row(concept=7), Reason.SCHEMA, "concept must be a string, got 7"),
-        (
-            {"input": {}, "output": {"product_vision": {"a": 1}}},
-            Reason.MISSING_PART,
-            (
-                "input.concept is missing; input.requirements_yaml is missing; output.product_owner_review is missing; "
-                "output.product_vision must be a string, got {'a': 1}"
-            ),
-        ),
-        (prompt_output_row(prompt="Hello"), Reason.MISSING_PART, "the prompt has no CONCEPT section"),
-        (prompt_output_row(prompt="Hello"), Reason.MISSING_PART, "the prompt has no REQUIREMENTS"),
-        (prompt_output_row(output="```yaml VISION\na: 1\n```"), Reason.MISSING_PART, "the REVIEW block is missing"),
-        (pair_row(response="no blocks"), Reason.MISSING_PART, "the VISION block is missing"),
-        (
-            chat_row(messages=[]),
-            Reason.MISSING_PART,
-            "there is no question of a user (roles found: none); there is no answer (roles found: none)",
-        ),
-        (chat_row(messages="hi"), Reason.SCHEMA, "messages must be an array, got 'hi'"),
-        (chat_row(messages=[{"role": "user"}]), Reason.SCHEMA, "message 1 must have role and content as strings"),
-        (chat_row(messages=[3]), Reason.SCHEMA, "message 1 must have role and content"),
-    ],
-)
-def test_a_row_with_parts_missing_names_all_of_them(row: dict[str, Any], reason: Reason, detail: str) -> None:
-    """One rejection says everything that is wrong with the row's form."""
-    rejected = reject(row)
-    assert rejected.reason == reason
-    assert detail in rejected.detail
-    assert rejected.format_name is not None
-
-
 def test_of_several_turns_the_last_answered_one_is_read() -> None:
     """As in few-shot prompts; the others are named, and the last question must stand for itself."""
     earlier = chat_row({"concept": "An appointment desk for village vets"})["messages"]
@@ -150,12 +111,6 @@ def test_a_vision_without_name_and_summary_cannot_stand_in() -> None:
     """Then there is no concept, and the row says so."""
     prompt = "```yaml VISION\na: 1\n```\n```yaml REQUIREMENTS\nFR001: x\n```"
     assert "no CONCEPT section and no vision to take it from" in reject(prompt_output_row(prompt=prompt)).detail
-
-
-def test_detecting_needs_no_particular_order_of_keys() -> None:
-    """The keys decide, whatever stands around them."""
-    pair = pair_row()
-    assert normalize(line_of({"x": 1, "response": pair["response"], "prompt": pair["prompt"]})).row["format"] == "pair"
 
 
 USER = {"role": "user", "content": pair_row()["prompt"]}
@@ -227,11 +182,6 @@ def test_columns_without_a_value_are_absent(name: str, empty: dict[str, object])
         ({"messages": SYSTEM}, "chat", "the sections stand in the system message"),
         ({"prompt": [USER], "completion": ANSWER["content"]}, "prompt/completion", ""),
         ({"chosen": [USER, ANSWER], "rejected": [USER]}, "preference", "not read: rejected"),
-        (
-            {"instruction": USER["content"], "output": ANSWER["content"], "history": [["a", "b"]]},
-            "alpaca",
-            "not read: history",
-        ),
         ({"input": USER["content"], "output": ANSWER["content"]}, "alpaca", ""),
         (
             {
@@ -283,104 +233,114 @@ def test_what_others_write_is_read_and_the_rest_is_named(row: dict[str, Any], na
 
 
 @pytest.mark.parametrize(
-    ("row", "reason", "detail"),
+    ("row", "said"),
     [
-        (teacher_row(weight=0), Reason.WEIGHT_0, "weight is 0: whoever wrote the row does not want it trained on"),
-        (chat_row(messages=[USER, ANSWER | {"train": False}]), Reason.WEIGHT_0, "message 2: train is False"),
-        (teacher_row(metadata={"weight": 0.0}), Reason.WEIGHT_0, "metadata.weight is 0.0"),
-        (pair_row(finish_reason="MAX_TOKENS"), Reason.ANSWER_CUT, "finish_reason is 'MAX_TOKENS': the answer was cut"),
-        (pair_row(truncated=True), Reason.ANSWER_CUT, "truncated is True"),
-        (pair_row(is_truncated="true"), Reason.ANSWER_CUT, "is_truncated is 'true'"),
-        (teacher_row(weight="0.0"), Reason.WEIGHT_0, "weight is '0.0'"),
+        # One rejection says everything that is wrong with the row's form.
+        (
+            {"concept": " ", "teacher_product_vision": VISION},
+            "missing part: concept is blank; requirements_yaml is missing; teacher_product_owner_review is missing",
+        ),
+        (teacher_row(concept=7), "schema: concept must be a string, got 7"),
+        (
+            {"input": {}, "output": {"product_vision": {"a": 1}}},
+            "missing part: input.concept is missing; input.requirements_yaml is missing; output.product_owner_review is missing; output.product_vision must be a string, got {'a': 1}",
+        ),
+        (prompt_output_row(prompt="Hello"), "missing part: the prompt has no CONCEPT section"),
+        (prompt_output_row(prompt="Hello"), "missing part: the prompt has no REQUIREMENTS"),
+        (prompt_output_row(output="```yaml VISION\na: 1\n```"), "missing part: the REVIEW block is missing"),
+        (pair_row(response="no blocks"), "missing part: the VISION block is missing"),
+        (
+            chat_row(messages=[]),
+            "missing part: there is no question of a user (roles found: none); there is no answer (roles found: none)",
+        ),
+        (chat_row(messages="hi"), "schema: messages must be an array, got 'hi'"),
+        (chat_row(messages=[{"role": "user"}]), "schema: message 1 must have role and content as strings"),
+        (chat_row(messages=[3]), "schema: message 1 must have role and content"),
+        (teacher_row(weight=0), "weight 0: weight is 0: whoever wrote the row does not want it trained on"),
+        (chat_row(messages=[USER, ANSWER | {"train": False}]), "weight 0: message 2: train is False"),
+        (teacher_row(metadata={"weight": 0.0}), "weight 0: metadata.weight is 0.0"),
+        (pair_row(finish_reason="MAX_TOKENS"), "answer cut: finish_reason is 'MAX_TOKENS': the answer was cut"),
+        (pair_row(truncated=True), "answer cut: truncated is True"),
+        (pair_row(is_truncated="true"), "answer cut: is_truncated is 'true'"),
+        (teacher_row(weight="0.0"), "weight 0: weight is '0.0'"),
         (
             teacher_row(response=ANSWER["content"].replace("aligned", "conflicts")),
-            Reason.AMBIGUOUS,
-            "the row holds two answers that differ, as teacher (concept, requirements_yaml",
+            "ambiguous: the row holds two answers that differ, as teacher (concept, requirements_yaml",
         ),
         (
             nested_row(input=nested_row()["input"] | {"existing_vision_yaml": {"a": 1}}),
-            Reason.SCHEMA,
-            "input.existing_vision_yaml must be a string, got {'a': 1}",
+            "schema: input.existing_vision_yaml must be a string, got {'a': 1}",
         ),
-        (teacher_row(sample_weight=0), Reason.WEIGHT_0, "sample_weight is 0"),
-        (teacher_row(train="False"), Reason.WEIGHT_0, "train is 'False'"),
-        (chat_row(messages=[USER, ANSWER | {"loss": False}]), Reason.WEIGHT_0, "message 2: loss is False"),
-        (nested_row(input=nested_row()["input"] | {"weight": 0}), Reason.WEIGHT_0, "input.weight is 0"),
+        (teacher_row(sample_weight=0), "weight 0: sample_weight is 0"),
+        (teacher_row(train="False"), "weight 0: train is 'False'"),
+        (chat_row(messages=[USER, ANSWER | {"loss": False}]), "weight 0: message 2: loss is False"),
+        (nested_row(input=nested_row()["input"] | {"weight": 0}), "weight 0: input.weight is 0"),
         (
             {"prompt": [USER], "completion": [ANSWER], "label": False},
-            Reason.WEIGHT_0,
-            "label is False: the row says that its answer is a bad one",
+            "weight 0: label is False: the row says that its answer is a bad one",
         ),
-        (teacher_row(metadata={"review_finish_reason": "length"}), Reason.ANSWER_CUT, "metadata.review_finish_reason"),
+        (teacher_row(metadata={"review_finish_reason": "length"}), "answer cut: metadata.review_finish_reason"),
         (
             teacher_row(metadata={"calls": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}),
-            Reason.ANSWER_CUT,
-            "metadata.calls.2.finish_reason is 'length'",
+            "answer cut: metadata.calls.2.finish_reason is 'length'",
         ),
-        (batch_row(response=CUT), Reason.ANSWER_CUT, "the response's status is 'incomplete'"),
-        (teacher_row(metadata='{"stop_reason": "length"}'), Reason.ANSWER_CUT, "metadata.stop_reason is 'length'"),
-        (
-            nested_row(output=nested_row()["output"] | {"done_reason": "length"}),
-            Reason.ANSWER_CUT,
-            "output.done_reason",
-        ),
-        (batch_row(response=FILTERED), Reason.ANSWER_CUT, "the service stopped the answer"),
-        (batch_row(response=DIFFERENT), Reason.AMBIGUOUS, "2 different choices"),
+        (batch_row(response=CUT), "answer cut: the response's status is 'incomplete'"),
+        (teacher_row(metadata='{"stop_reason": "length"}'), "answer cut: metadata.stop_reason is 'length'"),
+        (nested_row(output=nested_row()["output"] | {"done_reason": "length"}), "answer cut: output.done_reason"),
+        (batch_row(response=FILTERED), "answer cut: the service stopped the answer"),
+        (batch_row(response=DIFFERENT), "ambiguous: 2 different choices"),
         (
             batch_row(response=None, error={"code": "x"}),
-            Reason.MISSING_PART,
-            "the service gave no answer but an error: {'code': 'x'}",
+            "missing part: the service gave no answer but an error: {'code': 'x'}",
         ),
-        (batch_row(response={"status_code": 429}), Reason.MISSING_PART, "but an error: 429"),
+        (batch_row(response={"status_code": 429}), "missing part: but an error: 429"),
         (
             batch_row(body=None),
-            Reason.MISSING_PART,
-            "the line has no request (body.messages): put the body of the same custom_id",
+            "missing part: the line has no request (body.messages): put the body of the same custom_id",
         ),
-        (batch_row(response=None), Reason.MISSING_PART, "there is no answer (roles found: system, user)"),
-        (pair_row(output=OTHER), Reason.AMBIGUOUS, "as prompt/output (prompt, output"),
-        (teacher_row(messages=[USER, ANSWER | {"content": OTHER}]), Reason.AMBIGUOUS, "as teacher (concept"),
+        (batch_row(response=None), "missing part: there is no answer (roles found: system, user)"),
+        (pair_row(output=OTHER), "ambiguous: as prompt/output (prompt, output"),
         (
             chat_row(messages=[USER, ANSWER | {"content": None, "refusal": "I cannot."}]),
-            Reason.MISSING_PART,
-            "message 2: the answer is a refusal: 'I cannot.'",
-        ),
-        (
-            chat_row(messages=[USER, ANSWER | {"content": None, "tool_calls": [1]}]),
-            Reason.MISSING_PART,
-            "rests on tool calls",
-        ),
-        (
-            chat_row(messages=[USER | {"content": [{"type": "input_audio"}]}, ANSWER]),
-            Reason.SCHEMA,
-            "message 1 holds a part of type 'input_audio'",
+            "missing part: message 2: the answer is a refusal: 'I cannot.'",
         ),
         (
             chat_row(messages=[USER | {"role": "narrator"}, ANSWER]),
-            Reason.SCHEMA,
-            "message 1 has the role 'narrator'; known roles are user, human",
+            "schema: message 1 has the role 'narrator'; known roles are user, human",
         ),
-        (chat_row(messages=[ANSWER]), Reason.MISSING_PART, "there is no question of a user (roles found: assistant)"),
+        (chat_row(messages=[ANSWER]), "missing part: there is no question of a user (roles found: assistant)"),
         (
             chat_row(messages=[USER, ANSWER | {"content": "", "reasoning_content": ANSWER["content"]}]),
-            Reason.MISSING_PART,
-            "there is no answer",
+            "missing part: there is no answer",
         ),
         (
             {"concept": "x", "requirements_yaml": "a: 1"},
-            Reason.MISSING_PART,
-            "teacher_product_vision is missing; teacher_product_owner_review is missing",
+            "missing part: teacher_product_vision is missing; teacher_product_owner_review is missing",
         ),
-        ({"prompt": "x"}, Reason.MISSING_PART, "it must name CONCEPT: and REQUIREMENTS:"),
+        ({"prompt": "x"}, "missing part: it must name CONCEPT: and REQUIREMENTS:"),
+        # What a person sees in the row is not just missing: it is said why it does not count.
+        (
+            pair_row(response=f"<think>\n{ANSWER['content']}\n</think>"),
+            "missing part: what its reasoning marks (such as </think>) close, or open, is not the answer",
+        ),
+        (pair_row(response=f"{VISION}\n{REVIEW}"), "missing part: line 1 begins a document without a fence"),
+        (
+            pair_row(prompt=f"CONCEPT: {CONCEPT}\nREQUIREMENTS:\n```yaml\n{REQUIREMENTS}"),
+            "missing part: the fence of the REQUIREMENTS in line 3 is not closed",
+        ),
+        (
+            chat_row(messages=[USER, ANSWER, {"role": "user", "content": "Thanks"}, ANSWER | {"content": "Bye."}]),
+            "missing part: 2 earlier messages before the last question were not read",
+        ),
     ],
 )
-def test_what_is_not_to_be_trained_on_is_refused_in_a_sentence(
-    row: dict[str, Any], reason: Reason, detail: str
-) -> None:
-    """Cut, refused, weighted with nothing, answered twice, or no text at all."""
+def test_what_cannot_or_must_not_be_trained_on_is_refused_in_a_sentence(row: dict[str, Any], said: str) -> None:
+    """Parts missing, cut, refused, weighted with nothing, answered twice, or no text at all."""
+    reason, _, detail = said.partition(": ")
     rejected = reject(row)
     assert rejected.reason == reason
     assert detail in rejected.detail
+    assert rejected.format_name is not None
 
 
 def test_metadata_written_as_json_text_is_read() -> None:
@@ -424,39 +384,6 @@ def test_a_question_can_be_read_without_an_answer(row: dict[str, Any]) -> None:
     _, record = read_record(row, answer_needed=False)
     assert (record.concept, record.requirements_yaml.strip()) == (CONCEPT, REQUIREMENTS.strip())
     assert not record.vision_yaml + record.review_yaml
-
-
-def test_a_flag_in_either_of_two_equal_answers_counts() -> None:
-    """Nothing is trained on because another column does not say so."""
-    row = teacher_row(messages=[USER, ANSWER | {"weight": 0}])
-    assert reject(row).reason == Reason.WEIGHT_0
-
-
-@pytest.mark.parametrize(
-    ("row", "detail"),
-    [
-        (
-            pair_row(response=f"<think>\n{ANSWER['content']}\n</think>"),
-            "what its reasoning marks (such as </think>) close, or open, is not the answer",
-        ),
-        (pair_row(response=f"{VISION}\n{REVIEW}"), "line 1 begins a document without a fence"),
-        (
-            pair_row(prompt=f"CONCEPT: {CONCEPT}\nREQUIREMENTS:\n```yaml\n{REQUIREMENTS}"),
-            "the fence of the REQUIREMENTS in line 3 is not closed",
-        ),
-        (
-            chat_row(messages=[USER, ANSWER, {"role": "user", "content": "Thanks"}, ANSWER | {"content": "Bye."}]),
-            "2 earlier messages before the last question were not read",
-        ),
-    ],
-)
-def test_a_part_that_is_seen_and_not_read_is_said_to_be_missing_with_the_cause(
-    row: dict[str, Any], detail: str
-) -> None:
-    """A person sees it in the row, and has to learn why it does not count."""
-    rejected = reject(row)
-    assert rejected.reason == Reason.MISSING_PART
-    assert detail in rejected.detail
 
 
 @pytest.mark.parametrize("existing", ["No existing vision.", "(none yet)", "There is no vision yet"])

@@ -34,18 +34,6 @@ def test_lines_are_copied_verbatim_in_name_order(tmp_path: Path) -> None:
     assert sources[0].sha256 == hashlib.sha256(b"{1}\n").hexdigest()
 
 
-def test_lines_are_found_again_under_file_and_number(tmp_path: Path) -> None:
-    """The snapshot keeps where each line came from."""
-    layout = land(tmp_path, a=b"x\ny", b=b"\nz\r\n")
-    lines = list(snapshot_lines(layout.raw, taken(layout)))
-    assert [(line.file, line.number, line.data) for line in lines] == [
-        ("a.jsonl", 1, b"x"),
-        ("a.jsonl", 2, b"y"),
-        ("b.jsonl", 1, b""),
-        ("b.jsonl", 2, b"z\r"),
-    ]
-
-
 def test_the_ending_is_taken_in_any_case_and_as_the_sensor_takes_it(tmp_path: Path) -> None:
     """Programs on Windows write .JSONL; what the sensor does not see must not land, nor the other way round."""
     layout = land(tmp_path, a=b"x\n")
@@ -73,37 +61,6 @@ def lock(patch: pytest.MonkeyPatch) -> None:
     """Let no file with "locked" in its name be read, whoever runs the tests (permissions do not stop root)."""
     may = os.access
     patch.setattr(landing.os, "access", lambda path, mode: "locked" not in str(path) and may(path, mode))
-
-
-def test_what_is_not_taken_in_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of it stops the rest; hidden files are still being written, and nobody needs to hear of them."""
-    layout = land(tmp_path, a=b"x\n")
-    odd_entries(tmp_path / "incoming")
-    lock(monkeypatch)
-    folder = list_landing(layout.incoming)
-    assert [file.name for file in folder.files] == ["a.jsonl", "linked.jsonl"]
-    assert skipped_record(folder) == {
-        "count": 8,
-        "first": [
-            {"file": "caf\\xe9.jsonl", "reason": "has a name that is not UTF-8; rename it"},
-            {"file": "gone.jsonl", "reason": "is a link to nothing; put the file itself there, or remove it"},
-            {
-                "file": "locked.jsonl",
-                "reason": "may not be read by this user; change its permissions (chmod a+r)",
-            },
-            {"file": "old", "reason": "is a folder; put its *.jsonl files directly into the landing folder"},
-            {"file": "pipe.jsonl", "reason": "is not a regular file; put the file itself there, or remove it"},
-            {
-                "file": "second.json",
-                "reason": "does not end in .jsonl; if it holds teacher rows, unpack it or rename it",
-            },
-            {
-                "file": "third.jsonl.gz",
-                "reason": "does not end in .jsonl; if it holds teacher rows, unpack it or rename it",
-            },
-            {"file": "x.jsonl", "reason": "is a folder; put its *.jsonl files directly into the landing folder"},
-        ],
-    }
 
 
 def test_of_many_entries_that_are_not_taken_in_twenty_are_named(tmp_path: Path) -> None:
@@ -196,11 +153,11 @@ def test_a_huge_line_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(landing, "MAX_LINE_BYTES", 10)
     layout = land(tmp_path, a=b"x" * 100 + b"\nshort\n" + b"y" * 10 + b"\n" + b"z" * 50)
     lines = list(snapshot_lines(layout.raw, taken(layout)))
-    assert [(line.data, line.length, line.is_whole) for line in lines] == [
-        (b"x" * 10, 100, False),
-        (b"short", 5, True),
-        (b"y" * 10, 10, True),
-        (b"z" * 10, 50, False),
+    assert [(line.data, line.length) for line in lines] == [
+        (b"x" * 10, 100),
+        (b"short", 5),
+        (b"y" * 10, 10),
+        (b"z" * 10, 50),
     ]
 
 

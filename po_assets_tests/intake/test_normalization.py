@@ -1,48 +1,15 @@
 """What is said about a row from the row alone: score, status, validity, identity."""
 
-from typing import Any
-
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from po_assets.intake.lines import Reason, Rejected
-from po_assets.intake.normalization import COLUMNS, input_digest, normalize, read_score
-from po_assets.product_owner import read_status, score_product_owner, validate_answer
-from po_assets_tests.intake.landed_rows import BUILDERS, CONCEPT, line_of, pair_row, teacher_row
+from po_assets.intake.normalization import input_digest, normalize, read_score
+from po_assets.product_owner import read_status
+from po_assets_tests.intake.landed_rows import BUILDERS, CONCEPT, line_of, teacher_row
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
-
-
-def test_a_row_has_the_columns_in_order() -> None:
-    """The table's schema is what the rows have."""
-    assert list(normalize(line_of(teacher_row())).row) == list(COLUMNS)
-
-
-def test_metric_and_validity_are_those_of_the_product_owner_package() -> None:
-    """The row's figures are the metric's and the validator's own."""
-    short = REVIEW.replace("- Keep FR001 and FR002 as they are.\n", "")
-    row = normalize(line_of(teacher_row({"review": short}))).row
-    assert row["metric_score"] == score_product_owner(REQUIREMENTS, VISION, short).total
-    assert row["valid"] is False
-    assert row["invalid_reason"] == validate_answer(VISION, short).reason
-    assert "recommended_actions holds 1" in row["invalid_reason"]
-
-
-def test_a_declared_score_counts_and_is_kept() -> None:
-    """Declared and measured score stand beside each other."""
-    row = normalize(line_of(teacher_row(score=0.5))).row
-    assert (row["score"], row["score_source"], row["declared_score"]) == (0.5, "declared", 0.5)
-
-
-@pytest.mark.parametrize("row", [teacher_row(score=None), pair_row()])
-def test_a_missing_score_is_computed_and_said_so(row: dict[str, Any]) -> None:
-    """The manual process took it for 1.0."""
-    normalized = normalize(line_of(row))
-    metric = score_product_owner(REQUIREMENTS, VISION, REVIEW).total
-    assert (normalized.row["score"], normalized.row["score_source"]) == (metric, "metric")
-    assert normalized.row["declared_score"] is None
-    assert f"no score was declared; the metric gives {metric:.3f}" in normalized.notes
 
 
 @pytest.mark.parametrize(("value", "number"), [(0, 0.0), (1, 1.0), (0.875, 0.875), ("0.91", 0.91), (" 1 ", 1.0)])
@@ -72,16 +39,6 @@ def test_a_score_that_is_no_number_from_0_to_1_rejects_the_row(value: object) ->
         ({"requirements": "- a\n- b"}, "REQUIREMENTS: it must be a mapping of keys to values, got a list"),
         ({"vision": "a: [1", "review": "b: ]"}, "VISION: line 2, column 1: did not find expected"),
         ({"vision": "a: [1", "review": "b: ]"}, "REVIEW: line 1"),
-        (
-            {
-                "vision": "a: &a [x, x]\nb: &b [*a, *a]\n"
-                + "".join(
-                    f"{chr(c)}: &{chr(c)} [" + ", ".join([f"*{chr(c - 1)}"] * 9) + "]\n"
-                    for c in range(ord("c"), ord("m"))
-                )
-            },
-            "aliases expand to more than",
-        ),
         ({"vision": "a: " + "[" * 60 + "]" * 60}, "nests more than 40 levels"),
         ({"requirements": "a: " + "x" * 300_000}, "characters, at most 50,000 are read"),
         ({"vision": "a: " + "9" * 5000}, "VISION: it holds an integer of 5000 digits; put it in quotes or correct it"),
@@ -148,13 +105,17 @@ def test_the_input_digest_tells_inputs_apart() -> None:
     assert len(digests) == 5
 
 
-TEXTS = st.text(max_size=60) | st.sampled_from([VISION, REVIEW, REQUIREMENTS, "a: 1", "status: aligned", "&a [*a]"])
-
-
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(
+    [VISION, REVIEW, REQUIREMENTS, "a: 1", "&a [*a]"]
+)
 ENVELOPES = ("contents", "result", "choices", "request", "params", "weight", "finish_reason", "truncated", "output")
 MESSAGE_KEYS = ("role", "from", "content", "value", "parts", "type", "text", "refusal", "message", "messages", "body")
 VALUES = st.recursive(
-    TEXTS | st.none() | st.integers() | st.booleans() | st.sampled_from(["user", "assistant", "message", 0.5]),
+    TEXTS
+    | st.none()
+    | st.integers(-(2**53), 2**53)
+    | st.booleans()
+    | st.sampled_from(["user", "assistant", "message", 0.5]),
     lambda values: (
         st.lists(values, max_size=3) | st.dictionaries(st.sampled_from((*MESSAGE_KEYS, *ENVELOPES)), values, max_size=4)
     ),
@@ -171,32 +132,10 @@ VALUES = st.recursive(
 )
 def test_any_row_gives_a_row_that_json_can_carry_or_a_reason(row: dict[str, object]) -> None:
     """Nothing that lands can stop the others."""
-    data = orjson.dumps(row) if _is_encodable(row) else b"{}"
     try:
-        assert orjson.loads(orjson.dumps(normalize(line_of(data)).row))
+        assert orjson.loads(orjson.dumps(normalize(line_of(orjson.dumps(row))).row))
     except Rejected as rejected:
         assert rejected.detail  # noqa: PT017
-
-
-@settings(max_examples=200, deadline=None)
-@given(TEXTS, TEXTS, TEXTS, TEXTS)
-def test_any_texts_give_a_row_or_a_reason(concept: str, requirements: str, vision: str, review: str) -> None:
-    """Whatever the teacher wrote, the row ends in the ledger."""
-    texts = {"concept": concept, "requirements": requirements, "vision": vision, "review": review}
-    row = teacher_row(texts)
-    try:
-        normalized = normalize(line_of(orjson.dumps(row) if _is_encodable(row) else b"{}"))
-        assert 0 <= normalized.row["metric_score"] <= 1
-    except Rejected as rejected:
-        assert rejected.detail  # noqa: PT017
-
-
-def _is_encodable(row: object) -> bool:
-    try:
-        orjson.dumps(row)
-    except (TypeError, orjson.JSONEncodeError):
-        return False
-    return True
 
 
 @pytest.mark.parametrize("written", ["misaligned", "'Misaligned'", '"misaligned"', "MISALIGNED  # sic"])
@@ -246,16 +185,6 @@ def test_requirements_that_ask_for_nothing_are_refused(requirements: str) -> Non
     with pytest.raises(Rejected, match="ask for nothing"):
         normalize(line_of(teacher_row({"requirements": requirements})))
     assert "name no requirement by an id" in normalize(line_of(teacher_row({"requirements": "title: X"}))).notes
-
-
-def test_look_alike_letters_do_not_hide_an_input() -> None:
-    """Half the letters Cyrillic, and a person sees no difference; the ledger notes it."""
-    hidden = CONCEPT.translate(str.maketrans("aeo", "\u0430\u0435\u043e"))
-    normalized = normalize(line_of(teacher_row({"concept": hidden})))
-    assert normalized.row["concept"] == hidden
-    assert normalized.row["input_digest"] == input_digest(CONCEPT, REQUIREMENTS)
-    assert "the concept mixes two scripts in one word" in normalized.notes
-    assert "U+0435 (cyrillic small letter ie)" in normalized.notes
 
 
 @pytest.mark.parametrize(

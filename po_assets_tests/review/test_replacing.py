@@ -6,8 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from po_assets.dataset.checks import supervised_checks
-from po_assets.dataset.evidence import DatasetEvidence
+from po_assets.dataset.checks import DatasetEvidence, supervised_checks
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.landing import sources_of
 from po_assets.intake.ledger import balance
@@ -37,7 +36,7 @@ def test_the_old_row_is_replaced_wherever_the_new_one_lands(tmp_path: Path, name
     assert (new["outcome"], new["detail"]) == ("kept", f"it replaces {old_file}.jsonl:2")
     assert sorted(kept_numbers(layout)) == [1, 3]
     sources = sources_of(read_manifest(layout.raw), layout.raw)
-    assert not balance(layout.raw, sources, layout.ledger, layout.normalized, layout.rejected).disagreements
+    assert not balance(layout, sources).disagreements
 
 
 def test_a_correction_of_a_correction_is_the_one_that_counts(tmp_path: Path) -> None:
