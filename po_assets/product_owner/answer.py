@@ -111,7 +111,8 @@ def parse_answer(text: str) -> ParsedAnswer:
         for label in (VISION, REVIEW)
         if label not in chosen or chosen[label].text is None
     )
-    unfenced = _unfenced_keys(lines, blocks)
+    fenced = {number for block in blocks if block.label for number in range(block.start, block.end)}
+    unfenced = [number for number, line in enumerate(lines) if number not in fenced and _ANSWER_KEY.match(line)]
     if missing:
         return ParsedAnswer(*_texts(chosen), missing, (*notes, *_not_read(bare, blocks, unfenced)))
     first = min(block.start for block in chosen.values())
@@ -133,7 +134,9 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
     """
     bare, reasoned = strip_reasoning(text)
     notes = [NOTE_OF_REASONING] if reasoned else []
-    whole = _without_label(_at_the_margin(bare).replace("\r\n", "\n").strip())
+    if bare.lstrip("\r\n")[:1] in {" ", "\t"}:  # all lines move to the left margin with the first, as far as they can
+        bare = dedent(bare.replace("\r\n", "\n"))
+    whole = _without_label(bare.replace("\r\n", "\n").strip())
     if whole[-3:] in {"---", "..."}:
         whole = _END_OF_DOCUMENT.sub("", whole)
     # Prose begins with a capital letter, or stands at the margin behind a blank line. (One pattern for both is slow.)
@@ -200,12 +203,6 @@ def _answers(blocks: Sequence[Block]) -> list[dict[str, Block]]:
     return answers
 
 
-def _unfenced_keys(lines: Sequence[str], blocks: Sequence[Block]) -> list[int]:
-    """The lines with a key of VISION or REVIEW that stand in none of their blocks."""
-    fenced = {number for block in blocks if block.label for number in range(block.start, block.end)}
-    return [number for number, line in enumerate(lines) if number not in fenced and _ANSWER_KEY.match(line)]
-
-
 def _not_read(text: str, blocks: Sequence[Block], unfenced: Sequence[int]) -> list[str]:
     """What stands in an incomplete answer and was not read, with the way out."""
     found: list[str] = []
@@ -239,11 +236,6 @@ def _bare_document(lines: list[str]) -> tuple[list[str], list[str]]:
         text, rest = yaml_part(lines)
         lines, beside = text.split("\n"), [*beside, *rest]
     return lines, beside
-
-
-def _at_the_margin(text: str) -> str:
-    """The text with its first line at the left margin, and all lines moved with it as far as they can."""
-    return dedent(text.replace("\r\n", "\n")) if text.lstrip("\r\n")[:1] in {" ", "\t"} else text
 
 
 def _is_complete(answer: dict[str, Block]) -> bool:

@@ -6,8 +6,6 @@ open one was never closed. Which blocks make an answer belongs to `answer`, what
 """
 
 import re
-from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +45,7 @@ _MARK = re.compile(
       |^\.\.\.done[ ]thinking\.$)""",
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
+_HINTS = ("<", "◁", "THINK]", "THINKING]", "Thinking...", "assistantfinal", "done thinking.")
 _KINDS = ("channel", "think", "thought", "reason", "reflect", "scratch", "analysis", "monologue")
 _END_OF_TURN = re.compile(r"(?:<\|\w{1,30}\|>|</s>|<eos>|<end_of_turn>)\Z")
 
@@ -111,7 +110,9 @@ def fenced_blocks(lines: Sequence[str], *, most_indent: int = 3, glued: bool = F
             if same and not info:
                 blocks.append(_block(lines, blocks, opened, number, closed=True))
                 opened = None
-            elif label_in(info) or (_YAML_INFO.match(info) and (same or not _is_document(opened[2]))):
+            elif label_in(info) or (
+                _YAML_INFO.match(info) and (same or not (label_in(opened[2]) or _YAML_INFO.match(opened[2])))
+            ):
                 blocks.append(_block(lines, blocks, opened, number, closed=False))
                 opened = (indent, fence, info, number)
     if opened is not None:
@@ -150,20 +151,19 @@ def strip_reasoning(text: str) -> tuple[str, bool]:
     Thoughts stand between two marks (`<think>`, `[THINK]`, `<|channel|>analysis` and their kin), before a lone closing
     mark, or after an opening mark that is never closed.
     """
-    marks = list(_MARK.finditer(text)) if _may_hold_marks(text) else []
+    # Asked first, since nearly all texts hold none and the search for all marks is slow.
+    marks = list(_MARK.finditer(text)) if any(hint in text for hint in _HINTS) else []
     if not marks:
         return _without_end_of_turn(text), False
-    closing = _closing_marks(marks)
-    kept: list[str] = []
-    start = number = 0
+    ends, kept, start, number = _ends(marks), list[str](), 0, 0
     while number < len(marks):
-        mark = marks[number]
+        mark, end = marks[number], ends[number]
         number += 1
         if mark.lastgroup == "close":
             if mark[0].lower() == "assistantfinal" and not text.lstrip().startswith("analysis"):
                 continue
             kept, start = [], mark.end()
-        elif end := _closed_at(mark, number, closing):
+        elif end:
             kept.append(text[start : mark.start()])
             number, start = end, marks[end - 1].end()
         elif _begins_or_ends_a_line(text, start, mark):
@@ -193,13 +193,10 @@ def _block(
     inner = "\n".join(inside)
     label = label_in(info)
     if not label and (not info or _YAML_INFO.match(info) or info.split()[0].lower() in {"json", "text", "txt"}):
-        label = _told_by_keys(inner) or _told_by_heading(lines[before[-1].end if before else 0 : start])
+        told = _TELLING_KEY.search(inner)
+        above = lines[before[-1].end if before else 0 : start]
+        label = _TOLD[(told.lastindex or 1) - 1] if told else _told_by_heading(above)
     return Block(info, inner if closed else None, start, end + 1 if closed else end, label)
-
-
-def _told_by_keys(text: str) -> str:
-    match = _TELLING_KEY.search(text)
-    return _TOLD[(match.lastindex or 1) - 1] if match else ""
 
 
 def _told_by_heading(lines: Sequence[str]) -> str:
@@ -209,38 +206,15 @@ def _told_by_heading(lines: Sequence[str]) -> str:
     return match[1].upper() if match else ""
 
 
-def _is_document(info: str) -> bool:
-    return bool(label_in(info) or _YAML_INFO.match(info))
-
-
-def _may_hold_marks(text: str) -> bool:
-    """Asked first, since nearly all texts hold none and the search for all marks is slow."""
-    return any(
-        mark in text for mark in ("<", "◁", "THINK]", "THINKING]", "Thinking...", "assistantfinal", "done thinking.")
-    )
-
-
-def _closing_marks(marks: Sequence[re.Match[str]]) -> dict[str, list[int]]:
-    """The numbers of the closing marks by kind, and of all of them under no kind."""
-    found: defaultdict[str, list[int]] = defaultdict(list)
-    for number, mark in enumerate(marks):
-        if mark.lastgroup == "close":
-            found[_kind(mark)].append(number)
-            found[""].append(number)
-    return found
-
-
-def _closed_at(mark: re.Match[str], start: int, closing: dict[str, list[int]]) -> int:
-    """One more than the number of the mark that closes this one: the next of its kind, else the next; 0 for none."""
-    for numbers in (closing.get(_kind(mark), []), closing.get("", [])):
-        place = bisect_left(numbers, start)
-        if place < len(numbers):
-            return numbers[place] + 1
-    return 0
-
-
-def _kind(mark: re.Match[str]) -> str:
-    return next((kind for kind in _KINDS if kind in mark[0].lower()), "")
+def _ends(marks: Sequence[re.Match[str]]) -> list[int]:
+    """For each mark, one more than the number of the mark that closes it: the next of its kind, else the next."""
+    ends, nearest = [0] * len(marks), dict[str, int]()
+    for number in reversed(range(len(marks))):
+        kind = next((kind for kind in _KINDS if kind in marks[number][0].lower()), "")
+        ends[number] = nearest.get(kind) or nearest.get("", 0)
+        if marks[number].lastgroup == "close":
+            nearest[kind] = nearest[""] = number + 1
+    return ends
 
 
 def _begins_or_ends_a_line(text: str, start: int, mark: re.Match[str]) -> bool:

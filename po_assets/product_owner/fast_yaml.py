@@ -113,15 +113,10 @@ def _are_sure(values: Iterable[Any], levels: int) -> bool:
 
 
 def _are_text(keys: Iterable[Any]) -> bool:
-    return all(type(key) is str and _is_text_key(key) for key in keys)
+    return all(type(key) is str and _is_text(key) for key in keys)
 
 
-@lru_cache(maxsize=1024)
-def _is_text_key(key: str) -> bool:
-    """`_is_text`, remembered: documents share their keys."""
-    return _is_text(key)
-
-
+@lru_cache(maxsize=1024)  # documents share their keys
 def _is_text(scalar: str) -> bool:
     """Whether PyYAML reads this scalar as text, quoted or not."""
     patterns = _PATTERNS.get(scalar[:1])

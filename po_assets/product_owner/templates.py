@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
@@ -129,13 +128,11 @@ def _question_fault(prompt: Prompt, named: set[str]) -> str | None:
     return None
 
 
-@lru_cache(maxsize=16)
-def _compiled(source: str) -> Any:
-    return _ENVIRONMENT.from_string(source)
+_compiled = lru_cache(maxsize=16)(_ENVIRONMENT.from_string)
 
 
 def _rendered(source: str, texts: Sequence[str]) -> str:
-    return str(_compiled(source).render(dict(zip(VARIABLES, texts, strict=True))))
+    return str(_compiled(source).render(zip(VARIABLES, texts, strict=True)))
 
 
 @lru_cache(maxsize=16)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from textwrap import indent
 from typing import Any, Literal
 
 from po_assets.product_owner import format_answer, score_product_owner
@@ -73,7 +74,7 @@ def answer_case(rng: Random, scenario: Scenario, *, low: bool = False) -> Answer
         shape = draw_shape(rng, care)
         vision, review = write_vision(rng, scenario, shape), write_review(rng, scenario, shape)
         quirk = rng.random()
-        vision_yaml, review_yaml = vision_text(vision), review_text(review, id_as_key=quirk < 0.03)
+        vision_yaml, review_yaml = as_yaml(vision), as_yaml(review, id_as_key=quirk < 0.03)
         score = score_product_owner(scenario.requirements_yaml, vision_yaml, review_yaml).total
         if least <= score < below:
             return Answered(scenario, vision_yaml, review_yaml, score)
@@ -131,33 +132,25 @@ def review_prompt(concept: str, requirements_yaml: str) -> str:
     )
 
 
-def vision_text(vision: dict[str, object]) -> str:
-    """The vision as YAML, dates quoted so that they stay text."""
-    lines: list[str] = []
-    for key, value in vision.items():
-        if isinstance(value, list):
-            lines += [f"{key}:", *(f"- {item}" for item in value)]
-        else:
-            lines.append(f"{key}: '{value}'" if key == "last_updated" else f"{key}: {value}")
-    return "\n".join(lines)
-
-
-def review_text(review: dict[str, Any], *, id_as_key: bool = False) -> str:
-    """The review as YAML.
+def as_yaml(document: dict[str, Any], *, id_as_key: bool = False) -> str:
+    """A vision or review as YAML, dates quoted so that they stay text.
 
     With `id_as_key` the aligned items read `- FR001: lets …`, which parses to a mapping: a habit of teacher models that
     readers of this data must cope with.
     """
-    lines = [f"status: {review['status']}", "summary:", *(f"- {item}" for item in review["summary"])]
-    lines.append("requirements_alignment:")
-    for key, items in review["requirements_alignment"].items():
-        lines.append(f"  {key}:" if items else f"  {key}: []")
-        for item in items:
-            first, rest = item.split(" ", 1)
-            as_key = id_as_key and key == "aligned" and not rest.startswith("and ")
-            lines.append(f"  - {first}: {rest}" if as_key else f"  - {item}")
-    lines += ["recommended_actions:", *(f"- {item}" for item in review["recommended_actions"])]
-    return "\n".join([*lines, f"narrative: {review['narrative']}"])
+    lines: list[str] = []
+    for key, value in document.items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", indent(as_yaml(value, id_as_key=id_as_key), "  ")]
+        elif isinstance(value, list):
+            lines.append(f"{key}:" if value else f"{key}: []")
+            for item in value:
+                first, _, rest = item.partition(" ")
+                as_key = id_as_key and key == "aligned" and not rest.startswith("and ")
+                lines.append(f"- {first}: {rest}" if as_key else f"- {item}")
+        else:
+            lines.append(f"{key}: '{value}'" if key == "last_updated" else f"{key}: {value}")
+    return "\n".join(lines)
 
 
 def to_line(row: dict[str, Any]) -> bytes:

@@ -99,7 +99,10 @@ def draw_scenario(
     plan = TIERS[tier]
     product, organisation = pick(rng, domain.products), pick(rng, domain.organisations)
     needs = tuple(pick_some(rng, domain.needs, pick(rng, plan.needs)))
-    users = _users(rng, domain, needs)
+    # Two of the domain's users, those first who act on the needs that the concept names.
+    acting = [user for need in needs for user in actors(need) if user in domain.users]
+    first, second = list(dict.fromkeys([*acting, *shuffled(rng, domain.users)]))[:2]
+    users = (first, second)
     exclusion = pick(rng, domain.exclusions)
     patterns: tuple[Pattern, ...] = ("violated_non_goal", "scope_mismatch")
     pattern: Pattern = pick(rng, patterns) if status == "conflicts" else "none"
@@ -152,13 +155,6 @@ def draw_scenario(
 def actors(need: Need) -> list[str]:
     """Who acts in the requirements that serve a need."""
     return [line.split(" can ", 1)[0] for line in need.served_by]
-
-
-def _users(rng: Random, domain: Domain, needs: Sequence[Need]) -> tuple[str, str]:
-    """Two of the domain's users, those first who act on the needs that the concept names."""
-    acting = [user for need in needs for user in actors(need) if user in domain.users]
-    first, second = list(dict.fromkeys([*acting, *shuffled(rng, domain.users)]))[:2]
-    return first, second
 
 
 def _drafted(text: str, **meaning: Any) -> Requirement:

@@ -1,5 +1,6 @@
 """What is read as the answer, in a model's output and in a column; and the validator's order."""
 
+import re
 import time
 from itertools import product
 
@@ -7,14 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from po_assets.product_owner import (
-    column_document,
-    format_answer,
-    parse_answer,
-    strip_reasoning,
-    validate_answer,
-    without_outer_fence,
-)
+from po_assets.product_owner import ParsedAnswer, format_answer, parse_answer, validate_answer
+from po_assets.product_owner.answer import column_document
+from po_assets.product_owner.blocks import strip_reasoning, without_outer_fence
 from po_assets_tests.product_owner.documents_text import REVIEW, VISION
 
 ANSWER = format_answer(VISION, REVIEW)
@@ -31,8 +27,7 @@ def blocks(vision: str = "a: 1", review: str = "b: 2", fence: str = "```") -> st
 def test_what_is_formatted_is_parsed_again(vision: str) -> None:
     """The answer that training teaches is the answer that evaluation reads; fences inside a text stay in it."""
     parsed = parse_answer(format_answer(f"```yaml\n{vision}\n```", REVIEW))
-    assert (parsed.vision_yaml, parsed.review_yaml) == (vision.strip(), REVIEW.strip())
-    assert (parsed.missing, parsed.notes) == ((), ())
+    assert parsed == ParsedAnswer(vision.strip(), REVIEW.strip())
 
 
 @pytest.mark.parametrize(
@@ -63,37 +58,30 @@ def test_blocks_are_found_however_models_fence_them(text: str) -> None:
     assert (parsed.vision_yaml, parsed.review_yaml, parsed.missing) == ("a: 1", "b: 2", ())
 
 
-def test_unlabelled_blocks_are_told_apart_by_their_keys() -> None:
-    """A chat model often writes two plain yaml blocks; what it writes besides is neither."""
-    parsed = parse_answer("```\nx = 1\n```\n```yaml\nproduct_name: X\n```\ntext\n```yaml\nstatus: aligned\n```")
-    assert (parsed.vision_yaml, parsed.review_yaml) == ("product_name: X", "status: aligned")
+NONE = "the VISION block is missing, the REVIEW block is missing"
+OPEN = "the VISION block is not closed"
 
 
 @pytest.mark.parametrize(
     ("text", "missing"),
     [
-        ("no idea", ("the VISION block is missing", "the REVIEW block is missing")),
-        ("```yaml VISION\na: 1\n```\n```yaml REVIEW\nstatus: al", ("the REVIEW block is not closed",)),
-        ("```yaml VISION\na: 1\n\n```yaml REVIEW\nb: 2\n```", ("the VISION block is not closed",)),
-        ("```yaml VISION\na: 1\n~~~yaml REVIEW\nb: 2\n~~~", ("the VISION block is not closed",)),
-        ("```yaml\nproduct_name: X\n```yaml\nstatus: aligned\n```", ("the VISION block is not closed",)),
-        ("````yaml VISION\na: 1\n```\n```yaml REVIEW\nb: 2\n```", ("the VISION block is not closed",)),
-        ("```yaml VISION\na: 1\n ```\n", ("the VISION block is not closed", "the REVIEW block is missing")),
-        ("```python vision.py\na: 1\n```", ("the VISION block is missing", "the REVIEW block is missing")),
-        (f"<think>\n{ANSWER}\n</think>\nDone.", ("the VISION block is missing", "the REVIEW block is missing")),
-        (f"<think>\n{ANSWER}", ("the VISION block is missing", "the REVIEW block is missing")),
+        ("no idea", NONE),
+        ("```yaml VISION\na: 1\n```\n```yaml REVIEW\nstatus: al", "the REVIEW block is not closed"),
+        ("```yaml VISION\na: 1\n\n```yaml REVIEW\nb: 2\n```", OPEN),
+        ("```yaml VISION\na: 1\n~~~yaml REVIEW\nb: 2\n~~~", OPEN),
+        ("```yaml\nproduct_name: X\n```yaml\nstatus: aligned\n```", OPEN),
+        ("````yaml VISION\na: 1\n```\n```yaml REVIEW\nb: 2\n```", OPEN),
+        ("```yaml VISION\na: 1\n ```\n", f"{OPEN}, the REVIEW block is missing"),
+        ("```python vision.py\na: 1\n```", NONE),
+        (f"<think>\n{ANSWER}\n</think>\nDone.", NONE),
+        (f"<think>\n{ANSWER}", NONE),
+        # A chat model often writes two plain yaml blocks, told apart by their keys; what it writes besides is neither.
+        ("```\nx = 1\n```\n```yaml\nproduct_name: X\n```\ntext\n```yaml\nstatus: aligned\n```", ""),
     ],
 )
-def test_what_is_missing_is_said(text: str, missing: tuple[str, ...]) -> None:
+def test_what_is_missing_is_said(text: str, missing: str) -> None:
     """A block that was cut is never taken for a whole one, nor glued to the next; reasoning holds no answer."""
-    assert parse_answer(text).missing == missing
-
-
-def test_fences_that_were_seen_and_not_read_are_named() -> None:
-    """So that a person knows why an answer that is there was not found."""
-    assert parse_answer("```js\n1\n```\n\n~~~vue 3\n~~~").notes == (
-        "fences without a label that is read: 'js' in line 1, 'vue 3' in line 5",
-    )
+    assert ", ".join(parse_answer(text).missing) == missing
 
 
 MARKS = [
@@ -131,15 +119,7 @@ def test_reasoning_is_never_the_answer(marks: tuple[str, str], way: str) -> None
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "",
-        "plain",
-        "a < b > c",
-        "write <b>think</b> twice",
-        "a tag <think> in a line",
-        "[thinking]: #",
-        "assistantfinal",
-    ],
+    ["", "a < b > c", "write <b>think</b> twice", "a tag <think> in a line", "[thinking]: #", "assistantfinal"],
 )
 def test_what_only_looks_like_reasoning_stays(text: str) -> None:
     """A mark in the middle of a line that is never closed is spoken of, not used."""
@@ -188,42 +168,37 @@ def test_any_text_is_parsed_without_an_exception(text: str) -> None:
     assert len(parsed.missing) == [parsed.vision_yaml, parsed.review_yaml].count(None)
 
 
+BESIDE = "text beside the document was left out: "
+AROUND = "text {} the fenced document was left out: {!r}"
+
+
 @pytest.mark.parametrize(
     ("text", "document", "notes"),
     [
-        (VISION, VISION.strip(), []),
-        (WITH_FENCE, WITH_FENCE.strip(), []),
-        (f"\n```yaml\n{WITH_FENCE}```\n", WITH_FENCE.strip(), []),
-        (f"~~~~yml VISION\n{VISION}~~~~", VISION.strip(), []),
-        ("  ```\n  a: 1\n    b\n  ```", "a: 1\n  b", []),
-        ("a: 1\r\nb: 2\r\n", "a: 1\nb: 2", []),
-        ("]a: 1", "a: 1", []),
-        (
-            f"Here is the vision:\n{VISION}",
-            VISION.strip(),
-            ["text beside the document was left out: 'Here is the vision:'"],
-        ),
-        (
-            f"{REVIEW}\nI hope: this helps!",
-            REVIEW.strip(),
-            ["text beside the document was left out: 'I hope: this helps!'"],
-        ),
-        ("a: 1\n\nb:\n- c\n\n# d\ne: 2", "a: 1\n\nb:\n- c\n\n# d\ne: 2", []),
-        ("a: 1\n```\n", "a: 1", ["a closing fence without an opening one was left out"]),
-        ("<think>\nplan\n</think>\na: 1", "a: 1", ["reasoning before the answer was left out"]),
+        (VISION, VISION.strip(), ""),
+        (WITH_FENCE, WITH_FENCE.strip(), ""),
+        (f"\n```yaml\n{WITH_FENCE}```\n", WITH_FENCE.strip(), ""),
+        (f"~~~~yml VISION\n{VISION}~~~~", VISION.strip(), ""),
+        ("  ```\n  a: 1\n    b\n  ```", "a: 1\n  b", ""),
+        ("a: 1\r\nb: 2\r\n", "a: 1\nb: 2", ""),
+        ("]a: 1", "a: 1", ""),
+        (f"REVIEW:\n{REVIEW}---\n", REVIEW.strip(), ""),  # its label, and the end mark of YAML
+        (f"Here is the vision:\n{VISION}", VISION.strip(), f"{BESIDE}'Here is the vision:'"),
+        (f"{REVIEW}\nI hope: this helps!", REVIEW.strip(), f"{BESIDE}'I hope: this helps!'"),
+        ("a: 1\n\nb:\n- c\n\n# d\ne: 2", "a: 1\n\nb:\n- c\n\n# d\ne: 2", ""),
+        ("a: 1\n```\n", "a: 1", "a closing fence without an opening one was left out"),
+        ("<think>\nplan\n</think>\na: 1", "a: 1", "reasoning before the answer was left out"),
         (
             "Here it is:\n```yaml\na: 1\n```\n  I hope this helps!",
             "a: 1",
-            [
-                "text before the fenced document was left out: 'Here it is:'",
-                "text after the fenced document was left out: 'I hope this helps!'",
-            ],
+            f"{AROUND.format('before', 'Here it is:')}; {AROUND.format('after', 'I hope this helps!')}",
         ),
     ],
 )
-def test_a_column_holds_one_document(text: str, document: str, notes: list[str]) -> None:
+def test_a_column_holds_one_document(text: str, document: str, notes: str) -> None:
     """Bare or fenced; what stands around it is left out and named, what stands in it stays."""
-    assert column_document(text) == (document, tuple(notes))
+    found, said = column_document(text)
+    assert (found, "; ".join(said)) == (document, notes)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +208,7 @@ def test_a_column_holds_one_document(text: str, document: str, notes: list[str])
         ("a: 1\n\n```yaml\nb: 1", "the code fence in line 3 is not closed"),
         (blocks(), "it holds 2 fenced blocks; leave the one that is the document"),
         (f"{VISION}\n```\nb: 2\n```", "it holds a document before the fenced one; leave one of them"),
+        (f"{REVIEW}\nCorrected version:\n\n{REVIEW}", "it holds two documents; leave one of them"),
     ],
 )
 def test_a_column_that_holds_no_one_document_is_refused(text: str, reason: str) -> None:
@@ -250,17 +226,12 @@ def test_only_a_fence_around_the_whole_is_taken_off(text: str, bare: str | None)
     assert without_outer_fence(text) == (text if bare is None else bare)
 
 
-def test_a_good_answer_is_valid() -> None:
-    """The validator has nothing to say about it."""
-    assert validate_answer(VISION, REVIEW).reason == ""
-    assert validate_answer(VISION, REVIEW)
-
-
 def _without(text: str, start: str, end: str | None = None) -> str:
     return text[: text.index(start)] + (text[text.index(end) :] if end else "")
 
 
-LONG = "narrative: " + "word " * 121
+NARRATIVE = _without(REVIEW, "narrative")
+NO_MAPPING = _without(REVIEW, "  aligned", "recommended").replace("alignment:", "alignment: []")
 FAULTS = [
     (VISION, None, "the REVIEW block is missing"),
     (None, None, "the VISION and the REVIEW block are missing"),
@@ -269,26 +240,23 @@ FAULTS = [
     (VISION, REVIEW + "status: aligned", "the REVIEW does not parse as YAML: it has the key 'status' twice (line 20)"),
     (VISION, "- a", "the REVIEW does not parse as YAML: it must be a mapping of keys to values, got a list"),
     (_without(VISION, "product_name", "target_users"), REVIEW, "the VISION has no product_name and no product_summary"),
-    (VISION, _without(REVIEW, "narrative"), "the REVIEW has no narrative"),
-    (
-        VISION,
-        _without(REVIEW, "  aligned", "recommended").replace("alignment:", "alignment: []"),
-        "requirements_alignment must be a mapping, got '[]'",
-    ),
+    (VISION, NARRATIVE, "the REVIEW has no narrative"),
+    (VISION, NO_MAPPING, "requirements_alignment must be a mapping, got '[]'"),
     (VISION, _without(REVIEW, "  gaps", "  conflicts"), "requirements_alignment has no list gaps"),
     (VISION, REVIEW.replace("FR0", "R0").replace("C0", "K0").replace("NR0", "N0"), "names a requirement id"),
     (VISION, REVIEW.replace("- Keep FR001 and FR002 as they are.\n", ""), "recommended_actions holds 1, at least 2"),
-    (VISION, _without(REVIEW, "narrative") + "narrative: 7", "narrative must be text, got '7'"),
-    (VISION, _without(REVIEW, "narrative") + LONG, "narrative has 121 words, at most 120"),
+    (VISION, f"{NARRATIVE}narrative: 7", "narrative must be text, got '7'"),
+    (VISION, f"{NARRATIVE}narrative: {'word ' * 121}", "narrative has 121 words, at most 120"),
 ]
 
 
 @pytest.mark.parametrize(("vision", "review", "reason"), FAULTS)
 def test_the_first_fault_is_named(vision: str | None, review: str | None, reason: str) -> None:
-    """One fault each, in the validator's order."""
+    """One fault each, in the validator's order; a good answer has none."""
     verdict = validate_answer(vision, review)
     assert not verdict
     assert reason in verdict.reason
+    assert validate_answer(VISION, REVIEW)
 
 
 @pytest.mark.parametrize(
@@ -305,9 +273,9 @@ def test_the_first_fault_is_named(vision: str | None, review: str | None, reason
 )
 def test_no_text_takes_long(text: str) -> None:
     """Blanks that patterns could divide among them, marks that open and never close, ends of turns."""
-    start = time.monotonic()
+    start = time.process_time()
     assert parse_answer(text).missing
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -322,9 +290,7 @@ def test_no_text_takes_long(text: str) -> None:
 def test_labels_and_fences_stand_where_models_put_them(text: str) -> None:
     """None of it becomes part of a document."""
     parsed = parse_answer(text)
-    assert parsed.vision_yaml is not None
-    assert parsed.review_yaml is not None
-    assert (parsed.vision_yaml.strip(), parsed.review_yaml.strip()) == (VISION.strip(), REVIEW.strip())
+    assert (str(parsed.vision_yaml).strip(), str(parsed.review_yaml).strip()) == (VISION.strip(), REVIEW.strip())
 
 
 @pytest.mark.parametrize(
@@ -338,21 +304,16 @@ def test_a_document_outside_the_fences_is_never_dropped_silently(text: str) -> N
     """It may be the correction, or the rest of a document that its own fence ended."""
     parsed = parse_answer(text)
     assert (parsed.vision_yaml, parsed.review_yaml) == (None, None)
-    assert "outside the fences" in parsed.missing[0]
-    assert "put it into a fence of its own" in parsed.missing[0]
-
-
-def test_a_draft_or_a_line_outside_the_fences_is_named() -> None:
-    """The answer behind a draft counts; a single line with a key may be prose."""
-    for text in (f"{VISION}\n{ANSWER}", f"{ANSWER}\nsummary: I wrote both."):
-        parsed = parse_answer(text)
-        assert parsed.review_yaml == REVIEW.strip()
-        assert parsed.notes[0].startswith("text outside the fences was left out: ")
+    assert re.search(r"outside the fences .*; put it into a fence of its own", parsed.missing[0])
 
 
 @pytest.mark.parametrize(
     ("text", "note"),
     [
+        # The answer behind a draft counts; a single line with a key may be prose.
+        (f"{VISION}\n{ANSWER}", "text outside the fences was left out: "),
+        (f"{ANSWER}\nsummary: I wrote both.", "text outside the fences was left out: "),
+        ("```js\n1\n```\n\n~~~vue 3\n~~~", "fences without a label that is read: 'js' in line 1, 'vue 3' in line 5"),
         (
             f"{VISION}\n{REVIEW}",
             "line 1 begins a document without a fence; write ```yaml VISION or ```yaml REVIEW above",
@@ -361,13 +322,6 @@ def test_a_draft_or_a_line_outside_the_fences_is_named() -> None:
         (ANSWER.replace("\n", "\u2028"), "it holds U+2028 (line separator) where a line feed ends a line"),
     ],
 )
-def test_an_answer_that_is_seen_and_not_read_is_named(text: str, note: str) -> None:
-    """Without fences, with fences that are text, with other line ends."""
+def test_what_is_seen_and_not_read_is_named(text: str, note: str) -> None:
+    """Without fences, with fences that are text, with other line ends: a person knows why it was not found."""
     assert note in parse_answer(text).notes[0]
-
-
-def test_what_ends_or_names_a_document_is_no_part_of_a_column() -> None:
-    """A label, the end mark of YAML; a second bare document is refused."""
-    assert column_document(f"REVIEW:\n{REVIEW}---\n") == (REVIEW.strip(), ())
-    with pytest.raises(ValueError, match="it holds two documents; leave one of them"):
-        column_document(f"{REVIEW}\nCorrected version:\n\n{REVIEW}")

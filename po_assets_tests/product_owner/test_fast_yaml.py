@@ -25,21 +25,15 @@ def same(text: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("text", [REQUIREMENTS, VISION, REVIEW, VISION.replace("'", ""), VISION.replace("'", '"')])
-def test_ordinary_documents_are_read_fast(text: str) -> None:
-    """Dates bare or quoted, folded lines, nested lists."""
-    assert same(text)
-
-
 def test_the_sample_datas_documents_are_read_fast_and_alike() -> None:
     """Every document of two hundred rows; the few unsure ones are read by PyYAML itself."""
+    keys = {"requirements_yaml", "teacher_product_vision", "teacher_product_owner_review", "product_vision"}
     documents_of_rows = [
-        text
+        part[key]
         for row in generate_rows(200)
         for part in (row, row.get("input", {}), row.get("output", {}))
+        for key in keys & set(part)
         if isinstance(part, dict)
-        for key, text in part.items()
-        if key in ("requirements_yaml", "teacher_product_vision", "teacher_product_owner_review", "product_vision")
     ]
     assert len(documents_of_rows) > 400
     assert sum(same(text) for text in documents_of_rows) > 0.9 * len(documents_of_rows)
@@ -74,9 +68,11 @@ def test_what_means_more_than_its_text_is_left_to_pyyaml(text: str) -> None:
     assert read_plain(text, 40) is UNSURE
 
 
-@pytest.mark.parametrize("text", [*listed(SURE_DOCUMENTS), "a: |\n  x\n\n  y\n"])
+@pytest.mark.parametrize(
+    "text", [*listed(SURE_DOCUMENTS), "a: |\n  x\n\n  y\n", REQUIREMENTS, REVIEW, VISION, VISION.replace("'", '"')]
+)
 def test_plain_documents_are_read_fast_and_alike(text: str) -> None:
-    """Each of these is certain."""
+    """Each of these is certain: dates bare or quoted, folded lines, nested lists."""
     assert same(text)
 
 
@@ -87,22 +83,6 @@ a|b:|last: |- |  |\n|\n  |\n- |: |'|"|\\|>|#| #|[|]|{|}|,|?|? |&x|*x|!|!!str |~|
 """
 TOKENS = st.sampled_from([*listed(TOKEN_TABLE), "|", "|#", "|+\n  x\n"])
 TEXTS = st.lists(TOKENS, max_size=14).map("".join)
-
-
-@settings(max_examples=1000, deadline=None)
-@given(TEXTS)
-@example("last: 2024-01-01\n'last'")
-@example("a: '\nlast: 2024-01-01'\n")
-def test_no_document_is_read_differently(text: str) -> None:
-    """Put together from everything that YAML takes notice of."""
-    same(text)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(max_size=80))
-def test_no_text_is_read_differently(text: str) -> None:
-    """Any characters at all."""
-    same(text)
 
 
 @settings(max_examples=300, deadline=None)
@@ -120,14 +100,17 @@ def test_what_pyyaml_writes_is_read_back(value: object, unicode: bool, flow: boo
     same(yaml.safe_dump({"top": value}, allow_unicode=unicode, default_flow_style=flow))
 
 
-@settings(max_examples=1000, deadline=None)
-@given(TEXTS)
+@settings(max_examples=1500, deadline=None)
+@given(TEXTS | st.text(max_size=80))
+@example("last: 2024-01-01\n'last'")
+@example("a: '\nlast: 2024-01-01'\n")
 @example("a:\tb")
 @example("a: b\n\ufeffc: d")
 @example("a: |# c\n  d")
 @example("a: !")
 def test_every_document_is_read_as_safe_load_reads_it(text: str) -> None:
     """The metric is defined by PyYAML's own Python parser; no shortcut may change what it reads."""
+    same(text)
     try:
         plain = yaml.safe_load(strip_fences(text))
     except Exception:  # noqa: BLE001 - PyYAML raises many kinds
@@ -156,27 +139,23 @@ def bomb(first: str, line: str) -> str:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (
-            bomb("a0: &a0 {{x: 1}}\n".format(), "a{new}: &a{new} {{<<: [*a{old}, *a{old}], k: 1}}\n"),
-            "aliases expand to",
-        ),
-        (
-            bomb("a0: &a0 [x]\n", "a{new}: &a{new} [*a{old}, *a{old}]\n"),
-            "aliases expand to more than 50,000 characters",
-        ),
-        ("a: 1" + ":59" * 16_000, "a base-60 integer of more than 20 digits"),
+        (bomb("a0: &a0 {x: 1}\n", "a{new}: &a{new} {{<<: [*a{old}, *a{old}], k: 1}}\n"), "aliases expand to"),
+        (bomb("a0: &a0 [x]\n", "a{new}: &a{new} [*a{old}, *a{old}]\n"), "aliases expand to more than 50,000"),
         ('a: &a "' + "x" * 20_000 + '"\nb: [' + ", ".join(["*a"] * 7_000) + "]", "aliases expand to more than 50,000"),
+        ("a: 1" + ":59" * 16_000, "a base-60 integer of more than 20 digits"),
+        *((text, "it nests more than 40 levels deep") for text in ("[" * 40_000, "- " * 20_000 + "x", "{b: " * 10_000)),
+        ("[" * 100_000, "it has 100,000 characters, at most 50,000 are read"),
     ],
 )
 def test_a_bomb_is_defused_before_it_is_built(text: str, reason: str) -> None:
     """Merge keys double at every level while the document is built; base-60 integers take quadratic time."""
-    start = time.monotonic()
+    start = time.process_time()
     assert reason in str(read_yaml(text).error)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_date_before_a_long_run_of_blanks_takes_no_time() -> None:
     """Looking for the end of the value must not try every blank; a minute, once."""
-    start = time.monotonic()
+    start = time.process_time()
     assert read_yaml("a: b\nlast: 2024-01-01" + " " * 40_000 + "# c").value["last"] == dt.date(2024, 1, 1)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2

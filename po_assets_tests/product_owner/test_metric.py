@@ -1,5 +1,6 @@
 """The metric, to the digit: landmarks of published results, each rule once, and any text at all."""
 
+import re
 import time
 
 import pytest
@@ -13,33 +14,23 @@ UNPARSABLE_REVIEW = "status: aligned\nsummary:\n- a: b: c"
 SHORT_SUMMARY = "product_summary: A planner for dispatchers of delivery companies, which assigns routes to drivers.\n"
 
 
-def test_a_perfect_answer_scores_one() -> None:
-    """Nothing is lost, so nothing is named."""
+def test_a_perfect_answer_scores_one_and_nothing_at_all_one_sixty_fourth() -> None:
+    """Nothing lost, nothing named; a missing alignment counts as an empty mapping, one of sixteen schema tests."""
     score = score_product_owner(REQUIREMENTS, VISION, REVIEW)
     assert (score.total, score.schema, score.vision, score.alignment, score.specificity) == (1.0, 30, 30, 30, 30)
     assert score.problems == []
-
-
-def test_nothing_at_all_scores_one_sixty_fourth() -> None:
-    """The missing alignment counts as an empty mapping, which passes one of sixteen schema tests."""
     assert score_product_owner("", "", "").total == 1 / 64
 
 
-def _vision(*, date: str, summary: str | None = None) -> str:
-    text = VISION.replace("'2026-05-14'", date)
-    return (
-        text
-        if summary is None
-        else text.replace(text[text.index("product_summary") : text.index("target_users")], summary)
-    )
+BARE_DATE = VISION.replace("'2026-05-14'", "2026-05-14")
 
 
 @pytest.mark.parametrize(
     ("vision", "total"),
     [
-        (_vision(date="2026-05-14", summary=SHORT_SUMMARY), 0.35),
-        (_vision(date="2026-05-14"), 0.375),
-        (_vision(date="'2026-05-14'"), 0.390625),
+        (re.sub(r"product_summary.*?(?=target_users)", SHORT_SUMMARY, BARE_DATE, flags=re.DOTALL), 0.35),
+        (BARE_DATE, 0.375),
+        (VISION, 0.390625),
     ],
 )
 def test_a_review_that_does_not_parse_leaves_the_visions_points(vision: str, total: float) -> None:
@@ -56,10 +47,7 @@ def test_the_status_conflicts_is_not_in_the_metrics_set() -> None:
     assert score.problems == ["the review's status is none of aligned, needs_adjustment, misaligned (-1.9 points)"]
 
 
-@pytest.mark.parametrize(
-    ("covered", "points"),
-    [(1, 8 * 0.25), (2, 8.0), (3, 16 + (0.75 - 0.7) / 0.15 * 6), (4, 22.0)],
-)
+@pytest.mark.parametrize(("covered", "points"), [(1, 8 * 0.25), (2, 8.0), (3, 16 + 0.05 / 0.15 * 6), (4, 22.0)])
 def test_coverage_is_rewarded_in_steps(covered: int, points: float) -> None:
     """Of four requirements, as many as are cited by id count; nothing else is in the review."""
     ids = ["FR001", "FR002", "NFR001", "C001"][:covered]
@@ -85,49 +73,19 @@ def test_problems_come_most_costly_first_and_sum_to_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["- a\n- b", "7", "2024-01-01", "null", "[[[", "]]]\nstatus: aligned", "\x00", "\ud800"]
+    "text", ["- a\n- b", "7", "2024-01-01", "null", "[[[", "]]]\nstatus: aligned", "\x00", "\ud800", "[" * 100_000]
 )
 def test_documents_of_another_kind_count_as_empty(text: str) -> None:
-    """A list, a number, a date, nothing: never an exception."""
+    """A list, a number, a date, nothing, more brackets than a parser's stack holds: never an exception."""
     assert 0 <= score_product_owner(text, text, text).total <= 1 / 16
-
-
-def test_an_alias_bomb_ends_at_once() -> None:
-    """Nine levels of nine aliases would be 387 million strings."""
-    bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
-    score = score_product_owner(REQUIREMENTS, VISION, f"{bomb}summary: *a9")
-    assert "aliases expand to more than" in score.problems[0]
-
-
-def test_deep_nesting_ends_at_once() -> None:
-    """A hundred thousand brackets would overflow the parser's stack."""
-    for deep in ("[" * 100_000, "- " * 100_000 + "x", "a: " + "{b: " * 100_000):
-        assert score_product_owner(REQUIREMENTS, VISION, deep).alignment == 0
 
 
 _YAML_LIKE = st.lists(
     st.sampled_from(
         [
-            "status: ",
-            "aligned",
-            "conflicts",
-            "\n",
-            "- ",
-            "  ",
-            "requirements_alignment:",
-            "gaps: []",
-            "summary:\n- x\n",
-            "narrative: ",
-            "FR001 ",
-            "&a ",
-            "*a ",
-            "!!python/none ",
-            "'",
-            '"',
-            "{",
-            "}",
-            "0x" + "f" * 5000,
-            "1:" * 50,
+            *("status: ", "aligned", "conflicts", "\n", "- ", "  ", "requirements_alignment:", "gaps: []"),
+            *("summary:\n- x\n", "narrative: ", "FR001 ", "&a ", "*a ", "!!python/none ", "'", '"', "{", "}"),
+            *("0x" + "f" * 5000, "1:" * 50),
         ]
     ),
     max_size=30,
@@ -146,30 +104,20 @@ def test_any_text_gives_a_score_within_its_bounds(requirements: str, vision: str
 
 def test_a_document_that_does_not_parse_is_one_problem_with_all_it_cost() -> None:
     """The costliest document comes first, each with PyYAML's line and reason, and nothing is said twice."""
+    said = "did not parse as YAML: line 1, column {}: mapping values are not allowed in this context"
     score = score_product_owner(REQUIREMENTS, "product_name: a: b", UNPARSABLE_REVIEW)
     assert score.problems == [
-        (
-            "the REVIEW did not parse as YAML: line 3, column 7: mapping values are not allowed in this context "
-            "(-73.1 points)"
-        ),
-        (
-            "the VISION did not parse as YAML: line 1, column 16: mapping values are not allowed in this context "
-            "(-45.0 points)"
-        ),
+        f"the REVIEW {said.format(7).replace('line 1', 'line 3')} (-73.1 points)",
+        f"the VISION {said.format(16)} (-45.0 points)",
     ]
-    score = score_product_owner("- a: b: c", VISION, REVIEW)
-    assert score.problems == [
-        (
-            "the requirements did not parse as YAML: line 1, column 7: mapping values are not allowed in this context "
-            "(-30.0 points)"
-        )
-    ]
+    problems = score_product_owner("- a: b: c", VISION, REVIEW).problems
+    assert problems == [f"the requirements {said.format(7)} (-30.0 points)"]
 
 
 def test_many_requirements_and_many_remarks_are_compared_in_bounded_time() -> None:
     """Two documents as long as are read, of which no entry is covered."""
     requirements = "constraints:\n" + "".join(f"- description: a{n} b{n} c{n} d{n}\n" for n in range(1_200))
     review = "summary:\n" + "".join(f"- a{n} x\n" for n in range(5_000))
-    start = time.monotonic()
+    start = time.process_time()
     assert score_product_owner(requirements, "", review).alignment == 0
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5

@@ -1,22 +1,18 @@
 """The prompts and taking them apart: ours exactly, those of others as far as they name their sections."""
 
 import time
+from dataclasses import replace
 from itertools import permutations, product
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from po_assets.product_owner import (
-    PromptParts,
-    build_prompt,
-    consumer_messages,
-    format_answer,
-    split_prompt,
-    teacher_messages,
-    validate_answer,
-    without_outer_fence,
-)
+from po_assets.product_owner import STATUSES, PromptParts, build_prompt, format_answer, split_prompt
+from po_assets.product_owner.blocks import without_outer_fence
+from po_assets.product_owner.contract import MAX_NARRATIVE_WORDS
+from po_assets.product_owner.prompts import teacher_messages
+from po_assets.product_owner.templates import AGENT
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
 CONCEPT = "A planner.\nVISION: be the first choice.\n\nIt does not store parcels."
@@ -36,18 +32,11 @@ def test_the_prompt_is_pinned() -> None:
 
 LINES = st.sampled_from(
     [
-        *(
-            "CONCEPT:",
-            "VISION:",
-            "REQUIREMENTS:",
-            " REQUIREMENTS:",
-            "   REQUIREMENTS:",
-            "EXISTING_VISION:",
-            "## Concept",
-        ),
-        *("VISION: be the first", "**REQUIREMENTS:** x", "", "", "```", "```yaml VISION", "~~~~", "  ```yaml", "````"),
-        *("Provide clear YAML errors.", "Produce a VISION", "Follow the format.", "Return two YAML blocks", OPENING),
-        *(CLOSING, "title: x", "- id: FR001", "  description: y", "<think>", "a\r", "b\u2028c\x85d", "Rules:", "---"),
+        *("CONCEPT:", "VISION:", "REQUIREMENTS:", " REQUIREMENTS:", "   REQUIREMENTS:", "EXISTING_VISION:"),
+        *("## Concept", "VISION: be the first", "**REQUIREMENTS:** x", "", "", "```", "```yaml VISION", "~~~~"),
+        *("  ```yaml", "````", "Provide clear YAML errors.", "Produce a VISION", "Follow the format.", OPENING),
+        *("Return two YAML blocks", CLOSING, "title: x", "- id: FR001", "  description: y", "<think>", "a\r"),
+        *("b\u2028c\x85d", "Rules:", "---"),
     ]
 )
 TEXTS = st.lists(LINES | st.text(max_size=12), max_size=8).map("\n".join)
@@ -70,10 +59,8 @@ def test_splitting_undoes_building(concept: str, requirements: str, existing: st
     assert build_prompt(parts.concept or "", parts.requirements_yaml or "", parts.existing_vision_yaml or "") == prompt
 
 
-def test_our_prompt_is_read_with_windows_line_ends() -> None:
-    """Exports change them."""
-    prompt = build_prompt(CONCEPT, REQUIREMENTS).replace("\n", "\r\n")
-    assert split_prompt(f"{prompt}\r\n") == PromptParts(CONCEPT, REQUIREMENTS.strip())
+QUESTION = PromptParts("A planner", REQUIREMENTS.strip())
+"""What most prompts below ask."""
 
 
 STYLES = {
@@ -103,9 +90,8 @@ def section(style: str, name: str, text: str) -> str:
         style = "heading"
     elif style == "small" and name == "concept":
         style = "title"  # in the requirements, `concept:` is a key
-    return STYLES[style].format(
-        name=name, Name=name.capitalize(), NAME=name.upper().replace(" ", "_"), text=text.strip()
-    )
+    names = {"name": name, "Name": name.capitalize(), "NAME": name.upper().replace(" ", "_")}
+    return STYLES[style].format(**names, text=text.strip())
 
 
 @pytest.mark.parametrize(
@@ -132,30 +118,21 @@ def test_sections_are_read_in_any_style_and_order(style: str, order: tuple[str, 
 def test_closing_instructions_are_no_part_of_the_requirements(closing: str, gap: str) -> None:
     """Also where they read as YAML, as a line with a colon does."""
     parts = split_prompt(f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n{REQUIREMENTS.strip()}{gap}{closing}\n")
-    assert parts == PromptParts("A planner", REQUIREMENTS.strip())
+    assert parts == QUESTION
 
 
 @pytest.mark.parametrize(
     "rules",
     [
-        *(
-            "Rules:\n- Be short\n- Cite ids",
-            "Format: YAML",
-            "Be concise and cite ids.",
-            "- Be short\n- Cite ids",
-        ),
-        *(
-            "## Output\nTwo blocks.",
-            "**Important**\nTwo blocks",
-            "instructions:\n- Cite ids",
-            "===\nThe end of the input.",
-        ),
+        *("Rules:\n- Be short\n- Cite ids", "Format: YAML", "Be concise and cite ids.", "- Be short\n- Cite ids"),
+        *("## Output\nTwo blocks.", "**Important**\nTwo blocks", "instructions:\n- Cite ids", "===\nThe end of it."),
     ],
 )
-def test_rules_behind_the_requirements_are_left_out_and_named(rules: str) -> None:
-    """Most are valid YAML, and would become requirements without a word."""
-    parts = split_prompt(f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n{REQUIREMENTS}\n{rules}")
-    assert (parts.concept, parts.requirements_yaml) == ("A planner", REQUIREMENTS.strip())
+@pytest.mark.parametrize("form", ["{}\n", "```yaml\n{}```\n\n"])
+def test_rules_behind_the_requirements_are_left_out_and_named(rules: str, form: str) -> None:
+    """Most are valid YAML, and would become requirements without a word; behind a fence it is plain to see."""
+    parts = split_prompt(f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n{form.format(REQUIREMENTS)}{rules}")
+    assert replace(parts, notes=()) == QUESTION
     assert [note.split(": ")[0] for note in parts.notes] == ["text beside the REQUIREMENTS was left out"]
 
 
@@ -178,15 +155,6 @@ def test_no_requirement_is_lost(requirements: str) -> None:
     assert parts == PromptParts("A planner", requirements.strip())
 
 
-def test_text_behind_the_fence_is_left_out_and_named() -> None:
-    """The requirements are what stands between the fences."""
-    parts = split_prompt(
-        f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n```yaml\n{REQUIREMENTS}```\n\nBe concise and cite ids.\n"
-    )
-    assert (parts.concept, parts.requirements_yaml) == ("A planner", REQUIREMENTS.strip())
-    assert parts.notes == ("text beside the REQUIREMENTS was left out: 'Be concise and cite ids.'",)
-
-
 @pytest.mark.parametrize("fenced", [True, False])
 def test_after_an_example_the_last_sections_count(fenced: bool) -> None:
     """A few-shot prompt; the example's vision is no answer given away."""
@@ -204,35 +172,39 @@ def test_after_an_example_the_last_sections_count(fenced: bool) -> None:
     )
 
 
-def test_prose_behind_the_name_of_a_document_stays_in_the_concept() -> None:
-    """`VISION: be the first choice` is a line of the concept, and so is `Requirements: few`."""
-    concept = f"{CONCEPT}\nRequirements: few and clear."
-    assert split_prompt(f"CONCEPT:\n{concept}\n\nREQUIREMENTS:\n{REQUIREMENTS}") == PromptParts(
-        concept, REQUIREMENTS.strip()
-    )
+ASKED = f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n{REQUIREMENTS}"
+PROSE = f"{CONCEPT}\nRequirements: few and clear."
+LINTER = "A linter.\n\nProduce lists of faults for engineers."
+FORM = "```yaml VISION\nproduct_name: <name>\n```\n\n```yaml REVIEW\nstatus: <status>\n```"
+GIVEN_AWAY = (
+    "```yaml VISION\nproduct_name: X\n```\n\n```yaml REQUIREMENTS\nFR001: Do it\n```\n\nRespond with two blocks."
+)
 
 
-def test_fenced_sections_are_read_and_a_given_away_vision_is_seen() -> None:
-    """The form of hand-made records, whose prompt holds the vision that the student should write."""
-    prompt = (
-        "Review the requirements.\n\n```yaml VISION\nproduct_name: X\n```\n\n```yaml REQUIREMENTS\nFR001: Do it\n```\n\n"
-        "Respond with two fenced YAML blocks: VISION and REVIEW."
-    )
-    assert split_prompt(prompt) == PromptParts(None, "FR001: Do it", "product_name: X")
-
-
-def test_a_template_of_the_answer_gives_nothing_away() -> None:
-    """Prompts that show the form wanted."""
-    form = "```yaml VISION\nproduct_name: <name>\n```\n\n```yaml REVIEW\nstatus: <status>\n```"
-    prompt = f"Write:\n\n{form}\n\nCONCEPT:\nA planner\n\nREQUIREMENTS:\n{REQUIREMENTS}"
-    assert split_prompt(prompt) == PromptParts("A planner", REQUIREMENTS.strip())
-
-
-def test_instructions_behind_the_concept_are_left_out_and_remarks_are_named() -> None:
-    """Where the concept stands last; `Produce` alone is no instruction about the answer."""
-    concept = "A linter.\n\nProduce lists of faults for engineers."
-    parts = split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\nCONCEPT:\n{concept}\n\nProduce the VISION and REVIEW blocks.")
-    assert parts == PromptParts(concept, REQUIREMENTS.strip())
+@pytest.mark.parametrize(
+    ("prompt", "concept", "requirements", "vision"),
+    [
+        (build_prompt(CONCEPT, REQUIREMENTS).replace("\n", "\r\n") + "\r\n", CONCEPT, REQUIREMENTS, None),
+        # `VISION: be the first choice` is a line of the concept, and so is `Requirements: few`.
+        (f"CONCEPT:\n{PROSE}\n\nREQUIREMENTS:\n{REQUIREMENTS}", PROSE, REQUIREMENTS, None),
+        # The form of hand-made records, whose prompt holds the vision that the student should write.
+        (f"Review the requirements.\n\n{GIVEN_AWAY}", None, "FR001: Do it", "product_name: X"),
+        # A template of the answer shows the form that is wanted, and gives nothing away.
+        (f"Write:\n\n{FORM}\n\n{ASKED}", "A planner", REQUIREMENTS, None),
+        # Where the concept stands last; `Produce` alone is no instruction about the answer.
+        (
+            f"REQUIREMENTS:\n{REQUIREMENTS}\nCONCEPT:\n{LINTER}\n\nProduce the VISION and REVIEW blocks.",
+            *(LINTER, REQUIREMENTS, None),
+        ),
+        *((text, None, None, None) for text in ("Write something nice.", "", "Concept art and requirements")),
+        ("# Requirements for all", None, None, None),
+    ],
+)
+def test_parts_are_found_and_what_is_not_named_is_none(
+    prompt: str, concept: str | None, requirements: str | None, vision: str | None
+) -> None:
+    """Windows line ends, prose behind a document's name, visions given away and templates of one: never guessed."""
+    assert split_prompt(prompt) == PromptParts(concept, requirements and requirements.strip(), vision)
 
 
 def test_an_example_in_our_own_form_is_told_from_the_task() -> None:
@@ -246,16 +218,8 @@ def test_an_example_in_our_own_form_is_told_from_the_task() -> None:
 @pytest.mark.parametrize("empty", ["", "none", "(none)", "N/A", "{}"])
 def test_an_existing_vision_may_be_empty(empty: str) -> None:
     """The running agent names the section in its first round, too."""
-    prompt = f"CONCEPT:\nA planner\n\nEXISTING_VISION:\n{empty}\n\nREQUIREMENTS:\n{REQUIREMENTS}\nFollow the format."
-    assert split_prompt(prompt) == PromptParts("A planner", REQUIREMENTS.strip())
-
-
-@pytest.mark.parametrize(
-    "text", ["Write something nice.", "", "Concept art and requirements", "# Requirements for all"]
-)
-def test_what_is_not_named_is_none(text: str) -> None:
-    """Never guessed."""
-    assert split_prompt(text) == PromptParts(None, None)
+    prompt = ASKED.replace("\n\nREQ", f"\n\nEXISTING_VISION:\n{empty}\n\nREQ")
+    assert split_prompt(f"{prompt}\nFollow the format.") == QUESTION
 
 
 @pytest.mark.parametrize("before", ["", "CONCEPT: A desk\n\nREQUIREMENTS:\ntitle: Desk\n\n"])
@@ -277,10 +241,11 @@ def test_faulty_requirements_are_not_replaced_by_an_examples() -> None:
 @pytest.mark.parametrize("existing", ["", VISION])
 def test_a_consumers_prompt_is_read(existing: str) -> None:
     """Rows logged from the running agent: an existing vision is a part of its own."""
-    system, user = consumer_messages(CONCEPT, REQUIREMENTS, existing)
+    system, user = AGENT.turns(CONCEPT, REQUIREMENTS, existing)
     assert (system["role"], user["role"]) == ("system", "user")
     assert 2_500 < len(system["content"]) < 3_500
     assert "status: aligned | needs_adjustment | misaligned" in system["content"]
+    assert f"at most {MAX_NARRATIVE_WORDS} words" in system["content"]
     assert user["content"].splitlines()[-1].startswith("Follow ")
     assert split_prompt(user["content"]) == PromptParts(
         CONCEPT, REQUIREMENTS.strip(), existing_vision_yaml=existing.strip() or None
@@ -289,11 +254,12 @@ def test_a_consumers_prompt_is_read(existing: str) -> None:
 
 def test_a_teacher_is_told_what_was_missing() -> None:
     """The student's prompt behind the instructions; the team's own instructions replace ours."""
+    ours = teacher_messages("A planner", REQUIREMENTS)[0]["content"]
+    assert f"status: <{' | '.join(STATUSES)}>" in ours
     system, user = teacher_messages("A planner", REQUIREMENTS, "Be kind.", "the REVIEW block is missing")
     assert system["content"] == "Be kind."
     assert user["content"].startswith(build_prompt("A planner", REQUIREMENTS))
     assert "Reminder: your last answer could not be used, because the REVIEW block is missing." in user["content"]
-    assert validate_answer(VISION, REVIEW)
 
 
 @settings(max_examples=300)
@@ -316,9 +282,9 @@ def test_any_text_is_split_without_an_exception(text: str) -> None:
 )
 def test_no_prompt_takes_long(text: str) -> None:
     """Long runs of blanks, and thousands of lines that might end a document."""
-    start = time.monotonic()
+    start = time.process_time()
     split_prompt(text)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -340,21 +306,14 @@ def test_sections_are_read_as_others_write_them(concept: str, requirements: str,
     """Underlined, with closing marks, in other punctuation, fenced, indented."""
     text = REQUIREMENTS.strip().replace("\n", f"\n{indent}")
     parts = split_prompt(f"{concept.format('A planner')}\n\n{requirements.format(indent + text)}\n")
-    assert parts == PromptParts("A planner", REQUIREMENTS.strip())
+    assert parts == QUESTION
 
 
-def test_an_example_behind_the_task_is_not_the_task() -> None:
-    """It is named as what it is; one before the task is left out anyway."""
-    parts = split_prompt(
-        f"CONCEPT: A planner\nREQUIREMENTS:\n{REQUIREMENTS}\n"
-        "Example of an input:\nCONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n"
-    )
-    assert (parts.concept, parts.requirements_yaml) == ("A planner", REQUIREMENTS.strip())
+def test_an_example_behind_the_task_and_rules_in_a_concept_are_named() -> None:
+    """The example is not the task (one before the task is left out anyway); rules may be the product's, or not."""
+    parts = split_prompt(f"{ASKED}\nExample of an input:\nCONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n")
+    assert replace(parts, notes=()) == QUESTION
     assert parts.notes[0] == "the example behind the task was left out"
-
-
-def test_rules_in_a_concept_are_named() -> None:
-    """They may be the product's, or the prompt's."""
-    parts = split_prompt(f"CONCEPT: A planner\n\nRules:\n- Be brief\n\nREQUIREMENTS:\n{REQUIREMENTS}")
+    parts = split_prompt(ASKED.replace("A planner", "A planner\n\nRules:\n- Be brief"))
     assert parts.concept == "A planner\n\nRules:\n- Be brief"
     assert parts.notes == ("the CONCEPT holds 'Rules:', which may be meant for the answer",)

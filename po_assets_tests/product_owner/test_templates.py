@@ -1,10 +1,11 @@
 """Prompts as Jinja templates: what they write, that the question is found again, and what is said of a faulty file."""
 
 import pytest
+from jinja2.sandbox import SandboxedEnvironment
 
 from po_assets.errors import UserError
-from po_assets.product_owner import build_prompt, consumer_messages
-from po_assets.product_owner.templates import AGENT, BUILT_IN, Prompt, read_prompt
+from po_assets.product_owner import build_prompt
+from po_assets.product_owner.templates import AGENT, BUILT_IN, VARIABLES, Prompt, read_prompt
 
 OURS = """\
 {% block system %}
@@ -39,11 +40,12 @@ def test_the_question_is_found_again_in_what_a_prompt_writes(prompt: Prompt, que
     assert prompt.parts("Something else.") is None
 
 
-def test_the_built_in_prompts_are_those_of_always() -> None:
-    """`build_prompt`, and the conversation of the consuming agent."""
-    for question in QUESTIONS:
-        assert BUILT_IN.turns(*question) == [{"role": "user", "content": build_prompt(*question)}]
-        assert AGENT.turns(*question) == consumer_messages(*question)
+@pytest.mark.parametrize("question", [*QUESTIONS, ("A\n\nREQUIREMENTS:\nb", "c: d", "e\n\nEXISTING_VISION:\nf")])
+def test_the_built_in_template_says_what_build_prompt_writes(question: tuple[str, str, str]) -> None:
+    """The file travels with an adapter; here the same is written without Jinja."""
+    assert BUILT_IN.turns(*question) == [{"role": "user", "content": build_prompt(*question)}]
+    template = SandboxedEnvironment().from_string(BUILT_IN.source)
+    assert template.render(zip(VARIABLES, question, strict=True)) == build_prompt(*question)
 
 
 def test_a_file_holds_system_text_and_users_turn() -> None:
