@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -72,3 +72,12 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 pytest_runtest_call = pytest_runtest_setup
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of a fresh bucket on an S3 server of this machine."""
+    from po_assets_tests.storage.s3_server import s3_server
+
+    with s3_server() as url:
+        yield url

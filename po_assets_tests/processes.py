@@ -1,7 +1,11 @@
-"""Processes that a test kills or that train side by side: forked from one server that has loaded the heavy libraries."""
+"""Processes that a test kills or that train side by side: forked from one server that has loaded the heavy libraries.
+
+And a port for one that serves.
+"""
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -26,3 +30,10 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     target(*arguments, **options)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,11 @@ from po_assets.evaluation.gate import current_gate, gate_path, promote
 from po_assets.storage import Layout, artifact_root, file_digest, local_copy, read_manifest
 from po_assets_tests.model.tiny_model import make_tiny_model
 from po_assets_tests.processes import started
-from po_assets_tests.storage.s3_server import s3_server
 from po_assets_tests.training import crash_driver
 from po_assets_tests.training.tiny_training import make_artifacts
 
 SAMPLES = Path(__file__).resolve().parents[1] / "artifacts"
 TABLES = ("raw", "normalized", "ledger", "rejected", "supervised")
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -3,23 +3,24 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psutil
 
 from po_assets_tests.automation.workplace import REPOSITORY, Workplace
+from po_assets_tests.processes import free_port
 
 LOCATION = "po_assets_tests.automation.tiny_location"
-START_SECONDS = 120
+START_SECONDS = 300  # on a machine that is busy with something else
 
 _RUNS = "{runsOrError{... on Runs{results{runId status jobName parentRunId tags{key value}}}}}"
 _CHECKS = """query($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key){... on AssetNode{assetChecksOrError{
@@ -28,7 +29,7 @@ success severity description metadataEntries{label}}}}}}}}}"""
 _REEXECUTE = """mutation($id: String!) {launchRunReexecution(reexecutionParams:
 {parentRunId: $id, strategy: FROM_FAILURE}){__typename ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"""
 _LAUNCH = """mutation($p: ExecutionParams!) {launchRun(executionParams: $p){__typename
-... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"""
+... on LaunchRunSuccess{run{runId}} ... on PythonError{message} ... on RunConfigValidationInvalid{errors{message}}}}"""
 _STEPS = "query($id: ID!) {runOrError(runId: $id){... on Run{stepStats{stepKey}}}}"
 _STALE = "{assetNodes{assetKey{path} staleStatus staleCauses{category reason}}}"
 _TICKS = """query($s: SensorSelector!) {sensorOrError(sensorSelector: $s){... on Sensor{sensorState{ticks(limit: 20){
@@ -72,12 +73,9 @@ class Server:
         answer = self.ask(_REEXECUTE, id=run_id)["launchRunReexecution"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
 
-    def launch(self, job: str) -> str:
-        """What the button Materialize does; the run's id."""
-        selector = {"repositoryName": "__repository__", "repositoryLocationName": LOCATION, "jobName": job}
-        answer = self.ask(_LAUNCH, p={"selector": selector, "runConfigData": {}, "mode": "default"})["launchRun"]
-        assert answer["__typename"] == "LaunchRunSuccess", answer
-        return str(answer["run"]["runId"])
+    def launch(self, job: str, assets: Sequence[str] = ()) -> str:
+        """What the button Materialize does, of a job or of selected assets; the run's id."""
+        return _launched(self.ask(_LAUNCH, p=_materialize(LOCATION, job, assets)))
 
     def steps(self, run_id: str) -> set[str]:
         """The steps that a run started."""
@@ -113,6 +111,39 @@ class Server:
         return self._log.read_text(errors="replace")[-6000:]
 
 
+def _materialize(location: str, job: str, assets: Sequence[str], resources: Mapping[str, Any] | None = None) -> Any:
+    selector: dict[str, Any] = {"repositoryLocationName": location, "repositoryName": "__repository__", "jobName": job}
+    selector |= {"assetSelection": [{"path": [asset]} for asset in assets]} if assets else {}
+    config = {"resources": {name: {"config": settings} for name, settings in (resources or {}).items()}}
+    return {"selector": selector, "runConfigData": config, "mode": "default"}
+
+
+def _launched(answer: Any) -> str:
+    launched = answer["launchRun"]
+    assert launched["__typename"] == "LaunchRunSuccess", answer
+    return str(launched["run"]["runId"])
+
+
+def materialize(
+    instance: dg.DagsterInstance,
+    target: Any,
+    location: str,
+    job: str,
+    *,
+    assets: Sequence[str] = (),
+    resources: Mapping[str, Any] | None = None,
+) -> str:
+    """Press Materialize in a webserver of this process, of a workspace `target` with one location; the run's id."""
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster_webserver.app import create_app_from_workspace_process_context
+    from starlette.testclient import TestClient
+
+    with WorkspaceProcessContext(instance, target) as workspace:
+        client = TestClient(create_app_from_workspace_process_context(workspace))
+        asked = {"query": _LAUNCH, "variables": {"p": _materialize(location, job, assets, resources)}}
+        return _launched(client.post("/graphql", json=asked).json()["data"])
+
+
 @contextmanager
 def dagster_dev(place: Workplace, **variables: str) -> Iterator[Server]:
     """`make ui` on a free port: webserver, daemon and code server."""
@@ -129,7 +160,7 @@ def webserver(place: Workplace, **variables: str) -> Iterator[Server]:
 
 @contextmanager
 def _running(place: Workplace, command: list[str], **variables: str) -> Iterator[Server]:
-    port = _free_port()
+    port = free_port()
     log = place.folder / f"server-{port}.log"
     arguments = [sys.executable, *command, "-m", LOCATION, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
@@ -163,12 +194,6 @@ def _answers(server: Server) -> bool:
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
     return bool(found["repositoriesOrError"].get("nodes"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def kill(pid: int) -> None:

@@ -1,5 +1,6 @@
 """The sensor that runs the graph when teacher data lands."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from po_assets.automation import landing
 from po_assets.automation.jobs import main_job
 from po_assets.automation.landing import TEACHER_FILES, new_teacher_data, teacher_files
 from po_assets.dag import Artifacts
-from po_assets.storage import Layout
 from po_assets_tests.storage.s3_server import s3_server
 
 
@@ -52,16 +52,6 @@ def reason(result: dg.SensorResult | dg.SkipReason) -> str:
     skip = result if isinstance(result, dg.SkipReason) else result.skip_reason
     assert skip is not None
     return str(skip.skip_message)
-
-
-def test_new_content_launches_once(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
-    """The second look at the same content says why it skips."""
-    land(artifacts, "a.jsonl", "{}\n")
-    first = tick(artifacts, instance)
-    assert len(first.run_requests or []) == 1
-    (observation,) = first.asset_events
-    assert (observation.asset_key, observation.metadata["files"].value) == (TEACHER_FILES, 1)
-    assert reason(tick(artifacts, instance, first.cursor)) == "The content of 1 landed file has not changed."
 
 
 def test_the_same_content_with_a_new_time_is_no_change(artifacts: Artifacts, instance: dg.DagsterInstance) -> None:
@@ -383,37 +373,31 @@ def test_observing_gives_the_sensors_data_version(artifacts: Artifacts, instance
     assert record.asset_observation.tags["dagster/data_version"] == observation.tags["dagster/data_version"]
 
 
-def story(artifacts: Artifacts, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missing, empty of rows, being written, landed, unchanged, changed: on whatever file system."""
-    incoming = artifacts.layout.incoming
-    assert "does not exist" in reason(tick(artifacts, instance))
-    incoming.joinpath("notes.txt").write_text("x")
-    assert "holds no *.jsonl file" in reason(tick(artifacts, instance))
-    incoming.joinpath("a.jsonl").write_text("A\n")
-    assert reason(tick(artifacts, instance)).startswith("Waiting until 1 file")
-    real = time.time
-    monkeypatch.setattr(landing.time, "time", lambda: real() + landing.SETTLE_SECONDS + 1)
-    first = tick(artifacts, instance)
-    assert len(first.run_requests) == 1
-    assert first.asset_events[0].metadata["bytes"].value == 2
-    assert reason(tick(artifacts, instance, first.cursor)) == "The content of 1 landed file has not changed."
-    incoming.joinpath("a.jsonl").write_text("B\n")
-    assert len(tick(artifacts, instance, first.cursor).run_requests) == 1
-
-
-def test_a_folder_in_memory_is_watched(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An fsspec URL."""
-    fsspec.filesystem("memory").store.clear()
-    story(Artifacts(root="memory://watched"), instance, monkeypatch)
-
-
-def test_a_bucket_is_watched(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3: a long-lived process sees what others land, and a second look is one listing, not a request per file."""
-    with s3_server() as bucket:
-        story(Artifacts(root=f"{bucket}/po"), instance, monkeypatch)
-
-
-def test_the_layout_is_what_the_sensor_watches(artifacts: Artifacts) -> None:
-    """`incoming/` under the artifact root."""
-    assert isinstance(artifacts.layout, Layout)
-    assert artifacts.layout.incoming.name == "incoming"
+@pytest.mark.parametrize("kind", ["folder", "memory", "bucket"])
+def test_a_landing_is_run_once_wherever_it_lies(
+    tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Missing, empty of rows, being written, landed, unchanged, changed; a long-lived process sees what others land."""
+    with s3_server() if kind == "bucket" else contextlib.nullcontext() as bucket:
+        fsspec.filesystem("memory").store.clear()
+        root = {"folder": str(tmp_path / "po"), "memory": "memory://watched", "bucket": f"{bucket}/po"}[kind]
+        artifacts = Artifacts(root=root)
+        incoming = artifacts.layout.incoming
+        assert incoming.name == "incoming"
+        assert "does not exist" in reason(tick(artifacts, instance))
+        if kind == "folder":
+            incoming.mkdir(parents=True)
+        incoming.joinpath("notes.txt").write_text("x")
+        assert "holds no *.jsonl file" in reason(tick(artifacts, instance))
+        incoming.joinpath("a.jsonl").write_text("A\n")
+        assert reason(tick(artifacts, instance)).startswith("Waiting until 1 file")
+        real = time.time
+        monkeypatch.setattr(landing.time, "time", lambda: real() + landing.SETTLE_SECONDS + 1)
+        first = tick(artifacts, instance)
+        assert len(first.run_requests) == 1
+        (observation,) = first.asset_events
+        assert (observation.asset_key, observation.metadata["files"].value) == (TEACHER_FILES, 1)
+        assert observation.metadata["bytes"].value == 2
+        assert reason(tick(artifacts, instance, first.cursor)) == "The content of 1 landed file has not changed."
+        incoming.joinpath("a.jsonl").write_text("B\n")
+        assert len(tick(artifacts, instance, first.cursor).run_requests) == 1

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.test_utils import create_run_for_test
 
@@ -19,6 +21,7 @@ from po_assets.automation.catch_up import artifact_problem, catch_up, nightly_ca
 from po_assets.automation.jobs import main_job
 from po_assets.dag import Artifacts
 from po_assets.errors import UserError
+from po_assets_tests.automation.live import LOCATION
 from po_assets_tests.automation.tiny_definitions import tiny_definitions
 from po_assets_tests.automation.workplace import Workplace, good_row, make_workplace
 
@@ -52,6 +55,14 @@ def tiny(finished: Workplace) -> Path:
 def instance(place: Workplace) -> Iterator[dg.DagsterInstance]:
     with instance_of(place) as instance:
         yield instance
+
+
+@pytest.fixture
+def live(place: Workplace, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The main job as the UI's runs execute it, in the workplace."""
+    monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(place.root))
+    monkeypatch.setenv("PO_TEST_BASE_MODEL", str(tiny))
+    return ReconstructableRepository.for_module(LOCATION, "defs").get_reconstructable_job(main_job.name)
 
 
 def instance_of(place: Workplace) -> Any:
@@ -200,8 +211,6 @@ import json
 with instance_of(place) as instance:
     print(json.dumps([sorted(unsynced(instance, defs)), sorted(to_catch_up(place, instance, defs)[0])]))
 """
-    import subprocess
-
     output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True, env=os.environ
     ).stdout
@@ -284,45 +293,29 @@ def bad_landing(place: Workplace, instance: dg.DagsterInstance, defs: dg.Definit
     assert "supervised_dataset" not in steps(result)
 
 
-def test_below_a_failed_gate_nothing_is_made_at_night(
-    place: Workplace, instance: dg.DagsterInstance, tiny: Path
+def test_below_a_failed_gate_nothing_is_made_at_night_or_by_hand(
+    place: Workplace, instance: dg.DagsterInstance, tiny: Path, live: Any
 ) -> None:
-    """The tick names the check; nothing is run again and again."""
+    """The tick names the check; by hand, with the executor of the UI's runs, the input has to be made anew, too."""
     defs = tiny_definitions(tiny)
     bad_landing(place, instance, defs)
     assert to_catch_up(place, instance, defs) == (set(), {"supervised_dataset", *STUDENT})
     result = tick(place, instance, defs)
     assert isinstance(result, dg.SkipReason)
     assert "the check rejected_share of normalized_teacher failed" in str(result.skip_message)
-
-
-def execute(place: Workplace, module: str, *arguments: str) -> Any:
-    """A Dagster command line in the workplace, with the executor that the UI's runs have."""
-    import subprocess
-
-    command = [sys.executable, "-W", "ignore", "-m", "dagster", *arguments, "-m", module]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=place.environment(), timeout=120)
-
-
-@pytest.mark.slow
-def test_below_a_failed_gate_nothing_is_made_by_hand(
-    place: Workplace, instance: dg.DagsterInstance, tiny: Path
-) -> None:
-    """Materializing supervised_dataset alone is refused with the check and the way out; with its input it is tried."""
-    defs = tiny_definitions(tiny)
-    bad_landing(place, instance, defs)
+    below = [dg.AssetKey("supervised_dataset")]
     before = (place.root / "distillation" / "po_teacher_supervised.jsonl").read_bytes()
-    shutil.copytree(tiny, place.folder / "tiny")
-    module = "po_assets_tests.automation.tiny_location"
-    refused = execute(place, module, "asset", "materialize", "--select", "supervised_dataset")
-    assert refused.returncode == 1
-    assert "the blocking check rejected_share of normalized_teacher failed when it was last run" in refused.stderr
-    assert "materialize normalized_teacher together with what is below it" in refused.stderr
+    with dg.execute_job(live, instance, asset_selection=below, raise_on_error=False) as refused:
+        (failure,) = [event for event in refused.all_events if event.is_run_failure]
+    said = str(failure.event_specific_data)
+    assert "the blocking check rejected_share of normalized_teacher failed when it was last run" in said
+    assert "materialize normalized_teacher together with what is below it" in said
     assert (place.root / "distillation" / "po_teacher_supervised.jsonl").read_bytes() == before
     (place.incoming / "bad.jsonl").unlink()
     place.land("corrected", good_row("CrossPlan41"))
-    select = "raw_teacher,normalized_teacher,supervised_dataset"
-    assert execute(place, module, "asset", "materialize", "--select", select).returncode == 0
+    with_input = [dg.AssetKey(name) for name in sorted(TEACHER)] + below
+    with dg.execute_job(live, instance, asset_selection=with_input, raise_on_error=False) as made:
+        assert made.success
 
 
 def run_part(
@@ -421,29 +414,17 @@ def test_what_this_instance_never_made_is_not_refused(tmp_path: Path, tiny: Path
 
 
 def test_reexecution_from_failure_repeats_only_what_is_needed(
-    place: Workplace, instance: dg.DagsterInstance, tiny: Path
+    place: Workplace, instance: dg.DagsterInstance, live: Any
 ) -> None:
     """The gate is checked again and what is below is made; what was finished before is left alone."""
-    os.environ["PO_ARTIFACTS_ROOT"] = str(place.root)
-    os.environ["PO_TEST_BASE_MODEL"] = str(tiny)
-    try:
-        place.land("bad", "no json", "no json either")
-        job = dg.reconstructable(live_job)
-        with dg.execute_job(job, instance, raise_on_error=False) as result:
-            assert not result.success
-            first = result.run_id
-        options = dg.ReexecutionOptions.from_failure(first, instance)
-        run_config = {"resources": {"selection": {"config": {"max_rejected_share": 0.9}}}}
-        with dg.execute_job(
-            job, instance, raise_on_error=False, reexecution_options=options, run_config=run_config
-        ) as again:
-            repeated = {event.step_key for event in again.all_events if event.is_step_start}
-    finally:
-        del os.environ["PO_ARTIFACTS_ROOT"], os.environ["PO_TEST_BASE_MODEL"]
+    place.land("bad", "no json", "no json either")
+    with dg.execute_job(live, instance, raise_on_error=False) as result:
+        assert not result.success
+    options = dg.ReexecutionOptions.from_failure(result.run_id, instance)
+    run_config = {"resources": {"selection": {"config": {"max_rejected_share": 0.9}}}}
+    with dg.execute_job(
+        live, instance, raise_on_error=False, reexecution_options=options, run_config=run_config
+    ) as again:
+        repeated = {event.step_key for event in again.all_events if event.is_step_start}
     assert {"normalized_teacher_checks", "supervised_dataset", "lora_adapter", "eval_report"} <= repeated
     assert not {"raw_teacher", "normalized_teacher", "eval_cases"} & repeated
-
-
-def live_job() -> dg.JobDefinition:
-    """The main job, for Dagster to load in whatever process."""
-    return tiny_definitions(Path(os.environ["PO_TEST_BASE_MODEL"])).resolve_job_def(main_job.name)

@@ -4,15 +4,14 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from po_assets.automation.jobs import main_job
 from po_assets_tests.automation.live import Server, webserver
+from po_assets_tests.automation.test_staleness import instance_of, run
 from po_assets_tests.automation.tiny_definitions import tiny_definitions
-from po_assets_tests.automation.workplace import Workplace, make_workplace
+from po_assets_tests.automation.workplace import make_workplace
 
 CHROMIUM = os.environ.get("PO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -41,9 +40,11 @@ def browser() -> Iterator[Any]:
 def ui(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The webserver; first the browser, so that nothing is made for a test that is skipped."""
     place = make_workplace(tmp_path_factory.mktemp("ui"))
-    run(place)
-    place.land("2026-11-bad", "no json at all", '{"some": "thing"}')
-    run(place)
+    defs = tiny_definitions(place.folder / "tiny")
+    with instance_of(place) as instance:
+        run(place, instance, defs)
+        place.land("2026-11-bad", "no json at all", '{"some": "thing"}')
+        run(place, instance, defs)
     with webserver(place) as server:
         yield server
 
@@ -55,15 +56,3 @@ def page(browser: Any) -> Iterator[Any]:
     page.set_default_timeout(30_000)
     yield page
     page.close()
-
-
-def run(place: Workplace) -> None:
-    """The main job, in this process."""
-    import dagster as dg
-
-    job = tiny_definitions(Path(place.folder) / "tiny").resolve_job_def(main_job.name)
-    resources = {"artifacts": {"config": {"root": str(place.root)}}}
-    with dg.DagsterInstance.from_config(str(place.home)) as instance:
-        job.execute_in_process(
-            instance=instance, raise_on_error=False, run_config={"loggers": {"console": {}}, "resources": resources}
-        )

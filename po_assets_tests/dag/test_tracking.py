@@ -1,7 +1,6 @@
 """Training and evaluation as a tracker sees them: a real MLflow server, one that is down, one of another kind, none."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,17 +18,12 @@ from po_assets.storage import Layout
 from po_assets.training.student import read_log
 from po_assets_tests.automation.live import stop
 from po_assets_tests.evaluation.test_assets import make_adapter, make_tiny_model, run
+from po_assets_tests.processes import free_port
 from po_assets_tests.training.test_asset import materialize
 from po_assets_tests.training.tiny_training import make_artifacts
 
 START_SECONDS = 300  # of the server, on a machine that is busy with something else
 NOTE = "Nothing more is sent to the tracker"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

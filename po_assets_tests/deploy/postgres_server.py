@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from po_assets_tests.processes import free_port
 
 
 def _program(name: str) -> str | None:
@@ -43,9 +44,7 @@ def postgres_server() -> Iterator[str]:
         [initdb, "-D", data, "-U", "dagster", "--auth=trust", "--no-sync", "-E", "UTF8"],
         check=True, capture_output=True, **common,
     )  # fmt: skip
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ["-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"]
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen([postgres, *map(str, options)], stdout=log, stderr=log, **common)

@@ -17,12 +17,10 @@ import psutil
 import pytest
 
 from po_assets.automation.ray import DASHBOARD_VARIABLE, local_head
+from po_assets_tests.automation.live import materialize
+from po_assets_tests.automation.workplace import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 WORKSPACE = REPOSITORY / "workspace.yaml"
-LAUNCH = """mutation Launch($params: ExecutionParams!) { launchRun(executionParams: $params) {
-  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
-  ... on RunConfigValidationInvalid { errors { message } } } }"""
 
 
 @dataclass
@@ -49,25 +47,11 @@ class Deployment:
 
     def materialize(self, *assets: str, resources: dict[str, Any]) -> str:
         """Press Materialize on assets (all of the graph when none is named); returns the run's id."""
-        from dagster._core.workspace.context import WorkspaceProcessContext
         from dagster._core.workspace.load_target import WorkspaceFileTarget
-        from dagster_webserver.app import create_app_from_workspace_process_context
-        from starlette.testclient import TestClient
 
-        selector: dict[str, Any] = {"repositoryLocationName": "po_assets", "repositoryName": "__repository__"}
-        selector |= (
-            {"jobName": "__ASSET_JOB", "assetSelection": [{"path": [asset]} for asset in assets]}
-            if assets
-            else {"jobName": "product_owner_student"}
-        )
-        config = {"resources": {name: {"config": settings} for name, settings in resources.items()}}
-        params = {"selector": selector, "runConfigData": config, "mode": "default"}
-        with WorkspaceProcessContext(self.instance, WorkspaceFileTarget([str(WORKSPACE)])) as context:
-            client = TestClient(create_app_from_workspace_process_context(context))
-            answer = client.post("/graphql", json={"query": LAUNCH, "variables": {"params": params}}).json()
-        launched = answer["data"]["launchRun"]
-        assert launched["__typename"] == "LaunchRunSuccess", answer
-        return str(launched["run"]["runId"])
+        target = WorkspaceFileTarget([str(WORKSPACE)])
+        job = "__ASSET_JOB" if assets else "product_owner_student"
+        return materialize(self.instance, target, "po_assets", job, assets=assets, resources=resources)
 
     def wait_for(self, run_id: str, seconds: float = 240) -> dg.DagsterRun:
         """Wait until the run has ended."""

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from po_assets_tests.deploy.ray_deployment import REPOSITORY
+from po_assets_tests.automation.workplace import REPOSITORY
 
 TEXTS = ("docs/scale.md", "deploy/ray/README.md")
 

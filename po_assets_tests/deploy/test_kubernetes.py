@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,15 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.workspace.load_target import GrpcServerTarget
 
 from po_assets.dag.compute import gpus_per_step, op_tags
 from po_assets.errors import UserError
 from po_assets.storage import Layout, artifact_root, read_manifest
+from po_assets_tests.automation.live import materialize
 from po_assets_tests.automation.workplace import REPOSITORY, make_workplace
 from po_assets_tests.deploy.kubernetes_api import Cluster, stand_in_cluster
+from po_assets_tests.processes import free_port
 from po_assets_tests.storage.s3_server import s3_server
 
 FOLDER = REPOSITORY / "deploy" / "kubernetes"
@@ -43,6 +45,8 @@ OTHER_STEPS = {
     "supervised_dataset_checks",
     "eval_report_gate",
 }
+Launched = tuple[Cluster, dg.DagsterRun, list[Any], Layout]
+"""The cluster, the run that came to its end there, its events, and where the artifacts are."""
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +113,7 @@ def test_nothing_secret_stands_in_the_values(values: dict[str, Any]) -> None:
 @contextmanager
 def code_server(context: dict[str, Any], image: str, environment: dict[str, str], log: Path) -> Iterator[int]:
     """`dagster api grpc`, as the chart starts it; gives its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [sys.executable, "-m", "dagster", "api", "grpc", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--module-name", "po_assets_tests.automation.tiny_location"]
     command += ["--container-image", image, "--container-context", json.dumps(context)]
@@ -131,35 +133,8 @@ def code_server(context: dict[str, Any], image: str, environment: dict[str, str]
         process.kill()
 
 
-def press_materialize(instance: dg.DagsterInstance, port: int) -> str:
-    """Launch the whole job over the webserver's GraphQL, as the UI does; the run's id."""
-    from dagster._core.workspace.context import WorkspaceProcessContext
-    from dagster._core.workspace.load_target import GrpcServerTarget
-    from dagster_webserver.app import create_app_from_workspace_process_context
-    from starlette.testclient import TestClient
-
-    target = GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name="po-assets")
-    selector = {
-        "repositoryLocationName": "po-assets",
-        "repositoryName": "__repository__",
-        "jobName": "product_owner_student",
-    }
-    query = """mutation($p: ExecutionParams!) {launchRun(executionParams: $p) {
-        __typename ... on LaunchRunSuccess {run {runId}} ... on PythonError {message stack}
-        ... on RunConfigValidationInvalid {errors {message}}}}"""
-    with WorkspaceProcessContext(instance, target) as workspace:
-        client = TestClient(create_app_from_workspace_process_context(workspace))
-        params = {"selector": selector, "runConfigData": {}, "mode": "default"}
-        answer = client.post("/graphql", json={"query": query, "variables": {"p": params}}).json()
-        launched = answer["data"]["launchRun"]
-        assert launched["__typename"] == "LaunchRunSuccess", answer
-        return str(launched["run"]["runId"])
-
-
 @pytest.fixture(scope="module")
-def launched(
-    values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Cluster, dg.DagsterRun, list[Any], Layout]]:
+def launched(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """The whole graph with a tiny model, by the run launcher and the step executor of `values.yaml`, artifacts on S3."""
     folder = tmp_path_factory.mktemp("kubernetes")
     place = make_workplace(folder / "place")
@@ -195,7 +170,8 @@ def launched(
                 dg.DagsterInstance.from_config(str(place.home)) as instance,
             ):
                 cluster.doomed.add("baseline_report")
-                run_id = press_materialize(instance, port)
+                server = GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name="po-assets")
+                run_id = materialize(instance, server, "po-assets", "product_owner_student")
                 # Fifteen processes that import everything: 4 minutes of one core, and hours where others have it. So
                 # no end is set to the whole, but to the time in which nothing happens.
                 happened, deadline = 0, time.monotonic() + STALLED_SECONDS
@@ -213,9 +189,7 @@ def jobs_by_step(cluster: Cluster) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_the_graph_runs_with_a_job_for_each_step(
-    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
-) -> None:
+def test_the_graph_runs_with_a_job_for_each_step(launched: Launched) -> None:
     """Launched over GraphQL; run and steps are Jobs, the artifacts are on S3; only the gate fails, on a random model."""
     cluster, run, events, layout = launched
     assert set(jobs_by_step(cluster)) == {"", *GPU_STEPS, *OTHER_STEPS}, cluster.logs()
@@ -227,9 +201,7 @@ def test_the_graph_runs_with_a_job_for_each_step(
 
 
 @pytest.mark.slow
-def test_a_step_whose_pod_died_is_started_again(
-    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
-) -> None:
+def test_a_step_whose_pod_died_is_started_again(launched: Launched) -> None:
     """In the same run, in a Job of its own."""
     cluster, _, events, _ = launched
     retried = [
@@ -245,9 +217,7 @@ def test_a_step_whose_pod_died_is_started_again(
 
 
 @pytest.mark.slow
-def test_gpu_steps_ask_for_a_gpu_and_others_do_not(
-    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
-) -> None:
+def test_gpu_steps_ask_for_a_gpu_and_others_do_not(launched: Launched) -> None:
     """Limit, node selector and toleration of the steps that load the model; none of them on run and other steps."""
     jobs = jobs_by_step(launched[0])
     for step, job in jobs.items():
@@ -266,9 +236,7 @@ def test_gpu_steps_ask_for_a_gpu_and_others_do_not(
 
 
 @pytest.mark.slow
-def test_every_pod_has_the_image_its_secrets_and_no_root(
-    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
-) -> None:
+def test_every_pod_has_the_image_its_secrets_and_no_root(launched: Launched) -> None:
     """Secrets by reference only: no Job spells out a key or a password."""
     cluster = launched[0]
     for job in cluster.jobs.values():
@@ -285,9 +253,7 @@ def test_every_pod_has_the_image_its_secrets_and_no_root(
 
 
 @pytest.mark.slow
-def test_the_jobs_are_valid_by_kubernetes_own_schema(
-    launched: tuple[Cluster, dg.DagsterRun, list[Any], Layout],
-) -> None:
+def test_the_jobs_are_valid_by_kubernetes_own_schema(launched: Launched) -> None:
     """Every field of every Job, against the API's published schema (PyPI: kubernetes-validate)."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for job in launched[0].jobs.values():

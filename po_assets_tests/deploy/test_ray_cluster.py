@@ -9,8 +9,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from po_assets_tests.automation.workplace import REPOSITORY
 from po_assets_tests.deploy.postgres_server import postgres_server
-from po_assets_tests.deploy.ray_deployment import REPOSITORY, deployment
+from po_assets_tests.deploy.ray_deployment import deployment
 from po_assets_tests.model.tiny_model import make_tiny_model
 
 CLUSTER = REPOSITORY / "deploy" / "ray" / "cluster" / "dagster.yaml"

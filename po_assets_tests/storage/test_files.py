@@ -1,7 +1,6 @@
 """Publication in one step, on disk and in object stores (fsspec's in-memory one, and an S3 server)."""
 
 import uuid
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +19,6 @@ from po_assets.storage import (
     remove_stale_staging,
     staging_path,
 )
-from po_assets_tests.storage.s3_server import s3_server
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
