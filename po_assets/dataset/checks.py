@@ -308,7 +308,7 @@ class FitsContext(RowCheck):
 
     def add(self, row: TrainingRow) -> None:
         self.waiting.append(row)
-        if len(self.waiting) == BLOCK_ROWS:
+        if len(self.waiting) == BLOCK_ROWS:  # tokens are counted for many rows at once
             self._measure()
 
     def _measure(self) -> None:

@@ -206,11 +206,6 @@ def test_the_config_digest_follows_the_rules(layout: Layout) -> None:
     assert len(set(digests)) == 4
 
 
-def balance_of(layout: Layout) -> dg.AssetCheckEvaluation:
-    """What the balance check of the closed ledger says of the files as they stand."""
-    return recheck(layout)["ledger_balances"]
-
-
 def test_the_closed_ledger_balances(closed: tuple[Layout, list[bytes]]) -> None:
     """Every final outcome counts, for the check of normalized_teacher too."""
     layout, _ = closed
@@ -227,7 +222,7 @@ def test_rows_gone_from_the_closed_ledger_are_missed(closed: tuple[Layout, list[
     left = len(lines) - len(lines[gone])
     del lines[gone]
     layout.ledger.write_bytes(b"".join(lines))
-    found = balance_of(layout)
+    found = recheck(layout)["ledger_balances"]
     assert (found.passed, found.severity, found.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)
     assert "The ledger does not balance: 14 lines landed, the ledger says 10 kept + 1 rejected" in found.description
     faults = [one["fault"] for one in table(found)]

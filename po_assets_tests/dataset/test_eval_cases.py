@@ -37,14 +37,6 @@ def asked_in_chat() -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": build_prompt(**INPUT)}]}
 
 
-def test_good_cases_are_read(tmp_path: Path) -> None:
-    """In order, as they stand."""
-    cases = read_eval_cases(write(tmp_path, case(1), case(2, "conflicts")))
-    assert [one.case_id for one in cases] == ["case-1", "case-2"]
-    assert cases[1].status == "conflicts"
-    assert cases[0].prompt == build_prompt(**INPUT)
-
-
 def test_a_case_needs_no_more_than_its_input(tmp_path: Path) -> None:
     """Id, tier, reference and status may be absent, or null; the id is then a digest of the input."""
     (one,) = read_eval_cases(write(tmp_path, INPUT | {"status": None, "reference_review_yaml": None}))

@@ -99,18 +99,8 @@ def test_the_assets_say_what_came_out(tmp_path: Path) -> None:
         assert "data:image/png;base64," in str(normalized.metadata[picture].value)
 
 
-def test_manifests_tie_the_tables_together(tmp_path: Path) -> None:
-    """Each names the digest of what it was made from."""
-    layout = land(tmp_path, a=[GOOD])
-    run(layout)
-    raw, normalized, ledger = (read_manifest(path) for path in (layout.raw, layout.normalized, layout.ledger))
-    assert normalized.inputs == {"raw_teacher": raw.sha256}
-    assert ledger.inputs == {"raw_teacher": raw.sha256, "normalized_teacher": normalized.sha256}
-    assert raw.extra["sources"][0]["rows"] == 1
-
-
-def test_landing_the_same_again_gives_the_same_data_versions(tmp_path: Path) -> None:
-    """Everything downstream stays fresh then."""
+def test_manifests_tie_the_tables_together_and_the_same_again_has_the_same_versions(tmp_path: Path) -> None:
+    """Each names the digest of what it was made from; everything downstream stays fresh."""
     layout = land(tmp_path, a=[GOOD])
     versions = [
         {
@@ -121,6 +111,10 @@ def test_landing_the_same_again_gives_the_same_data_versions(tmp_path: Path) -> 
     ]
     assert versions[0] == versions[1]
     assert len(versions[0]) == 2
+    raw, normalized, ledger = (read_manifest(path) for path in (layout.raw, layout.normalized, layout.ledger))
+    assert normalized.inputs == {"raw_teacher": raw.sha256}
+    assert ledger.inputs == {"raw_teacher": raw.sha256, "normalized_teacher": normalized.sha256}
+    assert raw.extra["sources"][0]["rows"] == 1
 
 
 def test_has_records_fails_when_every_line_is_blank(tmp_path: Path) -> None:
@@ -179,10 +173,11 @@ def test_has_records_warns_of_what_was_not_taken_in(tmp_path: Path, monkeypatch:
 def test_has_records_fails_on_a_snapshot_that_was_changed(tmp_path: Path) -> None:
     """The manifest says how many lines there were."""
     layout = taken_in(tmp_path, a=[GOOD, GOOD])
-    layout.raw.write_bytes(layout.raw.read_bytes().splitlines()[0] + b"\n")
-    found = judged(layout, "has_records")
-    assert not found.passed
-    assert "ends before line 2 of a.jsonl" in found.description
+    line = layout.raw.read_bytes().splitlines(keepends=True)[0]
+    for content, said in ((line, "ends before line 2 of a.jsonl"), (line * 3, "has more lines than its manifest says")):
+        layout.raw.write_bytes(content)
+        found = judged(layout, "has_records")
+        assert (found.passed, said in found.description) == (False, True), found.description
 
 
 def test_rejected_share_fails_above_the_limit_and_stops_the_graph(tmp_path: Path) -> None:

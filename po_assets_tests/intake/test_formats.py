@@ -52,12 +52,6 @@ def test_every_format_has_a_row_in_these_tests() -> None:
     assert [known.name for known in FORMATS] == list(BUILDERS)
 
 
-def test_formats_differ_in_what_they_match() -> None:
-    """No two formats claim the same row."""
-    for name, build in BUILDERS.items():
-        assert [known.name for known in FORMATS if known.matches(build())] == [name]
-
-
 def test_identifiers_and_metadata_are_kept() -> None:
     """What the teacher said about a row is not lost, wherever in the row it stands."""
     row = normalize(line_of(nested_row())).row
@@ -88,15 +82,6 @@ def test_of_several_turns_the_last_answered_one_is_read() -> None:
     assert "the prompt has no CONCEPT section" in reject(row).detail
 
 
-def test_chat_content_may_come_in_parts() -> None:
-    """Some services split a message into parts of type text."""
-    row = chat_row()
-    for message in row["messages"]:
-        text = message["content"]
-        message["content"] = [{"type": "text", "text": text[:10]}, {"type": "text", "text": text[10:]}]
-    assert normalize(line_of(row)).row["concept"] == CONCEPT
-
-
 def test_a_vision_in_the_prompt_is_flagged_and_stands_in_for_a_missing_concept() -> None:
     """The template rows show the vision instead of a concept: its name and summary are all that is known."""
     normalized = normalize(line_of(vision_prompt_row()))
@@ -105,12 +90,6 @@ def test_a_vision_in_the_prompt_is_flagged_and_stands_in_for_a_missing_concept()
     assert normalized.row["metadata"] == {"concept_from": "vision"}
     assert "it was made from product_name and product_summary" in normalized.notes
     assert "it was left out of the prompt" in normalized.notes
-
-
-def test_a_vision_without_name_and_summary_cannot_stand_in() -> None:
-    """Then there is no concept, and the row says so."""
-    prompt = "```yaml VISION\na: 1\n```\n```yaml REQUIREMENTS\nFR001: x\n```"
-    assert "no CONCEPT section and no vision to take it from" in reject(prompt_output_row(prompt=prompt)).detail
 
 
 USER = {"role": "user", "content": pair_row()["prompt"]}
@@ -331,6 +310,10 @@ def test_what_others_write_is_read_and_the_rest_is_named(row: dict[str, Any], na
         (
             chat_row(messages=[USER, ANSWER, {"role": "user", "content": "Thanks"}, ANSWER | {"content": "Bye."}]),
             "missing part: 2 earlier messages before the last question were not read",
+        ),
+        (
+            prompt_output_row(prompt="```yaml VISION\na: 1\n```\n```yaml REQUIREMENTS\nFR001: x\n```"),
+            "missing part: the prompt has no CONCEPT section and no vision to take it from",
         ),
     ],
 )

@@ -139,15 +139,6 @@ def test_nothing_to_take_in_is_one_clear_error_and_damages_nothing(
     assert layout.raw.read_bytes() == b"older\n"
 
 
-def test_a_snapshot_that_is_not_its_manifests_is_noticed(tmp_path: Path) -> None:
-    """Fewer or more lines than the manifest says."""
-    layout = land(tmp_path, a=b"x\ny\n")
-    (source,) = taken(layout)
-    for rows in (1, 3):
-        with pytest.raises(UserError, match="Materialize raw_teacher again"):
-            list(snapshot_lines(layout.raw, [Source(source.file, source.sha256, rows)]))
-
-
 def test_a_huge_line_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its beginning and its length are enough to reject it; the next line is found."""
     monkeypatch.setattr(landing, "MAX_LINE_BYTES", 10)
