@@ -16,7 +16,7 @@ from upath import UPath
 
 from po_assets.automation import executors
 from po_assets.automation.catch_up import ROOT_TAG, gate_problem, made_elsewhere, refuse_below_failed_gate, root_tag
-from po_assets.automation.executors import PROCESS_TAG, end_orphaned_runs, process_tag
+from po_assets.automation.executors import PROCESS_TAG, process_tag
 from po_assets.automation.jobs import main_job
 from po_assets.automation.landing import new_teacher_data
 from po_assets.dag import Artifacts
@@ -28,16 +28,8 @@ from po_assets.intake.landing import sources_of
 from po_assets.storage import Layout, read_manifest
 from po_assets_tests.automation.live import Server, dagster_dev
 from po_assets_tests.automation.test_live import settled
-from po_assets_tests.automation.test_processes import read_until, start
+from po_assets_tests.automation.test_processes import RUN, read_until, start
 from po_assets_tests.automation.workplace import REPOSITORY, Workplace, good_row, make_workplace
-
-RUN = """
-import po_assets.definitions
-from po_assets_tests.automation.tiny_location import defs
-po_assets.definitions.defs = defs
-from po_assets.cli import main
-raise SystemExit(main(["run"]))
-"""
 
 SIX_AT_ONCE = """
 import multiprocessing
@@ -128,25 +120,6 @@ def stopped_daemon(server: Server, place: Workplace) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_is_alive_and_goes_on(place: Workplace) -> None:
-    """SIGSTOP while it trains: another is refused in a sentence, nobody calls it dead; SIGCONT: it ends as it would."""
-    run = start(place, "-c", RUN)
-    read_until(run, "lora_adapter", 300)
-    run.send_signal(signal.SIGSTOP)
-    with dg.DagsterInstance.from_config(str(place.home)) as instance:
-        assert end_orphaned_runs(instance) == []
-    other = start(place, "-c", RUN)
-    said, _ = other.communicate(timeout=120)
-    assert other.returncode == 1
-    assert said.startswith(f"Another run writes to {place.root} right now")
-    assert len(said.splitlines()) == 1
-    run.send_signal(signal.SIGCONT)
-    assert "3 cases were evaluated" in run.communicate(timeout=240)[0]
-    assert run.returncode == 1
-    whole(place)
-
-
-@pytest.mark.slow
 def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
     """A run of the UI is queued until the command line's ends; the command line is refused while the UI's works.
 
@@ -203,7 +176,7 @@ def test_two_roots_at_once_do_not_mix(tmp_path: Path) -> None:
         for place in places
     ]
     for place, run in zip(places, runs, strict=True):
-        said, _ = run.communicate(timeout=300)
+        said, _ = run.communicate(timeout=900)
         assert "3 cases were evaluated" in said, said
         whole(place)
     assert [landed(place) for place in places] == [{"good.jsonl"}, {"good.jsonl", "more.jsonl"}]
@@ -251,11 +224,11 @@ def test_a_clock_set_back_makes_no_living_run_dead(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_ten_thousand_files_cost_no_more_each_than_a_thousand(tmp_path: Path) -> None:
+def test_ten_times_the_files_cost_no_more_each(tmp_path: Path) -> None:
     """Tick and landing: memory grows no faster than the files, cursor and history do not grow with them."""
-    few, many = (land_many(tmp_path / str(count), count) for count in (1_000, 10_000))
+    few, many = (land_many(tmp_path / str(count), count) for count in (300, 3_000))
     assert many["peak"] < 12 * few["peak"]
-    assert many["peak"] < 200e6
+    assert many["peak"] < 60e6
     assert many["cursor"] < 300
     assert many["history"] < 1.1 * few["history"]
 

@@ -12,13 +12,32 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
+from upath import UPath
 
 from po_assets import cli
 from po_assets.automation import run
 from po_assets.automation.executors import LOCK, PROCESS_TAG, end_orphaned_runs, orphaned_runs, process_tag, root_of
 from po_assets.storage import lock
 from po_assets_tests.automation.live import LOCATION
-from po_assets_tests.automation.workplace import REPOSITORY, Workplace, make_workplace
+from po_assets_tests.automation.workplace import REPOSITORY, Workplace, good_row, make_workplace
+
+RUN = """
+import po_assets.definitions
+from po_assets_tests.automation.tiny_location import defs
+po_assets.definitions.defs = defs
+from po_assets.cli import main
+raise SystemExit(main(["run"]))
+"""
+"""`po-assets run` with a tiny model."""
+
+ENDLESS_TRAINING = """
+import time
+from po_assets.training import training
+def endless(*_args, **_options):
+    print("computing", flush=True)
+    time.sleep(600)
+training.make_engine = endless
+"""
 
 
 @pytest.fixture
@@ -110,8 +129,6 @@ def read_until(process: subprocess.Popen[str], text: str, seconds: float = 90) -
 
 def test_a_run_waits_for_another_on_the_same_artifacts(place: Workplace) -> None:
     """As the UI's runs do: it says so in its log, goes on when the root is free, and removes what killed ones left."""
-    from upath import UPath
-
     left = place.root / "models" / ".staging-po_student_v2-1a2b"
     left.mkdir(parents=True)
     os.utime(left, (0, 0))
@@ -131,8 +148,6 @@ def test_a_run_waits_for_another_on_the_same_artifacts(place: Workplace) -> None
 @pytest.mark.parametrize("end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_waiting_run_can_be_ended(place: Workplace, end: signal.Signals) -> None:
     """At once, not when the other run has ended."""
-    from upath import UPath
-
     with lock(UPath(place.root / LOCK)):
         run = start(place, "-m", "dagster", "asset", "materialize", "--select", "raw_teacher", "-m", LOCATION)
         read_until(run, "Waiting until it ends")
@@ -142,52 +157,28 @@ def test_a_waiting_run_can_be_ended(place: Workplace, end: signal.Signals) -> No
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_is_not_started_again(tmp_path: Path) -> None:
-    """Ctrl-C ends the run, though the step asks for retries where it has a process of its own."""
-    place = make_workplace(tmp_path)
-    script = f"""
-import po_assets.definitions
-from po_assets_tests.automation.tiny_definitions import tiny_definitions
-from po_assets.training import training
-from pathlib import Path
-po_assets.definitions.defs = tiny_definitions(Path({str(place.folder / "tiny")!r}))
-import time
-def endless(*_args, **_options):
-    print("computing", flush=True)
-    time.sleep(600)
-training.make_engine = endless
-from po_assets.cli import main
-raise SystemExit(main(["run"]))
-"""
-    process = start(place, "-c", script)
-    read_until(process, "computing")
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert "computing" not in said
-    with dg.DagsterInstance.from_config(str(place.home)) as instance:
-        run = instance.get_run_records(limit=1)[0].dagster_run
-        assert run.status in {dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
-        assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_ended_leaves_nothing_that_blocks_the_next(place: Workplace, end: signal.Signals) -> None:
-    """`make run` killed, or stopped with Ctrl-C: the next one is not refused, and none counts as running."""
-    script = f"""
-import po_assets.definitions
-from po_assets_tests.automation.tiny_definitions import tiny_definitions
-from pathlib import Path
-po_assets.definitions.defs = tiny_definitions(Path({str(place.folder / "tiny")!r}))
-from po_assets.cli import main
-raise SystemExit(main(["run"]))
-"""
-    first = start(place, "-c", script)
-    read_until(first, "lora_adapter")
+    """`make run` killed, or stopped with Ctrl-C in its training: the next one is not refused, and none counts as running.
+
+    As long as it is only held (SIGSTOP), nobody calls it dead, and another is refused in a sentence.
+    """
+    place.land(end.name, good_row(f"CrossPlan{end.value}"))
+    first = start(place, "-c", ENDLESS_TRAINING + RUN)
+    read_until(first, "computing", 300)
+    first.send_signal(signal.SIGSTOP)
+    with dg.DagsterInstance.from_config(str(place.home)) as instance:
+        assert end_orphaned_runs(instance) == []
+    other = start(place, "-c", RUN)
+    said, _ = other.communicate(timeout=120)
+    assert (other.returncode, len(said.splitlines())) == (1, 1)
+    assert said.startswith(f"Another run writes to {place.root} right now")
+    first.send_signal(signal.SIGCONT)
     first.send_signal(end)
-    first.communicate(timeout=60)
-    second = start(place, "-c", script)
-    said = read_until(second, "UI, with every check, its table and pictures")
+    said, _ = first.communicate(timeout=60)
+    assert "computing" not in said  # the step asks for retries where it has a process of its own
+    second = start(place, "-c", RUN)
+    said = read_until(second, "UI, with every check, its table and pictures", 300)
     second.wait(30)
     assert ("its process is gone; it is marked as failed" in said) is (end == signal.SIGKILL)
     assert "Gate" in said
