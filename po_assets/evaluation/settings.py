@@ -51,7 +51,7 @@ class Decoding(Settings):
         description="No sequence of this many tokens is written twice in one answer, which breaks endless repetition; "
         "none of the teacher's 379 sample answers repeats 20. 0 switches it off.",
     )
-    batch_size: int = Field(default=20, ge=1, description="Answers decoded side by side.")
+    batch_size: int = Field(default=40, ge=1, description="Answers decoded side by side.")
     seed: int = Field(default=42, description="Seed of the sampling.")
     address: str = Field(
         default="",
