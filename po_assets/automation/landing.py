@@ -54,7 +54,7 @@ class Cache(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> "Cache":
-        """The cache that `write` left; empty where there is none or it cannot be read."""
+        """The cache of the last scan; empty where there is none or it cannot be read."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValueError):
