@@ -229,7 +229,7 @@ def training(bench: Bench, shape: str) -> dict[str, Any]:
     recipe, rows = bench.recipe(gradient_accumulation=12, fast_path=False), bench.rows
     model = add_adapter(bench.model(shape), recipe, Path(shape))
     parameters = list(trainable(model).values())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, foreach=True)
     longest = max(len(row.ids) for row in rows)
     steps = [[StepRow(row, i) for i, row in enumerate(rows[start : start + 12])] for start in range(0, len(rows), 12)]
     with make_engine(model, parameters, fast=False, longest=longest) as engine:

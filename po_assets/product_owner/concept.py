@@ -7,8 +7,7 @@ evidence in the training are made from it.
 import re
 
 _ASKED = re.compile(r"\b(?:must|shall|should|has to|have to|is to) (?!not\b)([^.;:]+)")
-_EXCLUDED = re.compile(r"\b(?:does|will|shall|must|should|is to) not (\w[^.,;:\n]+)")
-_THEY_DO_NOT = re.compile(r"\bdo not (\w[^.,;:\n]+)")  # mostly of people, whose problem it tells
+_EXCLUDED = re.compile(r"\b(?:does|do|will|shall|must|should|is to) not (\w[^.,;:\n]+)")
 
 
 def stated_needs(concept: str) -> list[str]:
@@ -19,5 +18,5 @@ def stated_needs(concept: str) -> list[str]:
 
 def stated_exclusion(concept: str) -> str:
     """The verb phrase after "does not", "will not" and the like; empty without one."""
-    excluded = _EXCLUDED.search(concept) or _THEY_DO_NOT.search(concept)
+    excluded = _EXCLUDED.search(concept)
     return excluded[1].strip() if excluded else ""

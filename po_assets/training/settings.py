@@ -18,7 +18,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
     "embedded": {
         "epochs": 0.9,
         "learning_rate": 2e-3,
-        "gradient_accumulation": 2,
+        "gradient_accumulation": 4,
         "comparisons": 2.6,
         "documents": 0.7,
     },

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from ray.util.queue import Queue
 
 #: Version of everything that the trained weights depend on besides data and recipe; in their digest.
-CODE_VERSION = "4"
+CODE_VERSION = "3"
 LOG = "training_log.jsonl"
 _IN_RAY = "RAY_ADDRESS"  # Ray gives a job's processes this variable
 

@@ -43,6 +43,7 @@ _MEASUREMENTS = 10
 _BEST = "best."
 """Before the name of a matrix in a checkpoint: as it was at the lowest validation loss."""
 _FIRST = 0.75  # of the comparisons come before all rows; measured, docs/judgement.md
+_SHORT = 2  # times as many of them make a step there, since they are so much shorter than rows
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def train(
     rows, held = split_rows(rows, recipe)
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, fused=True
+        parameters.values(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, foreach=True
     )
     steps = plan_steps(len(rows), recipe, comparisons=len(comparisons), documents=len(documents))
     own, rows = len(rows), [*rows, *comparisons, *documents]
@@ -267,7 +268,7 @@ def _restore(
         for name, parameter in parameters.items():
             parameter.copy_(checkpoint.tensors[f"parameter.{name}"])
             optimizer.state[parameter] = {
-                key: checkpoint.tensors[f"optimizer.{key}.{name}"].to(parameter.device)
+                key: checkpoint.tensors[f"optimizer.{key}.{name}"].to(parameter.device if key != "step" else "cpu")
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
 
@@ -292,8 +293,8 @@ def plan_steps(row_count: int, recipe: TrainingSettings, *, comparisons: int = 0
     """All steps of a training on `row_count` rows, whose indices are followed by those of comparisons and documents.
 
     Every epoch passes over all rows in its own seeded order; a fractional epoch stops part way. A document takes the
-    place of a row. Most comparisons come first, as the shortest lesson; the rest and the documents, each
-    once, stand among the rows. Steps are filled across the border of epochs.
+    place of a row. Most comparisons come first, as the shortest lesson, in steps of their own; the rest and the
+    documents, each once, stand among the rows. Steps are filled across the border of epochs.
     """
     wanted = max(1, round(recipe.epochs * row_count) - documents)
     order: list[int] = []
@@ -308,8 +309,10 @@ def plan_steps(row_count: int, recipe: TrainingSettings, *, comparisons: int = 0
     if comparisons or documents:
         order += range(row_count + first, row_count + comparisons + documents)
         random.Random(f"{recipe.seed}:among").shuffle(order)  # noqa: S311
-    size, short = recipe.rows_per_step, range(row_count, row_count + first)
-    batches = [tuple(part[i : i + size]) for part in (short, order) for i in range(0, len(part), size)]
+    size = recipe.rows_per_step
+    short = range(row_count, row_count + first)
+    batches = [tuple(short[i : i + _SHORT * size]) for i in range(0, first, _SHORT * size)]
+    batches += [tuple(order[i : i + size]) for i in range(0, len(order), size)]
     passed = itertools.accumulate(sum(index < row_count for index in batch) for batch in batches)
     return [
         Step(number=i, epoch=done / row_count, rows=batch, learning_rate=learning_rate(i, len(batches), recipe))

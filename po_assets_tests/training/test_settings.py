@@ -128,9 +128,9 @@ NO_LESSONS = {"comparisons": 0.0, "documents": 0.0}
     [
         (
             {},
-            "epochs 0.9, learning_rate 0.002, gradient_accumulation 2, comparisons 2.6, documents 0.7 in the recipe are",
+            "epochs 0.9, learning_rate 0.002, gradient_accumulation 4, comparisons 2.6, documents 0.7 in the recipe are",
         ),
-        (NO_LESSONS | {"epochs": 1.0, "learning_rate": 1e-4, "gradient_accumulation": 4}, [1.0, 1e-4, 4]),
+        (NO_LESSONS | {"epochs": 1.0, "learning_rate": 1e-4, "gradient_accumulation": 2}, [1.0, 1e-4, 2]),
         (NO_LESSONS | {"epochs": 1.0, "gradient_accumulation": 12}, "Set learning_rate: 8e-05 there"),
     ],
 )
