@@ -29,7 +29,10 @@ def opened_instance() -> Iterator[dg.DagsterInstance]:
     """
     home = os.environ[HOME_VARIABLE]
     try:
-        with lock(UPath(home) / ".history.lock", wait=True):
+        with contextlib.ExitStack() as locked:
+            # Where none can be had (another user's file, a disk without locks) all is as Dagster itself does it.
+            with contextlib.suppress(OSError):
+                locked.enter_context(lock(UPath(home) / ".history.lock", wait=True))
             instance = dg.DagsterInstance.get()
         with instance:
             yield instance
@@ -41,14 +44,27 @@ def opened_instance() -> Iterator[dg.DagsterInstance]:
         ) from error
 
 
+def check_history() -> None:
+    """See that Dagster can keep the history of a run.
+
+    Raises:
+        UserError: no folder is named, there is no room in it for the history of a run, or no right to write it.
+    """
+    if not (home := os.environ.get(HOME_VARIABLE)):
+        raise UserError(
+            f"{HOME_VARIABLE} is not set, the folder that keeps Dagster's history; `make ui` and `make ui-ray` set it."
+        )
+    if fault := history_fault(Path(home), OF_A_RUN):
+        raise UserError(fault)
+
+
 def make_history() -> None:
     """Make the databases before processes of Dagster itself open them, which take no lock.
 
     Raises:
-        UserError: there is no room for the history of a run, or no right to write it.
+        UserError: as `check_history` and `opened_instance`.
     """
-    if fault := history_fault(Path(os.environ[HOME_VARIABLE]), OF_A_RUN):
-        raise UserError(fault)
+    check_history()
     with opened_instance():
         pass
 

@@ -33,7 +33,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
 from po_assets.automation.executors import PreparedExecutor, one_run_per_root, prepared
-from po_assets.automation.instance import opened_instance
+from po_assets.automation.instance import check_history, opened_instance
 from po_assets.dag.compute import EXECUTOR_VARIABLE, GPUS_VARIABLE, POOL, RAY_ON_LOOPBACK, gpus_per_step
 from po_assets.errors import UserError
 from po_assets.text import amount, say
@@ -239,6 +239,7 @@ def add_ui_ray(parser: argparse.ArgumentParser) -> None:
 
 def ui_on_ray(port: int) -> int:
     """Start Ray, then the Dagster UI on it; both end together."""
+    check_history()
     # A shell's background job starts with SIGINT ignored, and so would the UI, which then could not be ended.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with local_head() as url:

@@ -17,6 +17,7 @@ from upath import UPath
 from po_assets.automation import executors
 from po_assets.automation.catch_up import ROOT_TAG, gate_problem, made_elsewhere, refuse_below_failed_gate, root_tag
 from po_assets.automation.executors import PROCESS_TAG, process_tag
+from po_assets.automation.instance import make_history, opened_instance
 from po_assets.automation.jobs import main_job
 from po_assets.automation.landing import new_teacher_data
 from po_assets.dag import Artifacts
@@ -160,6 +161,17 @@ def test_an_empty_history_is_made_once_by_six_that_start_at_once(tmp_path: Path)
         kept = instance.run_storage.get_cursor_values(numbers)  # type: ignore[no-untyped-call]
         assert kept == dict.fromkeys(numbers, "written")
         assert instance.event_log_storage.get_concurrency_keys() == numbers
+
+
+def test_a_history_opens_where_no_lock_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a folder stands in its place, as another user's file may; without a home there is a sentence."""
+    (tmp_path / ".history.lock").mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with opened_instance() as instance:
+        assert instance.get_run_records() == []
+    monkeypatch.delenv("DAGSTER_HOME")
+    with pytest.raises(UserError, match="DAGSTER_HOME is not set"):
+        make_history()
 
 
 @pytest.mark.slow
