@@ -25,6 +25,7 @@ from po_assets.storage import (
     Layout,
     atomic_directory,
     file_digest,
+    is_disk_full,
     published_directory,
     read_manifest,
 )
@@ -38,6 +39,8 @@ FORMS: tuple[Form, ...] = get_args(Form)
 DEFAULT_FORMS: tuple[Form, ...] = ("safetensors", "f16", "q8_0")
 """Without q4_0, which a small model does not survive unharmed."""
 MODELFILE = "Modelfile"
+_BYTES = {"safetensors": 2.0, "f16": 2.0, "q8_0": 1.07, "q4_0": 0.57}
+"""Bytes a parameter."""
 _ADAPTER_ONLY = {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "README.md"}
 _MARKS = ("\ue000S\ue001", "\ue000U\ue001", "\ue000A\ue001", "\ue000V\ue001")
 
@@ -58,8 +61,8 @@ def export_student(
     Returns the record that stands there as `export.json`: `base_model`, `adapter_digest`, the sha256 of all `files`.
 
     Raises:
-        UserError: there is no such student, it does not fit the base model, or the folder is in use for something else.
-            Nothing half-written is left, as after any other error.
+        UserError: there is no such student, it does not fit the base model, the disk is full, or the folder is in use
+            for something else. Nothing half-written is left.
     """
     there = published_directory(target)
     if there.exists() and not (there / RECORD).is_file() and not (there.is_dir() and not any(there.iterdir())):
@@ -73,24 +76,35 @@ def export_student(
         ggufs: list[Quantization] = [form for form in get_args(Quantization) if form in forms]
         if ggufs:
             check_gguf(base)
-        with atomic_directory(target) as staging:
-            whole = _merge(base, spec, folder, staging / MERGED)
-            say(f"Merged {folder} into {spec.name}")
-            for form in ggufs:
-                file = staging / f"student-{form}.gguf"
-                write_gguf(whole, file, form, f"{Path(spec.name).name} Product Owner student")
-                say(f"Wrote {file.name} ({file.stat().st_size / 1e6:,.0f} MB)")
-            _write_instructions(folder, staging, whole, forms)
-            if "safetensors" not in forms:
-                shutil.rmtree(whole)
-            written = [file for file in sorted(staging.rglob("*")) if file.is_file()]
-            record = {
-                "base_model": spec.name,
-                "base_model_digest": digest,
-                "adapter_digest": adapter_digest(folder),
-                "files": {file.relative_to(staging).as_posix(): file_digest(file) for file in written},
-            }
-            (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        parameters = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 2  # which have 16 bits
+        needed = parameters * sum(_BYTES[form] for form in {*forms, "safetensors"})
+        try:
+            with atomic_directory(target) as staging:
+                whole = _merge(base, spec, folder, staging / MERGED)
+                say(f"Merged {folder} into {spec.name}")
+                for form in ggufs:
+                    file = staging / f"student-{form}.gguf"
+                    write_gguf(whole, file, form, f"{Path(spec.name).name} Product Owner student")
+                    say(f"Wrote {file.name} ({file.stat().st_size / 1e6:,.0f} MB)")
+                _write_instructions(folder, staging, whole, forms)
+                if "safetensors" not in forms:
+                    shutil.rmtree(whole)
+                written = [file for file in sorted(staging.rglob("*")) if file.is_file()]
+                record = {
+                    "base_model": spec.name,
+                    "base_model_digest": digest,
+                    "adapter_digest": adapter_digest(folder),
+                    "files": {file.relative_to(staging).as_posix(): file_digest(file) for file in written},
+                }
+                (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise UserError(
+                f"The disk of {str(target.parent)!r} is full: the export needs about {needed / 1e9:.1f} GB. Free "
+                "space, or name another folder with --to, or fewer formats with --format. Nothing was left of this "
+                "export."
+            ) from error
     return record
 
 

@@ -45,6 +45,8 @@ READ_SECONDS = 20.0
 """In which a request must have come, its head and its body each."""
 MOST_WAITING = 64
 MOST_CONNECTIONS = 512
+KEEP_ALIVE_SECONDS = 10.0
+"""After so long without a word a comment line keeps a stream open: proxies cut silent ones."""
 RENEW_SECONDS = 5.0
 """How often it is asked whether another model is to answer."""
 _POLL_SECONDS = 0.5
@@ -190,7 +192,7 @@ async def _unless_gone(request: Request, desk: _Desk, engine: ModelEngine, quest
 
 
 async def _events(desk: _Desk, engine: ModelEngine, question: Question, *, include_usage: bool) -> AsyncIterator[bytes]:
-    """The answer as server-sent events, piece by piece."""
+    """The answer as server-sent events, piece by piece; a comment line every few seconds while nothing comes."""
     loop, gone = asyncio.get_running_loop(), threading.Event()
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -203,7 +205,15 @@ async def _events(desk: _Desk, engine: ModelEngine, question: Question, *, inclu
     task.add_done_callback(lambda _task: pieces.put_nowait(None))
     try:
         yield event(head | choice({"role": "assistant", "content": ""}))
-        while (piece := await pieces.get()) is not None:
+        while True:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                    piece = await pieces.get()
+            except TimeoutError:
+                yield b": still writing\n\n"
+                continue
+            if piece is None:
+                break
             yield event(head | choice({"content": piece}))
         try:
             generated = task.result()

@@ -236,11 +236,11 @@ def test_a_clock_set_back_makes_no_living_run_dead(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_ten_times_the_files_cost_no_more_each(tmp_path: Path) -> None:
+def test_ten_thousand_files_cost_no_more_each_than_a_thousand(tmp_path: Path) -> None:
     """Tick and landing: memory grows no faster than the files, cursor and history do not grow with them."""
-    few, many = (land_many(tmp_path / str(count), count) for count in (300, 3_000))
+    few, many = (land_many(tmp_path / str(count), count) for count in (1_000, 10_000))
     assert many["peak"] < 12 * few["peak"]
-    assert many["peak"] < 60e6
+    assert many["peak"] < 200e6
     assert many["cursor"] < 300
     assert many["history"] < 1.1 * few["history"]
 

@@ -103,6 +103,14 @@ def test_a_stream_brings_the_answer_in_pieces_and_its_end() -> None:
     assert len(events(client().post(CHAT, json=asking("one two", stream=True)).text)) == 5
 
 
+def test_a_silent_stream_is_kept_open_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies cut one that says nothing for a minute, as while others are answered first."""
+    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 0.02)
+    text = client(EchoEngine(lambda: time.sleep(0.2))).post(CHAT, json=asking("one two", stream=True)).text
+    assert ": still writing\n\n" in text
+    assert [event["choices"][0]["delta"].get("content") for event in events(text)[:3]] == ["", "one ", "two "]
+
+
 def test_what_is_asked_reaches_the_engine() -> None:
     """Both names of the token limit, a stop as text or list, parts of text, null for what is not set."""
     engine = EchoEngine()
