@@ -32,21 +32,19 @@ from po_assets_tests.automation.test_live import settled
 from po_assets_tests.automation.test_processes import RUN, read_until, start
 from po_assets_tests.automation.workplace import REPOSITORY, Workplace, good_row, make_workplace
 
-SIX_AT_ONCE = """
-import multiprocessing
+WRITES = """
+import sys, time
+from pathlib import Path
 from po_assets.automation.instance import opened_instance
 
-def write(number):
-    together.wait()
-    with opened_instance() as instance:
-        instance.run_storage.set_cursor_values({str(number): "written"})
-        instance.event_log_storage.set_concurrency_slots(str(number), 1)
-        instance.schedule_storage.all_instigator_state()
-        return instance.get_run_records()
-
-together = multiprocessing.get_context("fork").Barrier(6)
-with multiprocessing.get_context("fork").Pool(6) as pool:
-    pool.map(write, range(6), chunksize=1)
+print("ready", flush=True)
+while not Path(sys.argv[2]).exists():
+    time.sleep(0.005)
+with opened_instance() as instance:
+    instance.run_storage.set_cursor_values({sys.argv[1]: "written"})
+    instance.event_log_storage.set_concurrency_slots(sys.argv[1], 1)
+    instance.schedule_storage.all_instigator_state()
+    instance.get_run_records()
 """
 
 
@@ -152,11 +150,24 @@ def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
 
 def test_an_empty_history_is_made_once_by_six_that_start_at_once(tmp_path: Path) -> None:
     """As two `make run` on a fresh clone, or `make run` and `make ui`: none finds half a database, all can write."""
-    home = {**os.environ, "DAGSTER_HOME": str(tmp_path)}
-    command = [sys.executable, "-W", "ignore", "-c", SIX_AT_ONCE]
-    done = subprocess.run(command, cwd=REPOSITORY, env=home, check=False, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+    home, now = tmp_path / "home", tmp_path / "now"
+    home.mkdir()
+    (home / "dagster.yaml").touch()  # without it Dagster says so
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", WRITES, str(number), str(now)],
+            cwd=REPOSITORY,
+            env={**os.environ, "DAGSTER_HOME": str(home)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number in range(6)
+    ]
+    assert [writer.stdout.readline() for writer in writers if writer.stdout] == ["ready\n"] * 6
+    now.touch()
+    assert [(writer.communicate(timeout=240)[1], writer.returncode) for writer in writers] == [("", 0)] * 6
+    with dg.DagsterInstance.from_config(str(home)) as instance:
         numbers = {str(number) for number in range(6)}
         kept = instance.run_storage.get_cursor_values(numbers)  # type: ignore[no-untyped-call]
         assert kept == dict.fromkeys(numbers, "written")
