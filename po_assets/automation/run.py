@@ -21,7 +21,7 @@ from rich.table import Table
 
 from po_assets.automation.catch_up import root_tag
 from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
-from po_assets.automation.instance import make_history, opened_instance
+from po_assets.automation.instance import check_history, opened_instance
 from po_assets.automation.jobs import main_job
 from po_assets.automation.project import (
     REPOSITORY,
@@ -106,7 +106,7 @@ def _prepare(options: argparse.Namespace) -> None:
     """Point this process to data, settings and instance; wrong use until this is done."""
     _enter(options, open_project)
     _find_instance()
-    make_history()
+    check_history()
 
 
 def _enter(options: argparse.Namespace, enter: Callable[[Path, Path | None], object]) -> None:
@@ -122,6 +122,8 @@ def _enter(options: argparse.Namespace, enter: Callable[[Path, Path | None], obj
 def _ui(options: argparse.Namespace) -> int:
     """Start webserver, daemon and code server; they end with Ctrl-C."""
     _prepare(options)
+    with opened_instance():  # Dagster's own processes, which all open it at once, take no lock to make its databases
+        pass
     command = [sys.executable, "-m", "dagster", "dev", "--module-name", "po_assets.definitions"]
     with contextlib.suppress(KeyboardInterrupt):
         return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(options.port)])  # noqa: S603
