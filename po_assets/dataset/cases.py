@@ -306,7 +306,8 @@ def _repeated(cases: list[EvalCase]) -> list[str]:
     ids: set[str] = set()
     inputs: dict[str, str] = {}
     for case in cases:
-        faults += [f"case_id {case.case_id!r} stands twice"] * (case.case_id in ids)
+        if case.case_id in ids:
+            faults.append(f"case_id {case.case_id!r} stands twice")
         ids.add(case.case_id)
         if (other := inputs.setdefault(case.input_digest, case.case_id)) != case.case_id:
             faults.append(f"case {case.case_id!r} has the same input as {other!r}; remove one of them")

@@ -139,8 +139,9 @@ class Schema(RowCheck):
     """Every row is a prompt and a response of the one form, and there are as many as the ledger calls kept."""
 
     def _fault(self, row: TrainingRow) -> dict[str, Any] | None:
-        keys = f"its keys are {', '.join(map(str, row.row)) or 'none'}, expected are prompt, response"
-        faults = [keys] if list(row.row) != ["prompt", "response"] else []
+        faults: list[str] = []
+        if list(row.row) != ["prompt", "response"]:
+            faults.append(f"its keys are {', '.join(map(str, row.row)) or 'none'}, expected are prompt, response")
         if self.found.budget.prompt.parts(row.prompt) is None:
             faults.append("its prompt is not the one that evaluation uses")
         faults += row.answer.missing
@@ -149,9 +150,11 @@ class Schema(RowCheck):
     def verdict(self) -> Verdict:
         kept = self.found.balance.outcomes.of(Outcome.KEPT)
         numbers = {"checked_rows": self.rows, "kept_by_the_ledger": kept, "faulty_rows": self.violations.count}
-        counts = f"The file has {amount(self.rows, 'row')}, the ledger calls {kept:,} kept"
-        faults = [counts] if self.rows != kept else []
-        faults += [] if self.rows else ["There is no training row"]
+        faults: list[str] = []
+        if self.rows != kept:
+            faults.append(f"The file has {amount(self.rows, 'row')}, the ledger calls {kept:,} kept")
+        if not self.rows:
+            faults.append("There is no training row")
         if self.violations:
             faults.append(f"{self.of_all(self.violations.count, 'is', 'are')} not of the one form")
         sound = (
@@ -324,7 +327,6 @@ class FitsContext(RowCheck):
         self.rows, limit, model = len(self.lengths), self.found.budget.max_length, self.found.budget.model
         longest, over = max(self.lengths, default=0), self.violations.count
         numbers = {"longest_row_tokens": longest, "rows_over_length": over, "tokens": sum(self.lengths)}
-        picture = histogram(self.lengths, "Tokens per training row", "tokens", {"max_length": limit})
         return self.judge(
             f"{self.of_all(self.rows, 'fits', 'fit')} into {limit:,} tokens of {model}; the longest has {longest:,}.",
             f"{self.of_all(over, 'has', 'have')} more than the {limit:,} tokens that {model} is trained with, the "
@@ -332,7 +334,9 @@ class FitsContext(RowCheck):
             "Materialize supervised_dataset again with this base model: rows over length are then left out and named "
             "in the ledger. Or raise max_length in the resource base_model.",
             numbers,
-            extra={"lengths": picture} if self.rows else {},
+            extra={"lengths": histogram(self.lengths, "Tokens per training row", "tokens", {"max_length": limit})}
+            if self.rows
+            else {},
         )
 
 
