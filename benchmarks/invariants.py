@@ -11,10 +11,10 @@ import orjson
 import yaml
 
 from po_assets.intake.checks import row_faults
-from po_assets.intake.formats import EXISTING_VISION
 from po_assets.intake.ledger import Outcome, WrittenBlock, write_block
 from po_assets.intake.lines import Line, Reason
 from po_assets.intake.normalization import normalize
+from po_assets.intake.record import EXISTING_VISION
 from po_assets.product_owner import (
     build_prompt,
     format_answer,

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from po_assets.intake.formats import TeacherRecord, read_record
+from po_assets.intake.formats import read_record
 from po_assets.intake.lines import Line, Reason, Rejected, odd_characters, read_object
+from po_assets.intake.record import TeacherRecord
 from po_assets.product_owner import STATUSES, cited_ids, read_yaml, score_product_owner, validate_answer
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, STATUS_ALIASES
 from po_assets.product_owner.documents import as_list, canonical_status, to_text, with_status, written_value
