@@ -144,7 +144,8 @@ class FastEngine(GradientEngine):
 
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
-        self._pool = ThreadPoolExecutor(self._workers)
+        # A thread's number of its own threads is set within it.
+        self._pool = ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,))
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -264,11 +264,15 @@ def _restore(
 ) -> None:
     import torch
 
+    # Copies lie in memory as PyTorch allocates it, as in a training that was not interrupted: what was read from a file
+    # lies where it happens to, and kernels may round by where a tensor begins.
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(checkpoint.tensors[f"parameter.{name}"])
             optimizer.state[parameter] = {
-                key: checkpoint.tensors[f"optimizer.{key}.{name}"].to(parameter.device if key != "step" else "cpu")
+                key: checkpoint.tensors[f"optimizer.{key}.{name}"].to(
+                    parameter.device if key != "step" else "cpu", copy=True
+                )
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
 

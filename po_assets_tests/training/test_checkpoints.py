@@ -72,6 +72,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(  # noqa: PLR0917
     assert all(torch.equal(matrices[name], expected[name]) for name in expected)
 
 
+def test_a_restored_state_lies_in_memory_like_one_that_was_never_stored(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """At addresses of PyTorch's own, which are multiples of 64: kernels may round by where a tensor begins."""
+    made: list[torch.optim.AdamW] = []
+
+    class Seen(torch.optim.AdamW):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            made.append(self)
+
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Interrupted):
+            run_training(tiny, store(tmp_path)[0], checkpoint_seconds=0.0)
+    monkeypatch.setattr(torch.optim, "AdamW", Seen)
+    assert run_training(tiny, store(tmp_path)[0], checkpoint_seconds=0.0)[0].resumed_at == 2
+    (optimizer,) = made
+    places = [tensor.data_ptr() % 64 for state in optimizer.state.values() for tensor in state.values()]
+    assert places == [0] * len(places)
+
+
 def test_the_newest_whole_checkpoint_is_used(tmp_path: Path):
     """What was saved comes back."""
     checkpoints, _ = store(tmp_path)
