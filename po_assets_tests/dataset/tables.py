@@ -11,7 +11,8 @@ import orjson
 
 from po_assets.dag.verdict import to_check_result
 from po_assets.dataset.cases import EvalCase, read_eval_cases
-from po_assets.dataset.checks import DatasetEvidence, supervised_checks
+from po_assets.dataset.checks import supervised_checks
+from po_assets.dataset.evidence import DatasetEvidence
 from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.storage import Layout, read_rows

@@ -6,7 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
-from po_assets.dataset.checks import DatasetEvidence, supervised_checks
+from po_assets.dataset.checks import supervised_checks
+from po_assets.dataset.evidence import DatasetEvidence
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.intake.landing import sources_of
 from po_assets.intake.ledger import balance
