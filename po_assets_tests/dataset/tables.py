@@ -59,6 +59,10 @@ def row(number: int, status: str = "aligned", score: float | None = 0.9, **more:
     return teacher_row(texts(number, status), score=score, **more)
 
 
+GOOD = [row(number) for number in range(9)] + [row(9, "conflicts")]
+"""All of which are kept."""
+
+
 def case(number: int, status: str = "aligned") -> dict[str, str]:
     """An evaluation case; the row of the same number has its input."""
     given = texts(number)
@@ -95,6 +99,13 @@ def close(layout: Layout, budget: TokenBudget = WORD_COUNT, workers: int = 1, **
     staged, chosen = build_supervised(layout, SelectionSettings(**settings), cases, budget, workers)
     staged.publish()
     return chosen
+
+
+def chosen(tmp_path: Path, rows: bytes | list[Any], **policy: Any) -> Layout:
+    """The tables made of these rows, as the graph makes them."""
+    layout = normalized_tables(tmp_path, a=rows)
+    close(layout, **policy)
+    return layout
 
 
 def judged(layout: Layout, check: str, budget: TokenBudget = WORD_COUNT, **settings: Any) -> dg.AssetCheckResult:
