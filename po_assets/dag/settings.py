@@ -1,7 +1,7 @@
 """Settings: one pydantic class each, which is also the Dagster resource that the Launchpad shows.
 
-A field is written once, with its bound, its default and one line of description. Wrong settings are one `UserError`
-that lists all of them; it fails a run before its first step.
+A field is written once, with its bound and its default; the docstring below it is its description. Wrong settings are
+one `UserError` that lists all of them; it fails a run before its first step.
 """
 
 import copy
@@ -40,7 +40,7 @@ _PLAIN = (bool, int, float, str, list, dict, type(None))
 class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Base of all settings: unknown keys are refused, values are not converted, all faults are told at once."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     noun: ClassVar[str] = "settings"
     """What a person calls them, in errors: `the training recipe`."""
@@ -54,6 +54,12 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise settings_error(type(self), error) from None
 
     @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """A description is one line, however its docstring is wrapped."""
+        for field in cls.model_fields.values():
+            field.description = field.description and " ".join(field.description.split())
+
+    @classmethod
     def configure_at_launch(cls, **values: Any) -> Any:
         """The resource with these defaults, to be changed in the Launchpad.
 
@@ -65,7 +71,10 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]
             field = copy.copy(cls.model_fields[name])
             field.default, field.default_factory = value, None
             fields[name] = (field.annotation, field)
-        changed = create_model(cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, **fields)
+        known = {"use_attribute_docstrings": False}  # the descriptions are there: a search would cost each step 0.1 s
+        changed = create_model(
+            cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, __cls_kwargs__=known, **fields
+        )
         resources = {name: value for name, value in values.items() if name not in plain}
         return super(Settings, changed).configure_at_launch(**resources)
 

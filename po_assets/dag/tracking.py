@@ -92,9 +92,8 @@ class Tracking(Settings):
         description="MLflow tracking server, such as http://localhost:5000. Empty: none. "
         f"{URI_VARIABLE} sets the default.",
     )
-    experiment: str = Field(
-        default="po_assets", min_length=1, description="The experiment that the runs are put under."
-    )
+    experiment: str = Field(default="po_assets", min_length=1)
+    """The experiment that the runs are put under."""
 
     @field_validator("uri")
     @classmethod

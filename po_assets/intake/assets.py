@@ -32,22 +32,12 @@ _HISTOGRAM_VALUES = 20_000
 class IntakeSettings(Settings):
     """What the intake of teacher rows tolerates; `dataset.settings` extends it by which rows are trained on."""
 
-    max_rejected_share: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description="Largest share of landed rows that may be rejected; above it the graph stops.",
-    )
-    score_tolerance: float = Field(
-        default=0.005,
-        ge=0,
-        le=1,
-        description="Declared scores further than this from the metric's own figure are listed.",
-    )
-    status_aliases: dict[str, str] = Field(
-        default=STATUS_ALIASES,
-        description="Other words for a review's status, and the status that each stands for; the ledger notes it.",
-    )
+    max_rejected_share: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of landed rows that may be rejected; above it the graph stops."""
+    score_tolerance: float = Field(default=0.005, ge=0, le=1)
+    """Declared scores further than this from the metric's own figure are listed."""
+    status_aliases: dict[str, str] = STATUS_ALIASES
+    """Other words for a review's status, and the status that each stands for; the ledger notes it."""
 
     @model_validator(mode="after")
     def _known_statuses(self) -> "IntakeSettings":

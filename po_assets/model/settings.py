@@ -58,26 +58,20 @@ class BaseModel(Settings):
 
     noun: ClassVar[str] = "the base model's settings"
 
-    profile: Profile = Field(
-        default_factory=default_profile,
-        description="`embedded` (SmolLM2-135M-Instruct; no network, no GPU) or `paper` (Qwen2.5-7B-Instruct on a "
-        "CUDA GPU). The environment variable PO_PROFILE sets the default.",
-    )
-    base_model: str = open_field(
-        description="Instead of the profile's model: a local folder with safetensors weights and a tokenizer, or a "
-        "Hugging Face Hub id.",
-    )
-    revision: str | None = Field(default=None, description="Commit hash of the Hub model; a Hub id needs one.")
-    max_length: int = open_field(
-        ge=64,
-        description="Longest row in tokens, prompt and answer together. Longer rows are set aside in the ledger as "
-        "`over_length`, never cut. Empty: 2,048 (embedded) or 4,096 (paper).",
-    )
-    quantization: Quantization = Field(
-        default="auto",
-        description="`none` (16 bits on a GPU), `nf4` (4-bit bitsandbytes, needs a CUDA GPU), or `auto`: in the "
-        "profile `embedded` `none`; in `paper` decided where it is loaded: `none` on a GPU of 40 GB, else `nf4`.",
-    )
+    profile: Profile = Field(default_factory=default_profile)
+    """`embedded` (SmolLM2-135M-Instruct; no network, no GPU) or `paper` (Qwen2.5-7B-Instruct on a CUDA GPU). The
+    environment variable PO_PROFILE sets the default."""
+    base_model: str = open_field()
+    """Instead of the profile's model: a local folder with safetensors weights and a tokenizer, or a Hugging Face Hub
+    id."""
+    revision: str | None = None
+    """Commit hash of the Hub model; a Hub id needs one."""
+    max_length: int = open_field(ge=64)
+    """Longest row in tokens, prompt and answer together. Longer rows are set aside in the ledger as `over_length`,
+    never cut. Empty: 2,048 (embedded) or 4,096 (paper)."""
+    quantization: Quantization = "auto"
+    """`none` (16 bits on a GPU), `nf4` (4-bit bitsandbytes, needs a CUDA GPU), or `auto`: in the profile `embedded`
+    `none`; in `paper` decided where it is loaded: `none` on a GPU of 40 GB, else `nf4`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -20,16 +20,10 @@ class ExportSettings(Settings):
 
     noun: ClassVar[str] = "the export"
 
-    forms: list[str] = Field(
-        default=list(DEFAULT_FORMS),
-        min_length=1,
-        description="`safetensors` (merged, for vLLM), and the GGUF files `f16`, `q8_0` and `q4_0` (llama.cpp).",
-    )
-    cases: int = Field(
-        default=10,
-        ge=5,
-        description="Evaluation cases that the check export_parity asks of each form; more resolve smaller damage.",
-    )
+    forms: list[str] = Field(default=list(DEFAULT_FORMS), min_length=1)
+    """`safetensors` (merged, for vLLM), and the GGUF files `f16`, `q8_0` and `q4_0` (llama.cpp)."""
+    cases: int = Field(default=10, ge=5)
+    """Evaluation cases that the check export_parity asks of each form; more resolve smaller damage."""
 
     @field_validator("forms")
     @classmethod

@@ -48,57 +48,44 @@ class TeacherLLM(Settings):
         default_factory=lambda: os.environ.get(MODEL_VARIABLE) or "",
         description=f"The model's name at that endpoint. {MODEL_VARIABLE} sets the default.",
     )
-    api_key_variable: str = Field(
-        default="OPENAI_API_KEY",
-        description="Name of the environment variable that holds the key; empty for a server that wants none.",
-    )
-    temperature: float | None = Field(default=None, ge=0, description="Empty: the server's default.")
-    max_output_tokens: int = Field(
-        default=4096,
-        ge=1,
-        description="Token limit of one answer, thinking included. What a request may cost at most follows from it.",
-    )
-    token_limit_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
-        default="max_tokens",
-        description="How the server calls it: max_tokens, or max_completion_tokens (reasoning models of OpenAI).",
-    )
-    instructions: str = Field(
-        default="", description="System message instead of the project's own, which explains the answer's form."
-    )
-    extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="Further fields of the request, such as {reasoning_effort: low}."
-    )
-    stream: bool = Field(
-        default=True, description="Let answers be sent as they are written, which keeps slow connections open."
-    )
-    timeout_seconds: float = Field(default=180.0, gt=0, description="Longest time for one request, first byte to last.")
-    concurrency: int = Field(default=8, ge=1, description="Requests under way at once.")
-    requests_per_minute: int | None = Field(default=None, ge=1, description="Rate limit; empty for none.")
-    tokens_per_minute: int | None = Field(
-        default=None, description="Rate limit over prompt and answer tokens; empty for none."
-    )
-    retries: int = Field(
-        default=5, ge=0, description="How often a request is sent again after 429, 5xx, a time-out or a cut answer."
-    )
-    retry_wait_seconds: float = Field(
-        default=1.0,
-        ge=0,
-        description="Wait before the first retry, doubled each time up to a minute; Retry-After wins.",
-    )
-    price_per_million_input_tokens: float = Field(default=0.0, ge=0, description="Money per million prompt tokens.")
-    price_per_million_output_tokens: float = Field(
-        default=0.0, ge=0, description="Money per million answer tokens, thinking included."
-    )
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; empty for a server that wants none."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Empty: the server's default."""
+    max_output_tokens: int = Field(default=4096, ge=1)
+    """Token limit of one answer, thinking included. What a request may cost at most follows from it."""
+    token_limit_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(default="max_tokens")
+    """How the server calls it: max_tokens, or max_completion_tokens (reasoning models of OpenAI)."""
+    instructions: str = ""
+    """System message instead of the project's own, which explains the answer's form."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of the request, such as {reasoning_effort: low}."""
+    stream: bool = True
+    """Let answers be sent as they are written, which keeps slow connections open."""
+    timeout_seconds: float = Field(default=180.0, gt=0)
+    """Longest time for one request, first byte to last."""
+    concurrency: int = Field(default=8, ge=1)
+    """Requests under way at once."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Rate limit; empty for none."""
+    tokens_per_minute: int | None = None
+    """Rate limit over prompt and answer tokens; empty for none."""
+    retries: int = Field(default=5, ge=0)
+    """How often a request is sent again after 429, 5xx, a time-out or a cut answer."""
+    retry_wait_seconds: float = Field(default=1.0, ge=0)
+    """Wait before the first retry, doubled each time up to a minute; Retry-After wins."""
+    price_per_million_input_tokens: float = Field(default=0.0, ge=0)
+    """Money per million prompt tokens."""
+    price_per_million_output_tokens: float = Field(default=0.0, ge=0)
+    """Money per million answer tokens, thinking included."""
 
-    delivery: Literal["live", "batch"] = Field(
-        default="live",
-        description="`live`, or `batch`: questions are handed to the provider's batch endpoint and collected when it "
-        "is done, within 24 hours, at a lower price; pace, stream and concurrency do not matter then.",
-    )
-    batch_price_share: float = Field(
-        default=0.5, ge=0, le=1, description="What a request in a batch costs, as a share of the prices."
-    )
-    batch_poll_seconds: float = Field(default=60.0, gt=0, description="How often a batch is looked at.")
+    delivery: Literal["live", "batch"] = "live"
+    """`live`, or `batch`: questions are handed to the provider's batch endpoint and collected when it is done, within
+    24 hours, at a lower price; pace, stream and concurrency do not matter then."""
+    batch_price_share: float = Field(default=0.5, ge=0, le=1)
+    """What a request in a batch costs, as a share of the prices."""
+    batch_poll_seconds: float = Field(default=60.0, gt=0)
+    """How often a batch is looked at."""
 
     @field_validator("base_url")
     @classmethod
@@ -161,37 +148,29 @@ class BatchPlan(Settings):
     model_config = ConfigDict(allow_inf_nan=False)
     noun: ClassVar[str] = "the settings of the resource batch_plan"
 
-    payloads: str = Field(
-        default="",
-        description="JSONL file of what to ask: concept, requirements_yaml, optionally tier and concept_id. "
-        "Empty: concepts of the project's own generator.",
-    )
-    generate: int = Field(
-        default=50, ge=1, description="How many concepts the generator makes; a longer list begins alike."
-    )
-    seed: int = Field(default=7, description="Seed of the generator. Another seed gives other concepts.")
-    tries: int = Field(
-        default=1, ge=1, description="Answers asked for one payload until one is accepted; the reminder is not counted."
-    )
-    min_score: float = Field(
-        default=MIN_SCORE, ge=0, le=1, description="Answers that the metric gives less do not land."
-    )
-    max_rows: int | None = Field(default=None, ge=0, description="Budget: accepted rows. Empty for no limit.")
-    max_tokens: int | None = Field(
-        default=None, ge=0, description="Budget: prompt and answer tokens. Empty for no limit."
-    )
-    max_cost: float | None = Field(default=None, ge=0, description="Budget: money, in the currency of the prices.")
-    min_acceptance: float = Field(
-        default=0.5, ge=0, le=1, description="Share of answers that should be accepted; a check warns below it."
-    )
-    cancel: bool = Field(
-        default=False,
-        description="Ask nothing, and cancel what is with the provider's batch endpoint: what is answered lands.",
-    )
-    working_folder: str = Field(
-        default="",
-        description="Local folder of the journals. Empty: teacher_llm/ among the artifacts, where those are local.",
-    )
+    payloads: str = ""
+    """JSONL file of what to ask: concept, requirements_yaml, optionally tier and concept_id. Empty: concepts of the
+    project's own generator."""
+    generate: int = Field(default=50, ge=1)
+    """How many concepts the generator makes; a longer list begins alike."""
+    seed: int = 7
+    """Seed of the generator. Another seed gives other concepts."""
+    tries: int = Field(default=1, ge=1)
+    """Answers asked for one payload until one is accepted; the reminder is not counted."""
+    min_score: float = Field(default=MIN_SCORE, ge=0, le=1)
+    """Answers that the metric gives less do not land."""
+    max_rows: int | None = Field(default=None, ge=0)
+    """Budget: accepted rows. Empty for no limit."""
+    max_tokens: int | None = Field(default=None, ge=0)
+    """Budget: prompt and answer tokens. Empty for no limit."""
+    max_cost: float | None = Field(default=None, ge=0)
+    """Budget: money, in the currency of the prices."""
+    min_acceptance: float = Field(default=0.5, ge=0, le=1)
+    """Share of answers that should be accepted; a check warns below it."""
+    cancel: bool = False
+    """Ask nothing, and cancel what is with the provider's batch endpoint: what is answered lands."""
+    working_folder: str = ""
+    """Local folder of the journals. Empty: teacher_llm/ among the artifacts, where those are local."""
 
 
 def check_ready(llm: TeacherLLM, plan: BatchPlan) -> None:
