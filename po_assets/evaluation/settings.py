@@ -24,49 +24,33 @@ class Decoding(Settings):
     # They concern the answers without grammar, whose decoding has a fingerprint of its own.
     without_effect: ClassVar[frozenset[str]] = frozenset({"free_cases", "free_max_new_tokens"})
 
-    mode: Literal["constrained", "free"] = Field(
-        default="constrained",
-        description="constrained: a grammar of the answer format bounds what can be written; free: nothing does.",
-    )
-    max_new_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="Empty: as many as the longest answer that the grammar allows, which the reference answers decide. "
-        "A number cuts longer answers, which are scored as they are; with a grammar none may be cut, so a number that "
-        "is too small is refused before anything is trained. The manual process's 1,200 go with mode free.",
-    )
-    temperature: float = Field(
-        default=0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="0 takes the most likely token (greedy, deterministic).",
-    )
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling; only with a temperature above 0.")
-    retries: int = Field(
-        default=0, ge=0, description="How often an invalid answer is asked for again, with a reminder."
-    )
-    no_repeat_ngram: int = Field(
-        default=20,
-        ge=0,
-        description="No sequence of this many tokens is written twice in one answer, which breaks endless repetition; "
-        "none of the teacher's 379 sample answers repeats 20. 0 switches it off.",
-    )
-    batch_size: int = Field(default=40, ge=1, description="Answers decoded side by side.")
-    seed: int = Field(default=42, description="Seed of the sampling.")
-    address: str = Field(
-        default="",
-        description="Of an OpenAI-compatible server that answers instead of this process, such as vLLM with LoRA "
-        "(http://127.0.0.1:8000/v1); PO_EVAL_KEY is its key. It serves the base model under its name, and the student "
-        "as po-student- with 12 digits of its digest. There no_repeat_ngram has no effect.",
-    )
-    free_cases: int = Field(
-        default=8, ge=0, description="On how many cases the student is also asked without grammar, for the report."
-    )
-    free_max_new_tokens: int = Field(
-        default=768,
-        ge=1,
-        description="Token limit of those answers: without grammar a model may repeat itself without end.",
-    )
+    mode: Literal["constrained", "free"] = "constrained"
+    """constrained: a grammar of the answer format bounds what can be written; free: nothing does."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Empty: as many as the longest answer that the grammar allows, which the reference answers decide. A number cuts
+    longer answers, which are scored as they are; with a grammar none may be cut, so a number that is too small is
+    refused before anything is trained. The manual process's 1,200 go with mode free."""
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """0 takes the most likely token (greedy, deterministic)."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; only with a temperature above 0."""
+    retries: int = Field(default=0, ge=0)
+    """How often an invalid answer is asked for again, with a reminder."""
+    no_repeat_ngram: int = Field(default=20, ge=0)
+    """No sequence of this many tokens is written twice in one answer, which breaks endless repetition; none of the
+    teacher's 379 sample answers repeats 20. 0 switches it off."""
+    batch_size: int = Field(default=40, ge=1)
+    """Answers decoded side by side."""
+    seed: int = 42
+    """Seed of the sampling."""
+    address: str = ""
+    """Of an OpenAI-compatible server that answers instead of this process, such as vLLM with LoRA
+    (http://127.0.0.1:8000/v1); PO_EVAL_KEY is its key. It serves the base model under its name, and the student as
+    po-student- with 12 digits of its digest. There no_repeat_ngram has no effect."""
+    free_cases: int = Field(default=8, ge=0)
+    """On how many cases the student is also asked without grammar, for the report."""
+    free_max_new_tokens: int = Field(default=768, ge=1)
+    """Token limit of those answers: without grammar a model may repeat itself without end."""
 
     @field_validator("no_repeat_ngram")
     @classmethod
@@ -151,36 +135,24 @@ class GateProfile(Settings):
 
     noun: ClassVar[str] = "the gate profile"
 
-    name: str = Field(
-        default="literal",
-        description="literal, reviewer (as literal; `judges` blocks too), or a name of your own with your own values.",
-    )
-    case_count: int | None = Field(
-        default=contract.GATE_CASES, ge=1, description="Evaluation cases, exactly; empty: minimum_cases decides."
-    )
-    minimum_cases: int = Field(default=1, ge=1, description="Evaluation cases, at least, where case_count is empty.")
-    mean_score: float = Field(default=contract.GATE_MEAN_SCORE, ge=0, le=1, description="Least mean score.")
-    score_std: float = Field(
-        default=contract.GATE_SCORE_STD, ge=0, le=1, description="Greatest sample standard deviation of the scores."
-    )
-    delta_vs_baseline: float = Field(
-        default=contract.GATE_DELTA,
-        ge=-1,
-        le=1,
-        description="Least difference of the means, student less baseline; a student may be better by any amount.",
-    )
-    margin: float = Field(
-        default=-contract.GATE_DELTA,
-        ge=0,
-        le=1,
-        description="non_inferiority: the 95 % interval of the paired difference excludes that it is worse by more.",
-    )
-    valid_answers: float = Field(
-        default=contract.GATE_VALID_SHARE, ge=0, le=1, description="Least share of answers that the validator accepts."
-    )
-    worst_case: float = Field(
-        default=contract.GATE_WORST_SCORE, ge=0, le=1, description="Below this score a case is warned of."
-    )
+    name: str = "literal"
+    """literal, reviewer (as literal; `judges` blocks too), or a name of your own with your own values."""
+    case_count: int | None = Field(default=contract.GATE_CASES, ge=1)
+    """Evaluation cases, exactly; empty: minimum_cases decides."""
+    minimum_cases: int = Field(default=1, ge=1)
+    """Evaluation cases, at least, where case_count is empty."""
+    mean_score: float = Field(default=contract.GATE_MEAN_SCORE, ge=0, le=1)
+    """Least mean score."""
+    score_std: float = Field(default=contract.GATE_SCORE_STD, ge=0, le=1)
+    """Greatest sample standard deviation of the scores."""
+    delta_vs_baseline: float = Field(default=contract.GATE_DELTA, ge=-1, le=1)
+    """Least difference of the means, student less baseline; a student may be better by any amount."""
+    margin: float = Field(default=-contract.GATE_DELTA, ge=0, le=1)
+    """non_inferiority: the 95 % interval of the paired difference excludes that it is worse by more."""
+    valid_answers: float = Field(default=contract.GATE_VALID_SHARE, ge=0, le=1)
+    """Least share of answers that the validator accepts."""
+    worst_case: float = Field(default=contract.GATE_WORST_SCORE, ge=0, le=1)
+    """Below this score a case is warned of."""
     blocking: list[str] | None = Field(
         default=None,
         description=f"The criteria without which an adapter is not promoted; the others warn. Empty: "

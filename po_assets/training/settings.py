@@ -50,44 +50,39 @@ class TrainingSettings(Settings):
     without_effect: ClassVar[frozenset[str]] = frozenset({"workers", "checkpoint_seconds", "gradient_checkpointing"})
 
     base_model: dg.ResourceDependency[BaseModel]
-    rank: int = Field(default=32, ge=1, le=1024, description="Rank of the LoRA matrices.")
-    alpha: int = Field(default=64, ge=1, description="LoRA alpha; the product is scaled by alpha / rank.")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout on the input of the LoRA matrices.")
-    target_modules: list[str] = Field(
-        default=[ALL_LINEAR],
-        description="Names of the linear layers that get LoRA matrices; `all-linear` means all but the output layer.",
-    )
-    use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) (rank-stabilized LoRA).")
-    use_dora: bool = Field(default=False, description="Train magnitudes apart from directions (DoRA); slower.")
+    rank: int = Field(default=32, ge=1, le=1024)
+    """Rank of the LoRA matrices."""
+    alpha: int = Field(default=64, ge=1)
+    """LoRA alpha; the product is scaled by alpha / rank."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout on the input of the LoRA matrices."""
+    target_modules: list[str] = Field(default=[ALL_LINEAR])
+    """Names of the linear layers that get LoRA matrices; `all-linear` means all but the output layer."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) (rank-stabilized LoRA)."""
+    use_dora: bool = False
+    """Train magnitudes apart from directions (DoRA); slower."""
     epochs: float = _as_the_profile("Passes over the data; a fraction is fine.", "epochs", gt=0, le=1000)
     learning_rate: float = _as_the_profile("Highest learning rate.", "learning_rate", gt=0, le=1)
-    scheduler: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="`cosine`, `linear` (both end at 0) or `constant`."
-    )
-    warmup_ratio: float = Field(
-        default=0.05, ge=0, le=1, description="Share of the steps in which the learning rate rises."
-    )
-    weight_decay: float = Field(default=0.0, ge=0, lt=1, description="AdamW's decoupled weight decay.")
-    max_grad_norm: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="Gradients are scaled down to this norm."
-    )
-    batch_size: int = Field(
-        default=1, ge=1, description="Rows of a batch. How many are computed at once is pack_tokens' matter."
-    )
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """`cosine`, `linear` (both end at 0) or `constant`."""
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0, lt=1)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Gradients are scaled down to this norm."""
+    batch_size: int = Field(default=1, ge=1)
+    """Rows of a batch. How many are computed at once is pack_tokens' matter."""
     gradient_accumulation: int = _as_the_profile(
         "Batches whose gradients make one optimizer step.", "gradient_accumulation", ge=1
     )
-    pack_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="Rows go through a GPU one behind the other, without padding, up to so many tokens a pass. Empty: "
-        "8,192, or fewer where memory asks for it; on a CPU each row alone. It changes which places dropout falls on.",
-    )
-    gradient_checkpointing: bool | None = Field(
-        default=None,
-        description="Compute activations twice to save memory. Empty: only where those of the longest row do not fit "
-        "into the GPU. The faster computation (fast_path) has no use for it.",
-    )
+    pack_tokens: int | None = Field(default=None, ge=1)
+    """Rows go through a GPU one behind the other, without padding, up to so many tokens a pass. Empty: 8,192, or fewer
+    where memory asks for it; on a CPU each row alone. It changes which places dropout falls on."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations twice to save memory. Empty: only where those of the longest row do not fit into the GPU. The
+    faster computation (fast_path) has no use for it."""
     comparisons: float = _as_the_profile(
         "Lessons in judging for each row shown: short comparisons of requirements with needs, about products that no "
         "row is about. docs/judgement.md says what they bring.",
@@ -102,58 +97,32 @@ class TrainingSettings(Settings):
         ge=0,
         le=0.95,
     )
-    seed: int = Field(
-        default=42, ge=0, lt=2**32, description="Seed of the LoRA matrices, the order of rows and the dropout."
-    )
-    precision: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto", description="`bfloat16`, `float32`, or `auto`: what the hardware computes fastest."
-    )
-    fast_path: bool = Field(
-        default=True, description="Use the faster computation of the same model where it applies (CPU, Llama family)."
-    )
-    workers: int = Field(
-        default=0,
-        ge=0,
-        description="Rows computed side by side on a CPU; 0 means one for each core. The result does not depend on it.",
-    )
-    num_workers: int = Field(
-        default_factory=default_num_workers,
-        ge=1,
-        description="Processes that share the training, each on a GPU of its own where there are GPUs, started by Ray "
-        "Train; they split the batches of gradient_accumulation among them. 1 needs no Ray. PO_NUM_WORKERS sets the "
-        "default, and gives the step itself no GPU on Ray.",
-    )
-    prompt_mix: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Share of the rows that is shown under each of consumer_prompts (resource prompt) instead of the "
-        "own prompt, so that the student holds under all of them. 0: none.",
-    )
-    deterministic: bool = Field(
-        default=False,
-        description="On a GPU: only algorithms that give the same matrices each time, on the same card with the same "
-        "versions; slower. On a CPU they do anyway.",
-    )
-    checkpoint_seconds: float = Field(
-        default=60.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Least time between two checkpoints, which are written beside the training; 0: one after each "
-        "step, for which the next step waits.",
-    )
-    validation_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.5,
-        description="Share of the rows that is not trained but measured: the validation loss, on whole prompts that no "
-        "trained row has, ten times in a training. 0: none.",
-    )
-    keep_best: bool = Field(
-        default=False,
-        description="Publish the matrices of the lowest validation loss instead of the last ones; needs a "
-        "validation_share.",
-    )
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    """Seed of the LoRA matrices, the order of rows and the dropout."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """`bfloat16`, `float32`, or `auto`: what the hardware computes fastest."""
+    fast_path: bool = True
+    """Use the faster computation of the same model where it applies (CPU, Llama family)."""
+    workers: int = Field(default=0, ge=0)
+    """Rows computed side by side on a CPU; 0 means one for each core. The result does not depend on it."""
+    num_workers: int = Field(default_factory=default_num_workers, ge=1)
+    """Processes that share the training, each on a GPU of its own where there are GPUs, started by Ray Train; they
+    split the batches of gradient_accumulation among them. 1 needs no Ray. PO_NUM_WORKERS sets the default, and gives
+    the step itself no GPU on Ray."""
+    prompt_mix: float = Field(default=0.0, ge=0, le=1)
+    """Share of the rows that is shown under each of consumer_prompts (resource prompt) instead of the own prompt, so
+    that the student holds under all of them. 0: none."""
+    deterministic: bool = False
+    """On a GPU: only algorithms that give the same matrices each time, on the same card with the same versions; slower.
+    On a CPU they do anyway."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    """Least time between two checkpoints, which are written beside the training; 0: one after each step, for which the
+    next step waits."""
+    validation_share: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the rows that is not trained but measured: the validation loss, on whole prompts that no trained row
+    has, ten times in a training. 0: none."""
+    keep_best: bool = False
+    """Publish the matrices of the lowest validation loss instead of the last ones; needs a validation_share."""
 
     @field_validator("target_modules")
     @classmethod
