@@ -148,6 +148,7 @@ def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
         whole(place)
 
 
+@pytest.mark.slow
 def test_an_empty_history_is_made_once_by_six_that_start_at_once(tmp_path: Path) -> None:
     """As two `make run` on a fresh clone, or `make run` and `make ui`: none finds half a database, all can write."""
     home, now = tmp_path / "home", tmp_path / "now"

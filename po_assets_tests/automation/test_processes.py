@@ -127,6 +127,7 @@ def read_until(process: subprocess.Popen[str], text: str, seconds: float = 90) -
     raise AssertionError(f"waited for {text!r} in:\n{said}")
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_another_on_the_same_artifacts(place: Workplace) -> None:
     """As the UI's runs do: it says so in its log, goes on when the root is free, and removes what killed ones left."""
     left = place.root / "models" / ".staging-po_student_v2-1a2b"

@@ -135,6 +135,7 @@ def observe(place: Workplace, instance: dg.DagsterInstance, defs: dg.Definitions
     job.execute_in_process(instance=instance, asset_selection=[dg.AssetKey("teacher_files")], run_config=config)
 
 
+@pytest.mark.slow
 def test_observing_makes_stale_only_what_has_changed(
     place: Workplace, instance: dg.DagsterInstance, tiny: Path
 ) -> None:
@@ -371,6 +372,7 @@ def test_what_was_not_checked_since_it_was_made_counts_as_not_passed(
     assert to_catch_up(place, instance, defs) == ({"supervised_dataset", *STUDENT}, set())
 
 
+@pytest.mark.slow
 def test_the_night_checks_what_was_left_unchecked(place: Workplace, instance: dg.DagsterInstance, tiny: Path) -> None:
     """It makes the inputs again with their checks, finds out that they are bad, and leaves it at that."""
     defs = tiny_definitions(tiny)
@@ -413,6 +415,7 @@ def test_what_this_instance_never_made_is_not_refused(tmp_path: Path, tiny: Path
         assert refusal(empty, tiny_definitions(tiny), "raw_teacher") == ""
 
 
+@pytest.mark.slow
 def test_reexecution_from_failure_repeats_only_what_is_needed(
     place: Workplace, instance: dg.DagsterInstance, live: Any
 ) -> None:

@@ -26,8 +26,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     return place.as_uri()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1400, "light"),
+        (390, "dark"),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in [(1400, "dark"), (390, "light")]),
+    ],
+)
 def test_the_report_can_be_read_by_everybody(
     browser: Any, report: str, tmp_path: Path, width: int, scheme: str
 ) -> None:

@@ -210,6 +210,7 @@ def test_ask_prints_the_answer_and_its_verdict(tiny: Path, tmp_path: Path, monke
     assert "cannot be read: No such file" in asked("--concept", str(tmp_path / "no"), "--requirements", "-")[1].err
 
 
+@pytest.mark.slow
 def test_the_command_serves_a_model_to_a_teacher_batch(tiny: Path, tmp_path: Path) -> None:
     """On a free port; random weights: nothing is accepted, everything is accounted for."""
     scene = Scene(tmp_path, payloads=3)

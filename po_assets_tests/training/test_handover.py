@@ -80,6 +80,7 @@ def run_elsewhere(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_cards_snippet_answers_outside_the_repository(adapter: Path, layout: Layout, tmp_path: Path):
     """Only the places of adapter and base are filled in; this package is not imported. Without the base it is named."""
     snippet = (adapter / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
