@@ -153,6 +153,7 @@ class FastEngine(GradientEngine):
 
         self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._threads_before)
+        _give_back_memory()
 
     def compute(self, rows: Sequence[StepRow]) -> float:  # noqa: D102
         import torch
