@@ -144,7 +144,7 @@ class FastEngine(GradientEngine):
 
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
-        # A thread's number of its own threads is set within it.
+        # PyTorch would tell a new thread only at its first parallel loop; what comes before has all cores.
         self._pool = ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,))
         return self
 
