@@ -22,7 +22,7 @@ from po_assets.storage import digest_of, file_digest, recorded_digest
 from po_assets.text import amount, verb
 
 CASES_CODE_VERSION = "3"
-SUPERVISED_CODE_VERSION = f"3+prompt.{PROMPT_VERSION}"
+SUPERVISED_CODE_VERSION = f"4+prompt.{PROMPT_VERSION}"
 GROUP = "dataset"
 COLUMNS = {
     "prompt": ("string", "The one prompt: concept and requirements. Training, baseline and student share it."),

@@ -2,6 +2,7 @@
 
 The same input is found by its digest, blind to case, white space and YAML style. Nearly the same is decided by the
 Jaccard similarity of three-word sequences, a case within other text by the share of its sequences that the row holds.
+No sequence crosses from one entry of a document to the next, so that the order of keys and items hides nothing.
 Both are exact: an index from sequences to cases counts what a row shares with each. Most rows share so few sequences
 with all cases together that none is counted.
 """
@@ -23,6 +24,8 @@ _TELLING_SEQUENCES = 12
 _PART = "\0"
 """Stands between a case's id and the name of a document in the index of answers."""
 _WORD = re.compile(r"[^\W_]\w*(?:-[0-9]+)*")
+_BETWEEN_ENTRIES = re.compile(r" - |: |[\"'],|[\[\]{}]")
+"""What parts keys, values and items in YAML or JSON, once white space is one space."""
 # The skeleton that all documents of a kind share says nothing about what one of them says.
 _SKELETON = {
     *REQUIREMENT_SECTIONS,
@@ -137,11 +140,16 @@ def answer_sequences(vision_yaml: str, review_yaml: str) -> Sequences:
 
 
 def _sequences(text: str, skeleton: set[str]) -> Sequences:
-    words = [
-        word.rstrip("_")
-        for word in _WORD.findall(folded(text))
-        if word not in skeleton and not (word[-1].isdecimal() and _ID.fullmatch(word))
+    entries = [
+        [
+            word.rstrip("_")
+            for word in _WORD.findall(entry)
+            if word not in skeleton and not (word[-1].isdecimal() and _ID.fullmatch(word))
+        ]
+        for entry in _BETWEEN_ENTRIES.split(folded(text))
     ]
-    if len(words) < WORDS_IN_SEQUENCE:
-        return {tuple(words)} if words else set()
-    return set(zip(*(words[start:] for start in range(WORDS_IN_SEQUENCE)), strict=False))
+    sequences: Sequences = set()
+    for words in entries:
+        sequences.update(zip(*(words[start:] for start in range(WORDS_IN_SEQUENCE)), strict=False))
+    few = tuple(word for words in entries for word in words)
+    return sequences or ({few} if few else set())

@@ -58,6 +58,10 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _SHOWN = 60
 _UNSEEN = re.compile(r"[\u0085\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 """Characters that nobody sees and that no language needs inside a line."""
+_HIDING = re.compile(
+    rf"{_UNSEEN.pattern[:-1]}\u115f\u1160\u180b-\u180f\u200c\u200d\u2065-\u206f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
+"""Those, and what some languages and emoji do need: joiners, isolates, variation selectors, fillers, tags."""
 _LOOK_ALIKES = re.compile(r"[\u0370-\u03ff\u0400-\u052f]")
 _MIXED_WORD = re.compile(r"\b(?=\w*[A-Za-z])(?=\w*[\u0370-\u03ff\u0400-\u052f])\w+")
 
@@ -259,6 +263,6 @@ def _canonical(value: object) -> object:
 def folded(text: str) -> str:
     """A text without what hides that it is the same: case, white space, Unicode forms, look-alike letters."""
     if not text.isascii():
-        seen = _UNSEEN.sub(lambda match: " " if match[0].isspace() else "", text)
+        seen = _HIDING.sub(lambda match: " " if match[0].isspace() else "", text)
         text = unicodedata.normalize("NFKC", seen).translate(_LATIN_LOOK_ALIKES)
     return " ".join(text.casefold().split())
