@@ -60,6 +60,11 @@ def gpus_per_step() -> float:
     return gpus
 
 
+def gpu_share() -> float:
+    """The share of a GPU's memory that is this step's: others take the rest."""
+    return gpus_per_step() or 1.0
+
+
 def default_num_workers() -> int:
     """Processes that share one training: 1, or what `PO_NUM_WORKERS` says.
 

@@ -4,6 +4,7 @@ Hooked into transformers' attention interface under `PACKED`. Which rows there a
 the names that transformers gives them (`cu_seq_lens_q`, `max_length_q`).
 """
 
+import inspect
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ PACKED = "po_packed"
 # Decoders whose layers mix tokens in attention only, through transformers' interface, and whose logits are the plain
 # product of the last hidden state with the output layer.
 _FAMILY = ("llama", "qwen2", "qwen3", "mistral")
+# Before PyTorch 2.13 the kernel shares heads unasked, and has no word for it.
+_SHARED_HEADS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def packing_problem(model: PreTrainedModel) -> str | None:
@@ -46,8 +49,9 @@ def packed_rows(model: PreTrainedModel) -> Iterator[None]:
 
 
 def has_kernel(query: Tensor) -> bool:
-    """Whether one kernel computes all rows: flash attention, on a GPU and in 16 bits."""
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    """Whether one kernel computes all rows: flash attention, in 16 bits and on a GPU from Ampere on."""
+    sixteen = query.dtype in (torch.bfloat16, torch.float16)
+    return query.is_cuda and sixteen and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def packed_attention(
@@ -72,7 +76,7 @@ def packed_attention(
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         out = varlen_attn(
             q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-            scale=scaling, window_size=window, enable_gqa=True,
+            scale=scaling, window_size=window, **_SHARED_HEADS,
         )  # fmt: skip
         return out[None], None
     edges = itertools.pairwise(cu_seq_lens_q.tolist())
@@ -86,8 +90,10 @@ def _one_row(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int |
     length, mask = q.shape[2], None
     if window is not None and window < length:
         mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - window)
+    if q.is_cuda:  # in float32 no kernel there knows shared heads: all scores of a row would lie in memory
+        k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], dim=1) for part in (k, v))
     return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=not q.is_cuda
     )
 
 

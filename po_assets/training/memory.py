@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from po_assets.dag.compute import gpu_share
 from po_assets.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 PACK_TOKENS = 8_192
 """Most tokens of a pass on a GPU: its products are then far larger than what starting them costs."""
 _USABLE = 0.8  # of what is free: the rest is for gaps between blocks, 4-bit weights unpacked, and slices of logits
+_SAID = ("can't allocate memory", "cannot allocate memory", "out of memory", "status_alloc_failed")
 _OPTIMIZER_BYTES = 12  # for each trained number: gradient and two moments, float32
 
 
@@ -42,7 +44,7 @@ def plan_passes(
     if free is None:
         size = f"up to {pack_tokens:,} tokens a pass" if pack_tokens else "one row a pass"
         return Passes(pack_tokens or 1, bool(checkpointing), size)
-    layer, kept = activation_bytes(model.config)
+    layer, kept = (size * model.dtype.itemsize // 2 for size in activation_bytes(model.config))
     whole = layer * model.config.num_hidden_layers
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     room = max(0, int((free - trained * _OPTIMIZER_BYTES) * _USABLE))
@@ -80,7 +82,8 @@ def free_bytes(device: torch.device) -> int | None:
 
     if device.type != "cuda":
         return None
-    return int(torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device))
+    total = torch.cuda.get_device_properties(device).total_memory * gpu_share()
+    return int(total - torch.cuda.memory_allocated(device))
 
 
 @contextlib.contextmanager
@@ -92,19 +95,22 @@ def memory_named(where: Callable[[], str], way_out: Callable[[], str] | None = N
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError(f"Memory ran out {where()}. {(way_out or _less_for_training)()}") from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has no type of its own for it on the CPU, and the system says it in an OSError where files are mapped."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has no type of its own for it on the CPU, and the system says it in an OSError where files are mapped.
+
+    CUDA and its libraries say it in words where they take memory beside PyTorch.
+    """
     import torch
 
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(text in str(error).lower() for text in ("can't allocate memory", "cannot allocate memory"))
+    return known or any(text in str(error).lower() for text in _SAID)
 
 
 def _less_for_training() -> str:

@@ -1,5 +1,6 @@
 """Rows packed into one pass without padding: the same loss and gradients as row by row, and what a GPU has room for."""
 
+import importlib
 import inspect
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from transformers import (
 from po_assets.model import packed as packing
 from po_assets.training.adapter import add_adapter, trainable
 from po_assets.training.gradients import PlainEngine, StepRow, make_engine, packed
-from po_assets.training.memory import PACK_TOKENS, activation_bytes, plan_passes
+from po_assets.training.memory import PACK_TOKENS, activation_bytes, free_bytes, plan_passes
 from po_assets.training.rows import TokenizedRow
 from po_assets_tests.training.test_fast_path import SIZES
 from po_assets_tests.training.tiny_training import make_recipe
@@ -140,9 +141,70 @@ def test_the_gpu_kernel_is_called_as_pytorch_wants_it(monkeypatch: pytest.Monkey
     assert called["window_size"] == (-1 if window is None else 15, 0)
 
 
-def shape_of(**changes: int) -> Any:
+@pytest.mark.parametrize(
+    ("capability", "dtype", "expected"),
+    [
+        ((9, 0), torch.bfloat16, True),  # H100
+        ((8, 6), torch.bfloat16, True),  # A10
+        ((9, 0), torch.float32, False),
+        ((7, 5), torch.bfloat16, False),  # T4, asked for bfloat16
+    ],
+)
+def test_cards_without_the_kernel_go_without_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, *, expected: bool
+) -> None:
+    """It would refuse them in the middle of a step."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    query: Any = SimpleNamespace(is_cuda=True, dtype=dtype, device="cuda:0")
+    assert packing.has_kernel(query) is expected
+
+
+def test_the_kernel_of_an_older_pytorch_is_not_told_of_shared_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shares them unasked, and has no argument for it; the machines that are lent have such a PyTorch."""
+
+    def varlen_2_11(query: torch.Tensor, *_rest: Any, scale: Any, window_size: Any) -> torch.Tensor:
+        return query
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_2_11)
+    try:
+        older = importlib.reload(packing)
+        monkeypatch.setattr(older, "has_kernel", lambda _query: True)
+        query, key = torch.zeros(1, 8, 10, 64), torch.zeros(1, 2, 10, 64)
+        starts = torch.tensor([0, 10], dtype=torch.int32)
+        out, _ = older.packed_attention(None, query, key, key, None, cu_seq_lens_q=starts, max_length_q=10)
+        assert out.shape == (1, 10, 8, 64)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(packing)
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_without_the_kernel_a_gpu_gets_each_head_its_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With shared heads, PyTorch would keep the scores of every pair of tokens; the result is the same."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 12, 16) for heads in (6, 2, 2))
+    expected = packing._one_row(q, k, v, None, None)
+    seen: list[tuple[int, bool]] = []
+    real = packing.functional.scaled_dot_product_attention
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append((k.shape[1], options["enable_gqa"]))
+        return real(q, k, v, **options)
+
+    monkeypatch.setattr(packing.functional, "scaled_dot_product_attention", watched)
+    found = packing._one_row(q.as_subclass(OnGpu), k, v, None, None)
+    assert seen == [(6, False)]
+    assert torch.allclose(found.as_subclass(torch.Tensor), expected, atol=1e-6)
+
+
+def shape_of(dtype: torch.dtype = torch.bfloat16) -> Any:
     lora = [torch.empty(40_000_000, device="meta", requires_grad=True)]
-    return SimpleNamespace(config=SimpleNamespace(**QWEN_7B | changes), parameters=lambda: lora)
+    return SimpleNamespace(config=SimpleNamespace(**QWEN_7B), parameters=lambda: lora, dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +225,22 @@ def test_activations_are_computed_twice_only_where_memory_asks_for_it(
     assert f"activations are {'computed twice' if recompute else 'kept'}" in plan.described
     asked = plan_passes(shape_of(), longest, pack_tokens=700, checkpointing=not recompute, free=free)
     assert (asked.tokens, asked.recompute) == (700, not recompute)
+
+
+def test_in_float32_half_as_many_tokens_fit() -> None:
+    """As on a T4, which has no bfloat16."""
+    options: dict[str, Any] = {"pack_tokens": None, "checkpointing": False, "free": 60 * GIB}
+    sixteen, float32 = (plan_passes(shape_of(d), 1_500, **options) for d in (torch.bfloat16, torch.float32))
+    assert float32.tokens == pytest.approx(sixteen.tokens / 2, abs=1)
+
+
+def test_steps_that_share_a_gpu_plan_with_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PO_GPUS=0.5 puts two on one; what one holds already is its own."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(total_memory=80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 15 * GIB)
+    for gpus, free in (("", 65), ("1", 65), ("0.5", 25)):
+        monkeypatch.setenv("PO_GPUS", gpus)
+        assert free_bytes(torch.device("cuda:0")) == free * GIB
 
 
 def test_the_estimate_is_that_of_what_autograd_keeps() -> None:

@@ -100,7 +100,13 @@ def test_a_diverging_training_stops_with_advice(tiny: Path):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        RuntimeError("CUDA error: out of memory"),  # memory that is taken beside PyTorch's allocator
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 def test_out_of_memory_says_what_to_do(tiny: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
     """The message names the longest row and a setting that needs less."""
