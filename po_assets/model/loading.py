@@ -5,12 +5,15 @@ Training, baseline and student load through `load_base_model`, so that they cann
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from po_assets.dag.compute import gpu_share
 from po_assets.errors import UserError
 from po_assets.model.chat import first_line
 from po_assets.model.settings import BaseModel, Quantization
@@ -71,10 +74,12 @@ def choose_precision(requested: str | None = None) -> Precision:
 
 
 def gpu_bytes() -> int:
-    """Memory of this process's GPU; 0 without one."""
+    """Memory that this step has on its GPU; 0 without one."""
     import torch
 
-    return int(torch.cuda.get_device_properties(own_device()).total_memory) if best_device() == "cuda" else 0
+    if best_device() == "cpu":
+        return 0
+    return int(torch.cuda.get_device_properties(own_device()).total_memory * gpu_share())
 
 
 def decide_quantization(spec: BaseModel) -> tuple[Quantization, str]:
@@ -84,17 +89,25 @@ def decide_quantization(spec: BaseModel) -> tuple[Quantization, str]:
     size = gpu_bytes()
     fits = size >= _ROOM_FOR_16_BITS
     return "none" if fits else "nf4", (
-        f"the GPU has {size / 1e9:.0f} GB, {'enough for' if fits else 'less than the 40 that go with'} 16-bit weights"
+        f"there are {size / 1e9:.0f} GB on the GPU, {'enough for' if fits else 'less than the 40 that go with'} 16-bit "
+        "weights"
     )
 
 
 def require_hardware(spec: BaseModel) -> None:
     """Raise `UserError` where the profile or the quantization needs what this machine lacks; before any download.
 
-    No GPU, a PyTorch built for CPUs, an old driver and a missing bitsandbytes have a sentence each.
+    No GPU, one too old for this PyTorch, a PyTorch for CPUs, an old driver and no bitsandbytes have a sentence each.
     """
     import torch
 
+    if torch.cuda.is_available() and not _has_kernels():
+        raise UserError(
+            f"{torch.cuda.get_device_name()} cannot be used: PyTorch {torch.__version__} has code for "
+            f"{', '.join(torch.cuda.get_arch_list())} only. Install its build for another CUDA (for cards before "
+            "Turing: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126); or set "
+            "CUDA_VISIBLE_DEVICES to nothing: the profile 'embedded' runs on CPUs too."
+        )
     if spec.profile != "paper" and spec.quantization == "none":
         return
     what = f"The profile {spec.profile!r}" if spec.profile == "paper" else f"The quantization {spec.quantization!r}"
@@ -105,6 +118,21 @@ def require_hardware(spec: BaseModel) -> None:
         )
     if decide_quantization(spec)[0] == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{what} needs the package bitsandbytes, which is not installed: make setup EXTRAS=cuda.")
+
+
+def _has_kernels() -> bool:
+    """Whether PyTorch was built for this GPU; one that is too old is seen all the same, and fails at its first sum."""
+    import torch
+
+    built = torch.cuda.get_arch_list()  # sm_75, sm_90a, compute_120, …; empty without CUDA
+    if not built or torch.version.cuda is None:  # AMD's have other names
+        return True
+    major, minor = torch.cuda.get_device_capability()
+    known = [(name, *divmod(int(re.sub(r"\D", "", name)), 10)) for name in built]
+    # Machine code runs on its own generation, from its own card on; the rest is compiled for any later one.
+    return any(
+        (a == major and b <= minor) or (name.startswith("compute") and (a, b) <= (major, minor)) for name, a, b in known
+    )
 
 
 def _why_no_gpu() -> str:
@@ -127,7 +155,7 @@ def _why_no_gpu() -> str:
             f"driver is too old ({said}). Update the driver, or install a PyTorch for an older CUDA."
         )
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None:
+    if hidden is not None and "driver" not in said:
         return f"CUDA_VISIBLE_DEVICES is {hidden!r}, which leaves none visible. Unset it, or run where there is one."
     return f"PyTorch {torch.__version__} sees none on this machine ({said or 'no device'}). Run it where there is one."
 
@@ -157,10 +185,7 @@ def load_base_model(
     """
     if not isinstance(precision, Precision):
         precision = choose_precision(precision)
-    model = load_model_folder(path, precision.torch_dtype, quantization=quantization)
-    if quantization == "none":
-        model.to(device or own_device())
-    return model
+    return load_model_folder(path, precision.torch_dtype, quantization=quantization, device=device or own_device())
 
 
 def load_model_folder(
@@ -168,6 +193,7 @@ def load_model_folder(
     dtype: torch.dtype,
     *,
     quantization: Quantization = "none",
+    device: str = "cpu",
 ) -> PreTrainedModel:
     """Read a model folder as it is: safetensors only, no code of its own, no network."""
     import torch
@@ -184,7 +210,9 @@ def load_model_folder(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        options["device_map"] = {"": own_device()}
+    if quantization == "nf4" or device != "cpu":
+        gc.collect()  # 4-bit layers hang in cycles: those of an earlier step would still lie on the GPU
+        options["device_map"] = {"": device}  # onto the GPU at once: a pod need not hold a 7B model in main memory
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()  # a bar that redraws itself is noise in a run's log
     try:

@@ -21,7 +21,14 @@ from po_assets.evaluation.answering import AnsweringModel, load_baseline, load_s
 from po_assets.evaluation.answers import context_of, reference_limits
 from po_assets.evaluation.gate import GATE_FILE
 from po_assets.evaluation.settings import Decoding
-from po_assets.model import BaseModel, base_model_digest, ensure_base_model
+from po_assets.model import (
+    BaseModel,
+    base_model_digest,
+    best_device,
+    decide_quantization,
+    ensure_base_model,
+    require_hardware,
+)
 from po_assets.product_owner import requirement_entries, split_prompt
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
 from po_assets.product_owner.templates import BUILT_IN, Prompt
@@ -209,6 +216,8 @@ def load_engine(
     with contextlib.ExitStack() as copies:
         instead = ", or take the base model with --base"
         found = None if base else copies.enter_context(student_folder(layout, adapter, instead))
+        if best_device() == "cuda" or decide_quantization(spec)[0] == "nf4":  # 16 bits answer on a CPU, too
+            require_hardware(spec)
         folder = ensure_base_model(spec, layout)
         name, digest = Path(spec.name).name, base_model_digest(folder)
         if found is None:

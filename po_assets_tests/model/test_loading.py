@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +53,7 @@ def test_a_gpu_is_demanded_where_one_is_needed(monkeypatch: pytest.MonkeyPatch, 
         ),
         ("13.0", "No CUDA GPUs are available", "", "CUDA_VISIBLE_DEVICES is '', which leaves none visible"),
         ("13.0", "Found no NVIDIA driver on your system.", None, "sees none on this machine .*Found no NVIDIA driver"),
+        ("13.0", "Found no NVIDIA driver on your system.", "0", "sees none on this machine .*Found no NVIDIA driver"),
     ],
 )
 def test_each_reason_for_no_gpu_has_its_own_sentence(
@@ -72,6 +74,38 @@ def test_each_reason_for_no_gpu_has_its_own_sentence(
         require_hardware(BaseModel(profile="paper").resolved())
 
 
+WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # PyTorch 2.13 for CUDA 13
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "works"),
+    [
+        ((7, 0), WHEEL, False),  # V100
+        ((7, 5), WHEEL, True),  # T4
+        ((8, 9), WHEEL, True),  # L40S: the code of its generation's older cards
+        ((9, 0), ["sm_80", "sm_90a"], True),
+        ((9, 0), ["sm_80", "compute_80"], True),  # compiled when it is loaded
+        ((8, 0), ["sm_86", "compute_90"], False),
+        ((9, 0), [], True),  # it cannot be said
+    ],
+)
+def test_a_gpu_that_pytorch_has_no_code_for_is_refused_in_every_profile(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], built: list[str], *, works: bool
+) -> None:
+    """PyTorch sees it, and would fail in the first step; the sentence has both ways out."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100-SXM2-16GB")
+    spec = BaseModel(profile="embedded").resolved()
+    if works:
+        require_hardware(spec)
+        return
+    with pytest.raises(UserError, match=r"^Tesla V100-SXM2-16GB cannot be used: .* sm_8.*/cu126.*CUDA_VISIBLE_DEVICES"):
+        require_hardware(spec)
+
+
 def test_4_bits_without_bitsandbytes_are_refused_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the extra to install."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -84,9 +118,9 @@ def test_4_bits_without_bitsandbytes_are_refused_before_any_download(monkeypatch
 @pytest.mark.parametrize(
     ("size", "decided", "why"),
     [
-        (85e9, "none", "the GPU has 85 GB, enough for 16-bit weights"),
-        (42.3e9, "none", "the GPU has 42 GB, enough for 16-bit weights"),  # what a card of 40 GiB says
-        (25.4e9, "nf4", "the GPU has 25 GB, less than the 40 that go with 16-bit weights"),
+        (85e9, "none", "there are 85 GB on the GPU, enough for 16-bit weights"),
+        (42.3e9, "none", "there are 42 GB on the GPU, enough for 16-bit weights"),  # what a card of 40 GiB says
+        (25.4e9, "nf4", "there are 25 GB on the GPU, less than the 40 that go with 16-bit weights"),
     ],
 )
 def test_the_gpus_memory_decides_between_16_and_4_bits(
@@ -191,6 +225,32 @@ def test_nf4_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tiny_fold
     assert quantization.bnb_4bit_compute_dtype == torch.bfloat16
     assert asked["trust_remote_code"] is False
     assert asked["use_safetensors"] is True
+
+
+@pytest.mark.parametrize(("gpus", "decided"), [("1", "none"), ("0.5", "nf4")])
+def test_steps_that_share_a_gpu_decide_by_their_share(monkeypatch: pytest.MonkeyPatch, gpus: str, decided: str) -> None:
+    """Of a card of 48 GB, half does not hold 16-bit weights."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(total_memory=48e9))
+    monkeypatch.setenv("PO_GPUS", gpus)
+    assert decide_quantization(BaseModel(profile="paper").resolved())[0] == decided
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_weights_go_onto_the_gpu_at_once(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, quantization: Any) -> None:
+    """Without a copy of all in main memory; what an earlier step left there in cycles is gone before."""
+    done: list[Any] = []
+
+    def from_pretrained(_path: str, **options: Any) -> None:
+        done.append(options["device_map"])
+        raise RuntimeError
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr("gc.collect", lambda: done.append("collected"))
+    with pytest.raises(RuntimeError):
+        load_base_model(tiny_folder, "bfloat16", quantization=quantization, device="cuda:1")
+    assert done == ["collected", {"": "cuda:1"}]
 
 
 VARIABLE = "OMP_WAIT_POLICY"

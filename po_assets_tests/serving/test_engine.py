@@ -114,6 +114,14 @@ def test_a_missing_student_or_adapter_is_one_sentence_with_the_way_out(tmp_path:
         load_engine(layout, adapter=tmp_path, base=True)
 
 
+def test_4_bits_are_asked_for_before_any_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no GPU; the profile's weights have 15 GB."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("po_assets.serving.engine.ensure_base_model", lambda *_: pytest.fail("downloaded"))
+    with pytest.raises(UserError, match="The profile 'paper' needs a CUDA GPU"):
+        load_engine(Layout(UPath(tmp_path)), base=True, spec=BaseModel(profile="paper"))
+
+
 def test_the_current_student_answers_unless_another_adapter_is_named(tiny: Path, tmp_path: Path) -> None:
     """Neither answers as the base model; one that was changed or made for another base is refused."""
     layout, other = Layout(UPath(tmp_path)), tmp_path / "other"
