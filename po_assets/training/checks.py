@@ -31,6 +31,7 @@ from po_assets.text import fenced, verb
 from po_assets.training.adapter import WEIGHTS
 from po_assets.training.checkpoints import StepRecord
 from po_assets.training.gradients import collate
+from po_assets.training.memory import is_out_of_memory
 from po_assets.training.prompt_mix import Prompts, prompts_of
 from po_assets.training.rows import TokenizedRow, teacher_rows
 from po_assets.training.settings import TrainingSettings
@@ -95,6 +96,11 @@ class StudentUnderTest:
             with local_copy(self.layout.adapter) as adapter:
                 loaded: PeftModel = PeftModel.from_pretrained(base, adapter).eval()
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise CannotJudge(
+                    f"Memory ran out while the adapter was loaded onto {self.model.name}: {first_line(error)}.",
+                    "Run the checks of lora_adapter again where nothing else needs it; the adapter stays in place.",
+                ) from error
             raise CannotJudge(
                 f"The adapter does not load onto {self.model.name}: {first_line(error)}.",
                 f"{_AGAIN} with the base model that is configured now.",

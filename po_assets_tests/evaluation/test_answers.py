@@ -11,7 +11,7 @@ from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.evaluation import generate
-from po_assets.evaluation.answering import AnsweringModel, merged
+from po_assets.evaluation.answering import AnsweringModel, load_student, merged
 from po_assets.evaluation.answers import (
     Answer,
     AnswerCache,
@@ -21,7 +21,7 @@ from po_assets.evaluation.answers import (
     tokens_left,
 )
 from po_assets.evaluation.settings import Decoding
-from po_assets.model import ChatTemplate, load_base_model, load_tokenizer
+from po_assets.model import BaseModel, ChatTemplate, load_base_model, load_tokenizer
 from po_assets.product_owner import parse_answer
 from po_assets_tests.evaluation.scenes import GOOD, case, cases
 from po_assets_tests.model.tiny_model import make_tiny_model
@@ -149,6 +149,21 @@ def test_out_of_memory_says_what_leaves_the_training_alone(
     ):
         answer_cases(cases(5), FREE, cache_in(tmp_path), lambda: answering, name="student")
     assert len(cache_in(tmp_path)._answers) == 2
+
+
+def test_a_gpu_without_room_is_not_taken_for_a_wrong_adapter(
+    tmp_path: Path, answering: AnsweringModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice would be to train it anew."""
+
+    def no_room(*_arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    spec = BaseModel(base_model=str(tmp_path), quantization="none").resolved()
+    monkeypatch.setattr("po_assets.evaluation.answering.load_base_model", lambda *_a, **_o: answering.model)
+    monkeypatch.setattr("peft.PeftModel.from_pretrained", no_room)
+    with pytest.raises(UserError, match=r"ran out while student answered.*nothing is trained anew"):
+        answer_cases(cases(2), FREE, cache_in(tmp_path), lambda: load_student(tmp_path, spec, tmp_path), name="student")
 
 
 def test_an_adapter_is_merged_in_float32_layer_by_layer(tmp_path: Path) -> None:

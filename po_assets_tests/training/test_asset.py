@@ -230,6 +230,19 @@ def test_loads_fails_on_another_base_model(trained: Layout):
     assert not found["changes_the_model"].passed
 
 
+def test_a_gpu_without_room_is_not_taken_for_a_wrong_adapter(trained: Layout, monkeypatch: pytest.MonkeyPatch):
+    """It says nothing about the adapter, which another training would make again."""
+
+    def no_room(*_arguments: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("po_assets.training.checks.load_base_model", no_room)
+    loads = run_checks(trained)["loads"]
+    assert not loads.passed
+    assert "Memory ran out while the adapter was loaded" in str(loads.description)
+    assert "the adapter stays in place" in str(loads.description)
+
+
 def test_changes_the_model_fails_on_an_untrained_adapter(trained: Layout):
     """B matrices of zeros are a valid adapter that does nothing: the evaluation would measure the base model."""
     rewrite_weights(trained, lambda t: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()})
