@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from po_assets.dag.compute import GPUS_VARIABLE, RAY_ON_LOOPBACK, WORKERS_VARIABLE, gpus_per_step
+from po_assets.dag.compute import (
+    GPUS_VARIABLE,
+    RAY_ON_LOOPBACK,
+    WORKERS_VARIABLE,
+    default_num_workers,
+    gpus_per_step,
+)
 from po_assets.dataset.publication import refusal
 from po_assets.errors import UserError
 from po_assets.model import (
@@ -352,7 +358,12 @@ def _make_together(
                 )
             },
             scaling_config=ScalingConfig(num_workers=recipe.num_workers, use_gpu=on_gpus),
-            run_config=RunConfig(name="lora_adapter", storage_path=folder),
+            run_config=RunConfig(
+                name="lora_adapter",
+                storage_path=folder,
+                # Ray shows all GPUs to workers that asked for none.
+                worker_runtime_env={} if on_gpus else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
+            ),
         )
         progress.say(f"Starting {recipe.num_workers} workers with Ray Train, each on {'a GPU' if on_gpus else 'CPUs'}.")
         with _passed_on(said, progress):
@@ -405,8 +416,10 @@ def _has_room(workers: int) -> bool:
         if total.get("CPU", 0.0) < workers:
             raise UserError(f"num_workers is {workers}, and Ray has {total.get('CPU', 0):g} CPU(s). Lower it.")
         return False
-    # A step that is itself on a GPU cannot give it to a worker.
-    held = 1.0 if _IN_RAY in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES") else 0.0
+    # A step that is itself on a GPU cannot give it to a worker. It is on one where the default of workers is 1
+    # (`op_tags`); what it sees does not tell, since Ray may have been started with some of the machine's GPUs.
+    on_one = default_num_workers() == 1 and _IN_RAY in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES")
+    held = 1.0 if on_one else 0.0
     if gpus - held < workers:
         raise UserError(
             f"num_workers is {workers}, and Ray has {gpus:g} GPU(s)"

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from po_assets.errors import UserError
 from po_assets.text import Progress
+from po_assets.training import student
 from po_assets.training.student import make_student
 from po_assets_tests.training.tiny_training import PAIRS, make_artifacts, tiny_recipe
 
@@ -26,7 +27,7 @@ def test_two_workers_make_the_student_of_one(tmp_path: Path, monkeypatch: pytest
     assert "on each of 2 workers (gloo)" in together.manifest.extra["engine"]
     assert "Starting 2 workers with Ray Train, each on CPUs." in said
     assert any(line.startswith("step 6/6") for line in said)
-    names = [set(load_file(Path(student.folder) / "adapter_model.safetensors")) for student in (alone, together)]
+    names = [set(load_file(Path(made.folder) / "adapter_model.safetensors")) for made in (alone, together)]
     assert names[0] == names[1]
     assert not any(Path(str(two.checkpoints)).iterdir())
     assert make_student(two, PAIRS, recipe, Progress(said.append)).unchanged
@@ -35,6 +36,34 @@ def test_two_workers_make_the_student_of_one(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(Exception, match="gate") as refusal:
         make_student(two, PAIRS, recipe, Progress(said.append))
     assert type(refusal.value).__name__ == "UserError"
+
+
+@pytest.mark.parametrize(
+    ("inside", "visible", "default", "refused"),
+    [
+        (True, "0", "1", True),  # the step was started with a GPU, which only another one of two workers could take
+        (True, "0,1", "2", False),  # it was started with none, on a node whose GPUs were named when Ray was started
+        (True, None, "2", False),
+        (False, "0,1", "1", False),  # a Ray of its own, as in a pod with two GPUs
+    ],
+)
+def test_the_gpu_that_a_step_holds_itself_is_not_there_for_its_workers(
+    monkeypatch: pytest.MonkeyPatch, inside: bool, visible: str | None, default: str, refused: bool
+) -> None:
+    """Ray would wait for ever to place them."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0, "CPU": 8.0})
+    monkeypatch.setenv("PO_NUM_WORKERS", default)
+    monkeypatch.delenv("PO_GPUS", raising=False)
+    for name, value in (("RAY_ADDRESS", "10.0.0.1:6379" if inside else None), ("CUDA_VISIBLE_DEVICES", visible)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    if refused:
+        with pytest.raises(UserError, match="one of which this step holds itself"):
+            student._has_room(2)
+    else:
+        assert student._has_room(2)
 
 
 def test_more_workers_without_ray_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
