@@ -21,7 +21,7 @@ from po_assets.product_owner import PROMPT_VERSION
 from po_assets.storage import digest_of, file_digest, recorded_digest
 from po_assets.text import amount, verb
 
-CASES_CODE_VERSION = "3"
+CASES_CODE_VERSION = "4"
 SUPERVISED_CODE_VERSION = f"4+prompt.{PROMPT_VERSION}"
 GROUP = "dataset"
 COLUMNS = {

@@ -20,7 +20,7 @@ from po_assets.product_owner.contract import STATUS_ALIASES
 from po_assets.storage import digest_of, read_manifest, recorded_digest
 
 RAW_CODE_VERSION = "2"
-NORMALIZED_CODE_VERSION = f"4+metric.{METRIC_VERSION}"
+NORMALIZED_CODE_VERSION = f"5+metric.{METRIC_VERSION}"
 OWNERS = ["team:po-distillation"]
 GROUP = "teacher"
 FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=90), warn_window=timedelta(days=30))

@@ -10,7 +10,14 @@ are read here, too: they may lack an answer.
 from typing import Protocol
 
 from po_assets.intake.lines import Reason, Rejected
-from po_assets.intake.messages import choice_of, exchange_of, refuse_flags, refuse_nested_ends, text_or_messages
+from po_assets.intake.messages import (
+    choice_of,
+    exchange_of,
+    is_nothing,
+    refuse_flags,
+    refuse_nested_ends,
+    text_or_messages,
+)
 from po_assets.intake.record import (
     EXISTING_VISION,
     Row,
@@ -33,9 +40,11 @@ _ABOUT = ("score", "concept_id", "tier", "metadata", "finish_reason", "stop_reas
 """Keys that are read in every format."""
 _INSTRUCTIONS = ("system", "instructions", "system_instruction", "systemInstruction")
 """Where a service's request has the system text, if not among its messages."""
-_ENVELOPE = (
-    *("id", "custom_id", "method", "url", "body", "request", "params", "response", "result", "choices", "error"),
-)
+_REQUEST = ("body", "request", "params", "modelInput", "input", "inputs")
+_RESPONSE = ("response", "result", "modelOutput", "message", "output", "outputs")
+"""Where services and loggers put what was asked, and what came back."""
+_ASKED = ("messages", "contents", "input", "prompt")
+_ENVELOPE = ("id", "custom_id", "recordId", "method", "url", "choices", "error")
 
 
 class RecordFormat(Protocol):
@@ -152,7 +161,7 @@ class ChatFormat:
         messages = text_or_messages(row[key], key)
         record.read.add(key)
         if not any(message.role == "assistant" for message in messages):
-            messages += record.answer_of(row, ("response", "completion", "output"))
+            messages += record.answer_of(row, _FINISHED)
         record.take_exchange(exchange_of(messages))
 
 
@@ -164,27 +173,31 @@ class BatchFormat:
 
     name = "batch"
     looks_like = "custom_id, body {messages}, response {body {choices}}"
-    signs = frozenset(("custom_id", "response", "choices"))
+    signs = frozenset(("custom_id", "choices", *_REQUEST, *_RESPONSE))
 
     def matches(self, row: Row) -> bool:
-        return "custom_id" in row or isinstance(row.get("response"), dict) or is_there(row, "choices")
+        if "custom_id" in row or is_there(row, "choices") or object_of(row, "response", "message"):
+            return True
+        return not {"messages", "contents"}.isdisjoint(object_of(row, *_REQUEST))
 
     def asks(self, row: Row) -> bool:
         return "custom_id" in row
 
     def convert(self, row: Row, record: TeacherRecord) -> None:
-        request = object_of(row, "body", "request", "params") or row
+        asked_in, answered_in = (
+            next((key for key in keys if isinstance(row.get(key), dict)), "") for keys in (_REQUEST, _RESPONSE)
+        )
+        request, response = row.get(asked_in) or row, row.get(answered_in) or row
         request = object_of(request, "body") or request
-        response = object_of(row, "response", "result") or row
         if (error := row.get("error") or response.get("error")) or response.get("status_code", 200) != 200:
             said = error or response["status_code"]
             raise Rejected(Reason.MISSING_PART, f"the service gave no answer but an error: {said!r:.100}")
-        key = next((key for key in ("messages", "contents", "input", "prompt") if key in request), "messages")
-        record.read.update((*_ENVELOPE, key))
+        key = next((key for key in _ASKED if key in request), "messages")
+        record.read.update((*_ENVELOPE, asked_in, answered_in, key))
         told = [
             m for name in _INSTRUCTIONS for m in text_or_messages(request.get(name), f"the request's {name}", "system")
         ]
-        answer = choice_of(object_of(response, "body") or response)
+        answer = choice_of(object_of(response, "body") or response) or record.answer_of(row, _FINISHED)
         exchange = exchange_of([*told, *text_or_messages(request.get(key), f"the request's {key}", "user"), *answer])
         if exchange.question is None:
             way_out = "put the body of the same custom_id from the input file into this line, as body"
@@ -224,7 +237,7 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
         refuse_flags(row)
         records = [(known, _read(known, row)) for known in matching]
         for _, record in records:
-            if record.rejected and record.rejected.reason in {Reason.WEIGHT_0, Reason.ANSWER_CUT}:
+            if record.rejected and record.rejected.reason in {Reason.WEIGHT_0, Reason.ANSWER_CUT, Reason.AMBIGUOUS}:
                 raise record.rejected
         faults = [record.fault(answer_needed=answer_needed) for _, record in records]
         first = faults.index(None) if None in faults else 0
@@ -238,13 +251,14 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
             if key not in record.read and is_answer(row, key) and not (answer := parse_answer(row[key])).missing:
                 _refuse_second_answer(known, record, f"in {key}", answer)
         refuse_flags(record.metadata, "metadata.")
-        refuse_nested_ends(record.metadata, "metadata")
+        for key, value in (row | {"metadata": record.metadata}).items():
+            if isinstance(value, dict) and key not in {*record.read, "rejected"}:
+                refuse_nested_ends(value, key)
         _refuse_bad_answer(row)
     except Rejected as rejected:
         rejected.format_name = matching[0].name
         raise
-    record.name_unread(row, record.read | {*_ABOUT})
-    record.note_unread()
+    record.notes += filter(None, [record.unread_said])
     return known.name, record
 
 
@@ -273,13 +287,15 @@ def _read(known: RecordFormat, row: Row) -> TeacherRecord:
     record.declared_score = row.get("score")
     record.concept_id = record.concept_id or label(row.get("concept_id"))
     record.tier = record.tier or label(row.get("tier"))
+    record.name_unread(row, record.read | {*_ABOUT})
     return record
 
 
 def _refuse_bad_answer(row: Row) -> None:
     """A `completion` may have a `label`, for trainers that learn from bad answers, too."""
-    if row.get("label") is False and "completion" in row:
-        raise Rejected(Reason.WEIGHT_0, "label is False: the row says that its answer is a bad one; delete the line")
+    if "completion" in row and is_nothing(row.get("label")):
+        said = f"label is {row['label']!r}: the row says that its answer is a bad one; delete the line"
+        raise Rejected(Reason.WEIGHT_0, said)
 
 
 def _refuse_second_answer(

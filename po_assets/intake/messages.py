@@ -21,21 +21,32 @@ _ROLES = {
 _ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING = ("reasoning", "reasoning_content", "reasoning_details", "thinking", "thoughts", "redacted_thinking")
+_ASIDE = ("analysis", "commentary")
+"""Channels of a model that answers in another one."""
+_CALLS = ("tool_calls", "function_call", "tool_use", "server_tool_use", "functionCall")
 _CONTENT = ("content", "value", "parts", "text")
 _READ = frozenset(
     (
-        *(*_CONTENT, "role", "from", "type", "weight", "refusal", "tool_calls"),
+        *(*_CONTENT, "role", "from", "type", "channel", "weight", "refusal"),
         *("finish_reason", "stop_reason", "stop_sequence", "id", "index", "model", "usage"),  # bookkeeping
     )
 )
-_CUT = ("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete")
-_STOPPED = ("content_filter", "refusal", "safety", "error", "recitation", "blocklist", "prohibited_content")
+_CUT = (
+    *("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete"),
+    *("limit", "token_limit", "model_context_window_exceeded"),
+)
+_STOPPED = (
+    *("content_filter", "refusal", "safety", "error", "recitation", "blocklist", "prohibited_content"),
+    *("content_filtered", "guardrail_intervened", "abort"),
+)
 _WEIGHTS = (
     *("weight", "sample_weight", "loss_weight", "loss", "loss_mask"),
     *("train", "trainable", "training", "train_on_turn"),
 )
-_REASONS = re.compile(r"(?:\w*_)?(?:finish|stop|done)_reasons?|(?:finish|stop)Reason")
-_ENDS = re.compile(rf"{_REASONS.pattern}|(?:is_|was_)?truncated")
+_REASONS = re.compile(
+    r"\w*(?:finish|stop|done|completion)[_ -]?reasons?|(?:finish|incomplete)_details|stop_type", re.IGNORECASE
+)
+_ENDS = re.compile(rf"{_REASONS.pattern}|(?:is_|was_)?truncated", re.IGNORECASE)
 """Keys that say how an answer ended."""
 _SHOWN = 100
 _KEY_SHOWN = 30
@@ -105,6 +116,8 @@ def exchange_of(messages: Sequence[Message]) -> Exchange:
         raise Rejected(Reason.MISSING_PART, detail)
     for message in said:
         refuse_flags(message.flags, f"{message.place}: ")
+        for name, one in message.flags.items():
+            refuse_nested_ends(one if isinstance(one, dict) else None, f"{message.place}: {name}")
     earlier, later = len(before) - len(said) - len(asked), len(spoken) - end if end else 0
     notes = [
         f"{amount(number, f'{which} message')} {where} {verb(number, 'was', 'were')} not read"
@@ -152,7 +165,7 @@ def refuse_flags(flags: Mapping[str, Any], place: str = "") -> None:
     if refusal := flags.get("refusal"):
         raise Rejected(Reason.MISSING_PART, f"{place}the answer is a refusal: {refusal!r:.{_SHOWN}}")
     for name in _WEIGHTS:
-        if name in flags and _is_nothing(flags[name]) and (name != "loss" or flags[name] is False):
+        if name in flags and is_nothing(flags[name]) and (name != "loss" or flags[name] is False):
             detail = f"{place}{name} is {flags[name]!r}: whoever wrote the row does not want it trained on"
             raise Rejected(Reason.WEIGHT_0, f"{detail}; delete the line, or the {name}")
     _refuse_ends(flags, place, _ENDS)
@@ -171,14 +184,17 @@ def _refuse_ends(flags: Mapping[str, Any], place: str, ends: re.Pattern[str]) ->
     """Raise where one of the keys that say how an answer ended says that it is not whole."""
     for name in filter(ends.fullmatch, flags):
         value = flags[name]
-        ended = {str(one).lower() for one in (value if isinstance(value, list) else [value])}
+        ends_of_parts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+        ended = {
+            str(one).lower().rpartition(".")[2] for one in ends_of_parts
+        }  # a service's enum says its own name, too
         if not ended.isdisjoint(_CUT) or ("truncated" in name and not ended.isdisjoint(("true", "1", "yes"))):
             raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the answer was cut; ask for it again")
         if not ended.isdisjoint(_STOPPED):
             raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the service stopped the answer")
 
 
-def _is_nothing(weight: object) -> bool:
+def is_nothing(weight: object) -> bool:
     """Whether a weight, or a flag that stands for one, says that nothing is to be learnt."""
     if isinstance(weight, str):
         text = weight.strip().lower()
@@ -193,6 +209,8 @@ def _message(message: object, place: str, default_role: str) -> Message:
     wanted = f"{place} must have role and content as strings"
     if not isinstance(message, dict):
         raise Rejected(Reason.SCHEMA, f"{wanted}, got {message!r:.60}")
+    kind = message.get("type")
+    default_role = kind if isinstance(kind, str) and kind in _ROLE_OF else default_role
     said_role = message.get("role", message.get("from", default_role))
     role = _ROLE_OF.get(said_role.strip().lower(), "") if isinstance(said_role, str) else ""
     if isinstance(said_role, str) and said_role and not role:
@@ -200,12 +218,13 @@ def _message(message: object, place: str, default_role: str) -> Message:
         raise Rejected(Reason.SCHEMA, f"{place} has the role {said_role!r:.40}; known roles are {known}")
     left_out = [key for key, value in message.items() if key not in _READ and value not in ("", [], {})]
     content = next((message[key] for key in _CONTENT if key in message), None)
-    calls = bool(message.get("tool_calls") or message.get("function_call"))
-    text = _text("" if content is None and role == "assistant" else content, place, left_out)
+    text = _text("" if content is None and role in {"assistant", "system"} else content, place, left_out)
     if text is None or not role:
         shape = ", ".join(f"{key[:_KEY_SHOWN]} {value!r:.{_KEY_SHOWN}}" for key, value in message.items())
         raise Rejected(Reason.SCHEMA, f"{wanted}, got {shape or 'no keys at all'}")
-    return Message(role, text, (*left_out, *["tool_calls"] * calls), calls, place, message)
+    if (channel := message.get("channel")) in _ASIDE:
+        text, left_out = "", [*left_out, f"channel {channel}"]
+    return Message(role, text, tuple(left_out), any(name in _CALLS for name in left_out), place, message)
 
 
 def _text(content: object, place: str, left_out: list[str]) -> str | None:
@@ -216,10 +235,13 @@ def _text(content: object, place: str, left_out: list[str]) -> str | None:
         return None
     texts: list[str] = []
     for part in content:
-        said = part if isinstance(part, dict) else {"text": part if isinstance(part, str) else None}
-        kind, text = said.get("type", "text"), said.get("text")
+        said = part if isinstance(part, dict) else {"text": part}
+        # Without a type, a part is what its key says: text, inlineData, functionCall.
+        kind, text = said.get("type") or ("text" if "text" in said else ", ".join(said)), said.get("text", "")
         if kind in _REASONING or said.get("thought") is True:
             left_out.append(str(kind) if kind in _REASONING else "thought")
+        elif kind in _CALLS:
+            left_out.append(kind)
         elif kind in _TEXT_PARTS and isinstance(text, str):
             texts.append(text)
         else:

@@ -63,7 +63,9 @@ class TeacherRecord:
         missing = self.missing + (self.missing_answer if answer_needed else [])
         if self.rejected or not missing + self.wrong:
             return self.rejected
-        return Rejected(Reason.MISSING_PART if missing else Reason.SCHEMA, "; ".join(missing + self.wrong))
+        if missing:  # perhaps it stands under a key that nobody knows
+            return Rejected(Reason.MISSING_PART, "; ".join([*missing, *self.wrong, *filter(None, [self.unread_said])]))
+        return Rejected(Reason.SCHEMA, "; ".join(self.wrong))
 
     def take_columns(
         self, asked: Row, answered: Row | str, answer: tuple[str, str], asked_in: str = "", answered_in: str = ""
@@ -144,10 +146,11 @@ class TeacherRecord:
                 short = isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _SHOWN)
                 self.unread.append(f"{place}{key[:_SHOWN]}" + (f" {value!r}" if short else ""))
 
-    def note_unread(self) -> None:
-        """Say last what was not read."""
+    @property
+    def unread_said(self) -> str:
+        """What was not read, in words; empty where everything was."""
         more = [f"and {len(self.unread) - _NAMED} more"] if len(self.unread) > _NAMED else []
-        self.notes += [f"not read: {', '.join(self.unread[:_NAMED] + more)}"] if self.unread else []
+        return f"not read: {', '.join(self.unread[:_NAMED] + more)}" if self.unread else ""
 
     def _take_answer(self, text: str) -> None:
         """VISION and REVIEW of a finished answer, empty where one is missing."""

@@ -100,6 +100,10 @@ SHAREGPT = [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value"
 SYSTEM = [{"role": "system", "content": USER["content"]}, {"role": "user", "content": "Begin."}, ANSWER]
 IN_PARTS = {"role": "assistant", "content": [{"type": "text", "text": ANSWER["content"]}]}
 THINKING = {"role": "assistant", "content": [{"type": "thinking", "thinking": "Hm."}, *IN_PARTS["content"]]}
+WITH_CALL = {
+    "role": "assistant",
+    "content": [*IN_PARTS["content"], {"type": "tool_use", "name": "search", "input": {}}],
+}
 MESSAGE = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": ANSWER["content"]}]}
 CUT = {"body": {"status": "incomplete", "output": [ANSWER | {"type": "message"}]}}
 FILTERED = {"body": {"choices": [{"message": ANSWER, "finish_reason": "content_filter"}]}}
@@ -199,6 +203,25 @@ def test_columns_without_a_value_are_absent(name: str, empty: dict[str, object])
             "batch",
             "the system message was left out of the prompt",
         ),
+        # Traces and logs have the request in any envelope, and the answer as text, as a message or in the response.
+        ({"request": {"messages": [USER]}, "response": ANSWER["content"]}, "batch", ""),
+        ({"input": {"messages": [USER]}, "output": ANSWER}, "batch", ""),
+        ({"messages": [USER], "message": ANSWER}, "batch", ""),
+        ({"modelInput": {"messages": [USER]}, "modelOutput": IN_PARTS | {"stop_reason": "end_turn"}}, "batch", ""),
+        (
+            {"messages": [said | {"role": None, "type": kind} for said, kind in ((USER, "human"), (ANSWER, "ai"))]},
+            "chat",
+            "",
+        ),
+        (chat_row(messages=[{"role": "system", "content": None}, USER, ANSWER]), "chat", ""),
+        (chat_row(messages=[USER, WITH_CALL]), "chat", "left out of the messages: tool_use"),
+        (
+            chat_row(
+                messages=[USER, ANSWER | {"channel": "analysis", "content": OTHER}, ANSWER | {"channel": "final"}]
+            ),
+            "chat",
+            "left out of the messages: channel analysis",
+        ),
         (nested_row(flags={"bad": 1}, reviewer="x" * 60), "nested", "not read: flags, reviewer"),
         (teacher_row(metadata="from May"), "teacher", "metadata must be an object, got 'from May'; it was not read"),
     ],
@@ -258,7 +281,20 @@ def test_what_others_write_is_read_and_the_rest_is_named(row: dict[str, Any], na
             {"prompt": [USER], "completion": [ANSWER], "label": False},
             "weight 0: label is False: the row says that its answer is a bad one",
         ),
+        ({"prompt": [USER], "completion": [ANSWER], "label": "false"}, "weight 0: label is 'false'"),
         (teacher_row(metadata={"review_finish_reason": "length"}), "answer cut: metadata.review_finish_reason"),
+        (
+            teacher_row(metadata={"finish_reason": {"vision": "stop", "review": "length"}}),
+            "answer cut: metadata.finish_reason",
+        ),
+        (
+            pair_row(response_metadata={"finish_reason": "FinishReason.MAX_TOKENS"}),
+            "answer cut: response_metadata.finish_reason",
+        ),
+        (
+            chat_row(messages=[USER, ANSWER | {"metadata": {"incomplete_details": {"reason": "max_output_tokens"}}}]),
+            "answer cut: message 2: metadata.incomplete_details",
+        ),
         (
             teacher_row(metadata={"calls": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}),
             "answer cut: metadata.calls.2.finish_reason is 'length'",
@@ -278,6 +314,18 @@ def test_what_others_write_is_read_and_the_rest_is_named(row: dict[str, Any], na
             "missing part: the line has no request (body.messages): put the body of the same custom_id",
         ),
         (batch_row(response=None), "missing part: there is no answer (roles found: system, user)"),
+        (
+            {"messages": [USER], "choices": DIFFERENT["body"]["choices"]},
+            "ambiguous: the response holds 2 different choices",
+        ),
+        (
+            chat_row(messages=[USER | {"content": [{"inlineData": {"mimeType": "image/png"}}]}, ANSWER]),
+            "schema: message 1 holds a part of type 'inlineData'; only text is read",
+        ),
+        (
+            pair_row(response=None, answers=[ANSWER["content"]]),
+            "missing part: there is no answer (roles found: user); not read: answers",
+        ),
         (pair_row(output=OTHER), "ambiguous: as prompt/output (prompt, output"),
         (
             chat_row(messages=[USER, ANSWER | {"content": None, "refusal": "I cannot."}]),
