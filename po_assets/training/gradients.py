@@ -228,7 +228,7 @@ class PlainEngine(GradientEngine):
         if problem:
             plan = Passes(1, bool(checkpointing), f"one row a pass, since {problem}")
         else:
-            free = free_bytes(self._device)
+            free = free_bytes(self._inner, self._device)
             plan = plan_passes(self._inner, longest, pack_tokens=pack_tokens, checkpointing=checkpointing, free=free)
         self._tokens = plan.tokens
         if plan.recompute:

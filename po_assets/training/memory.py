@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,17 +74,18 @@ def activation_bytes(config: Any) -> tuple[int, int]:
     return 23 * hidden + 7 * q + 4 * kv + 9 * middle, 2 * hidden
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """What the weights leave of a GPU's memory; None on a CPU.
+def free_bytes(model: Any, device: torch.device) -> int | None:
+    """What the weights leave of this step's GPU memory; None on a CPU.
 
-    Not what other processes leave: the same machine must come to the same passes, and so to the same dropout.
+    Not what is free now: a training that goes on must come to the same passes, and so to the same dropout, as one that
+    has no optimizer state yet or shares the GPU with another process.
     """
     import torch
 
     if device.type != "cuda":
         return None
-    total = torch.cuda.get_device_properties(device).total_memory * gpu_share()
-    return int(total - torch.cuda.memory_allocated(device))
+    weights = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
+    return int(torch.cuda.get_device_properties(device).total_memory * gpu_share()) - weights
 
 
 @contextlib.contextmanager

@@ -234,13 +234,14 @@ def test_in_float32_half_as_many_tokens_fit() -> None:
     assert float32.tokens == pytest.approx(sixteen.tokens / 2, abs=1)
 
 
-def test_steps_that_share_a_gpu_plan_with_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PO_GPUS=0.5 puts two on one; what one holds already is its own."""
+def test_a_plan_is_made_from_the_weights_and_the_step_s_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PO_GPUS=0.5 puts two steps on one GPU; what a resumed training holds besides weights does not change its passes."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(total_memory=80 * GIB))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 15 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 40 * GIB)
+    model = torch.nn.Linear(GIB // 2, 15, bias=False, dtype=torch.bfloat16, device="meta")
     for gpus, free in (("", 65), ("1", 65), ("0.5", 25)):
         monkeypatch.setenv("PO_GPUS", gpus)
-        assert free_bytes(torch.device("cuda:0")) == free * GIB
+        assert free_bytes(model, torch.device("cuda:0")) == free * GIB
 
 
 def test_the_estimate_is_that_of_what_autograd_keeps() -> None:
