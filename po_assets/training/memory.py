@@ -84,7 +84,7 @@ def free_bytes(model: Any, device: torch.device) -> int | None:
 
     if device.type != "cuda":
         return None
-    weights = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
+    weights: int = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
     return int(torch.cuda.get_device_properties(device).total_memory * gpu_share()) - weights
 
 
