@@ -18,7 +18,7 @@ from po_assets.storage import Manifest, StagedTable, full_disk_named, is_local, 
 from po_assets.text import amount
 
 _BLOCK = 1 << 20
-_OPENING = 16
+_OPENING = 64
 """Bytes of a file's first line that go with each of its lines."""
 _NAMED = 20
 """So many of the entries that are not taken in are named."""

@@ -48,7 +48,7 @@ _BINARY = (
     ((b"\x89HDF",), f"HDF5; {_AS_LINES}"),
     ((b"\xd0\xcf\x11\xe0",), f"an Excel workbook (xls); {_AS_LINES}"),
     ((b"SQLite format 3",), f"an SQLite database; {_AS_LINES}"),
-    ((b"\x80\x04", b"\x80\x05"), "a Python pickle; write it as JSON lines (json.dumps)"),
+    ((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a Python pickle; write it as JSON lines (json.dumps)"),
     ((b"%PDF",), "a PDF document; land JSON lines"),
     ((b"version https://",), "a pointer of Git LFS; fetch the file (git lfs pull)"),
     ((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"), "UTF-32; save it as UTF-8 (iconv -f UTF-32 -t UTF-8)"),
@@ -64,13 +64,20 @@ _PRINTED = {
 """What the first line of a file tells about lines that are not JSON."""
 _PYTHON = "it is written as Python prints it; write it with json.dumps"
 _OTHER_FORMS = (
+    (("<<<<<<<", "=======", ">>>>>>>"), "a mark of a merge in git that is not finished; choose one of its sides"),
     ("<", "the file is HTML or XML, perhaps the page of an error; land JSON lines"),
     (("---", "- "), "the file looks like YAML; land JSON lines"),
     (("//", "#"), "JSON has no comments; delete the line"),
     ("{'", _PYTHON),
-    ("data:", "a line of a service's stream; land the object behind data:"),
+    (("data:", "event:"), "a line of a service's stream; land the object behind data:"),
+    ("```", "a code fence is no JSON; delete the line"),
 )
 """How lines begin that are not JSON, and the way out."""
+_OTHER_FILES = (
+    (re.compile(r'"?\w+"?[,;\t|] ?"?\w'), f"the file looks like a table (CSV); {_AS_LINES}"),
+    (re.compile(r"(?:---|-|[\w-]+:)(?:\s|\Z)"), "the file looks like YAML; land JSON lines"),
+)
+"""How files begin that are not JSON lines, but text, and the way out."""
 _PYTHON_WORD = re.compile(r"(?:None|True|False)\b")
 _ODD = re.compile(
     "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u00a0\\u00ad\\u034f\\u061c\\u115f\\u180e\\u2000-\\u200f"
@@ -150,6 +157,8 @@ def read_object(line: bytes, length: int | None = None, opening: bytes = b"") ->
         raise _unreadable(text, opening, error) from None
     if not isinstance(row, dict):
         hint = f"; {_ARRAY}" if isinstance(row, list) and row and isinstance(row[0], dict) else ""
+        if isinstance(row, str) and row.lstrip().startswith("{"):
+            hint = "; it was written as JSON twice; undo it once (jq -c fromjson)"
         found = repr(text[:_SNIPPET].decode(errors="replace"))
         raise Rejected(Reason.NOT_AN_OBJECT, f"the line holds {_kind(row)}, a row is a JSON object: {found}{hint}")
     if text.count(b"{") + text.count(b"[") > MAX_JSON_NESTING and _nesting(row) > MAX_JSON_NESTING:
@@ -165,6 +174,7 @@ def _unreadable(text: bytes, opening: bytes, error: orjson.JSONDecodeError) -> R
     if b"\x00" in text:
         wide = max(text[0::2].count(0), text[1::2].count(0)) > len(text) // 4
         hint = "is the file UTF-16? Save it as UTF-8" if wide else "remove it; a file that is not text cannot be read"
+        hint = f"the file is a tar archive; unpack it (tar xf) {_LAND}" if b"ustar" in text[:300] else hint
         where = text.index(b"\x00") + 1
         return Rejected(Reason.NOT_JSON, f"the line holds a NUL byte (byte {where}); {hint}")
     try:
@@ -187,8 +197,10 @@ def _unreadable(text: bytes, opening: bytes, error: orjson.JSONDecodeError) -> R
     elif _PYTHON_WORD.match(decoded, error.pos):
         hint = _PYTHON
     hint = hint or next((way_out for start, way_out in _OTHER_FORMS if decoded.startswith(start)), "")
-    if not hint and not decoded.startswith(("{", "[", '"')) and re.match(r"\w+[,;\t]\w", start_of_file):
-        hint = f"the file looks like a table (CSV); {_AS_LINES}"
+    if not hint and not decoded.startswith(("{", "[")):
+        hint = next((way_out for start, way_out in _OTHER_FILES if start.match(start_of_file)), "")
+    if not hint and error.msg.startswith("unexpected end of data"):
+        hint = r"the line ends within its object: it was cut, or a line end in a text is not written as \n"
     odd = odd_characters(decoded[max(0, error.pos - 1) : error.pos + 1], letters=True)
     return Rejected(Reason.NOT_JSON, "; ".join(filter(None, (place, f"there stands {odd}" if odd else "", hint))))
 
