@@ -51,6 +51,9 @@ _LATIN_LOOK_ALIKES = str.maketrans(
     "ABEKMHOPCTYXIJSaeopcyxijs" + "bkmhtrnuhdqwl" + "ABEZHIKMNOPTYXaovpiiktuwn" + "ounghgi",
 )
 """Cyrillic, Greek and Armenian letters that look like Latin ones, which hide a text from every comparison."""
+_OF_PROMPT = re.compile(r"rules|instructions|guidelines|(?:output|answer|response)[_ ]format")
+"""Keys in small letters that are no part of a requirements document."""
+_NOTHING = re.compile(r"|\W{0,5}(?:none|n/?a|tbd|todo|null)?\W{0,5}", re.IGNORECASE)
 _RECORD_ID = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number written as text. (Python's own `float` also takes 0.8_5, and digits of other scripts.)"""
@@ -163,9 +166,11 @@ def _read_documents(record: TeacherRecord, aliases: Mapping[str, str]) -> tuple[
     said = review.get("status")
     status = canonical_status(said, aliases) if isinstance(said, str) else ""
     if status not in STATUSES:
-        found = _status_as_written(record.review_yaml, said) if "status" in review else "missing"
+        found, keys = "missing", f"; its keys are {', '.join(repr(to_text(key))[:_SHOWN] for key in list(review)[:6])}"
+        if "status" in review:
+            found, keys = _status_as_written(record.review_yaml, said), ""
         wanted = f"{', '.join(STATUSES[:-1])} or {STATUSES[-1]}"
-        raise Rejected(Reason.SCHEMA, f"the REVIEW's status is {found}, expected is {wanted}")
+        raise Rejected(Reason.SCHEMA, f"the REVIEW's status is {found}, expected is {wanted}{keys}")
     plain = str(said).strip().lower()
     if plain == status:
         return requirements, status, ""
@@ -198,25 +203,31 @@ def _doubts(requirements: Mapping[Any, Any], record: TeacherRecord) -> Iterator[
         if foreign := [key for key in map(to_text, read_yaml(text).value) if key[:1].isupper() or " " in key]:
             yield f"the {name} has keys that no answer has: {', '.join(foreign[:3])[:_SHOWN]!r}"
     keys = [to_text(key) for key in requirements]
-    capital = [key for key in keys if key[:1].isupper() and not cited_ids(key)]
-    if capital and any(key[:1].islower() for key in keys):
-        yield f"the REQUIREMENTS have the key {capital[0][:_SHOWN]!r}, which may be text of the prompt"
+    small = any(key[:1].islower() for key in keys)
+    of_prompt = (
+        key for key in keys if (small and key[:1].isupper() and not cited_ids(key)) or _OF_PROMPT.fullmatch(key)
+    )
+    if odd := next(of_prompt, ""):
+        yield f"the REQUIREMENTS have the key {odd[:_SHOWN]!r}, which may be text of the prompt"
     for section in REQUIREMENT_SECTIONS:
         entries = as_list(requirements.get(section))
         plain = [to_text(entry) for entry in entries if not isinstance(entry, dict)]
         if 0 < len(plain) < len(entries):
             yield f"one of the {section} is plain text beside entries with an id: {plain[0][:_SHOWN]!r}"
-    if not (any(map(requirements.get, REQUIREMENT_SECTIONS)) or cited_ids(record.requirements_yaml)):
+    if not (
+        any(_holds_anything(requirements.get(key)) for key in REQUIREMENT_SECTIONS)
+        or cited_ids(record.requirements_yaml)
+    ):
         yield "the REQUIREMENTS name no requirement by an id (such as FR001)"
 
 
 def _holds_anything(value: object) -> bool:
-    """Whether a document says anything; an id alone says nothing."""
+    """Whether a document says anything; an id or a priority alone says nothing, nor does *none* or *tbd*."""
     if isinstance(value, dict):
-        return any(_holds_anything(item) for key, item in value.items() if key != "id")
+        return any(_holds_anything(item) for key, item in value.items() if key not in {"id", "priority"})
     if isinstance(value, list):
         return any(map(_holds_anything, value))
-    return value not in (None, "")
+    return not _NOTHING.fullmatch(to_text(value).strip())
 
 
 def line_id(line: bytes) -> str:

@@ -37,8 +37,8 @@ _BLANK_LINE = re.compile(r"\n[ \t]*\n(?=\S)")
 _ANSWER_KEY = re.compile(rf"(?:{'|'.join((*VISION_KEYS, *REVIEW_KEYS))}):(?:[ \t]|\Z)")
 _DEEP_FENCE = re.compile(r"^(?: {4,}| *\t[ \t]*)(`{3,}|~{3,})[ \t]*\w", re.MULTILINE)
 _ODD_LINE_END = re.compile(r"[\x0b\x0c\x85\u2028\u2029]")
-_LABEL_LINE = re.compile(r"[*\s]*(?:PRODUCT[ _])?(?:VISION|REVIEW)[*\s]*:?[*\s]*", re.IGNORECASE)
-_END_OF_DOCUMENT = re.compile(r"(?:\n(?:---|\.\.\.)[ \t]*)+\Z")
+_LABEL_LINE = re.compile(r"[*\s]*(?:(?:PRODUCT|OWNER|PO)[ _]){0,2}(?:VISION|REVIEW)[*\s]*:?[*\s]*", re.IGNORECASE)
+_END_OF_DOCUMENT = re.compile(r"(?:\n(?:---|\.\.\.)[ \t]*)+\s*\Z")
 NOTE_OF_REASONING = "reasoning before the answer was left out"
 
 
@@ -137,8 +137,6 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
     if bare.lstrip("\r\n")[:1] in {" ", "\t"}:  # all lines move to the left margin with the first, as far as they can
         bare = dedent(bare.replace("\r\n", "\n"))
     whole = _without_label(bare.replace("\r\n", "\n").strip())
-    if whole[-3:] in {"---", "..."}:
-        whole = _END_OF_DOCUMENT.sub("", whole)
     # Prose begins with a capital letter, or stands at the margin behind a blank line. (One pattern for both is slow.)
     may_be_prose = "A" <= whole[:1] <= "Z" or _BLANK_LINE.search(whole)
     if "```" not in whole and "~~~" not in whole and not may_be_prose:
@@ -218,13 +216,23 @@ def _not_read(text: str, blocks: Sequence[Block], unfenced: Sequence[int]) -> li
         found.append(f"the fence in line {line} is indented by four spaces or more, which makes it text")
     if separator := _ODD_LINE_END.search(text):
         found.append(f"it holds {named(separator[0])} where a line feed ends a line")
+    if "\n" not in text and "\\n" in text:
+        found.append(r"its line ends are written as \n (two characters): it was escaped once too often")
     return found
 
 
 def _without_label(text: str) -> str:
-    """The document without a first line that is only its label (`VISION:`), which YAML would take for a key."""
+    """The document without a first line that is only its label (`VISION:`), which YAML would take for a key.
+
+    It may stand under the label as under a key, indented; and marks of its end are taken off.
+    """
+    if text.rstrip()[-3:] in {"---", "..."}:
+        text = _END_OF_DOCUMENT.sub("", text)
     first, _, rest = text.partition("\n")
-    return rest if _LABEL_LINE.fullmatch(first) and rest[:1].isalpha() else text
+    if not _LABEL_LINE.fullmatch(first):
+        return text
+    document = dedent(rest) if rest[:1] == " " else rest
+    return document if document[:1].isalpha() else text
 
 
 def _bare_document(lines: list[str]) -> tuple[list[str], list[str]]:

@@ -36,18 +36,19 @@ _WORDS = (
     r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ions?)?|scratch_?pad|analysis|monologue"
     r"|critique|deliberation|draft|plan(?:ning)?|cot)"
 )
-_TAG = rf"(?:\w{{1,20}}:)?[a-z_]{{0,20}}?{_WORDS}"
+_TAG = rf"(?:\w{{1,20}}:)?[a-z_-]{{0,20}}?{_WORDS}(?:[_-](?:content|process|trace|steps?|block|section))?"
 _MARK = re.compile(
     rf"""(?P<open><{_TAG}(?:[ \t][^<>\n]{{0,200}})?>|\[(?-i:THINK(?:ING)?)\]|◁think▷
-      |<\|(?:begin_of_|start_)?{_WORDS}\|>|<\|channel\|>\s*(?:analysis|commentary)\b|^Thinking\.\.\.$)
-    |(?P<close></{_TAG}\s*>|\[/(?-i:THINK(?:ING)?)\]|◁/think▷|<\|(?:end_of_|end_|/){_WORDS}\|>
+      |<\|(?:begin_of_|start_)?{_WORDS}\|>|<\|channel\|?>\s*(?:analysis|commentary|thought)\b|^Thinking\.\.\.$)
+    |(?P<close></{_TAG}\s*>|<channel\|>|\[/(?-i:THINK(?:ING)?)\]|◁/think▷|<\|(?:end_of_|end_|/){_WORDS}\|>
       |(?:<\|start\|>assistant)?<\|channel\|>\s*final\b(?:<\|message\|>)?|assistantfinal
       |^\.\.\.done[ ]thinking\.$)""",
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 _HINTS = ("<", "◁", "THINK]", "THINKING]", "Thinking...", "assistantfinal", "done thinking.")
 _KINDS = ("channel", "think", "thought", "reason", "reflect", "scratch", "analysis", "monologue")
-_END_OF_TURN = re.compile(r"(?:<\|\w{1,30}\|>|</s>|<eos>|<end_of_turn>)\Z")
+_END_OF_TURN = re.compile(r"(?:<\|\w{1,30}\|>|</s>|<eos>|<end_of_turn>|(?<=[`~])</\w{1,20}>)\Z")
+"""Marks of a server, and the end tag around an answer (`</answer>`) that touches the last fence."""
 
 _INSTRUCTION = re.compile(
     r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"

@@ -300,6 +300,8 @@ def _expanded_size(node: yaml.Node | None, known: dict[int, int] | None = None) 
 
 
 def _reason(error: yaml.YAMLError, text: str) -> str:
+    if isinstance(error, yaml.reader.ReaderError) and (place := text.find(chr(error.character))) >= 0:
+        return f"line {_line(text, place)} holds {named(text[place])}, which YAML does not allow"
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     context = getattr(error, "context", None)

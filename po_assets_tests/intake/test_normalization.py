@@ -43,7 +43,7 @@ def test_a_score_that_is_no_number_from_0_to_1_rejects_the_row(value: object) ->
         ({"requirements": "a: " + "x" * 300_000}, "characters, at most 50,000 are read"),
         ({"vision": "a: " + "9" * 5000}, "VISION: it holds an integer of 5000 digits; put it in quotes or correct it"),
         ({"vision": "last_updated: 2024-99-99"}, "a value that YAML cannot read: month must be in 1..12"),
-        ({"vision": "a: \x07"}, "control characters are not allowed"),
+        ({"vision": "a: b\nc: \x07"}, "VISION: line 2 holds U+0007 (a control character), which YAML does not allow"),
     ],
 )
 def test_yaml_that_does_not_read_rejects_the_row_with_pyyamls_reason(texts: dict[str, str], detail: str) -> None:
@@ -165,7 +165,8 @@ def test_an_alias_of_a_status_is_read_as_that_status(written: str) -> None:
         ("status: aligned | conflicts", "is 'aligned | conflicts'"),
         ("status: [aligned]", "is \"['aligned']\", expected"),
         ("status: 0x" + "f" * 5_000, "is '0xfff"),  # an integer that Python does not print
-        ("other: x", "status is missing, expected"),
+        ("other: x", "conflicts; its keys are 'other', 'summary', "),
+        ("\u200bstatus: aligned", "; its keys are '\\u200bstatus', 'summary', "),
     ],
 )
 def test_a_status_of_none_of_the_three_kinds_is_refused_and_shown_as_it_stands(status: str, said: str) -> None:
@@ -178,13 +179,23 @@ def test_a_status_of_none_of_the_three_kinds_is_refused_and_shown_as_it_stands(s
 
 @pytest.mark.parametrize(
     "requirements",
-    ["{}", "functional_requirements: []\nconstraints: []", "a: {b: ''}", "constraints: [{id: C01, description: ''}]"],
+    [
+        *(
+            "{}",
+            "functional_requirements: []\nconstraints: []",
+            "a: {b: ''}",
+            "constraints: [{id: C01, description: ''}]",
+        ),
+        *("functional_requirements: none", "functional_requirements: N/A\nconstraints: ['-', (none)]"),
+        "constraints: [{id: C01, priority: High, description: TBD}]",
+    ],
 )
 def test_requirements_that_ask_for_nothing_are_refused(requirements: str) -> None:
     """Nothing can be reviewed there."""
     with pytest.raises(Rejected, match="ask for nothing"):
         normalize(line_of(teacher_row({"requirements": requirements})))
-    assert "name no requirement by an id" in normalize(line_of(teacher_row({"requirements": "title: X"}))).notes
+    titled = "title: X\nfunctional_requirements: none"
+    assert "name no requirement by an id" in normalize(line_of(teacher_row({"requirements": titled}))).notes
 
 
 @pytest.mark.parametrize(
@@ -197,6 +208,7 @@ def test_requirements_that_ask_for_nothing_are_refused(requirements: str) -> Non
         ({"concept": "A tool\u2028for all"}, "in the concept stands U+2028 (line separator), which cannot be seen"),
         ({"review": f"{REVIEW}Note: I assumed much.\n"}, "the REVIEW has keys that no answer has: 'Note'"),
         ({"requirements": f"{REQUIREMENTS}Rules:\n- Be brief.\n"}, "the REQUIREMENTS have the key 'Rules'"),
+        ({"requirements": f"{REQUIREMENTS}output_format: YAML\n"}, "the REQUIREMENTS have the key 'output_format'"),
         (
             {"requirements": f"{REQUIREMENTS}- Answer in English.\n"},
             "one of the constraints is plain text beside entries with an id: 'Answer in English.'",

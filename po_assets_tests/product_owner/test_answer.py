@@ -3,6 +3,7 @@
 import re
 import time
 from itertools import product
+from textwrap import indent
 
 import pytest
 from hypothesis import given
@@ -88,6 +89,7 @@ MARKS = [
     *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "reasoning", "thought", "THINK", "seed:think")),
     *((f"<{name}>", f"</{name}>") for name in ("reflection", "scratchpad", "analysis", "inner_monologue")),
     *((f"<{name}>", f"</{name}>") for name in ("antThinking", "chain_of_thought", "self_critique", "draft", "plan")),
+    *((f"<{name}>", f"</{name}>") for name in ("chain-of-thought", "thinking_process", "reasoning_content")),
     ('<think budget="9">', "</think >"),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
@@ -95,6 +97,7 @@ MARKS = [
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel>thought\n", "<channel|>"),
 ]
 WAYS = [
     "{open}{draft}{close}\n{answer}",
@@ -285,6 +288,9 @@ def test_no_text_takes_long(text: str) -> None:
         f"{DRAFT}<channel|>{ANSWER}",  # and to the fence before
         ANSWER.replace("VISION\n", "\nVISION:\n").replace("REVIEW\n", "\n**REVIEW**\n"),  # a label on its own line
         ANSWER.replace("```", "  ```"),  # only the fences are indented
+        f"<answer>{ANSWER}</answer>",
+        blocks(f"product_vision:\n{indent(VISION, '  ')}", f"product_owner_review:\n{indent(REVIEW, '  ')}"),
+        blocks(f"{VISION}---\n", f"{REVIEW}...\n"),
     ],
 )
 def test_labels_and_fences_stand_where_models_put_them(text: str) -> None:
@@ -320,6 +326,10 @@ def test_a_document_outside_the_fences_is_never_dropped_silently(text: str) -> N
         ),
         ("    " + ANSWER.replace("\n", "\n    "), "the fence in line 1 is indented by four spaces or more"),
         (ANSWER.replace("\n", "\u2028"), "it holds U+2028 (line separator) where a line feed ends a line"),
+        (
+            ANSWER.replace("\n", "\\n"),
+            "its line ends are written as \\n (two characters): it was escaped once too often",
+        ),
     ],
 )
 def test_what_is_seen_and_not_read_is_named(text: str, note: str) -> None:
