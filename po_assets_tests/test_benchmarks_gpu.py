@@ -5,13 +5,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from benchmarks import gpu
 from benchmarks.machine import machine
-from po_assets.model import loading
+from po_assets.model import loading, packed
 from po_assets.training import training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +58,39 @@ def test_an_adapter_that_learns_nothing_and_a_wrong_reason_fail_it(monkeypatch: 
     holds = gpu.correct(TINY, "none")["holds"]
     failed = {name for name, held in holds.items() if not held}
     assert failed == {"refused_for_its_own_reason", "loss_falls", "trained_is_noticed"}
+
+
+def test_attention_that_looks_ahead_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed or alone it is the same kernel, so that transformers' own is what it is compared with."""
+    monkeypatch.setattr(packed, "_one_row", lambda q, k, v, scale, _window: sdpa(q, k, v, scale=scale, enable_gqa=True))
+    assert not gpu.correct(TINY, "none")["holds"]["packed_as_row_by_row"]
+
+
+def test_what_fails_beside_ours_costs_nothing_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`generate` is compiled on a GPU, for which a machine may lack a compiler."""
+
+    def fails(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    monkeypatch.setattr("transformers.Qwen2ForCausalLM.generate", fails)
+    found = gpu.decode(TINY, "tiny")
+    assert found["generate_failed"] == "RuntimeError: Failed to find C compiler."
+    assert found["grammar_tokens_s"] > 0
+
+
+def test_a_part_that_fails_says_the_reason_not_the_advice_after_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CUDA's errors end in advice; and where it was stands beside it, for whoever cannot run it again."""
+
+    def fails(*_arguments: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image\nCompile with `TORCH_USE_CUDA_DSA` to enable assertions.")
+
+    monkeypatch.setitem(gpu.PARTS, "peak", fails)
+    assert gpu.main(["--device", "cpu", "--tiny", "--one", "peak:"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["failed"] == "RuntimeError: CUDA error: no kernel image"
+    assert "in fails" in found["trace"]
 
 
 @pytest.mark.parametrize(
