@@ -346,9 +346,10 @@ def _make_together(
             f"num_workers is {recipe.num_workers}, and more than one worker needs Ray, which is not installed: "
             "make setup EXTRAS=ray, or set num_workers to 1."
         ) from error
-    ensure_base_model(recipe.base_model, layout)  # once, before every worker does
     with _connected(recipe.num_workers), tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
-        on_gpus = _has_room(recipe.num_workers)
+        if not (on_gpus := _has_room(recipe.num_workers)):
+            require_hardware(recipe.base_model)
+        ensure_base_model(recipe.base_model, layout)  # once, before every worker does
         said = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             _work,

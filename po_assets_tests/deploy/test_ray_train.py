@@ -1,6 +1,7 @@
 """One adapter trained by two workers of Ray Train, on this machine's CPUs."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from po_assets.errors import UserError
 from po_assets.text import Progress
 from po_assets.training import student
 from po_assets.training.student import make_student
-from po_assets_tests.training.tiny_training import PAIRS, make_artifacts, tiny_recipe
+from po_assets_tests.training.tiny_training import PAIRS, make_artifacts, make_recipe, tiny_recipe
 
 
 @pytest.mark.slow
@@ -64,6 +65,18 @@ def test_the_gpu_that_a_step_holds_itself_is_not_there_for_its_workers(
             student._has_room(2)
     else:
         assert student._has_room(2)
+
+
+def test_workers_without_gpus_are_refused_before_any_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one worker is; each of several would say it after 15 GB."""
+    pytest.importorskip("ray")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(student, "_connected", lambda _workers: nullcontext())
+    monkeypatch.setattr(student, "_has_room", lambda _workers: False)
+    monkeypatch.setattr(student, "ensure_base_model", lambda *_: pytest.fail("downloaded"))
+    recipe = make_recipe({"profile": "paper"}, num_workers=2)
+    with pytest.raises(UserError, match="The profile 'paper' needs a CUDA GPU"):
+        make_student(make_artifacts(tmp_path), PAIRS, recipe, Progress(print))
 
 
 def test_more_workers_without_ray_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
