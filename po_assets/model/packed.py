@@ -50,8 +50,8 @@ def packed_rows(model: PreTrainedModel) -> Iterator[None]:
 
 def has_kernel(query: Tensor) -> bool:
     """Whether one kernel computes all rows: flash attention, in 16 bits and on a GPU from Ampere on."""
-    sixteen = query.dtype in (torch.bfloat16, torch.float16)
-    return query.is_cuda and sixteen and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] in range(8, 257, 8)
+    return query.is_cuda and fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def packed_attention(

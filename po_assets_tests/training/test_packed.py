@@ -142,20 +142,22 @@ def test_the_gpu_kernel_is_called_as_pytorch_wants_it(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "expected"),
+    ("capability", "dtype", "head", "expected"),
     [
-        ((9, 0), torch.bfloat16, True),  # H100
-        ((8, 6), torch.bfloat16, True),  # A10
-        ((9, 0), torch.float32, False),
-        ((7, 5), torch.bfloat16, False),  # T4, asked for bfloat16
+        ((9, 0), torch.bfloat16, 128, True),  # H100
+        ((8, 6), torch.bfloat16, 64, True),  # A10
+        ((9, 0), torch.float32, 128, False),
+        ((7, 5), torch.bfloat16, 128, False),  # T4, asked for bfloat16
+        ((9, 0), torch.bfloat16, 100, False),
+        ((9, 0), torch.bfloat16, 512, False),
     ],
 )
-def test_cards_without_the_kernel_go_without_it(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, *, expected: bool
+def test_what_the_kernel_would_refuse_goes_without_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, head: int, *, expected: bool
 ) -> None:
-    """It would refuse them in the middle of a step."""
+    """It would be in the middle of a step."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    query: Any = SimpleNamespace(is_cuda=True, dtype=dtype, device="cuda:0")
+    query: Any = SimpleNamespace(is_cuda=True, dtype=dtype, device="cuda:0", shape=(1, 8, 100, head))
     assert packing.has_kernel(query) is expected
 
 
