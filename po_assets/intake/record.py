@@ -26,8 +26,7 @@ _NAMED = 12
 _NOTHING = frozenset(("", "null", "none", "nan", "<na>"))
 """Texts that exports write for a value that is absent."""
 _NO_VISION = re.compile(
-    r"|none|null|n/a|~|(?:there is )?(?:no|none)(?: (?:existing|current|previous))?(?: product)?(?: vision)?"
-    r"(?: yet| so far| exists| available| given)?",
+    r"|null|n/a|~|empty|(?:there (?:is|was|exists) )?(?:no|none|not|nothing|nil|ninguna|keine|aucune)\b[^\n:]{0,100}",
     re.IGNORECASE,
 )
 
@@ -76,7 +75,7 @@ class TeacherRecord:
         """
         self.concept = self._text(asked, "concept", asked_in, self.missing)
         requirements = self._text(asked, "requirements_yaml", asked_in, self.missing)
-        if not isinstance(existing := asked.get(EXISTING_VISION, ""), str):
+        if (existing := asked.get(EXISTING_VISION, "")) and not isinstance(existing, str):
             self.wrong.append(f"{asked_in}{EXISTING_VISION} must be a string, got {existing!r:.60}")
         self.existing_vision_yaml = existing_vision(existing)
         if isinstance(answered, str):
@@ -228,7 +227,9 @@ def _asked(exchange: Exchange) -> tuple[PromptParts, list[str]]:
         return asked, []
     if not (asked.concept and asked.requirements_yaml):
         both = split_prompt(f"{exchange.system}\n\n{exchange.question}")
-        if both.concept and both.requirements_yaml:
+        # Where the question names nothing, an answer beside the sections tells that they are an example.
+        example = both.vision_yaml and not (asked.concept or asked.requirements_yaml)
+        if both.concept and both.requirements_yaml and not example:
             return both, ["the sections stand in the system message, which was read with the user's"]
     return asked, ["the system message was left out of the prompt"]
 

@@ -47,14 +47,17 @@ _MARK = re.compile(
 )
 _HINTS = ("<", "◁", "THINK]", "THINKING]", "Thinking...", "assistantfinal", "done thinking.")
 _KINDS = ("channel", "think", "thought", "reason", "reflect", "scratch", "analysis", "monologue")
-_END_OF_TURN = re.compile(r"(?:<\|\w{1,30}\|>|</s>|<eos>|<end_of_turn>|(?<=[`~])</\w{1,20}>)\Z")
-"""Marks of a server, and the end tag around an answer (`</answer>`) that touches the last fence."""
+_END_OF_TURN = re.compile(
+    r"(?:<\|\w{1,30}\|>(?:assistant)?|\[/INST\]|</s>|<eos>|<end_of_turn>|<start_of_turn>model|(?<=[`~])</\w{1,20}>)\Z"
+)
+"""Marks of a server or a chat template, and the end tag around an answer (`</answer>`) that touches the last fence."""
 
 _INSTRUCTION = re.compile(
     r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"
     r"|Don't|Never|Always|Make sure|Ensure|Remember|Now|Keep|Cite|Review|Your (?:answer|task|output)"
     r"|The (?:answer|output))\b[ ,]"
 )
+_MANNER = re.compile(r"(?:Do not|Don't|Never|Always|Make sure|Ensure|Remember|Keep|Use)\b")
 ABOUT_ANSWERS = re.compile(r"\b(?:YAML|VISION|REVIEW|JSON|format|fenced|blocks?)\b", re.IGNORECASE)
 _KEY = re.compile(r"([^\s:#\"'][^:]*):(?:[ \t]|$)")
 _ID = re.compile(r"[A-Z]{1,6}[-_ ]?[0-9]+\b")
@@ -155,7 +158,7 @@ def strip_reasoning(text: str) -> tuple[str, bool]:
     # Asked first, since nearly all texts hold none and the search for all marks is slow.
     marks = list(_MARK.finditer(text)) if any(hint in text for hint in _HINTS) else []
     if not marks:
-        return _without_end_of_turn(text), False
+        return without_end_of_turn(text), False
     ends, kept, start, number = _ends(marks), list[str](), 0, 0
     while number < len(marks):
         mark, end = marks[number], ends[number]
@@ -172,7 +175,7 @@ def strip_reasoning(text: str) -> tuple[str, bool]:
             start = len(text)
             break
     bare = "".join([*kept, text[start:]])
-    return _without_end_of_turn(bare), len(bare.strip()) < len(text.strip())
+    return without_end_of_turn(bare), len(bare.strip()) < len(text.strip())
 
 
 def _fence(line: str) -> tuple[int, str, str]:
@@ -225,8 +228,8 @@ def _begins_or_ends_a_line(text: str, start: int, mark: re.Match[str]) -> bool:
     )
 
 
-def _without_end_of_turn(text: str) -> str:
-    """Without the marks that some servers leave behind the last fence, which then would close nothing."""
+def without_end_of_turn(text: str) -> str:
+    """The text without the marks of a chat template behind it, behind which the last fence would close nothing."""
     end, found = len(text.rstrip()), False
     while match := _END_OF_TURN.search(text[max(0, end - 40) : end]):
         end, found = end - len(match[0]), True
@@ -299,8 +302,16 @@ def is_closing(text: str) -> bool:
     return bool(_INSTRUCTION.match(text)) and (_KEY.match(text) is None or bool(ABOUT_ANSWERS.search(text)))
 
 
-def remark_in(lines: Sequence[str]) -> str:
-    """The first paragraph that is no closing instruction, in one line; empty where there is none."""
+def remark_in(lines: Sequence[str], usual: re.Pattern[str] | None = None) -> str:
+    """The first paragraph that is no instruction about the answer's form, in one line; empty where there is none.
+
+    `usual` is how other paragraphs begin that are not worth a word.
+    """
     text = "\n".join("" if _RULE.fullmatch(line.strip()) else line.rstrip() for line in lines)
     parts = (" ".join(part.split()) for part in re.split(r"\n{2,}", text))
-    return next((part for part in parts if part and not is_closing(part)), "")
+    return next((part for part in parts if part and not _is_usual(part) and not (usual and usual.match(part))), "")
+
+
+def _is_usual(paragraph: str) -> bool:
+    """Whether prompts end so: what to answer. How to answer (`Never name a price`) may be seen in the answer."""
+    return is_closing(paragraph) and not (_MANNER.match(paragraph) and not ABOUT_ANSWERS.search(paragraph))

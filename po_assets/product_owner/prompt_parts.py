@@ -6,6 +6,7 @@ example before the task), the last one counts. Closing instructions belong to no
 to be decided, is noted; what is not found is None, never guessed.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,12 @@ from po_assets.product_owner.blocks import (
     label_in,
     lines_of,
     remark_in,
+    without_end_of_turn,
     without_outer_fence,
     yaml_part,
 )
 from po_assets.product_owner.contract import CONCEPT, EXISTING_VISION, REQUIREMENTS, REVIEW, VISION, VISION_KEYS
-from po_assets.product_owner.documents import read_yaml
+from po_assets.product_owner.documents import read_yaml, to_text
 from po_assets.product_owner.prompts import PromptParts, own_parts
 
 PROMPT_FORM = (
@@ -35,12 +37,14 @@ PROMPT_FORM = (
 """How a prompt must name its parts, for messages about one that does not."""
 
 _NAME = (
-    r"(?P<name>(?:PRODUCT[ _-])?(?:CONCEPT|(?:(?P<old>EXISTING|CURRENT|PREVIOUS)[ _-](?:PRODUCT[ _-])?)?VISION"
+    r"(?P<name>(?:PRODUCT[ _-])?(?:CONCEPT"
+    r"|(?:(?P<old>EXISTING|CURRENT|PREVIOUS|PRIOR|OLD)[ _-](?:PRODUCT[ _-])?)?VISION"
     r"|REQUIREMENTS(?:[ _-](?:DOCUMENT|YAML))?))"
 )
 _HEADING = re.compile(
-    rf"(?P<mark>[ \t]{{0,3}}(?:#{{1,6}}[ \t]*)?(?:[0-9]{{1,2}}[.)][ \t]+)?(?:\*\*|__|[*_])?){_NAME}(?:[ ]\(YAML\))?"
-    r"(?P<end>\*\*|__|[*_])?[ \t\u00a0]*(?P<colon>[:\uff1a])?(?:\*\*|__|[*_])?[ \t\u00a0]*#{0,6}(?P<rest>\S.*)?",
+    rf"(?P<mark>[ \t]{{0,3}}(?:#{{1,6}}[ \t]*)?(?:[0-9]{{1,2}}[.)][ \t]+)?(?:\*\*|__|[*_])?){_NAME}"
+    r"(?:[ ]\([^()\n]{1,20}\))?(?P<end>\*\*|__|[*_])?[ \t\u00a0]*(?P<colon>[:\uff1a])?(?:\*\*|__|[*_])?[ \t\u00a0]*"
+    r"#{0,6}(?P<rest>\S.*)?",
     re.IGNORECASE,
 )
 # <concept>, [CONCEPT], === CONCEPT ===; what follows a tag on its line belongs to the section.
@@ -52,7 +56,16 @@ _END_TAG = re.compile(
 )
 _UNDERLINE = re.compile(r"(?:={3,}|-{3,})[ \t]*")
 _NAME_ALONE = re.compile(rf"[ \t]{{0,3}}{_NAME}[ \t]*", re.IGNORECASE)
-_EXAMPLE = re.compile(r"\W{0,6}(?:(?:an?|one|another|for) )?(?:example|sample|instance)\b.{0,60}", re.IGNORECASE)
+_EXAMPLE = re.compile(
+    r"\W{0,6}(?:(?:an?|one|another|for) )?(?:example|sample|instance|ejemplo|beispiel|exemple|esempio)\b.{0,60}",
+    re.IGNORECASE,
+)
+_ANNOUNCES = re.compile(r"#{1,6}[ \t].{1,60}|(\*\*|__).{1,60}\1:?|\S.{0,40}[:\uff1a]")
+"""A line that only says what follows it, in any words (`Specification:`)."""
+_VISION_BEGINS = re.compile(r"product_(?:name|summary):[ \t]")
+_OLD = re.compile(r"existing|current|previous|prior|old|former", re.IGNORECASE)
+_USUAL = re.compile(r"(?:You are|You're|Act as)\b|[^:]{1,40}:\Z")
+"""How prompts begin before their first section: with the role, or a line that announces the sections."""
 _RULES = re.compile(
     r"^[#*_ \t]*(?:rules|instructions?|guidelines|(?:output|answer|response) format)[*_]*:.*",
     re.IGNORECASE | re.MULTILINE,
@@ -61,6 +74,9 @@ _DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,
 _NOTHING = frozenset(("none", "(none)", "n/a", "null", "-", "{}", "(empty)", "empty", "''", '""'))
 _BLOCK_SCALAR = frozenset(("|", "|-", "|+", ">", ">-"))
 _PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
+_FEWEST_KEYS = 3
+"""So many keys of a vision tell one in a text; a single one may be a word of the concept."""
+_VERDICT = re.compile(r"[a-z_]+", re.IGNORECASE)
 _SHOWN = 60
 
 
@@ -82,6 +98,8 @@ class _Section:
     """What ends the section, where a tag begins it."""
     example: bool = False
     """The line above its name says that an example follows."""
+    reviewed: bool = False
+    """A REVIEW with a verdict stands behind it."""
     cut: bool = False
     """Its fence is not closed, so that nobody knows what is missing."""
 
@@ -108,19 +126,17 @@ def split_prompt(prompt: str) -> PromptParts:
 
 def _foreign_parts(prompt: str) -> PromptParts:
     notes: list[str] = []
-    sections = _with_prose_put_back(_sections(lines_of(prompt), notes))
-    sections = _without_last_example(sections, notes)
+    sections = _with_prose_put_back(_sections(lines_of(without_end_of_turn(prompt)), notes))
+    sections = _without_last_example([one for section in sections for one in _parted(section)], notes)
     found = [(section, _text(section, notes, last=section is sections[-1])) for section in sections]
     concepts = [text for section, text in found if section.name == CONCEPT and text]
     requirements = [text for section, text in found if section.name == REQUIREMENTS and (text or section.cut)]
     documents = [text for text in requirements if not text or _holds_requirements(text)]
-    existing = [text for section, text in found if section.name == EXISTING_VISION]
-    task = max((number for number, (section, _) in enumerate(found) if section.name == CONCEPT), default=0)
-    visions = [
-        text
-        for number, (section, text) in enumerate(found)
-        if section.name == VISION and not (len(concepts) > 1 and number < task) and _is_vision(text)
-    ]
+    task, first = _task(sections) if len(concepts) > 1 else (0, 0)
+    existing = [text for section, text in found[first:] if section.name == EXISTING_VISION]
+    visions = [text for section, text in found[task:] if section.name == VISION and _is_vision(text)]
+    if any(section.reviewed for section in sections[task:]):
+        notes.append("the prompt holds a REVIEW, which is part of the answer; it was left out of the prompt")
     return PromptParts(
         concept=_last(CONCEPT, concepts, notes),
         requirements_yaml=_last(REQUIREMENTS, documents or requirements, notes) or None,
@@ -130,14 +146,54 @@ def _foreign_parts(prompt: str) -> PromptParts:
     )
 
 
+def _task(sections: Sequence[_Section]) -> tuple[int, int]:
+    """Where the last CONCEPT stands, behind examples, and where its sections begin: each has another name."""
+    task = first = max(number for number, section in enumerate(sections) if section.name == CONCEPT)
+    names = {section.name for section in sections[task:]}
+    while first and sections[first - 1].name not in names:
+        first -= 1
+        names.add(sections[first].name)
+    return task, first
+
+
+def _parted(section: _Section) -> Iterator[_Section]:
+    """A CONCEPT without the vision that stands in it under a heading of other words; the vision follows it."""
+    lines = section.lines
+    number = next((number for number, line in enumerate(lines) if _VISION_BEGINS.match(line)), 0)
+    if section.name != CONCEPT or not "".join(lines[:number]).strip():
+        yield section
+        return
+    vision = _Section(VISION, "", lines[number:])
+    if len(set(VISION_KEYS) & set(read_yaml(yaml_part(vision.lines)[0], unique_keys=False).value)) < _FEWEST_KEYS:
+        yield section
+        return
+    section.lines = lines[:number]
+    if _OLD.search(_announcement(section)):
+        vision.name = EXISTING_VISION
+    yield section
+    yield vision
+
+
+def _announcement(section: _Section) -> str:
+    """The last line of a text where it only announces what follows, which is then taken off; else nothing."""
+    lines = section.lines
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines.pop() if "".join(lines[:-1]).strip() and _ANNOUNCES.fullmatch(lines[-1].strip()) else ""
+
+
 def _without_last_example(sections: list[_Section], notes: list[str]) -> list[_Section]:
-    """Without the example that a prompt gives behind its task."""
+    """Without the example that a prompt gives behind its task: it is called one, or it has its answer beside it."""
     concepts = [number for number, section in enumerate(sections) if section.name == CONCEPT]
-    if not (concepts and sections[concepts[-1]].example) or all(sections[number].example for number in concepts):
+    examples = [
+        sections[start].example or any(section.reviewed for section in sections[start:end])
+        for start, end in itertools.pairwise([*concepts, len(sections)])
+    ]
+    if not examples or not examples[-1] or all(examples):
         return sections
     notes.append("the example behind the task was left out")
-    first = max(number for number in concepts if not sections[number].example)
-    return sections[: next(number for number in concepts if number > first)]
+    task = max(number for number, example in enumerate(examples) if not example)
+    return sections[: concepts[task + 1]]
 
 
 def _holds_requirements(text: str) -> bool:
@@ -155,6 +211,7 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
     """The sections in their order; a fenced block with a label is one of its own."""
     blocks = {block.start: block for block in fenced_blocks(lines)}
     current: _Section | None = None
+    outside = _Section("", "")
     number = 0
     while number < len(lines):
         block = blocks.get(number)
@@ -169,18 +226,25 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
         begun = _begun_by_block(block, current, notes) if block else _heading(line, current)
         if begun is not None and begun is not current:
             if current is not None:
+                if block and current.name == CONCEPT and current.fenced is None:
+                    begun.add(_announcement(current))
                 yield current
             above = next((one for one in reversed(lines[max(0, number - 3) : number]) if one.strip()), "")
             begun.example = bool(_EXAMPLE.fullmatch(above))
             current = begun
-        elif begun is None and current is not None and not (block and block.label == REVIEW):
-            current.add(*lines[number:end])
+        elif begun is None and block and block.label == REVIEW:
+            verdict = to_text(read_yaml(block.text).value.get("status"))
+            (current or outside).reviewed = bool(_VERDICT.fullmatch(verdict))
+        elif begun is None:
+            (current or outside).add(*lines[number:end])
         number = end
         if current is not None and current.tag and _takes_end_off(current):
             yield current
             current = None
     if current is not None:
         yield current
+    if current is not None and (remark := remark_in(outside.lines, usual=_USUAL)):
+        notes.append(f"text outside the sections was left out: {remark[:_SHOWN]!r}")
 
 
 def _begun_by_block(block: Block, current: _Section | None, notes: list[str]) -> _Section | None:
@@ -221,7 +285,9 @@ def _heading(line: str, current: _Section | None) -> _Section | None:
     elif not (match := _DECORATED.fullmatch(line)):
         return None
     word = match["name"].upper()
-    kind = EXISTING_VISION if match["old"] else next(name for name in (CONCEPT, VISION, REQUIREMENTS) if name in word)
+    kind = next(name for name in (CONCEPT, VISION, REQUIREMENTS) if name in word)
+    if kind == VISION and _OLD.search(line.removesuffix(rest)):
+        kind = EXISTING_VISION
     section = _Section(kind, line, tag=tag)
     section.add("" if rest in _BLOCK_SCALAR else rest)
     return section

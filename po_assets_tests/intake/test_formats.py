@@ -417,7 +417,10 @@ def test_a_question_can_be_read_without_an_answer(row: dict[str, Any]) -> None:
     assert not record.vision_yaml + record.review_yaml
 
 
-@pytest.mark.parametrize("existing", ["No existing vision.", "(none yet)", "There is no vision yet"])
+@pytest.mark.parametrize(
+    "existing",
+    ["No existing vision.", "(none yet)", "There is no vision yet", "Not provided", "None so far; it is new."],
+)
 def test_an_existing_vision_may_be_said_to_be_none(existing: str) -> None:
     """In words, too."""
     assert "existing_vision_yaml" not in kept(teacher_row(existing_vision_yaml=existing)).row["metadata"]

@@ -299,6 +299,9 @@ def test_no_prompt_takes_long(text: str) -> None:
         ('<concept id="1">{}</concept>', "<requirements format='yaml'>\n{}\n</requirements>"),
         ("CONCEPT:\n```text\n{}\n```", "REQUIREMENTS:\n{}"),
         ("concept: {}", "requirements_yaml: |\n{}"),
+        ("CONCEPT (idea): {}", "REQUIREMENTS (as YAML):\n{}"),
+        ("<s>[INST]\nCONCEPT: {}", "REQUIREMENTS:\n{}\n[/INST]"),
+        ("<|im_start|>user\nCONCEPT: {}", "REQUIREMENTS:\n{}<|im_end|>\n<|im_start|>assistant\n"),
     ],
 )
 @pytest.mark.parametrize("indent", ["", "  "])
@@ -306,7 +309,7 @@ def test_sections_are_read_as_others_write_them(concept: str, requirements: str,
     """Underlined, with closing marks, in other punctuation, fenced, indented."""
     text = REQUIREMENTS.strip().replace("\n", f"\n{indent}")
     parts = split_prompt(f"{concept.format('A planner')}\n\n{requirements.format(indent + text)}\n")
-    assert parts == QUESTION
+    assert replace(parts, notes=()) == QUESTION
 
 
 def test_an_example_behind_the_task_and_rules_in_a_concept_are_named() -> None:
@@ -314,6 +317,43 @@ def test_an_example_behind_the_task_and_rules_in_a_concept_are_named() -> None:
     parts = split_prompt(f"{ASKED}\nExample of an input:\nCONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n")
     assert replace(parts, notes=()) == QUESTION
     assert parts.notes[0] == "the example behind the task was left out"
+    answered = f"CONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n{format_answer(VISION, REVIEW)}"
+    for words in ("Ejemplo", "For reference, what was said of another product"):
+        parts = split_prompt(f"{ASKED}\n{words}:\n{answered}")
+        assert replace(parts, notes=()) == QUESTION
+        assert parts.notes[0] == "the example behind the task was left out"
     parts = split_prompt(ASKED.replace("A planner", "A planner\n\nRules:\n- Be brief"))
     assert parts.concept == "A planner\n\nRules:\n- Be brief"
     assert parts.notes == ("the CONCEPT holds 'Rules:', which may be meant for the answer",)
+
+
+def test_an_existing_vision_of_an_example_is_not_the_tasks() -> None:
+    """Whether it stands before the concept or behind it; the task's own is."""
+    desk, planner = (f"EXISTING_VISION:\nproduct_name: {name}\n" for name in ("Desk", "Planner"))
+    example = f"Example:\nCONCEPT: A desk\n{desk}\nREQUIREMENTS:\ntitle: Desk\n\n{format_answer(VISION, REVIEW)}\n\n"
+    assert split_prompt(example + ASKED).existing_vision_yaml is None
+    for task in (f"{planner}\n{ASKED}", ASKED.replace("REQ", f"{planner}\nREQ")):
+        assert split_prompt(example + task).existing_vision_yaml == "product_name: Planner"
+
+
+@pytest.mark.parametrize("heading", ["DRAFT VISION:", "## Visi\u00f3n", "**Where we stand**", "VISION (current):"])
+def test_a_vision_under_a_heading_of_other_words_is_no_part_of_the_concept(heading: str) -> None:
+    """It gives the answer away, or is the product's own already where the heading says so."""
+    parts = split_prompt(ASKED.replace("REQ", f"{heading}\n{VISION}\nREQ"))
+    assert parts.concept == "A planner"
+    assert (parts.existing_vision_yaml if "current" in heading else parts.vision_yaml) == VISION.strip()
+
+
+def test_what_stands_around_the_sections_is_named() -> None:
+    """How to answer, a verdict, a heading in other words; what every prompt says is not worth a word."""
+    parts = split_prompt(f"You are a Product Owner.\n\nSpeak like a pirate.\n\n{ASKED}\n\nNever name FR001.")
+    assert parts.notes == (
+        "text outside the sections was left out: 'Speak like a pirate.'",
+        "text beside the REQUIREMENTS was left out: 'Never name FR001.'",
+    )
+    parts = split_prompt(f"CONCEPT: A planner\n\nExigences :\n```yaml\n{REQUIREMENTS}```\n```yaml REVIEW\n{REVIEW}```")
+    assert replace(parts, notes=()) == QUESTION
+    assert parts.notes == (
+        "text beside the REQUIREMENTS was left out: 'Exigences :'",
+        "the prompt holds a REVIEW, which is part of the answer; it was left out of the prompt",
+    )
