@@ -17,7 +17,8 @@ from upath import UPath
 from po_assets.errors import UserError, all_faults
 from po_assets.intake.formats import read_record
 from po_assets.intake.lines import Reason, Rejected, read_object
-from po_assets.intake.normalization import input_digest
+from po_assets.intake.normalization import holds_anything, input_digest
+from po_assets.intake.record import TeacherRecord
 from po_assets.product_owner import STATUSES, read_alignment, read_status, read_yaml, requirement_entries
 from po_assets.product_owner.documents import canonical_status, with_status
 from po_assets.product_owner.templates import BUILT_IN, Prompt
@@ -224,7 +225,9 @@ def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
     if bool(case.reference_vision_yaml) != bool(case.reference_review_yaml):
         gap = "VISION" if case.reference_review_yaml else "REVIEW"
         faults.append(f"its reference answer has no {gap}; give both documents, or none")
-    declared = _status("status", row.get("status"), faults, notes)
+    if not (faults or holds_anything(read_yaml(case.requirements_yaml).value)):
+        faults.append(f"the REQUIREMENTS {case.requirements_yaml!r:.60} ask for nothing")
+    declared = _status("status", None if row.get("status") == "" else row.get("status"), faults, notes)
     review = read_yaml(case.reference_review_yaml)
     said = review.value.get("status", "missing") if case.reference_review_yaml and not review.error else None
     reviewed = _status("the reference review's status", said, faults, notes)
@@ -241,18 +244,19 @@ def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
 
 
 def _of_own_form(row: Mapping[str, Any]) -> tuple[EvalCase, str, list[str]]:
-    faults = [f"{name} is missing" for name in ("concept", "requirements_yaml") if not row.get(name)]
     row = {key: str(value) if key in _NAMES and type(value) is int else value for key, value in row.items()}
+    record = TeacherRecord()
+    record.take_columns(row, row, _REFERENCE)  # which may be absent: what is missing of the answer is no fault
+    faults = record.missing + record.wrong
     for name, value in row.items():
         if name not in COLUMNS and name not in _IGNORED:
             close = difflib.get_close_matches(name, COLUMNS, n=1)
             faults.append(f"unknown key {name!r}; " + (f"did you mean {close[0]!r}?" if close else "remove it"))
-        elif name in COLUMNS and not isinstance(value, str):
+        elif name in ("case_id", "tier", "status") and not isinstance(value, str):
             faults.append(f"{name} must be a string, got {value!r:.60}")
     if faults:
         raise _FaultyCase(*faults)
-    texts = {name: row.get(name, "") for name in COLUMNS} | {"status": None}
-    return EvalCase(**texts), str(row.get("concept_id", "")), []
+    return _case(row, record, row.get("tier", "")), str(row.get("concept_id", "")), record.notes
 
 
 def _of_record(row: Mapping[str, Any]) -> tuple[EvalCase, str, list[str]]:
@@ -263,9 +267,13 @@ def _of_record(row: Mapping[str, Any]) -> tuple[EvalCase, str, list[str]]:
     except Rejected as rejected:
         own = f"; or the form of cases ({', '.join(COLUMNS)})" if rejected.reason == Reason.UNKNOWN_FORMAT else ""
         raise _FaultyCase(f"{rejected.reason}: {rejected.detail}{own}") from None
-    case = EvalCase(
+    return _case(row, record, record.tier or ""), record.concept_id or "", record.notes
+
+
+def _case(row: Mapping[str, Any], record: TeacherRecord, tier: str) -> EvalCase:
+    return EvalCase(
         case_id=str(row.get("case_id", "")),
-        tier=record.tier or "",
+        tier=tier,
         concept=record.concept.strip(),
         requirements_yaml=record.requirements_yaml,
         reference_vision_yaml=record.vision_yaml,
@@ -273,7 +281,6 @@ def _of_record(row: Mapping[str, Any]) -> tuple[EvalCase, str, list[str]]:
         status=None,
         existing_vision_yaml=record.existing_vision_yaml,
     )
-    return case, record.concept_id or "", list(record.notes)
 
 
 def _status(place: str, said: object, faults: list[str], notes: list[str]) -> str | None:

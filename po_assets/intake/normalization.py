@@ -161,7 +161,7 @@ def _read_documents(record: TeacherRecord, aliases: Mapping[str, str]) -> tuple[
     if errors:
         raise Rejected(Reason.BAD_YAML, "; ".join(errors))
     requirements, review = read["REQUIREMENTS"].value, read["REVIEW"].value
-    if not _holds_anything(requirements):
+    if not holds_anything(requirements):
         raise Rejected(Reason.SCHEMA, f"the REQUIREMENTS {record.requirements_yaml[:_SHOWN]!r} ask for nothing")
     said = review.get("status")
     status = canonical_status(said, aliases) if isinstance(said, str) else ""
@@ -215,18 +215,18 @@ def _doubts(requirements: Mapping[Any, Any], record: TeacherRecord) -> Iterator[
         if 0 < len(plain) < len(entries):
             yield f"one of the {section} is plain text beside entries with an id: {plain[0][:_SHOWN]!r}"
     if not (
-        any(_holds_anything(requirements.get(key)) for key in REQUIREMENT_SECTIONS)
+        any(holds_anything(requirements.get(key)) for key in REQUIREMENT_SECTIONS)
         or cited_ids(record.requirements_yaml)
     ):
         yield "the REQUIREMENTS name no requirement by an id (such as FR001)"
 
 
-def _holds_anything(value: object) -> bool:
+def holds_anything(value: object) -> bool:
     """Whether a document says anything; an id or a priority alone says nothing, nor does *none* or *tbd*."""
     if isinstance(value, dict):
-        return any(_holds_anything(item) for key, item in value.items() if key not in {"id", "priority"})
+        return any(holds_anything(item) for key, item in value.items() if key not in {"id", "priority"})
     if isinstance(value, list):
-        return any(map(_holds_anything, value))
+        return any(map(holds_anything, value))
     return not _NOTHING.fullmatch(to_text(value).strip())
 
 

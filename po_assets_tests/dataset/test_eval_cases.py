@@ -105,6 +105,29 @@ def test_an_existing_vision_is_part_of_what_is_asked(tmp_path: Path) -> None:
     assert file.cases[0].case_id != file.cases[1].case_id
 
 
+def test_documents_of_the_own_form_are_read_as_those_of_rows(tmp_path: Path) -> None:
+    """Fences and sentences around them are no part of them; a vision that is said to be none is none, as is a blank."""
+    fenced = f"Here it is:\n```yaml\n{INPUT['requirements_yaml']}\n```"
+    own = INPUT | {"requirements_yaml": fenced, "existing_vision_yaml": "No existing vision yet.", "status": ""}
+    file = read_case_file(write(tmp_path, own))
+    assert [one.prompt for one in file.cases] == [build_prompt(**INPUT)]
+    assert "REQUIREMENTS: text before the fenced document was left out" in file.notes[0]["note"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "fault"),
+    [
+        ({"concept": " "}, "line 1: concept is blank"),
+        ({"requirements_yaml": "{}"}, "line 1: the REQUIREMENTS '{}' ask for nothing"),
+        ({"requirements_yaml": "title: none\nconstraints: [{id: C001}]"}, "ask for nothing"),
+    ],
+)
+def test_a_case_that_asks_for_nothing_is_a_fault(tmp_path: Path, asked: dict[str, str], fault: str) -> None:
+    """As such a row is refused."""
+    with pytest.raises(UserError, match=fault):
+        read_eval_cases(write(tmp_path, INPUT | asked))
+
+
 def test_a_concept_asked_about_twice_gives_two_ids(tmp_path: Path) -> None:
     """Whatever the order of the file, the names are the same."""
     rows = [nested(), nested(concept="Another product, for somebody else")]
