@@ -216,7 +216,9 @@ def _not_read(text: str, blocks: Sequence[Block], unfenced: Sequence[int]) -> li
         found.append(f"the fence in line {line} is indented by four spaces or more, which makes it text")
     if separator := _ODD_LINE_END.search(text):
         found.append(f"it holds {named(separator[0])} where a line feed ends a line")
-    if "\n" not in text and "\\n" in text:
+    if text.lstrip().startswith("{"):
+        found.append("it is JSON; write both documents as YAML, each in a fence")
+    elif "\n" not in text and "\\n" in text:
         found.append(r"its line ends are written as \n (two characters): it was escaped once too often")
     return found
 

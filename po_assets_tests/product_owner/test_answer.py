@@ -325,6 +325,7 @@ def test_a_document_outside_the_fences_is_never_dropped_silently(text: str) -> N
             "line 1 begins a document without a fence; write ```yaml VISION or ```yaml REVIEW above",
         ),
         ("    " + ANSWER.replace("\n", "\n    "), "the fence in line 1 is indented by four spaces or more"),
+        ('{"vision": "product_name: X\\nnon_goals: []"}', "it is JSON; write both documents as YAML, each in a fence"),
         (ANSWER.replace("\n", "\u2028"), "it holds U+2028 (line separator) where a line feed ends a line"),
         (
             ANSWER.replace("\n", "\\n"),
