@@ -26,7 +26,8 @@ _NAMED = 12
 _NOTHING = frozenset(("", "null", "none", "nan", "<na>"))
 """Texts that exports write for a value that is absent."""
 _NO_VISION = re.compile(
-    r"|null|n/a|~|empty|(?:there (?:is|was|exists) )?(?:no|none|not|nothing|nil|ninguna|keine|aucune)\b[^\n:]{0,100}",
+    r"|null|n/a|~|empty|(?:there (?:is|was) )?(?:no|none|not|nothing|nil|ninguna|keine|aucune)(?:\b[^\n:]{0,60}"
+    r"\b(?:vision|yet|so far|available|provided|given|defined|specified|applicable|exists?)\b[^\n:]{0,60})?",
     re.IGNORECASE,
 )
 

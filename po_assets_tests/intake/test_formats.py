@@ -422,5 +422,7 @@ def test_a_question_can_be_read_without_an_answer(row: dict[str, Any]) -> None:
     ["No existing vision.", "(none yet)", "There is no vision yet", "Not provided", "None so far; it is new."],
 )
 def test_an_existing_vision_may_be_said_to_be_none(existing: str) -> None:
-    """In words, too."""
+    """In words, too; a vision that begins with *No* is one."""
     assert "existing_vision_yaml" not in kept(teacher_row(existing_vision_yaml=existing)).row["metadata"]
+    slogan = "No more paper in our clinics."
+    assert kept(teacher_row(existing_vision_yaml=slogan)).row["metadata"]["existing_vision_yaml"] == slogan
