@@ -18,6 +18,7 @@ from po_assets.model import (
     load_base_model,
     load_tokenizer,
 )
+from po_assets.model.chat import first_line
 from po_assets.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -87,9 +88,8 @@ def load_student(folder: Path, spec: BaseModel, adapter: Path) -> AnsweringModel
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):  # which has another way out than a new adapter
             raise
-        reason = str(error).strip().splitlines()[0][:300]
         raise UserError(
-            f"The adapter does not load onto {spec.name}: {reason}. Materialize lora_adapter again."
+            f"The adapter does not load onto {spec.name}: {first_line(error)}. Materialize lora_adapter again."
         ) from error
     student.eval()
     if not _changes_weights(student):

@@ -187,10 +187,8 @@ def _refuse_ends(flags: Mapping[str, Any], place: str, ends: re.Pattern[str]) ->
         if len(name) > _SHOWN or not _tells_end(name, ends):
             continue
         value = flags[name]
-        ends_of_parts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
-        ended = {
-            str(one).lower().rpartition(".")[2] for one in ends_of_parts
-        }  # a service's enum says its own name, too
+        parts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+        ended = {str(one).lower().rpartition(".")[2] for one in parts}  # a service's enum says its own name, too
         if not ended.isdisjoint(_CUT) or ("truncated" in name and not ended.isdisjoint(("true", "1", "yes"))):
             raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the answer was cut; ask for it again")
         if not ended.isdisjoint(_STOPPED):

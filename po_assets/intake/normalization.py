@@ -59,10 +59,11 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number written as text. (Python's own `float` also takes 0.8_5, and digits of other scripts.)"""
 
 _SHOWN = 60
-_UNSEEN = re.compile(r"[\u0085\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
+_UNSEEN_ONES = r"\u0085\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\ufeff"
+_UNSEEN = re.compile(f"[{_UNSEEN_ONES}]")
 """Characters that nobody sees and that no language needs inside a line."""
 _HIDING = re.compile(
-    rf"{_UNSEEN.pattern[:-1]}\u115f\u1160\u180b-\u180f\u200c\u200d\u2065-\u206f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+    rf"[{_UNSEEN_ONES}\u115f\u1160\u180b-\u180f\u200c\u200d\u2065-\u206f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
 """Those, and what some languages and emoji do need: joiners, isolates, variation selectors, fillers, tags."""
 _LOOK_ALIKES = re.compile(r"[\u0370-\u03ff\u0400-\u052f]")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -18,13 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from po_assets.dag.compute import (
-    GPUS_VARIABLE,
-    RAY_ON_LOOPBACK,
-    WORKERS_VARIABLE,
-    default_num_workers,
-    gpus_per_step,
-)
+from po_assets.dag.compute import RAY_ON_LOOPBACK
 from po_assets.dataset.publication import refusal
 from po_assets.errors import UserError
 from po_assets.model import (
@@ -71,6 +64,7 @@ from po_assets.training.gradients import is_leader
 from po_assets.training.handover import base_reference, write_handover
 from po_assets.training.memory import memory_named
 from po_assets.training.prompt_mix import Prompts
+from po_assets.training.ray_workers import IN_RAY, connected, has_room, own_error, passed_on
 from po_assets.training.rows import TrainingRows, training_rows
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.training import Trained, train, validation_sentence
@@ -81,7 +75,6 @@ if TYPE_CHECKING:
 #: Version of everything that the trained weights depend on besides data and recipe; in their digest.
 CODE_VERSION = "3"
 LOG = "training_log.jsonl"
-_IN_RAY = "RAY_ADDRESS"  # Ray gives a job's processes this variable
 
 
 @dataclass(frozen=True)
@@ -336,7 +329,7 @@ def _make_together(
     missing or has too little for the workers.
     """
     try:
-        os.environ.update({} if _IN_RAY in os.environ else RAY_ON_LOOPBACK)  # Ray reads it when it is imported
+        os.environ.update({} if IN_RAY in os.environ else RAY_ON_LOOPBACK)  # Ray reads it when it is imported
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
@@ -346,8 +339,8 @@ def _make_together(
             f"num_workers is {recipe.num_workers}, and more than one worker needs Ray, which is not installed: "
             "make setup EXTRAS=ray, or set num_workers to 1."
         ) from error
-    with _connected(recipe.num_workers), tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
-        if not (on_gpus := _has_room(recipe.num_workers)):
+    with connected(recipe.num_workers), tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
+        if not (on_gpus := has_room(recipe.num_workers)):
             require_hardware(recipe.base_model)
         ensure_base_model(recipe.base_model, layout)  # once, before every worker does
         said = Queue(actor_options={"num_cpus": 0})
@@ -367,11 +360,11 @@ def _make_together(
             ),
         )
         progress.say(f"Starting {recipe.num_workers} workers with Ray Train, each on {'a GPU' if on_gpus else 'CPUs'}.")
-        with _passed_on(said, progress):
+        with passed_on(said, progress):
             try:
                 student: Student = trainer.fit().return_value
             except TrainingFailedError as error:
-                raise _own_error(error) or error from None
+                raise own_error(error) or error from None
     return student
 
 
@@ -387,78 +380,3 @@ def _work(config: dict[str, Any]) -> Student | None:
         progress = Progress(work.said.put, work.said.put)
     settings = work.recipe | {"workers": work.recipe["workers"] or cores, "base_model": BaseModel(**work.model)}
     return _make_here(work.layout, work.pairs, TrainingSettings(**settings), progress, work.prompts)
-
-
-@contextmanager
-def _connected(workers: int) -> Iterator[None]:
-    """The cluster that this process is a job of, else a Ray of this machine's own, which ends with the block."""
-    import ray
-
-    ours = not ray.is_initialized()
-    if ours and _IN_RAY in os.environ:
-        ray.init(log_to_driver=False)
-    elif ours:
-        cpus = max(workers, available_cpus())
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def _has_room(workers: int) -> bool:
-    """Whether the workers get GPUs; raises `UserError` where Ray would wait for ever to place them."""
-    import ray
-
-    total = ray.cluster_resources()
-    gpus = total.get("GPU", 0.0)
-    if not gpus or not gpus_per_step():
-        if total.get("CPU", 0.0) < workers:
-            raise UserError(f"num_workers is {workers}, and Ray has {total.get('CPU', 0):g} CPU(s). Lower it.")
-        return False
-    # A step that is itself on a GPU cannot give it to a worker. It is on one where the default of workers is 1
-    # (`op_tags`); what it sees does not tell, since Ray may have been started with some of the machine's GPUs.
-    on_one = default_num_workers() == 1 and _IN_RAY in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES")
-    held = 1.0 if on_one else 0.0
-    if gpus - held < workers:
-        raise UserError(
-            f"num_workers is {workers}, and Ray has {gpus:g} GPU(s)"
-            + (", one of which this step holds itself" if held else "")
-            + f". Lower num_workers; or set {WORKERS_VARIABLE}={workers} instead, with which the step takes no GPU; or "
-            f"{GPUS_VARIABLE}=0 to train on CPUs."
-        )
-    return True
-
-
-@contextmanager
-def _passed_on(said: Queue, progress: Progress) -> Iterator[None]:
-    """What the leader says appears here as it says it."""
-    done = threading.Event()
-
-    def listen() -> None:
-        while not done.is_set() or said.size():
-            for item in said.get_nowait_batch(said.size()):
-                (progress.observe if isinstance(item, dict) else progress.say)(item)
-            done.wait(0.5)
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        done.set()
-        listener.join(10)
-        said.shutdown()
-
-
-def _own_error(error: BaseException) -> Exception | None:
-    """The sentence for people among a worker group's failures."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    while failures:
-        failure = failures.pop()
-        if isinstance(failure, UserError):
-            return failure
-        inner = (getattr(failure, name, None) for name in ("_base_exc", "cause", "__cause__"))
-        failures += [cause for cause in inner if isinstance(cause, BaseException)]
-    return None

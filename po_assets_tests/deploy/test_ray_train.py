@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from po_assets.errors import UserError
 from po_assets.text import Progress
-from po_assets.training import student
+from po_assets.training import ray_workers, student
 from po_assets.training.student import make_student
 from po_assets_tests.training.tiny_training import PAIRS, make_artifacts, make_recipe, tiny_recipe
 
@@ -62,17 +62,17 @@ def test_the_gpu_that_a_step_holds_itself_is_not_there_for_its_workers(
             monkeypatch.setenv(name, value)
     if refused:
         with pytest.raises(UserError, match="one of which this step holds itself"):
-            student._has_room(2)
+            ray_workers.has_room(2)
     else:
-        assert student._has_room(2)
+        assert ray_workers.has_room(2)
 
 
 def test_workers_without_gpus_are_refused_before_any_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one worker is; each of several would say it after 15 GB."""
     pytest.importorskip("ray")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(student, "_connected", lambda _workers: nullcontext())
-    monkeypatch.setattr(student, "_has_room", lambda _workers: False)
+    monkeypatch.setattr(student, "connected", lambda _workers: nullcontext())
+    monkeypatch.setattr(student, "has_room", lambda _workers: False)
     monkeypatch.setattr(student, "ensure_base_model", lambda *_: pytest.fail("downloaded"))
     recipe = make_recipe({"profile": "paper"}, num_workers=2)
     with pytest.raises(UserError, match="The profile 'paper' needs a CUDA GPU"):
