@@ -188,11 +188,11 @@ def opened(folder: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_folder_of_another_user_is_one_sentence_that_names_both(small_disk: Path) -> None:
-    """Who may not write, and whose folder it is."""
+    """Who may not write, and whose folder it is; wherever a `make run` before has left its history."""
     opened(small_disk)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", AS_NOBODY, str(small_disk)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-W", "ignore", "-c", AS_NOBODY, str(small_disk)]
+    environment = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert f"'{small_disk}/models' is closed to user 65534 (Permission denied)" in done.stdout
     assert f"'{small_disk}' belongs to user 0. Get the right to it" in done.stdout
     assert files_below(small_disk) == []
