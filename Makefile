@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Threads that wait by spinning are slow where other processes want the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup lock audit run test test-slow test-all test-browser fuzz ui ui-ray bench lint clean
+.PHONY: help setup lock audit run test test-slow test-computing test-waiting test-all test-browser fuzz ui ui-ray bench lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,12 +44,22 @@ audit: .venv/.runtime ## look for known vulnerabilities of the pinned packages (
 run: .venv/.runtime ## materialize the whole graph with its checks, then print the gate
 	@$(BIN)/po-assets run
 
-# Tests of one module share costly fixtures; so each module stays with one worker. The slow ones measure and wait: one by one.
+# Tests of one module share costly fixtures; so each module stays with one worker.
 test: .venv/.dev ## run the tests of every stage with real components (six to twelve minutes on two cores)
 	@$(BIN)/pytest -n auto --maxprocesses 8 --dist loadscope -m 'not slow'
 
-test-slow: .venv/.dev ## run the other tests: whole runs, Ray, Kubernetes, servers (forty minutes)
-	@$(BIN)/pytest -m slow --durations 12
+# Those that compute (whole runs, students served) beside those that wait for daemons, Ray and Kubernetes in the main.
+WAITING := $(addprefix po_assets_tests/,automation browser dag deploy)
+SLOW := $(BIN)/pytest -m slow --durations 12
+test-slow: .venv/.dev ## run the other tests: whole runs, Ray, Kubernetes, servers (half an hour)
+	@echo "Two groups of tests side by side, one by one in each; what they say is shown when a group has ended."
+	@$(MAKE) --no-print-directory --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-computing test-waiting
+
+test-computing: .venv/.dev
+	@$(SLOW) po_assets_tests $(addprefix --ignore=,$(WAITING))
+
+test-waiting: .venv/.dev
+	@$(SLOW) $(WAITING)
 
 test-all: test test-slow ## run all of them
 
