@@ -19,7 +19,7 @@ import argparse
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from po_assets.evaluation.contrast import contrast_cases, contrast_record, judge
 from po_assets.evaluation.scoring import score_answers
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import confusion_matrix, summarize
-from po_assets.intake.landing import list_landing, snapshot, sources_record
+from po_assets.intake.landing import list_landing, snapshot
 from po_assets.intake.ledger import normalize_snapshot
 from po_assets.model import BaseModel, ensure_base_model
 from po_assets.product_owner import STATUSES
@@ -115,8 +115,8 @@ def run_arm(arm: str, root: Path, study: Study) -> dict[str, Any]:
 def take_in(layout: Layout) -> None:
     """Snapshot and normalize what has landed."""
     staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
-    staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
-    table, _ = normalize_snapshot(layout, sources, staged.sha256)
+    staged.with_manifest(extra={"sources": [asdict(source) for source in sources]}).publish()
+    table, _ = normalize_snapshot(layout)
     table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()
 
 

@@ -21,7 +21,7 @@ from po_assets.automation.jobs import main_job
 from po_assets.dag import Artifacts, user_errors_fail_the_step
 from po_assets.errors import UserError
 from po_assets.intake.landing import list_landing, sources_of
-from po_assets.storage import Layout, digest_of, file_digest, read_manifest, replace_file
+from po_assets.storage import Layout, digest_of, file_digest, replace_file
 from po_assets.text import amount, verb
 
 TEACHER_FILES = dg.AssetKey("teacher_files")
@@ -235,7 +235,7 @@ def _cached_scan(instance: dg.DagsterInstance, layout: Layout, found: dict[str, 
 def _whole_run_of(instance: dg.DagsterInstance, layout: Layout, seen: Scan) -> str | None:
     """The run of the whole graph whose snapshot was made from these very files, if the last snapshot is one."""
     try:
-        taken_in = {source.file: source.sha256 for source in sources_of(read_manifest(layout.raw), layout.raw)}
+        taken_in = {source.file: source.sha256 for source in sources_of(layout.raw)}
     except UserError:
         return None
     event = instance.get_latest_materialization_event(_TAKEN_IN_BY) if taken_in == seen.files else None

@@ -27,7 +27,7 @@ from po_assets.intake.ledger import CLOSED_BY, Balance, Outcome, balance
 from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import ParsedAnswer, PromptParts, parse_answer, read_status, read_yaml, split_prompt
 from po_assets.product_owner.contract import STATUSES
-from po_assets.product_owner.templates import Prompt
+from po_assets.product_owner.prompts import Prompt
 from po_assets.storage import open_buffered, read_manifest, read_rows
 
 _VISION_SECTION = re.compile(r"(?:```yaml )?VISION:?\s*", re.IGNORECASE)
@@ -103,7 +103,7 @@ class DatasetEvidence(TableEvidence):
     @cached_property
     def balance(self) -> Balance:
         """Landed lines, ledger rows and training rows, counted in their files; and whether they are of one run."""
-        counted = balance(self.layout, self.sources, closed=True)
+        counted = balance(self.layout, closed=True)
         if fault := publication_fault(self.layout):
             counted.disagreements.append({"file": "", "line": None, "fault": fault})
         return counted

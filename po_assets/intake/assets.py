@@ -3,6 +3,7 @@
 How lines are copied, read and written belongs to `landing` and `ledger`.
 """
 
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -12,12 +13,12 @@ from pydantic import Field, model_validator
 
 from po_assets.dag import Artifacts, Settings, column_schema, page_list, page_table, place, user_errors_fail_the_step
 from po_assets.dag.pictures import bar_chart, histogram
-from po_assets.intake.landing import list_landing, skipped_record, snapshot, sources_of, sources_record
+from po_assets.intake.landing import list_landing, skipped_record, snapshot
 from po_assets.intake.ledger import SCORE_STEPS, Outcome, normalize_snapshot
 from po_assets.intake.normalization import COLUMNS
 from po_assets.product_owner import METRIC_VERSION, STATUSES
 from po_assets.product_owner.contract import STATUS_ALIASES
-from po_assets.storage import digest_of, read_manifest, recorded_digest
+from po_assets.storage import digest_of, recorded_digest
 
 RAW_CODE_VERSION = "2"
 NORMALIZED_CODE_VERSION = f"5+metric.{METRIC_VERSION}"
@@ -67,11 +68,11 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
     layout = artifacts.layout
     folder = list_landing(layout.incoming)
     staged, sources = snapshot(folder.files, layout.raw)
-    skipped = skipped_record(folder)
+    landed, skipped = [asdict(source) for source in sources], skipped_record(folder)
     staged = staged.with_manifest(
         inputs={source.file: source.sha256 for source in sources},
         code_version=RAW_CODE_VERSION,
-        extra={"sources": sources_record(sources), "skipped": skipped},
+        extra={"sources": landed, "skipped": skipped},
     )
     context.log.info("%d lines of %d files", staged.rows, len(sources))
     # Tell Dagster the data version of `teacher_files` that was read, the sensor's formula over these very bytes. Else
@@ -83,7 +84,7 @@ def raw_teacher(context: dg.AssetExecutionContext, artifacts: Artifacts) -> dg.M
     return dg.MaterializeResult(
         value=staged,
         # Which line landed in which file is part of the data: the ledger names it.
-        data_version=dg.DataVersion(digest_of([staged.sha256, sources_record(sources)])),
+        data_version=dg.DataVersion(digest_of([staged.sha256, landed])),
         metadata={
             "dagster/row_count": staged.rows,
             "files": len(sources),
@@ -116,14 +117,10 @@ def normalized_teacher(
     context: dg.AssetExecutionContext, artifacts: Artifacts, selection: dg.ResourceParam[IntakeSettings]
 ) -> dg.MaterializeResult[Any]:
     """Normalize every line of the snapshot."""
-    layout = artifacts.layout
-    manifest = read_manifest(layout.raw)
-    raw_sha256 = manifest.sha256 if manifest else ""
-    sources, aliases = sources_of(manifest, layout.raw), selection.status_aliases
-    staged, summary = normalize_snapshot(layout, sources, raw_sha256, status_aliases=aliases)
-    staged = staged.with_manifest(
-        inputs={"raw_teacher": raw_sha256}, config=digest_of(aliases), code_version=NORMALIZED_CODE_VERSION
-    )
+    layout, aliases = artifacts.layout, selection.status_aliases
+    inputs = {"raw_teacher": recorded_digest(layout.raw)}
+    staged, summary = normalize_snapshot(layout, status_aliases=aliases)
+    staged = staged.with_manifest(inputs=inputs, config=digest_of(aliases), code_version=NORMALIZED_CODE_VERSION)
     outcomes, counts = summary.outcomes, summary.counts
     rejected = outcomes.of(Outcome.REJECTED)
     context.log.info("%d rows normalized, %d of %d landed lines rejected", summary.rows, rejected, outcomes.total)

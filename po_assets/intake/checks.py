@@ -37,12 +37,12 @@ class TableEvidence:
     @cached_property
     def sources(self) -> list[Source]:
         """The landed files that the snapshot was made from."""
-        return sources_of(read_manifest(self.layout.raw), self.layout.raw)
+        return sources_of(self.layout.raw)
 
     @cached_property
     def balance(self) -> Balance:
         """Landed lines and ledger rows, counted in their files."""
-        return balance(self.layout, self.sources)
+        return balance(self.layout)
 
 
 raw_checks = AssetChecks[TableEvidence]("raw_teacher")

@@ -7,14 +7,14 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.intake.lines import MAX_LINE_BYTES, Line
-from po_assets.storage import Manifest, StagedTable, full_disk_named, is_local, open_buffered, staging_path
+from po_assets.storage import StagedTable, full_disk_named, is_local, open_buffered, read_manifest, staging_path
 from po_assets.text import amount
 
 _BLOCK = 1 << 20
@@ -175,12 +175,13 @@ def _refuse_nothing(sources: list[Source], incoming: UPath) -> None:
         )
 
 
-def sources_of(manifest: Manifest | None, raw: UPath) -> list[Source]:
+def sources_of(raw: UPath) -> list[Source]:
     """The landed files that a raw snapshot was made from, in order.
 
     Raises:
         UserError: the snapshot has no manifest that names them.
     """
+    manifest = read_manifest(raw)
     if manifest is None or "sources" not in manifest.extra or not raw.exists():
         raise UserError(f"There is no complete snapshot at {str(raw)!r}. Materialize raw_teacher again.")
     return [Source(**source) for source in manifest.extra["sources"]]
@@ -191,11 +192,6 @@ def skipped_record(folder: LandingFolder) -> dict[str, Any]:
     first = list(folder.skipped.items())[:_NAMED]
     rows = [{"file": _written(name), "reason": reason} for name, reason in first]
     return {"count": len(folder.skipped), "first": rows}
-
-
-def sources_record(sources: list[Source]) -> list[dict[str, Any]]:
-    """The sources as a manifest keeps them."""
-    return [asdict(source) for source in sources]
 
 
 def snapshot_lines(raw: UPath, sources: list[Source]) -> Iterator[Line]:

@@ -22,11 +22,11 @@ from typing import Any
 import orjson
 from upath import UPath
 
-from po_assets.intake.landing import Source, snapshot_lines
+from po_assets.intake.landing import snapshot_lines, sources_of
 from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import line_id, normalize
 from po_assets.product_owner.contract import STATUS_ALIASES
-from po_assets.storage import Layout, StagedTable, published_lines, read_rows, stage_lines
+from po_assets.storage import Layout, StagedTable, published_lines, read_rows, recorded_digest, stage_lines
 from po_assets.storage.workers import group, map_blocks
 from po_assets.text import amount
 
@@ -177,17 +177,16 @@ class WrittenBlock:
 
 
 def normalize_snapshot(
-    layout: Layout,
-    sources: list[Source],
-    raw_sha256: str,
-    workers: int | None = None,
-    status_aliases: Mapping[str, str] = STATUS_ALIASES,
+    layout: Layout, workers: int | None = None, status_aliases: Mapping[str, str] = STATUS_ALIASES
 ) -> tuple[StagedTable, Summary]:
     """Normalize every line of the raw snapshot, whose digest is noted as the ledger's input.
 
     Publishes the opened ledger and the quarantine; the normalized table is returned staged, for the IO manager.
+
+    Raises:
+        UserError: there is no complete snapshot.
     """
-    summary = Summary()
+    sources, raw_sha256, summary = sources_of(layout.raw), recorded_digest(layout.raw), Summary()
     with published_lines(layout.ledger) as ledger, published_lines(layout.rejected) as rejected:
 
         def normalized() -> Iterator[bytes]:
@@ -241,13 +240,14 @@ class Balance:
     """Disagreements beyond those named."""
 
 
-def balance(layout: Layout, sources: list[Source], *, closed: bool = False) -> Balance:
+def balance(layout: Layout, *, closed: bool = False) -> Balance:
     """Count landed lines, ledger rows, normalized rows and quarantined rows, each in its own file, and compare.
 
     The ledger must name every landed line once, in landing order; the order makes one pass in constant memory enough.
     A closed one has decided about every row, and calls as many kept as there are training rows.
     """
-    outcomes, known = OutcomeCounts(), {outcome.value for outcome in Outcome}
+    sources, outcomes = sources_of(layout.raw), OutcomeCounts()
+    known = {outcome.value for outcome in Outcome}
     faults: list[dict[str, object]] = []
     undecided = unnamed = 0
     expected = ((source.file, number) for source in sources for number in range(1, source.rows + 1))

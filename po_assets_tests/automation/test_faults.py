@@ -62,7 +62,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def landed(place: Workplace) -> set[str]:
     """The files of the last snapshot."""
     layout = Layout(UPath(place.root))
-    return {source.file for source in sources_of(read_manifest(layout.raw), layout.raw)}
+    return {source.file for source in sources_of(layout.raw)}
 
 
 def whole(place: Workplace) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from upath import UPath
 from po_assets.dag.verdict import to_check_result
 from po_assets.intake.assets import IntakeSettings
 from po_assets.intake.checks import TableEvidence, normalized_checks, raw_checks
-from po_assets.intake.landing import Source, list_landing, snapshot, sources_record
+from po_assets.intake.landing import list_landing, snapshot
 from po_assets.intake.ledger import Summary, normalize_snapshot
 from po_assets.intake.lines import Line
 from po_assets.product_owner import build_prompt, format_answer
@@ -175,13 +176,13 @@ def land(root: Path, **files: bytes | list[Mapping[str, Any]]) -> Layout:
     return Layout(UPath(root))
 
 
-def take_in(layout: Layout, workers: int | None = 1) -> tuple[list[Source], Summary]:
+def take_in(layout: Layout, workers: int | None = 1) -> Summary:
     """Snapshot, normalize and publish what has landed, as the graph does."""
     staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
-    staged.with_manifest(extra={"sources": sources_record(sources)}).publish()
-    table, summary = normalize_snapshot(layout, sources, staged.sha256, workers)
+    staged.with_manifest(extra={"sources": [asdict(source) for source in sources]}).publish()
+    table, summary = normalize_snapshot(layout, workers)
     table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()
-    return sources, summary
+    return summary
 
 
 def judged(layout: Layout, check: str, **policy: Any) -> dg.AssetCheckResult:

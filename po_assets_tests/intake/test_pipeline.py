@@ -74,7 +74,7 @@ def test_every_bad_line_gets_a_reason_and_stops_no_other(tmp_path: Path) -> None
     layout = land(tmp_path, a=good + b"".join(line + b"\n" + good for line, _ in BAD_LINES.values()))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
-    sources, summary = take_in(layout)
+    summary = take_in(layout)
     assert time.monotonic() - start < 15
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 300_000  # KiB
     rows = ledger(layout)
@@ -84,7 +84,7 @@ def test_every_bad_line_gets_a_reason_and_stops_no_other(tmp_path: Path) -> None
     assert all(row["detail"] for row in rows if row["outcome"] == "rejected")
     assert sum(row["outcome"] == "kept" for row in rows) == len(BAD_LINES) + 1
     assert summary.outcomes.total == len(rows) == 2 * len(BAD_LINES) + 1
-    assert not balance(layout, sources).disagreements
+    assert not balance(layout).disagreements
 
 
 def test_what_surrounds_a_row_costs_no_row(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_what_surrounds_a_row_costs_no_row(tmp_path: Path) -> None:
     layout = land(
         tmp_path, a=b"\xef\xbb\xbf" + good + b"\r\n" + texted + b"\r\n\r\n  \n" + good, b=b"\xef\xbb\xbf" + good
     )
-    sources, _ = take_in(layout)
+    take_in(layout)
     found = [(row["file"], row["line"], row["outcome"], row["reason"]) for row in ledger(layout)]
     assert found == [
         ("a.jsonl", 1, "kept", ""),
@@ -105,7 +105,7 @@ def test_what_surrounds_a_row_costs_no_row(tmp_path: Path) -> None:
     ]
     assert ledger(layout)[1]["note"] == "the declared score is text ('0.9') and was read as a number"
     assert [row["score"] for row in read_rows(layout.normalized)] == [0.9] * 4
-    assert not balance(layout, sources).disagreements
+    assert not balance(layout).disagreements
 
 
 def test_results_are_those_of_the_plain_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,8 +189,8 @@ def _die() -> Any:
 def test_landed_is_always_the_sum_of_outcomes(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     """Whatever lands, in any mixture, the files balance."""
     layout = land(tmp_path_factory.mktemp("any"), a=b"\n".join(lines) + b"\n")
-    sources, summary = take_in(layout)
-    found = balance(layout, sources)
+    summary = take_in(layout)
+    found = balance(layout)
     assert not found.disagreements
     assert found.landed == summary.outcomes.total == sum(found.outcomes.by_outcome().values())
     assert found.outcomes.of(Outcome.KEPT) == summary.rows

@@ -9,10 +9,9 @@ import pytest
 from po_assets.dataset.checks import supervised_checks
 from po_assets.dataset.evidence import DatasetEvidence
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.intake.landing import sources_of
 from po_assets.intake.ledger import balance
 from po_assets.intake.normalization import line_id, replaced_record
-from po_assets.storage import read_manifest, read_rows
+from po_assets.storage import read_rows
 from po_assets_tests.dataset.tables import WORD_COUNT, close, kept_numbers, normalized_tables, row
 from po_assets_tests.intake.landed_rows import encode
 
@@ -36,8 +35,7 @@ def test_the_old_row_is_replaced_wherever_the_new_one_lands(tmp_path: Path, name
     new = ledger[f"{new_file}.jsonl", 1]
     assert (new["outcome"], new["detail"]) == ("kept", f"it replaces {old_file}.jsonl:2")
     assert sorted(kept_numbers(layout)) == [1, 3]
-    sources = sources_of(read_manifest(layout.raw), layout.raw)
-    assert not balance(layout, sources).disagreements
+    assert not balance(layout).disagreements
 
 
 def test_a_correction_of_a_correction_is_the_one_that_counts(tmp_path: Path) -> None:
