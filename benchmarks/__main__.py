@@ -1,13 +1,13 @@
 """`make bench`: every benchmark, one after the other, each in a process of its own.
 
 Each compares this project with what one would otherwise use, in one run, on this machine; read the ratios. A single one
-is `python -m benchmarks.rows` (or `training`, `generation`, `teacher_batch`, `sensor`), with `--help` for its sizes.
+is `python -m benchmarks.rows` (or `training`, `generation`, `teacher_batch`), with `--help` for its sizes.
 """
 
 import subprocess
 import sys
 
-NAMES = ("rows", "training", "generation", "teacher_batch", "sensor")
+NAMES = ("rows", "training", "generation", "teacher_batch")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The GPU path, measured and proved on one card: what a session that is lent one runs.
+"""The GPU path, measured and proved (by `gpu_correct`) on one card: what a session that is lent one runs.
 
     python -m benchmarks.gpu --json gpu.json            one H100 or H200, no network, 8 minutes
     python -m benchmarks.gpu --device cpu --tiny        the same code on a CPU; its speeds say nothing
@@ -18,13 +18,14 @@ Weights are random, made on the device in the shapes of Qwen2.5 (0.5B, 1.5B, 7B)
 """
 
 import argparse
+import gc
+import importlib.util
 import json
 import os
 import random
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -32,46 +33,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_correct import correct
 from benchmarks.machine import machine
-from po_assets.errors import UserError
-from po_assets.model import BaseModel, ChatTemplate, load_base_model, require_hardware
+from benchmarks.training import trl_trainer
+from po_assets.model import BaseModel, ChatTemplate
 from po_assets.model.chat import first_line
-from po_assets.text import Progress
-from po_assets.training.adapter import add_adapter, frozen_precision, trainable
-from po_assets.training.checkpoints import Checkpoint, CheckpointStore
-from po_assets.training.checks import MIN_DIVERGENCE, prediction_difference
-from po_assets.training.gradients import PlainEngine, StepRow, make_engine
+from po_assets.training.adapter import add_adapter, trainable
+from po_assets.training.gradients import StepRow, make_engine
 from po_assets.training.rows import TokenizedRow
 from po_assets.training.settings import TrainingSettings
-from po_assets.training.training import train
 
-_SHARED = {"vocab_size": 151_936, "num_hidden_layers": 28, "num_key_value_heads": 2, "tie_word_embeddings": True}
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        **_SHARED,
-        "vocab_size": 259,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    },
-    "0.5B": {
-        **_SHARED,
-        "hidden_size": 896,
-        "intermediate_size": 4_864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-    },
-    "1.5B": {**_SHARED, "hidden_size": 1_536, "intermediate_size": 8_960, "num_attention_heads": 12},
-    "7B": {
-        "vocab_size": 152_064,
-        "hidden_size": 3_584,
-        "intermediate_size": 18_944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": False,
-    },
+
+def _shape(  # noqa: PLR0917
+    vocabulary: int, hidden: int, middle: int, layers: int, heads: int, key_heads: int, *, tied: bool = True
+) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": middle,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "tie_word_embeddings": tied,
+    }
+
+
+SHAPES = {
+    "tiny": _shape(259, 64, 128, 2, 4, 2),
+    "0.5B": _shape(151_936, 896, 4_864, 24, 14, 2),
+    "1.5B": _shape(151_936, 1_536, 8_960, 28, 12, 2),
+    "7B": _shape(152_064, 3_584, 18_944, 28, 28, 4, tied=False),
 }
 _CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant: "
 
@@ -145,97 +136,6 @@ def peak(bench: Bench, _shape: str) -> dict[str, Any]:
     return {"bfloat16_tflops": products / 1e12, "memory_gb_s": copies / 1e9}
 
 
-def correct(bench: Bench, quantization: str) -> dict[str, Any]:
-    """What must hold before any speed counts; `holds` by name."""
-    import torch
-
-    shape, layers = ("tiny", 2) if bench.tiny else ("0.5B", 4)
-    holds: dict[str, bool] = {"refused_for_its_own_reason": _refusal(bench)}
-    said: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        base, rows = Path(folder, "base"), bench.rows[:12]
-        bench.model(shape, num_hidden_layers=layers).save_pretrained(base)
-        recipe = bench.recipe(
-            rank=8, learning_rate=5e-3, epochs=2.0, dropout=0.0, gradient_accumulation=4, fast_path=False,
-            pack_tokens=4_096,
-        )  # fmt: skip
-
-        def fresh() -> Any:
-            kind: Any = quantization
-            device = None if bench.device == "cuda" else "cpu"
-            return add_adapter(load_base_model(base, "bfloat16", quantization=kind, device=device), recipe, base)
-
-        def trained(model: Any, checkpoints: CheckpointStore | None = None) -> list[float]:
-            made = train(model, rows, recipe, Progress(said.append), checkpoints=checkpoints)
-            return [record.loss for record in made.log]
-
-        model = fresh()
-        said.append(frozen_precision(model, torch.bfloat16))  # raises where the log would not be true
-        holds["weights_held_as_said"] = ("4 bits" in said[-1]) is (quantization == "nf4")
-        losses = trained(model)
-        holds["loss_falls"] = losses[-1] < losses[0] - 0.05
-        differences = _packed_against_rows(model, rows)
-        holds["packed_as_row_by_row"] = differences["loss"] < 0.01 and differences["gradient"] < 0.05
-        # Last, and the other on a model of its own: once asked, 4-bit layers on a CPU are not trained any more.
-        holds["trained_is_noticed"] = prediction_difference(model.eval(), rows[0])["divergence"] > MIN_DIVERGENCE
-        holds["untrained_is_noticed"] = prediction_difference(fresh().eval(), rows[0])["divergence"] < MIN_DIVERGENCE
-
-        class Stopped(Exception):  # noqa: N818
-            """As by a crash, after a checkpoint."""
-
-        class Stops(CheckpointStore):
-            def save(self, checkpoint: Checkpoint, *, beside: bool = False) -> None:
-                super().save(checkpoint, beside=beside)
-                if checkpoint.step == 3:
-                    raise Stopped
-
-        # Repeated to the last bit, where PyTorch can: then a resumed training is compared to the last bit, too.
-        recipe = recipe.model_copy(update={"checkpoint_seconds": 0.0, "deterministic": True, "dropout": 0.05})
-        try:
-            losses = trained(fresh())
-            holds["deterministic_repeats"] = losses == trained(fresh())
-        except RuntimeError as error:  # an operation that has no such algorithm
-            holds["deterministic_repeats"] = False
-            said[0] += f"; {first_line(error)}"
-            recipe = recipe.model_copy(update={"deterministic": False})
-            losses = trained(fresh())
-        try:
-            trained(fresh(), Stops(Path(folder, "checkpoints"), "this", said.append))
-        except Stopped:
-            resumed = trained(fresh(), CheckpointStore(Path(folder, "checkpoints"), "this", said.append))
-            worst = max(abs(a - b) / b for a, b in zip(resumed, losses, strict=True))
-            holds["resumed_as_uninterrupted"] = worst < (1e-6 if recipe.deterministic else 0.05)
-    return {"holds": holds, "losses": losses, "packed_differs_by": differences, "said": said[0]}
-
-
-def _refusal(bench: Bench) -> bool:
-    """Whether the profile for GPUs passes on a GPU, and elsewhere says why not rather than what is always said."""
-    import torch
-
-    try:
-        require_hardware(BaseModel(profile="paper", quantization="none").resolved())
-    except UserError as error:
-        built = "built for CPUs only" if torch.version.cuda is None else "sees none on this machine"
-        hidden = "CUDA_VISIBLE_DEVICES" in os.environ
-        return bench.device == "cpu" and (built in str(error) or hidden)
-    return bench.device == "cuda" or torch.cuda.is_available()
-
-
-def _packed_against_rows(model: Any, rows: Sequence[TokenizedRow]) -> dict[str, float]:
-    """Relative differences of loss and gradient between one pass and one pass a row by the model's own attention."""
-    import torch
-
-    parameters, items = list(trainable(model).values()), [StepRow(row, 1) for row in rows[:4]]
-    found = []
-    for packs in (True, False):
-        engine = PlainEngine(model, parameters, "asked for", pack_tokens=100_000 if packs else 1)
-        engine._packs = packs  # noqa: SLF001 - transformers' own attention and PyTorch's loss where it is False
-        loss = engine.compute(items)
-        found.append((loss, torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])))
-    (one, packed), (other, alone) = found
-    return {"loss": abs(one - other) / other, "gradient": float((packed - alone).norm() / alone.norm())}
-
-
 def training(bench: Bench, shape: str) -> dict[str, Any]:
     """Ours: optimizer step included, as many rows a step as the profile `paper` has."""
     import torch
@@ -277,53 +177,45 @@ def _flops(model: Any, row: TokenizedRow) -> float:
 
 def trl(bench: Bench, shape: str) -> dict[str, Any]:
     """`SFTTrainer` on the same rows, tuned: the fastest of the batch sizes that fit into memory."""
-    import gc
-    import importlib.util
-
     import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
 
+    best: dict[str, Any] = {"tokens_s": 0.0}
+    for batch in (1, 4, 12):
+        try:
+            found = _trl(bench, shape, batch)
+        except torch.OutOfMemoryError:
+            if not best["tokens_s"]:
+                raise
+            return best | {"no_memory_for_batch": batch}
+        best = max(best, found, key=lambda one: float(one["tokens_s"]))
+    return best
+
+
+def _trl(bench: Bench, shape: str, batch: int) -> dict[str, Any]:
+    import torch
+
+    times: list[float] = []
+
+    def on_step() -> None:
+        bench.wait()
+        times.append(time.perf_counter())
+
+    gc.collect()  # the trainer before, with its model
+    if bench.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     liger = importlib.util.find_spec("liger_kernel") is not None
     data = [
         {"input_ids": list(row.ids), "completion_mask": [0] * row.prompt_length + [1] * row.trained}
         for row in bench.rows
     ]
-    best: dict[str, Any] = {"tokens_s": 0.0}
-    for batch in (1, 4, 12):
-        times: list[float] = []
-
-        class Watch(TrainerCallback):
-            def on_step_end(self, *_args: Any, times: list[float] = times, **_options: Any) -> None:
-                bench.wait()
-                times.append(time.perf_counter())
-
-        settings = SFTConfig(
-            output_dir=tempfile.mkdtemp(), max_steps=4, per_device_train_batch_size=batch, bf16=True,
-            gradient_accumulation_steps=12 // batch, gradient_checkpointing=shape == "7B", max_length=None,
-            save_strategy="no", report_to="none", use_cpu=bench.device == "cpu", use_liger_kernel=liger,
-            train_sampling_strategy="sequential",
-        )  # fmt: skip
-        adapter = LoraConfig(r=32, lora_alpha=64, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
-        gc.collect()  # the trainer before, with its model
-        if bench.device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        try:
-            SFTTrainer(
-                model=bench.model(shape), args=settings, train_dataset=Dataset.from_list(data),
-                processing_class=byte_tokenizer(), peft_config=adapter, callbacks=[Watch()],
-            ).train()  # fmt: skip
-        except torch.OutOfMemoryError:
-            if not best["tokens_s"]:
-                raise
-            return best | {"no_memory_for_batch": batch}
-        speed = sum(len(row.ids) for row in bench.rows[12:48]) / (times[3] - times[0])
-        if speed > best["tokens_s"]:
-            best = {"tokens_s": speed, "batch": batch, "liger": liger, "peak_gib": bench.peak_gib()}
-    return best
+    trl_trainer(
+        bench.model(shape), byte_tokenizer(), data, on_step, max_steps=4, per_device_train_batch_size=batch,
+        gradient_accumulation_steps=12 // batch, bf16=True, gradient_checkpointing=shape == "7B",
+        use_cpu=bench.device == "cpu", use_liger_kernel=liger, train_sampling_strategy="sequential",
+    ).train()  # fmt: skip
+    speed = sum(len(row.ids) for row in bench.rows[12:48]) / (times[3] - times[0])
+    return {"tokens_s": speed, "batch": batch, "liger": liger, "peak_gib": bench.peak_gib()}
 
 
 def decode(bench: Bench, shape: str) -> dict[str, Any]:

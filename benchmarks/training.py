@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        way, _, option = arguments.one.partition(":")
-        print(json.dumps(WAYS[way](arguments.rows, int(option or 0))))
+        print(json.dumps(RUNS[arguments.one](arguments.rows)))
         return
     print(f"{machine()}, {arguments.rows} rows", flush=True)
     print(f"{'way':<12} {'tokens/s':>9} {'tokens/cpu s':>13} {'padding':>8} {'peak GiB':>9} {'ours is':>8}")
@@ -69,16 +69,16 @@ def main() -> None:
 
 
 def _best(way: str, rows: int) -> dict[str, Any]:
-    options = TRL_BATCHES if way == "trl-tuned" else (0,)
-    results = [_in_own_process(way, rows, option) for option in options]
+    results = [_in_own_process(run, rows) for run in RUNS if run.partition(":")[0] == way]
     return max(results, key=lambda result: float(result["speed"]))
 
 
-def _in_own_process(way: str, rows: int, option: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.training", "--one", f"{way}:{option}", "--rows", str(rows)]
+def _in_own_process(run: str, rows: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.training", "--one", run, "--rows", str(rows)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
+        way = run.partition(":")[0]
         sys.exit(f"{way}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
@@ -125,21 +125,32 @@ def student(recipe: TrainingSettings, precision: str) -> Any:
     return add_adapter(load_base_model(base_folder(), precision), recipe, base_folder())  # type: ignore[arg-type]
 
 
-def timed(run: Callable[[], None], tokens: int, padded: int, note: str = "") -> dict[str, Any]:
+def timed(run: Callable[[], object], tokens: int, padded: int, note: str = "") -> dict[str, Any]:
     """Tokens a second of `run`, by the clock and by the processor."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = now()
     run()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return measured(began, now(), tokens, padded, note)
+
+
+def now() -> tuple[float, float]:
+    """Seconds of the clock and of the processor."""
+    return time.perf_counter(), time.process_time()
+
+
+def measured(
+    began: tuple[float, float], ended: tuple[float, float], tokens: int, padded: int, note: str
+) -> dict[str, Any]:
+    """What is printed of a way."""
     return {
-        "speed": tokens / wall,
-        "cpu_speed": tokens / cpu,
+        "speed": tokens / (ended[0] - began[0]),
+        "cpu_speed": tokens / (ended[1] - began[1]),
         "padding": 1 - tokens / padded,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "note": note,
     }
 
 
-def manual(_rows: int, _option: int) -> dict[str, Any]:
+def manual(_count: int) -> dict[str, Any]:
     """float32, padded to 2,048, loss on every position."""
     import torch
 
@@ -157,20 +168,11 @@ def manual(_rows: int, _option: int) -> dict[str, Any]:
 
     step(rows[0])
     tokens = sum(len(row.ids) for row in rows[1:])
-    return timed(lambda: [step(row) for row in rows[1:]] and None, tokens, 2 * MANUAL_LENGTH)
+    return timed(lambda: [step(row) for row in rows[1:]], tokens, 2 * MANUAL_LENGTH)
 
 
-def ours(count: int, _option: int) -> dict[str, Any]:
+def ours(count: int, make_rows: Callable[[int], list[TokenizedRow]] = sample_rows) -> dict[str, Any]:
     """The project's engine and optimizer step."""
-    return _ours(count, sample_rows)
-
-
-def ours_long(count: int, _option: int) -> dict[str, Any]:
-    """The same on rows of the length of real teacher rows, at which memory was once the limit."""
-    return _ours(count, long_rows)
-
-
-def _ours(count: int, make_rows: Callable[[int], list[TokenizedRow]]) -> dict[str, Any]:
     import torch
 
     recipe = TrainingSettings(base_model=BaseModel()).resolved()
@@ -188,29 +190,15 @@ def _ours(count: int, make_rows: Callable[[int], list[TokenizedRow]]) -> dict[st
 
         step(chunks[0])
         tokens = sum(len(row.ids) for part in chunks[1:] for row in part)
-        return timed(lambda: [step(part) for part in chunks[1:]] and None, tokens, tokens, engine.description)
+        return timed(lambda: [step(part) for part in chunks[1:]], tokens, tokens, engine.description)
 
 
-def trl(count: int, _option: int) -> dict[str, Any]:
-    """`SFTTrainer` as it comes."""
-    return _trl(count, batch=8)
-
-
-def trl_tuned(count: int, option: int) -> dict[str, Any]:
-    """`SFTTrainer` with bfloat16 weights and without gradient checkpointing."""
-    return _trl(count, batch=option or 1, tuned=True)
-
-
-def _trl(count: int, *, batch: int, tuned: bool = False) -> dict[str, Any]:
+def trl(count: int, *, batch: int = 8, tuned: bool = False) -> dict[str, Any]:
+    """`SFTTrainer` as it comes, or with bfloat16 weights and without gradient checkpointing."""
     rows = max(1, count // batch)
     times: list[tuple[float, float]] = []
-    trainer = trl_trainer(
-        steps=1 + rows,
-        batch=batch,
-        tuned=tuned,
-        learning_rate=1e-4,
-        on_step=lambda: times.append((time.perf_counter(), time.process_time())),
-    )
+    pairs = list(islice(sample_pairs(), (1 + rows) * batch))
+    trainer = sample_trainer(pairs, lambda: times.append(now()), 1 + rows, batch=batch, tuned=tuned, learning_rate=1e-4)
     # Sorted batches would flatter it: rows come in the order of the trainer's own sampler, as in its normal use.
     seen: list[tuple[int, int]] = []
     collator = trainer.data_collator
@@ -223,29 +211,44 @@ def _trl(count: int, *, batch: int, tuned: bool = False) -> dict[str, Any]:
 
     trainer.data_collator = counting
     trainer.train()
-    wall, cpu = times[-1][0] - times[0][0], times[-1][1] - times[0][1]
     tokens, padded = (sum(column) for column in zip(*seen[1 : 1 + rows], strict=True))
-    return {
-        "speed": tokens / wall,
-        "cpu_speed": tokens / cpu,
-        "padding": 1 - tokens / padded,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "note": f"{batch} row(s) a batch",
-    }
+    return measured(times[0], times[-1], tokens, padded, f"{batch} row(s) a batch")
+
+
+def sample_trainer(
+    pairs: Sequence[tuple[str, str]],
+    on_step: Callable[[], None],
+    steps: int,
+    *,
+    batch: int,
+    tuned: bool,
+    dropout: float = 0.05,
+    **settings: Any,
+) -> Any:
+    """`SFTTrainer` of the embedded model at a constant rate; `settings` are more of those of `SFTConfig`."""
+    conversations = [
+        {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": a}]}
+        for p, a in pairs
+    ]
+    if tuned:
+        settings |= {"gradient_checkpointing": False, "bf16": True}
+    model = load_base_model(base_folder(), "bfloat16" if tuned else "float32")
+    return trl_trainer(
+        model, load_tokenizer(base_folder()), conversations, on_step, dropout=dropout, max_steps=steps,
+        per_device_train_batch_size=batch, lr_scheduler_type="constant", logging_steps=1, use_cpu=True, **settings,
+    )  # fmt: skip
 
 
 def trl_trainer(
-    *,
-    steps: int,
-    batch: int,
-    tuned: bool,
-    learning_rate: float,
+    model: Any,
+    tokenizer: Any,
+    data: Sequence[dict[str, Any]],
     on_step: Callable[[], None],
-    pairs: Sequence[tuple[str, str]] | None = None,
-    accumulation: int = 1,
+    *,
     dropout: float = 0.05,
+    **settings: Any,
 ) -> Any:
-    """`SFTTrainer` on the sample rows, or on `pairs` in just their order."""
+    """`SFTTrainer` with LoRA as ours on these rows; `on_step` is called after each step."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -255,41 +258,16 @@ def trl_trainer(
         def on_step_end(self, *_args: Any, **_options: Any) -> None:
             on_step()
 
-    extra: dict[str, Any] = {"gradient_checkpointing": False, "bf16": True} if tuned else {}
-    if pairs:
-        extra["train_sampling_strategy"] = "sequential"
-    conversations = [
-        {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": a}]}
-        for p, a in pairs or list(islice(sample_pairs(), steps * batch * accumulation))
-    ]
-    folder = tempfile.mkdtemp()
-    settings = SFTConfig(
-        output_dir=folder,
-        max_steps=steps,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        max_length=None,  # its default cuts rows at 1,024 tokens, end-of-sequence first
-        **extra,
-    )
+    # Its default length cuts rows at 1,024 tokens, end-of-sequence first.
+    config = SFTConfig(output_dir=tempfile.mkdtemp(), save_strategy="no", report_to="none", max_length=None, **settings)
+    lora = LoraConfig(r=32, lora_alpha=64, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
     return SFTTrainer(
-        model=load_base_model(base_folder(), "bfloat16" if tuned else "float32"),
-        args=settings,
-        train_dataset=Dataset.from_list(conversations),
-        processing_class=load_tokenizer(base_folder()),
-        peft_config=LoraConfig(
-            r=32, lora_alpha=64, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-        callbacks=[Watch()],
-    )
+        model=model, args=config, train_dataset=Dataset.from_list(list(data)), processing_class=tokenizer,
+        peft_config=lora, callbacks=[Watch()],
+    )  # fmt: skip
 
 
-def limit(count: int, _option: int) -> dict[str, Any]:
+def limit(count: int) -> dict[str, Any]:
     """The matrix products alone, one row per core side by side, as ours computes them."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -300,19 +278,11 @@ def limit(count: int, _option: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     bf16 = torch.bfloat16
     config: Any = load_base_model(base_folder(), "bfloat16").config
-    size, inner, heads, kv = (
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-    )
+    size, inner = config.hidden_size, config.intermediate_size
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
     head = size // heads
-    linears = [
-        [(size, size), (size, kv * head), (size, kv * head)],
-        [(size, size)],
-        [(size, inner)] * 2,
-        [(inner, size)],
-    ]
+    attention = [(size, size), (size, kv * head), (size, kv * head)]
+    linears = [attention, [(size, size)], [(size, inner)] * 2, [(inner, size)]]
     weights = [[torch.randn(out, into, dtype=bf16) for into, out in group] for group in linears]
     low = [
         (torch.randn(32 * len(group), group[0][0], dtype=bf16), [torch.randn(out, 32, dtype=bf16) for _, out in group])
@@ -348,17 +318,19 @@ def limit(count: int, _option: int) -> dict[str, Any]:
     row(600, 300)
     with ThreadPoolExecutor(available_cpus()) as pool:
         tokens = sum(len(r.ids) for r in rows)
-        return timed(lambda: list(pool.map(lambda r: row(len(r.ids), r.trained), rows)) and None, tokens, tokens)
+        return timed(lambda: list(pool.map(lambda r: row(len(r.ids), r.trained), rows)), tokens, tokens)
 
 
-WAYS: dict[str, Callable[[int, int], dict[str, Any]]] = {
+RUNS: dict[str, Callable[[int], dict[str, Any]]] = {
     "manual": manual,
     "trl": trl,
-    "trl-tuned": trl_tuned,
+    **{f"trl-tuned:{batch}": partial(trl, batch=batch, tuned=True) for batch in TRL_BATCHES},
     "ours": ours,
-    "ours-long": ours_long,
+    "ours-long": partial(ours, make_rows=long_rows),
     "limit": limit,
 }
+"""By way, and what is tried of it behind a colon: the best of them counts."""
+WAYS = tuple(dict.fromkeys(run.partition(":")[0] for run in RUNS))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from benchmarks.machine import machine
-from benchmarks.training import sample_pairs, sample_rows, student, trl_trainer
+from benchmarks.training import sample_pairs, sample_rows, sample_trainer, student
 from po_assets.model import BaseModel
 from po_assets.text import Progress
 from po_assets.training.adapter import trainable
@@ -62,16 +62,11 @@ def trl_losses(steps: int) -> list[float]:
     """Losses of TRL tuned on the same rows in the same order, at the same rate."""
     recipe = _curve_recipe()
     landed = list(islice(sample_pairs(), steps * recipe.rows_per_step))
-    trainer = trl_trainer(
-        steps=steps,
-        batch=1,
-        accumulation=recipe.gradient_accumulation,
-        tuned=True,
-        on_step=lambda: None,
-        learning_rate=recipe.learning_rate,
-        dropout=recipe.dropout,
-        pairs=[landed[i] for step in plan_steps(len(landed), recipe) for i in step.rows],
-    )
+    pairs = [landed[i] for step in plan_steps(len(landed), recipe) for i in step.rows]
+    trainer = sample_trainer(
+        pairs, lambda: None, steps, batch=1, tuned=True, dropout=recipe.dropout, learning_rate=recipe.learning_rate,
+        gradient_accumulation_steps=recipe.gradient_accumulation, train_sampling_strategy="sequential",
+    )  # fmt: skip
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_correct
 from benchmarks.machine import machine
 from po_assets.model import loading, packed
 from po_assets.training import training
@@ -42,10 +42,12 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
 
 def test_weights_in_another_type_than_the_log_says_fail_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """As PEFT's preparation for 4 bits once left them: everything in float32 under a log that said bfloat16."""
-    real = gpu.load_base_model
-    monkeypatch.setattr(gpu, "load_base_model", lambda *arguments, **options: real(*arguments, **options).float())
+    real = gpu_correct.load_base_model
+    monkeypatch.setattr(
+        gpu_correct, "load_base_model", lambda *arguments, **options: real(*arguments, **options).float()
+    )
     with pytest.raises(TypeError, match=r"frozen weights are not torch\.bfloat16"):
-        gpu.correct(TINY, "none")
+        gpu_correct.correct(TINY, "none")
 
 
 def test_an_adapter_that_learns_nothing_and_a_wrong_reason_fail_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +55,9 @@ def test_an_adapter_that_learns_nothing_and_a_wrong_reason_fail_it(monkeypatch: 
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda _self: None)
     monkeypatch.setattr(training, "_state", lambda *_: {})  # there is no optimizer state to keep
     monkeypatch.setattr(loading, "_why_no_gpu", lambda: "something is wrong with it.")
-    monkeypatch.setattr(gpu.CheckpointStore, "latest", lambda _self: None)
+    monkeypatch.setattr(gpu_correct.CheckpointStore, "latest", lambda _self: None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    holds = gpu.correct(TINY, "none")["holds"]
+    holds = gpu_correct.correct(TINY, "none")["holds"]
     failed = {name for name, held in holds.items() if not held}
     assert failed == {"refused_for_its_own_reason", "loss_falls", "trained_is_noticed"}
 
@@ -63,7 +65,7 @@ def test_an_adapter_that_learns_nothing_and_a_wrong_reason_fail_it(monkeypatch: 
 def test_attention_that_looks_ahead_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed or alone it is the same kernel, so that transformers' own is what it is compared with."""
     monkeypatch.setattr(packed, "_one_row", lambda q, k, v, scale, _window: sdpa(q, k, v, scale=scale, enable_gqa=True))
-    assert not gpu.correct(TINY, "none")["holds"]["packed_as_row_by_row"]
+    assert not gpu_correct.correct(TINY, "none")["holds"]["packed_as_row_by_row"]
 
 
 def test_what_fails_beside_ours_costs_nothing_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
