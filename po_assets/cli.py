@@ -37,8 +37,8 @@ COMMANDS = {
         "po_assets.evaluation.evaluate:add_rescore",
         "score answers made elsewhere, with the same metric and gate",
     ),
-    "rejected": ("po_assets.review.commands:add_rejected", "correct rejected lines and land them again"),
-    "review": ("po_assets.review.commands:add_review", "land answers that people corrected in the review file"),
+    "rejected": ("po_assets.review.rejected:add_rejected", "correct rejected lines and land them again"),
+    "review": ("po_assets.review.review_file:add_review", "land answers that people corrected in the review file"),
     "ask": ("po_assets.cli:add_ask", "ask the student about one product"),
     "export": ("po_assets.cli:add_export", "write the student for other runtimes: safetensors, GGUF, Ollama, vLLM"),
     "push": ("po_assets.cli:add_push", "upload the student to a Hugging Face Hub repository"),
@@ -152,7 +152,7 @@ def add_sample_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample_data(options: argparse.Namespace) -> int:
-    from po_assets.sample_data.landing import SEED, write_sample_data
+    from po_assets.sample_data.records import SEED, write_sample_data
 
     seed = SEED if options.seed is None else options.seed
     for path, rows in write_sample_data(options.root, seed).items():

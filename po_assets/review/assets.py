@@ -25,7 +25,8 @@ from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
 from po_assets.review.candidates import collect
 from po_assets.review.checks import table_of_reasons
 from po_assets.review.conflicts import make_conflicts
-from po_assets.review.review_file import KINDS, refuse_edited, write_review_file
+from po_assets.review.entries import refuse_edited
+from po_assets.review.review_file import KINDS, write_review_file
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, StagedTable, digest_of, file_digest, recorded_digest, stage_lines
 
@@ -65,7 +66,7 @@ def synthetic_conflicts(
     with user_errors_fail_the_step():
         made = make_conflicts(layout, curation, selection, token_budget(base_model, layout))
         context.log.info("%s %s", made.verdicts["share_reached"].summary, made.landed)
-        staged = stage_lines(layout.synthetic_conflicts, made.lines).with_manifest(
+        staged = stage_lines(layout.synthetic_conflicts, map(orjson.dumps, made.rows)).with_manifest(
             inputs=_inputs(layout),
             config=digest_of({"curation": curation.effective(), "selection": selection.effective()}),
             code_version=CONFLICTS_CODE_VERSION,

@@ -40,7 +40,7 @@ from po_assets.product_owner.contract import ALIGNMENT_KEYS, MIN_SCORE, REQUIREM
 from po_assets.product_owner.documents import as_list, to_text, write_yaml
 from po_assets.review import english
 from po_assets.review.checks import PATTERNS, conflicts_checks, made_rows
-from po_assets.review.review_file import land_lines
+from po_assets.review.entries import land_lines
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, open_buffered
 from po_assets.text import join
@@ -144,11 +144,6 @@ class Synthesis:
     verdicts: dict[str, Verdict]
     landed: str
     """What became of the file in the landing folder, in a sentence."""
-
-    @property
-    def lines(self) -> list[bytes]:
-        """The rows as JSON lines."""
-        return [orjson.dumps(row) for row in self.rows]
 
 
 def make_conflicts(

@@ -5,6 +5,7 @@ readable as text at all is counted and left where it is. A corrected line is tak
 it is not rejected again; the verbatim old one stays in the review file, which is kept.
 """
 
+import argparse
 import codecs
 import os
 import shlex
@@ -22,7 +23,14 @@ from upath import UPath
 from po_assets.errors import UserError, all_faults
 from po_assets.intake.lines import Line, Reason, Rejected
 from po_assets.intake.normalization import line_id, normalize
-from po_assets.review.review_file import land_new_file, put_aside, read_entries, refuse_edited, write_entries
+from po_assets.review.entries import (
+    add_actions,
+    land_new_file,
+    put_aside,
+    read_entries,
+    refuse_edited,
+    write_entries,
+)
 from po_assets.storage import Layout, read_rows, replace_file
 from po_assets.text import amount, verb
 
@@ -39,6 +47,13 @@ _HEADER = """\
 #
 # checks all corrected lines before it lands any, as a new file in incoming/, and takes the old ones out of theirs.
 """
+
+
+def add_rejected(parser: argparse.ArgumentParser) -> None:
+    """Landed lines that could not be used."""
+    written = "write the rejected lines with their reasons into a file, and open it in $EDITOR"
+    landed = "land the corrected lines, and take the old ones out of their files"
+    add_actions(parser, {"edit": (edit_rejected, written), "land": (land_rejected, landed)})
 
 
 def rejected_file(layout: Layout) -> UPath:

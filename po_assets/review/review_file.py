@@ -2,25 +2,33 @@
 
 Which answers those are belongs to `candidates`. Two kinds stand in it, kept apart to the end. A corrected teacher row
 lands and replaces the old one; a corrected evaluation case changes its reference in the file of cases, never lands, and
-keeps being held out of training. YAML and not JSON lines, because answers are documents of many lines: in block scalars
-they stand without a single escape.
+keeps being held out of training.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import orjson
-import yaml
 from upath import UPath
 
 from po_assets.dataset.cases import COLUMNS, EvalCase, read_eval_cases
 from po_assets.errors import UserError
-from po_assets.intake.lines import Line, Reason, Rejected
-from po_assets.intake.normalization import REPLACES, normalize
+from po_assets.intake.lines import Rejected
+from po_assets.intake.normalization import REPLACES
 from po_assets.product_owner.contract import MIN_SCORE
-from po_assets.storage import Layout, digest_of, read_rows, replace_file
+from po_assets.review.entries import (
+    add_actions,
+    as_landed,
+    land_lines,
+    land_new_file,
+    plain,
+    put_aside,
+    read_entries,
+    write_entries,
+)
+from po_assets.storage import Layout, digest_of, read_rows
 from po_assets.text import amount, shown
 
 _HEADER = """\
@@ -37,7 +45,6 @@ _HEADER = """\
 #   evaluation_case  changes the reference answer (and `status`) in evaluation/po_eval_cases.jsonl. It is never trained
 #                    on. `student_answer` is only there to compare with.
 """
-_SEAL = "# digest of this file as it was written: "
 RIGHT = "right"
 """The verdict on an answer that needs no correction."""
 PARTS = {"concept": "concept", "requirements": "requirements_yaml", "vision": "vision_yaml", "review": "review_yaml"}
@@ -176,88 +183,9 @@ def _word(entry: Mapping[str, Any], key: str) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def write_entries(path: UPath, header: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """A file of entries for people: texts of several lines as block scalars, and a digest that shows any edit."""
-    texts = [
-        yaml.dump([entry], Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=110) for entry in entries
-    ]
-    head, body = (text.encode("utf-8", "backslashreplace") for text in (header, "\n".join(texts) or "[]\n"))
-    replace_file(path, head + f"{_SEAL}{_short_digest(head + body)}\n\n".encode() + body)
-
-
-def refuse_edited(path: UPath, command: str, again: str) -> None:
-    """Raise `UserError` if the file holds edits that `command` has not taken; `again` is what would overwrite it."""
-    if not path.exists():
-        return
-    head, _, rest = path.read_bytes().partition(_SEAL.encode())
-    written, _, body = rest.partition(b"\n\n")
-    if written.decode(errors="replace") != _short_digest(head + body):
-        raise UserError(
-            f"The file {str(path)!r} was edited and its corrections were not taken yet. Take them with `{command}`, or "
-            f"move or delete the file (also if it holds notes only), then {again}."
-        )
-
-
-def read_entries(path: UPath, first: str) -> list[Any]:
-    """What a person left of such a file.
-
-    Raises:
-        UserError: there is none (`first` says how to come by one), or it is not a YAML list any more.
-    """
-    if not path.exists():
-        raise UserError(f"There is no review file {str(path)!r}. {first}")
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} is not YAML any more: {error}. Mind the indentation of the blocks.") from error
-    if not isinstance(entries, list):
-        raise UserError(
-            f"{str(path)!r} must hold a list of entries, each starting with `-`, got {str(entries)[:40]!r}."
-        )
-    return entries
-
-
-def put_aside(path: UPath) -> None:
-    """Rename the file after its content, so that the next candidates get a fresh one and no edit is lost."""
-    content = path.read_bytes()
-    replace_file(path.parent / f"{path.stem}.landed-{_short_digest(content)}{path.suffix}", content)
-    path.unlink()
-
-
-def plain(text: str) -> str:
-    """A text without the white space at the ends of its lines, which block scalars do not keep."""
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-
-def as_landed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The normalized row that this row becomes when it has landed: who pays for an answer, or corrects one, asks first.
-
-    Raises:
-        Rejected: it would be rejected; its detail says why.
-    """
-    try:
-        line = orjson.dumps(row)
-    except TypeError:  # orjson's word for half a surrogate pair
-        raise Rejected(Reason.NOT_UTF8, "it holds half of a character, which no UTF-8 file can hold") from None
-    return normalize(Line("", 1, line, len(line))).row
-
-
-def land_lines(path: UPath, lines: Iterable[bytes]) -> bool:
-    """Make `path` hold exactly these lines, in one step; whether anything had to be written."""
-    content = b"".join(line + b"\n" for line in lines)
-    if path.exists() and path.read_bytes() == content:
-        return False
-    replace_file(path, content)
-    return True
-
-
-def land_new_file(layout: Layout, stem: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Land rows under a name made of their content, so that landing twice is landing once; the name."""
-    lines = [orjson.dumps(row) for row in rows]
-    digest = _short_digest(b"\n".join(lines))
-    name = f"{stem}-{digest}.jsonl"
-    land_lines(layout.incoming / name, lines)
-    return name
+def add_review(parser: argparse.ArgumentParser) -> None:
+    """Answers that people corrected in the file of `review_candidates`."""
+    add_actions(parser, {"land": (land, "take the corrections of the review file")})
 
 
 def land(layout: Layout, say: Callable[[str], object]) -> int:
@@ -420,18 +348,3 @@ def _landing_row(entry: Entry, original: Entry) -> dict[str, Any]:
         "teacher_product_vision": entry.vision_yaml.strip(),
         "teacher_product_owner_review": entry.review_yaml.strip(),
     }
-
-
-def _short_digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=5).hexdigest()
-
-
-class _BlockDumper(yaml.SafeDumper):
-    """Texts of several lines as block scalars."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_BlockDumper.add_representer(str, _represent_text)

@@ -33,15 +33,11 @@ _GATHER_SECONDS = 5.0
 _LISTED = 1_000
 """Newest batches of the account among which a round's is looked for."""
 _ENDED = {"completed", "failed", "expired", "cancelled"}
-_EXPIRED = Fault("expired", f"the provider did not answer within {WINDOW}", again=True, free=True)
-_CANCELLED = Fault("cancelled", "the batch was cancelled before its turn came", free=True)
 _WITHOUT_ANSWER = {
-    "expired": _EXPIRED,
-    "batch_expired": _EXPIRED,
-    "cancelled": _CANCELLED,
-    "batch_cancelled": _CANCELLED,
+    "expired": Fault("expired", f"the provider did not answer within {WINDOW}", again=True, free=True),
+    "cancelled": Fault("cancelled", "the batch was cancelled before its turn came", free=True),
 }
-"""By a batch's status, and by the code of a request's error."""
+"""By a batch's status, and by the code of a request's error, which may begin with `batch_`."""
 
 
 class _RefusedError(Exception):
@@ -207,7 +203,7 @@ class HostedBatches(TeacherClient):
             return
 
     def _reply(self, status: Any, body: Any, error: dict[str, Any]) -> Reply:
-        if known := _WITHOUT_ANSWER.get(error.get("code", "")):
+        if known := _WITHOUT_ANSWER.get(str(error.get("code")).removeprefix("batch_")):
             return Reply(fault=known)
         if isinstance(status, int) and status != 200:
             said = body.get("error") if isinstance(body, dict) else None

@@ -11,7 +11,7 @@ from typing import Any
 
 from po_assets.intake.lines import Rejected
 from po_assets.product_owner import ParsedAnswer, parse_answer, score_product_owner, validate_answer
-from po_assets.review.review_file import as_landed
+from po_assets.review.entries import as_landed
 from po_assets.teacher.journal import Attempt
 from po_assets.teacher.settings import TeacherLLM
 
