@@ -4,14 +4,19 @@ What they look at is `evidence`, their limits belong to `settings`.
 """
 # ruff: noqa: D102 - what `add` and `verdict` do is said at `dag.checks.RowCheck`
 
+import hashlib
 import math
 from array import array
 from collections import Counter
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from po_assets.dag import Artifacts, AssetChecks, Severity, Verdict, bar_chart, gate_record, histogram, write_gate
+from po_assets.dag.verdict import SHOWN_ROWS
 from po_assets.dataset.cases import read_eval_cases
-from po_assets.dataset.evidence import DatasetEvidence, RepeatedPrompts, TrainingRow
+from po_assets.dataset.evidence import DatasetEvidence, TrainingRow
 from po_assets.dataset.holdout import KINDS, HoldOut
 from po_assets.dataset.publication import PARTICULARS, token_budget
 from po_assets.dataset.selection import NEVER_SAMPLED_AWAY
@@ -19,7 +24,7 @@ from po_assets.dataset.settings import PromptSettings, SelectionSettings
 from po_assets.intake.checks import RowCheck, balance_verdict
 from po_assets.intake.ledger import Outcome
 from po_assets.model import BaseModel
-from po_assets.product_owner import validate_answer
+from po_assets.product_owner import STATUSES, validate_answer
 from po_assets.storage import file_digest
 from po_assets.storage.workers import BLOCK_ROWS
 from po_assets.text import amount, verb
@@ -281,25 +286,53 @@ class AnswerNotInPrompt(RowCheck):
 
 
 @supervised_checks.register(severity="WARN")
-class DuplicatePrompts(RepeatedPrompts):
+class DuplicatePrompts:
     """Every prompt has one answer."""
 
+    def __init__(self, _: DatasetEvidence) -> None:
+        # Compact arrays, one entry per row: a table without a limit on its rows must not fill the memory.
+        types = {"prompt": "Q", "pair": "Q", "file": "i", "line": "q", "status": "b"}
+        self.columns = {name: array(kind) for name, kind in types.items()}
+        self.files: dict[str, int] = {}
+
+    def add(self, row: TrainingRow) -> None:
+        status = STATUSES.index(row.status) if row.status in STATUSES else len(STATUSES)
+        texts = (text.encode("utf-8", "surrogatepass") for text in (row.prompt, f"{row.prompt}\x00{row.response}"))
+        digests = (int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) for text in texts)
+        values = (*digests, self.files.setdefault(row.file, len(self.files)), row.line, status)
+        for column, value in zip(self.columns.values(), values, strict=True):
+            column.append(value)
+
     def verdict(self) -> Verdict:
-        numbers, worst = self.counted()
-        rows, several = len(self.columns["line"]), numbers["repeated_prompts"]
-        different, copies = amount(numbers["different_prompts"], "different prompt"), numbers["exact_copies"]
+        table = pd.DataFrame({name: np.asarray(column) for name, column in self.columns.items()})
+        answers = table[table["prompt"].duplicated(keep=False)].groupby("prompt")
+        repeated = answers["status"].agg(["size", "nunique"])
+        repeated["contradict"] = repeated["nunique"] > 1
+        several, contradicting = len(repeated), int(repeated["contradict"].sum())
+        unlike, copies = table["prompt"].nunique(), int(table["pair"].duplicated().sum())
+        numbers = {"different_prompts": unlike, "repeated_prompts": several}
+        numbers |= {"exact_copies": copies, "contradicting_prompts": contradicting}
+        different = amount(unlike, "different prompt")
         if not several:
-            return Verdict(True, f"{amount(rows, 'row')}, {different}.", numbers=numbers)
+            return Verdict(True, f"{amount(len(table), 'row')}, {different}.", numbers=numbers)
+        # Only those that are shown are looked at one by one: there may be as many as half the rows.
+        worst = repeated.sort_values(["contradict", "size"], ascending=False, kind="stable").head(SHOWN_ROWS)
+        shown, files = [], list(self.files)
+        for found in map(answers.get_group, worst.index):
+            statuses = Counter((*STATUSES, "unreadable")[status] for status in found["status"])
+            said = ", ".join(f"{count} {name}" for name, count in statuses.most_common())
+            place = {"file": files[found["file"].iloc[0]], "line": int(found["line"].iloc[0])}
+            shown.append({**place, "answers": len(found), "statuses": said})
         summary = (
-            f"{rows:,} rows have only {different}: {several:,} of them {verb(several, 'has', 'have')} several "
-            f"answers, {numbers['contradicting_prompts']:,} with different statuses; {amount(copies, 'row')} "
+            f"{len(table):,} rows have only {different}: {several:,} of them {verb(several, 'has', 'have')} several "
+            f"answers, {contradicting:,} with different statuses; {amount(copies, 'row')} "
             f"{verb(copies, 'is an exact copy', 'are exact copies')}."
         )
         next_step = (
             "Several answers to one prompt weigh it more. To keep only the best one, set `drop_duplicates: true` in "
             "the resource `selection`. Answers with different statuses contradict each other: correct them."
         )
-        return Verdict(False, summary, next_step, worst, numbers, of=several)
+        return Verdict(False, summary, next_step, shown, numbers, of=several)
 
 
 @supervised_checks.register(severity="WARN")

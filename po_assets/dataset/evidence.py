@@ -4,20 +4,14 @@ It is training rows, not normalized ones, so that a fault of the stages before c
 a row or a table stands here; what it means, and what to do about it, in `checks`; an overlap is found by `holdout`.
 """
 
-import hashlib
 import re
-from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import orjson
-import pandas as pd
 
-from po_assets.dag.verdict import SHOWN_ROWS
 from po_assets.dataset.holdout import HoldOut, Overlap
 from po_assets.dataset.publication import TokenBudget, publication_fault
 from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, SCORE_COLUMN
@@ -26,7 +20,6 @@ from po_assets.intake.checks import TableEvidence
 from po_assets.intake.ledger import CLOSED_BY, Balance, Outcome, balance
 from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import ParsedAnswer, PromptParts, parse_answer, read_status, read_yaml, split_prompt
-from po_assets.product_owner.contract import STATUSES
 from po_assets.product_owner.prompts import Prompt
 from po_assets.storage import open_buffered, read_manifest, read_rows
 
@@ -135,43 +128,6 @@ class DatasetEvidence(TableEvidence):
                         place = {"file": entry["file"], "line": entry["line"], "score": row["score"]}
                         reason = ": ".join(filter(None, (entry["reason"], entry["detail"])))
                         yield {**place, "outcome": entry["outcome"], "reason": reason}
-
-
-class RepeatedPrompts:
-    """Finds the prompts that several rows have, and whether their answers contradict each other."""
-
-    def __init__(self, _: DatasetEvidence) -> None:
-        # Compact arrays, one entry per row: a table without a limit on its rows must not fill the memory.
-        types = {"prompt": "Q", "pair": "Q", "file": "i", "line": "q", "status": "b"}
-        self.columns = {name: array(kind) for name, kind in types.items()}
-        self._files: dict[str, int] = {}
-
-    def add(self, row: TrainingRow) -> None:
-        """Look at one row."""
-        status = STATUSES.index(row.status) if row.status in STATUSES else len(STATUSES)
-        texts = (text.encode("utf-8", "surrogatepass") for text in (row.prompt, f"{row.prompt}\x00{row.response}"))
-        digests = (int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) for text in texts)
-        values = (*digests, self._files.setdefault(row.file, len(self._files)), row.line, status)
-        for column, value in zip(self.columns.values(), values, strict=True):
-            column.append(value)
-
-    def counted(self) -> tuple[dict[str, int], list[dict[str, Any]]]:
-        """The numbers, and the repeated prompts: those with contradicting answers first, then by how often."""
-        table = pd.DataFrame({name: np.asarray(column) for name, column in self.columns.items()})
-        answers = table[table["prompt"].duplicated(keep=False)].groupby("prompt")
-        repeated = answers["status"].agg(["size", "nunique"])
-        repeated["contradict"] = repeated["nunique"] > 1
-        # Only those that are shown are looked at one by one: there may be as many as half the rows.
-        worst = repeated.sort_values(["contradict", "size"], ascending=False, kind="stable").head(SHOWN_ROWS)
-        shown, files = [], list(self._files)
-        for found in map(answers.get_group, worst.index):
-            statuses = Counter((*STATUSES, "unreadable")[status] for status in found["status"])
-            said = ", ".join(f"{count} {name}" for name, count in statuses.most_common())
-            place = {"file": files[found["file"].iloc[0]], "line": int(found["line"].iloc[0])}
-            shown.append({**place, "answers": len(found), "statuses": said})
-        numbers = {"different_prompts": table["prompt"].nunique(), "repeated_prompts": len(repeated)}
-        copies, contradicting = table["pair"].duplicated().sum(), repeated["contradict"].sum()
-        return numbers | {"exact_copies": int(copies), "contradicting_prompts": int(contradicting)}, shown
 
 
 def _plain(text: str) -> str:

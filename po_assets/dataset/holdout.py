@@ -10,7 +10,6 @@ with all cases together that none is counted.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from po_assets.dataset.cases import EvalCase
@@ -45,13 +44,12 @@ KINDS = {
 _SAME, _NEAR, _WITHIN, _ANSWER = KINDS
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """The evaluation case that a row gives away, and how."""
+class Overlap(NamedTuple):
+    """The evaluation case that a row gives away, and how; the greater, the more alike."""
 
-    case_id: str
     similarity: float
     """1 for the same input; the share of the case that the row holds where it stands within other text."""
+    case_id: str
     kind: str
     """One of `KINDS`."""
 
@@ -59,12 +57,6 @@ class Overlap:
     def same_input(self) -> bool:
         """Whether the row asks the very same."""
         return self.kind == _SAME
-
-
-class _Likeness(NamedTuple):
-    similarity: float
-    name: str
-    within: bool
 
 
 class HoldOut:
@@ -88,14 +80,13 @@ class HoldOut:
         `digest` is the input's digest where it is known already.
         """
         if case_id := self._by_digest.get(digest or input_digest(concept, requirements_yaml)):
-            return Overlap(case_id, 1.0, _SAME)
-        found = self._inputs.nearest(word_sequences(concept, requirements_yaml), self._threshold)
-        return Overlap(found.name, found.similarity, _WITHIN if found.within else _NEAR) if found else None
+            return Overlap(1.0, case_id, _SAME)
+        return self._inputs.nearest(word_sequences(concept, requirements_yaml), self._threshold)
 
     def find_answer(self, vision_yaml: str, review_yaml: str) -> Overlap | None:
         """The case whose reference answer this is, or nearly, or of which it holds the VISION or the REVIEW."""
         found = self._answers.nearest(answer_sequences(vision_yaml, review_yaml), self._threshold)
-        return Overlap(found.name.partition(_PART)[0], found.similarity, _ANSWER) if found else None
+        return Overlap(found.similarity, found.case_id.partition(_PART)[0], _ANSWER) if found else None
 
 
 class _Index:
@@ -110,7 +101,7 @@ class _Index:
         self._all = frozenset(self._names)
         self._smallest = min((size for size in self._sizes.values() if size >= _TELLING_SEQUENCES), default=0)
 
-    def nearest(self, sequences: Sequences, threshold: float) -> _Likeness | None:
+    def nearest(self, sequences: Sequences, threshold: float) -> Overlap | None:
         """The most similar text at or above the threshold, else the one that is held as a whole, else None."""
         shared = sequences & self._all
         # Texts of one length that are just similar enough hold this share of each other.
@@ -120,13 +111,12 @@ class _Index:
             return None
         counts = Counter(name for sequence in shared for name in self._names[sequence])
         sizes, size = self._sizes, len(sequences)
-        alike = [_Likeness(count / (size + sizes[name] - count), name, False) for name, count in counts.items()]
-        best = max(alike)
+        best = max(Overlap(count / (size + sizes[name] - count), name, _NEAR) for name, count in counts.items())
         if best.similarity >= threshold:
             return best
         telling = ((name, count) for name, count in counts.items() if sizes[name] >= _TELLING_SEQUENCES)
-        most = max((_Likeness(count / sizes[name], name, True) for name, count in telling), default=best)
-        return most if most.within and most.similarity >= held else None
+        most = max((Overlap(count / sizes[name], name, _WITHIN) for name, count in telling), default=None)
+        return most if most and most.similarity >= held else None
 
 
 def word_sequences(concept: str, requirements_yaml: str) -> Sequences:
