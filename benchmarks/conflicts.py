@@ -32,7 +32,7 @@ from po_assets.dataset.publication import build_supervised, token_budget
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.evaluation.answering import AnsweringModel, load_student
 from po_assets.evaluation.answers import AnswerCache, answer_cases, reference_limits
-from po_assets.evaluation.contrast import contrast_cases, contrast_record, judge_contrasts
+from po_assets.evaluation.contrast import contrast_cases, judge_contrasts
 from po_assets.evaluation.scoring import score_answers
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import confusion_matrix, summarize
@@ -239,7 +239,7 @@ def _train_and_answer(layout: Layout, pairs: list[tuple[str, str]], study: Study
         "cases": len(scored),
         "mean": summary.mean,
         "macro_f1": summary.macro_f1,
-        "contrast": contrast_record(contrast),
+        "contrast": asdict(contrast) if contrast else None,
         "valid": sum(answer.valid for answer in scored),
         "steps": student.manifest.extra["steps"],
         "epochs": study.recipe.epochs,

@@ -1,14 +1,23 @@
-"""What answers: the base model, or the student, loaded with its chat format and ready to decode.
+"""What answers: the base model or the student, loaded with its chat format, or a model of an OpenAI-compatible server.
 
-Which questions it gets belongs to `answers`; how tokens are chosen to `generate`.
+Which questions it gets belongs to `answers`; how tokens are chosen to `generate`. A server, such as vLLM with LoRA, is
+for large sets of cases; its name for the student holds the adapter's digest, so that no other adapter's answers are
+taken for it.
 """
 
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from po_assets.dataset.cases import EvalCase
 from po_assets.errors import UserError
+from po_assets.evaluation.settings import KEY_VARIABLE, Decoding
 from po_assets.model import (
     BaseModel,
     ChatTemplate,
@@ -23,8 +32,52 @@ from po_assets.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+    from openai import OpenAI
 
-    from po_assets.evaluation.generate import GrammarConstraint
+    from po_assets.evaluation.generate import GrammarConstraint, Request
+
+
+@dataclass
+class Question:
+    """What is asked for one case; `digest` is of everything that decides the answer besides model and decoding."""
+
+    case: EvalCase
+    grammar: str | None
+    max_new_tokens: int
+    digest: str
+    attempts: int = 0
+    reason: str = ""
+    """Why the last answer was not valid."""
+    seconds: float = 0.0
+
+    @property
+    def prompt(self) -> str:
+        """The case's, with a reminder where it is asked again."""
+        if not self.reason:
+            return self.case.prompt
+        return (
+            f"{self.case.prompt}\n\nReminder: your last answer could not be used, because {self.reason}. "
+            "Write both fenced YAML blocks, complete, with every key."
+        )
+
+    def seed(self, decoding: Decoding) -> int:
+        """Of the draws of this attempt; 63 bits."""
+        seed = hashlib.sha256(f"{decoding.seed}/{self.digest}/{self.attempts}".encode()).digest()
+        return int.from_bytes(seed[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One model's answer to one case."""
+
+    case_id: str
+    text: str
+    finish_reason: str
+    """`stop`: the model or the grammar ended it; `length`: it was cut at the token limit."""
+    tokens: int
+    seconds: float
+    """Computing time: each forward pass divided among the answers in it, so that the sum over answers is the whole."""
+    attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +110,28 @@ class AnsweringModel:
         from po_assets.evaluation.generate import grammar_tokenizer
 
         return grammar_tokenizer(self.chat.tokenizer, self.vocabulary)
+
+    def request(self, question: Question, decoding: Decoding) -> "Request":
+        """The question in tokens."""
+        from po_assets.evaluation.generate import Request
+
+        return Request(
+            key=question.case.case_id,
+            prompt_ids=self.chat.prompt_ids(question.prompt, question.case.asked_with.system),
+            constraint=self.constraint(question.grammar),
+            seed=question.seed(decoding),
+            max_new_tokens=question.max_new_tokens,
+        )
+
+    def answers(
+        self, batch: "Sequence[Request]", decoding: Decoding, on_step: Callable[[int], None] = lambda _rows: None
+    ) -> Iterator[Answer]:
+        """The answers to one batch as they are finished; `on_step` as in `generate.complete_batch`."""
+        from po_assets.evaluation import generate
+
+        for done in generate.complete_batch(self.model, batch, decoding, self.eos_ids, on_step):
+            text = self.chat.answer_text(done.token_ids)
+            yield Answer(done.key, text, done.finish_reason, len(done.token_ids), done.seconds)
 
 
 def load_baseline(folder: Path, spec: BaseModel) -> AnsweringModel:
@@ -131,3 +206,92 @@ def _changes_weights(student: Any) -> bool:
         for module in student.modules()
         for name, up in getattr(module, "lora_B", {}).items()
     )
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of a server, by the server's name for it."""
+
+    client: "OpenAI"
+    name: str
+
+    def answers(self, questions: Sequence[Question], decoding: Decoding) -> Iterator[Answer]:
+        """The answers as they come, `batch_size` asked side by side; each has its share of their time, about.
+
+        Raises:
+            UserError: the server refuses or cannot be reached.
+        """
+        from openai import OpenAIError
+
+        with ThreadPoolExecutor(decoding.batch_size) as pool:
+            futures = [pool.submit(self._answer, question, decoding) for question in questions]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            except OpenAIError as error:
+                raise UserError(
+                    f"The server {decoding.address!r} does not answer: {first_line(error)}. Answers that are finished "
+                    "are kept; mend the server or leave address empty, and materialize the report again."
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _answer(self, question: Question, decoding: Decoding) -> Answer:
+        began = time.perf_counter()
+        messages: Any = [*question.case.turns[:-1], {"role": "user", "content": question.prompt}]
+        # vLLM's field (backend guidance, which reads Lark); a server that knows none refuses it.
+        grammar = {"structured_outputs": {"grammar": question.grammar}} if question.grammar else {}
+        made = self.client.chat.completions.create(
+            model=self.name,
+            messages=messages,
+            max_tokens=question.max_new_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=question.seed(decoding) % 2**31,
+            extra_body=grammar,
+        )
+        choice, seconds = made.choices[0], time.perf_counter() - began
+        tokens = made.usage.completion_tokens if made.usage else 0
+        reason = "length" if choice.finish_reason == "length" else "stop"
+        text = choice.message.content or ""
+        return Answer(question.case.case_id, text, reason, tokens, seconds / decoding.batch_size)
+
+
+def served(address: str, name: str, adapter: Path | None = None) -> ServedModel:
+    """The model that the server calls `name`; vLLM is asked to load the `adapter` under it where it is not there.
+
+    Raises:
+        UserError: the server cannot be reached, or has no such model.
+    """
+    import httpx
+    from openai import OpenAI, OpenAIError
+
+    key = os.environ.get(KEY_VARIABLE) or "none"
+    client = OpenAI(base_url=address, api_key=key)
+    try:
+        names = [model.id for model in client.models.list()]
+        if name not in names and adapter:
+            loaded = httpx.post(
+                f"{address.rstrip('/')}/load_lora_adapter",
+                json={"lora_name": name, "lora_path": str(adapter)},
+                headers={"Authorization": f"Bearer {key}"},
+                timeout=300,
+            )
+            names += [name] if loaded.is_success else []
+    except (OpenAIError, httpx.HTTPError) as error:
+        raise UserError(
+            f"The server {address!r} (address of the decoding settings) cannot be asked: {first_line(error)}. Start "
+            "it, or leave address empty."
+        ) from error
+    if name not in names:
+        how = (
+            "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, so that it loads the adapter "
+            f"itself, or with --lora-modules {name}=FOLDER"
+            if adapter
+            else f"start it with --served-model-name {name}"
+        )
+        raise UserError(
+            f"The server {address!r} has no model {name!r}, but {', '.join(names) or 'none'}: {how}; or leave address "
+            "empty."
+        )
+    return ServedModel(client, name)

@@ -1,55 +1,34 @@
 """All cases answered by one model: from the cache where possible, else batch by batch, with progress in the log.
 
-Also the cache, which lets an interrupted evaluation go on, and the loading of what answers. How tokens are chosen
-belongs to `generate`; what an answer is worth to `scoring`.
+Also the cache, which lets an interrupted evaluation go on. What answers is in `answering`, how tokens are chosen in
+`generate`; what an answer is worth belongs to `scoring`.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from upath import UPath
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.errors import UserError
-from po_assets.evaluation.address import Asked, Said, ServedModel
-from po_assets.evaluation.answering import AnsweringModel
+from po_assets.evaluation.answering import Answer, AnsweringModel, Question, ServedModel
 from po_assets.evaluation.settings import ENGINE_VERSION, Decoding
-from po_assets.model import (
-    ChatTemplate,
-)
+from po_assets.model import ChatTemplate
 from po_assets.product_owner import parse_answer, validate_answer
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
 from po_assets.storage import digest_of, full_disk_named, is_local, replace_file
 from po_assets.text import Progress, shown
 from po_assets.training.memory import memory_named
 
-if TYPE_CHECKING:
-    from po_assets.evaluation.generate import Request
-
 Log = Callable[[str], None]
 
 _LOG_SECONDS = 15.0
 _EXPECTED_TOKENS = 300  # of an answer, until the first is finished
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One model's answer to one case."""
-
-    case_id: str
-    text: str
-    finish_reason: str
-    """`stop`: the model or the grammar ended it; `length`: it was cut at the token limit."""
-    tokens: int
-    seconds: float
-    """Computing time: each forward pass divided among the answers in it, so that the sum over answers is the whole."""
-    attempts: int = 1
 
 
 class AnswerCache:
@@ -92,19 +71,23 @@ def answer_cases(
     """
     limits = reference_limits(cases)
     everything = [_question(case, decoding, limits) for case in cases]
-    known = {q.case.case_id: answer for q in everything if (answer := cache.get(q.asked))}
+    known = {q.case.case_id: answer for q in everything if (answer := cache.get(q.digest))}
     questions = [question for question in everything if question.case.case_id not in known]
     if questions:
         asked = [question.case for question in questions]
         _refuse(decoding_faults(asked, decoding, limits))
         log(f"{name}: {len(known)} of {len(cases)} answers are cached, {len(questions)} are to be generated")
-        with memory_named(lambda: f"while {name} answered", lambda: _smaller(decoding)):
+        way_out = (
+            f"Lower batch_size of the decoding settings (now {decoding.batch_size}) and materialize baseline_report "
+            "and eval_report again: the adapter stays in place, nothing is trained anew."
+        )
+        with memory_named(lambda: f"while {name} answered", lambda: way_out):
             answering = load_model()
             if isinstance(answering, AnsweringModel):  # a server knows its own context, and refuses what exceeds it
                 _refuse(decoding_faults(asked, decoding, limits, answering.chat, context_of(answering.model.config)))
             meter = _Meter(name, len(questions), log)
             for question, answer in _answered(answering, questions, decoding, meter):
-                cache.add(question.asked, answer)
+                cache.add(question.digest, answer)
                 known[question.case.case_id] = answer
         meter.finish()
     else:
@@ -113,16 +96,9 @@ def answer_cases(
     return [replace(known[case.case_id], case_id=case.case_id) for case in cases]
 
 
-def _smaller(decoding: Decoding) -> str:
-    return (
-        f"Lower batch_size of the decoding settings (now {decoding.batch_size}) and materialize baseline_report and "
-        "eval_report again: the adapter stays in place, nothing is trained anew."
-    )
-
-
 def reference_limits(cases: Sequence[EvalCase]) -> GrammarLimits:
     """How long answers may be: as the reference answers of all cases need."""
-    return limits_of((case.reference_vision_yaml or "", case.reference_review_yaml or "") for case in cases)
+    return limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
 
 
 def decoding_faults(
@@ -146,16 +122,16 @@ def decoding_faults(
             f"(case {shown(case_id)}): an answer could be cut. Leave it empty, or set it to {needed} or more."
         )
     if chat and context:
-        lengths = {case.case_id: len(chat.prompt_ids(case.prompt, case.asked_with.system)) for case in cases}
-        room = {
-            case.case_id: decoding.max_new_tokens or limits.longest_answer(len(case.requirement_ids)) for case in cases
-        }
-        longest = max(lengths, key=lambda case_id: lengths[case_id] + room[case_id])
-        if lengths[longest] + room[longest] > context:
+        needs = []
+        for case in cases:
+            most = decoding.max_new_tokens or limits.longest_answer(len(case.requirement_ids))
+            needs.append((len(chat.prompt_ids(case.prompt, case.asked_with.system)), most, case.case_id))
+        length, most, case_id = max(needs, key=lambda need: need[0] + need[1])
+        if length + most > context:
             faults.append(
-                f"The prompt of case {shown(longest)} has {lengths[longest]:,} tokens; with an answer of up to "
-                f"{room[longest]:,} that is more than the model's context of {context:,}. Lower max_new_tokens (with "
-                "mode free), shorten the reference answers, or use a base model with a longer context."
+                f"The prompt of case {shown(case_id)} has {length:,} tokens; with an answer of up to {most:,} that is "
+                f"more than the model's context of {context:,}. Lower max_new_tokens (with mode free), shorten the "
+                "reference answers, or use a base model with a longer context."
             )
     return faults
 
@@ -174,37 +150,25 @@ def _refuse(faults: Sequence[str]) -> None:
         raise UserError(" ".join(faults))
 
 
-@dataclass
-class _Question:
-    """What is asked for one case; `asked` is the digest of everything that decides the answer besides the model."""
-
-    case: EvalCase
-    grammar: str | None
-    max_new_tokens: int
-    asked: str
-    attempts: int = 0
-    reason: str = ""
-    seconds: float = 0.0
-
-
-def _question(case: EvalCase, decoding: Decoding, limits: GrammarLimits) -> _Question:
+def _question(case: EvalCase, decoding: Decoding, limits: GrammarLimits) -> Question:
     most = decoding.max_new_tokens or limits.longest_answer(len(case.requirement_ids))
     # Only without a grammar does the limit decide what comes out.
     grammar = None if decoding.mode == "free" else answer_grammar(case.requirement_ids, limits)
     system = [case.asked_with.system] if case.asked_with.system else []
-    return _Question(case, grammar, most, asked=digest_of([*system, case.prompt, grammar or most, ENGINE_VERSION]))
+    return Question(case, grammar, most, digest_of([*system, case.prompt, grammar or most, ENGINE_VERSION]))
 
 
 def _answered(
-    answering: AnsweringModel | ServedModel, questions: list[_Question], decoding: Decoding, meter: "_Meter"
-) -> Iterator[tuple[_Question, Answer]]:
+    answering: AnsweringModel | ServedModel, questions: list[Question], decoding: Decoding, meter: "_Meter"
+) -> Iterator[tuple[Question, Answer]]:
     """Final answers as they come; with retries, an invalid one is asked for again after all others had their turn."""
     by_case, asking = {question.case.case_id: question for question in questions}, questions
     while asking:
-        again: list[_Question] = []
-        for said in _said(answering, asking, decoding, meter):
-            question = by_case[said.key]
-            answer = _answer(question, said)
+        again: list[Question] = []
+        for given in _given(answering, asking, decoding, meter):
+            question = by_case[given.case_id]
+            question.seconds += given.seconds
+            answer = replace(given, seconds=round(question.seconds, 3), attempts=question.attempts)
             parsed = parse_answer(answer.text)
             verdict = validate_answer(parsed.vision_yaml, parsed.review_yaml)
             if verdict or question.attempts > decoding.retries:
@@ -216,72 +180,23 @@ def _answered(
         asking = again
 
 
-def _said(
-    answering: AnsweringModel | ServedModel, questions: list[_Question], decoding: Decoding, meter: "_Meter"
-) -> Iterator[Said]:
+def _given(
+    answering: AnsweringModel | ServedModel, questions: list[Question], decoding: Decoding, meter: "_Meter"
+) -> Iterator[Answer]:
     """An answer to each question as it comes, by a server or batch by batch in this process."""
-    from po_assets.evaluation import generate
+    from po_assets.evaluation.generate import batches_by_length
 
     for question in questions:
         question.attempts += 1
     if isinstance(answering, ServedModel):
-        asked = [_asked(question, decoding) for question in questions]
-        for said in answering.answers(asked, decoding):
-            meter.step(0, said.tokens)
-            yield said
+        for answer in answering.answers(questions, decoding):
+            meter.step(0, answer.tokens)
+            yield answer
         return
-    for batch in generate.batches_by_length(_requests(answering, questions, decoding), decoding.batch_size):
+    requests = [answering.request(question, decoding) for question in questions]
+    for batch in batches_by_length(requests, decoding.batch_size):
         meter.longest = 0
-        for done in generate.complete_batch(answering.model, batch, decoding, answering.eos_ids, meter.step):
-            text = answering.chat.answer_text(done.token_ids)
-            yield Said(done.key, text, done.finish_reason, len(done.token_ids), done.seconds)
-
-
-def _asked(question: _Question, decoding: Decoding) -> Asked:
-    case = question.case
-    turns = [*case.turns[:-1], {"role": "user", "content": _prompt(question)}]
-    return Asked(case.case_id, turns, question.grammar, question.max_new_tokens, _seed(question, decoding))
-
-
-def _seed(question: _Question, decoding: Decoding) -> int:
-    seed = hashlib.sha256(f"{decoding.seed}/{question.asked}/{question.attempts}".encode()).digest()
-    return int.from_bytes(seed[:8], "big") >> 1
-
-
-def _requests(answering: AnsweringModel, questions: list[_Question], decoding: Decoding) -> "list[Request]":
-    from po_assets.evaluation.generate import Request
-
-    return [
-        Request(
-            key=question.case.case_id,
-            prompt_ids=answering.chat.prompt_ids(_prompt(question), question.case.asked_with.system),
-            constraint=answering.constraint(question.grammar),
-            seed=_seed(question, decoding),
-            max_new_tokens=question.max_new_tokens,
-        )
-        for question in questions
-    ]
-
-
-def _prompt(question: _Question) -> str:
-    if not question.reason:
-        return question.case.prompt
-    return (
-        f"{question.case.prompt}\n\nReminder: your last answer could not be used, because {question.reason}. "
-        "Write both fenced YAML blocks, complete, with every key."
-    )
-
-
-def _answer(question: _Question, said: Said) -> Answer:
-    question.seconds += said.seconds
-    return Answer(
-        case_id=question.case.case_id,
-        text=said.text,
-        finish_reason=said.finish_reason,
-        tokens=said.tokens,
-        seconds=round(question.seconds, 3),
-        attempts=question.attempts,
-    )
+        yield from answering.answers(batch, decoding, meter.step)
 
 
 def tokens_left(mean: float, *, running: int, written: int, waiting: int) -> float:

@@ -215,7 +215,7 @@ def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict
         "report_json": place(report),
         "promotion": evaluation.promotion,
         "decoding": record.context["decoding"],
-        "without_grammar": free.described if free else "The student was not asked without grammar.",
+        "without_grammar": free["described"] if free else "The student was not asked without grammar.",
         **{_key(name): figure_picture(figure, name) for name, figure in evaluation_figures(found).items()},
     }
 

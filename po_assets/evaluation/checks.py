@@ -20,9 +20,7 @@ from po_assets.evaluation.statistics import (
     Judgement,
     PairedDifference,
     Summary,
-    confusion_matrix,
     judgement,
-    majority_share,
     paired_difference,
     summarize,
 )
@@ -48,7 +46,7 @@ class Evidence:
     """The student again, under consumers' prompts."""
 
     def __post_init__(self) -> None:
-        refuse_unpaired(self.baseline, self.student)
+        _refuse_unpaired(self.baseline, self.student)
 
     @cached_property
     def summary(self) -> Summary:
@@ -266,18 +264,14 @@ def non_inferiority(found: Evidence) -> Verdict:
 @criterion
 def status_accuracy(found: Evidence) -> Verdict:
     """The status is right more often than by always giving the most frequent one; the metric does not see this."""
-    summary, guess = found.summary, majority_share(found.student)
-    known = [answer for answer in found.student if answer.reference_status]
-    missed = ", ".join(
-        f"{row[status]} of {sum(row.values())} {status}"
-        for status, row in confusion_matrix(known).items()
-        if sum(row.values())
-    )
+    summary, judged = found.summary, found.judgement
+    guess = judged.guessed / judged.cases if judged.cases else 1.0
+    missed = ", ".join(f"{hits} of {of} {status}" for status, (hits, of, _, _) in judged.recalls.items())
     return Verdict(
         passed=summary.status_accuracy > guess,
         required=f"more than {guess:.1%}",
         value=f"{summary.status_accuracy:.1%}",
-        summary=f"{sum(answer.status_is_right for answer in known)} of {len(known)} answers give the right status "
+        summary=f"{judged.right} of {judged.cases} answers give the right status "
         f"({summary.status_accuracy:.1%}, macro-F1 {summary.macro_f1:.2f}); always giving the most frequent one would "
         f"be right in {guess:.1%}. Right were {missed or 'none: no case has a right status'}.",
         next_step="The metric does not see this. The check's table lists the wrong ones; more training rows of the "
@@ -352,7 +346,7 @@ def eval_report_gate(artifacts: Artifacts, gate: GateProfile) -> Evidence:
 evaluation_checks = [eval_report_gate]
 
 
-def refuse_unpaired(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer]) -> None:
+def _refuse_unpaired(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer]) -> None:
     """Raise `UserError` unless both sides answered the same cases under the same decoding and metric."""
     faults = []
     one, other = ({answer.case_id for answer in side} for side in (baseline, student))

@@ -8,26 +8,24 @@ from the vision that it wrote for the case itself, and stops after the status: e
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import yaml
 
 from po_assets.dataset.cases import EvalCase
-from po_assets.evaluation.answers import Answer, AnswerCache
+from po_assets.evaluation.answering import Answer, AnsweringModel
+from po_assets.evaluation.answers import AnswerCache
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import wilson
 from po_assets.product_owner import STATUSES, cited_ids, read_alignment, read_yaml
-from po_assets.product_owner.concept import stated_exclusion, stated_needs
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, REVIEW
-from po_assets.product_owner.documents import write_yaml
+from po_assets.product_owner.documents import stated_exclusion, stated_needs, write_yaml
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
 from po_assets.storage import digest_of
-
-if TYPE_CHECKING:
-    from po_assets.evaluation.answering import AnsweringModel
 
 SEED = 42
 _REVIEW = f"```yaml {REVIEW}\n"
@@ -60,14 +58,8 @@ class ContrastResult:
     by_kind: dict[str, tuple[int, int]]
     """Consistent pairs, and all, by kind."""
 
-    @property
-    def described(self) -> str:
-        """One sentence."""
-        share = self.consistent / self.pairs
-        return (
-            f"Contrast consistency {share:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f}): in "
-            f"{self.consistent} of {self.pairs} pairs of a case and its changed twin both statuses are right."
-        )
+    described: str
+    """In one sentence."""
 
 
 def contrast_cases(cases: Sequence[EvalCase], seed: int = SEED) -> list[Contrast]:
@@ -180,7 +172,7 @@ def judge_contrasts(
     contrasts: Sequence[Contrast],
     student: Sequence[ScoredAnswer],
     cache: AnswerCache,
-    load_model: "Callable[[], AnsweringModel]",
+    load_model: Callable[[], AnsweringModel],
     *,
     decoding: Decoding,
     limits: GrammarLimits,
@@ -213,27 +205,26 @@ def judge_contrasts(
     pairs = [pair for pair in pairs if said[pair.original.prompt] and said[pair.changed.prompt]]
     if not pairs:
         return None
-    right = [
-        said[pair.original.prompt] == pair.original.status and said[pair.changed.prompt] == pair.changed.status
+    all_by_kind = Counter(pair.kind for pair in pairs)
+    right_by_kind = Counter(
+        pair.kind
         for pair in pairs
-    ]
-    kinds = dict.fromkeys(pair.kind for pair in pairs)
+        if said[pair.original.prompt] == pair.original.status and said[pair.changed.prompt] == pair.changed.status
+    )
+    right = right_by_kind.total()
+    low, high = wilson(right, len(pairs))
     return ContrastResult(
         pairs=len(pairs),
-        consistent=sum(right),
-        interval=wilson(sum(right), len(right)),
-        by_kind={
-            kind: (
-                sum(ok for ok, pair in zip(right, pairs, strict=True) if pair.kind == kind),
-                sum(pair.kind == kind for pair in pairs),
-            )
-            for kind in kinds
-        },
+        consistent=right,
+        interval=(low, high),
+        by_kind={kind: (right_by_kind[kind], of) for kind, of in all_by_kind.items()},
+        described=f"Contrast consistency {right / len(pairs):.2f} ({low:.2f} to {high:.2f}): in {right} of "
+        f"{len(pairs)} pairs of a case and its changed twin both statuses are right.",
     )
 
 
 def own_verdicts(
-    answering: "AnsweringModel",
+    answering: AnsweringModel,
     questions: Sequence[tuple[EvalCase, str]],
     decoding: Decoding,
     limits: GrammarLimits,
@@ -242,7 +233,7 @@ def own_verdicts(
 
     The grammar is that of an answer, and ends after the status; a vision that it does not permit gets an empty answer.
     """
-    from po_assets.evaluation.generate import Request, batches_by_length, complete_batch
+    from po_assets.evaluation.generate import Request, batches_by_length
 
     requests = []
     for case, vision in questions:
@@ -259,9 +250,7 @@ def own_verdicts(
         requests.append(Request(case.prompt, ids, constraint))
     greedy = decoding.with_values(temperature=0.0, retries=0)
     for batch in batches_by_length(requests, decoding.batch_size):
-        for done in complete_batch(answering.model, batch, greedy, answering.eos_ids):
-            text = answering.chat.answer_text(done.token_ids)
-            yield Answer(done.key, text, done.finish_reason, len(done.token_ids), done.seconds)
+        yield from answering.answers(batch, greedy)
 
 
 def verdict_of(answer: Answer | None) -> str:
@@ -271,11 +260,6 @@ def verdict_of(answer: Answer | None) -> str:
 
 def _grammar(case: EvalCase, limits: GrammarLimits) -> str:
     return answer_grammar(case.requirement_ids, limits, until_status=True)
-
-
-def contrast_record(result: ContrastResult | None) -> dict[str, Any] | None:
-    """For JSON."""
-    return None if result is None else {**asdict(result), "described": result.described}
 
 
 def _own_vision(text: str) -> str:

@@ -21,27 +21,26 @@ from upath import UPath
 from po_assets.dag import Artifacts, GateRecord
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
-from po_assets.evaluation.address import ServedModel, served
-from po_assets.evaluation.answering import AnsweringModel, computed_in, load_baseline, load_student
-from po_assets.evaluation.answers import Answer, AnswerCache, Log, answer_cases, reference_limits
-from po_assets.evaluation.checks import Evidence, refuse_unpaired
+from po_assets.evaluation.answering import (
+    Answer,
+    AnsweringModel,
+    ServedModel,
+    computed_in,
+    load_baseline,
+    load_student,
+    served,
+)
+from po_assets.evaluation.answers import AnswerCache, Log, answer_cases, reference_limits
+from po_assets.evaluation.checks import Evidence
 from po_assets.evaluation.consumers import ask_consumers, consumer_rows, write_consumers
 from po_assets.evaluation.contrast import ContrastResult, contrast_cases, judge_contrasts
 from po_assets.evaluation.gate import judge, settle, verdict_rows
-from po_assets.evaluation.report import (
-    FreeRun,
-    build_report,
-    drawn,
-    evaluation_figures,
-    free_run,
-    read_report,
-    write_report,
-)
+from po_assets.evaluation.report import free_run, write_report
 from po_assets.evaluation.scoring import ScoredAnswer, read_scored, score_answers
 from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, base_model_digest, decide_quantization, ensure_base_model, require_hardware
 from po_assets.product_owner import format_answer
-from po_assets.product_owner.templates import BUILT_IN, Prompt
+from po_assets.product_owner.prompts import BUILT_IN, Prompt
 from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_manifest
 from po_assets.text import say, shown
 from po_assets.training.handover import travelled_prompt
@@ -57,7 +56,7 @@ class Evaluation:
 
     found: Evidence
     record: GateRecord
-    free: FreeRun | None
+    free: dict[str, Any] | None
     contrast: ContrastResult | None
     promotion: str
     """What became of the adapter, in one sentence."""
@@ -107,7 +106,7 @@ def evaluate_student(
     refuse_other_baseline(baseline, cases, decoding, base_digest, layout)
 
     with _adapter_snapshot(layout, base_model_digest(folder)) as (adapter, adapter_sha256):
-        own = cases[0].asked_with if cases else BUILT_IN
+        own = cases[0].asked_with
         _refuse_other_prompt(travelled_prompt(adapter), own)
         digest = digest_of([base_digest, adapter_sha256])
         load = functools.cache(lambda: load_student(folder, spec, adapter))
@@ -126,7 +125,7 @@ def evaluate_student(
         if decoding.mode == "constrained" and decoding.free_cases:
             some = spread(cases, decoding.free_cases)
             free = free_run(ask(some, decoding.free(), "student without grammar"))
-            log(free.described if free else "")
+            log(free["described"])
 
         # A server does not go on from a VISION that the student wrote before, as the contrasts want it.
         contrast = judge_contrasts(
@@ -152,16 +151,16 @@ def evaluate_student(
             contrast=contrast.described if contrast else "",
             prompt=f"The own prompt is {own.name} (digest {own.digest[:12]}).",
         )
-        report = build_report(
+        write_report(
+            layout.report_json,
+            layout.report_html,
             cases,
             found,
             record,
             models={"baseline": spec.name, "student": f"{spec.name} with adapter {adapter_sha256[:12]}"},
             free=free,
             contrast=contrast,
-            previous=read_report(layout.report_json),
         )
-        write_report(report, layout.report_json, layout.report_html, _pictures(found))
         promotion = settle(layout, record, adapter)
         log(f"{record.context['sentence']} {promotion}")
         return Evaluation(found, record, free, contrast, promotion)
@@ -185,14 +184,14 @@ def refuse_other_baseline(
         faults.append(f"it was decoded with other settings than the student's ({decoding.described()})")
     if any(answer.model_digest != base_digest for answer in baseline):
         faults.append("it is of another base model than the student's")
-    if manifest is not None and cases and manifest.inputs.get("prompt", BUILT_IN.digest) != cases[0].asked_with.digest:
-        faults.append(f"it was asked under another prompt than the student is ({cases[0].asked_with.name})")
+    own = cases[0].asked_with
+    if manifest is not None and manifest.inputs.get("prompt", BUILT_IN.digest) != own.digest:
+        faults.append(f"it was asked under another prompt than the student is ({own.name})")
     if faults:
         raise UserError(
             f"The baseline does not fit this evaluation: {'; '.join(faults)}. Materialize baseline_report with the "
             "same settings, then eval_report again."
         )
-    refuse_unpaired(baseline, baseline)
 
 
 def _refuse_other_prompt(trained: Prompt, own: Prompt) -> None:
@@ -206,8 +205,7 @@ def _refuse_other_prompt(trained: Prompt, own: Prompt) -> None:
 
 def spread(cases: Sequence[EvalCase], count: int) -> list[EvalCase]:
     """`count` cases at even distances, so that every tier and status has its share; all when there are fewer."""
-    if count >= len(cases):
-        return list(cases)
+    count = min(count, len(cases))
     return [cases[index * len(cases) // count] for index in range(count)]
 
 
@@ -228,10 +226,6 @@ def _adapter_snapshot(layout: Layout, base_digest: str) -> Iterator[tuple[Path, 
 
 def _model_digest(folder: Path, spec: BaseModel) -> str:
     return digest_of([base_model_digest(folder), decide_quantization(spec)[0]])
-
-
-def _pictures(found: Evidence) -> dict[str, str]:
-    return drawn(evaluation_figures(found))
 
 
 # Answers made elsewhere
@@ -294,15 +288,14 @@ def rescore(
     student = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding)
     found = Evidence(baseline, student)
     record = judge(found, digest, cases_sha256=cases_sha256, decoding="answers made elsewhere")
-    document = output / "po_rescored_report.json"
-    report = build_report(
+    write_report(
+        output / "po_rescored_report.json",
+        output / "po_rescored_report.html",
         cases,
         found,
         record,
         models={"baseline": baseline[0].model_digest[:12], "student": f"answers file {digest[:12]}"},
-        previous=read_report(document),
     )
-    write_report(report, document, output / "po_rescored_report.html", _pictures(found))
     return record
 
 
@@ -315,7 +308,7 @@ def read_answers(path: Path, cases: Sequence[EvalCase]) -> list[Answer]:
     known, seen, faults, answers = {case.case_id for case in cases}, set(), [], []
     for number, record in enumerate(_records(path), start=1):
         case_id = str(record.get("case_id", "")) if isinstance(record, dict) else ""
-        text = _text(record) if isinstance(record, dict) else None
+        text = _text(record)
         if text is None or not case_id:
             faults.append(f"answer {number} lacks case_id, or vision_yaml and review_yaml (or text)")
         elif case_id not in known:
@@ -376,10 +369,13 @@ def _details(record: dict[str, Any]) -> tuple[str, int, float]:
     return reason, int(numbers[0]), float(numbers[1])
 
 
-def _text(record: dict[str, Any]) -> str | None:
+def _text(record: Any) -> str | None:
+    """An answer's text, as it is or of its blocks; None where the record has none."""
+    if not isinstance(record, dict):
+        return None
     if isinstance(record.get("text"), str):
         return str(record["text"])
-    vision, review = record.get("vision_yaml"), record.get("review_yaml")
-    if not isinstance(vision, str) and not isinstance(review, str):
+    blocks = [record.get("vision_yaml"), record.get("review_yaml")]
+    if blocks == [None, None] or not all(isinstance(block, str | None) for block in blocks):
         return None
-    return format_answer(vision or "", review or "")
+    return format_answer(blocks[0] or "", blocks[1] or "")

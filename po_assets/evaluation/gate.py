@@ -110,41 +110,40 @@ def settle(layout: Layout, record: GateRecord, adapter: Path) -> str:
     `adapter` is the folder of the evaluated copy. One at a time: what two runs promote takes its turn.
     """
     with lock(layout.current.parent / ".gate.lock", wait=True):
-        return _settle(layout, record, adapter)
-
-
-def _settle(layout: Layout, record: GateRecord, adapter: Path) -> str:
-    write_gate(gate_path(layout), record)
-    verdicts = [*_history(layout), record]
-    replace_file(
-        _history_path(layout), b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in verdicts[-_KEPT_VERDICTS:])
-    )
-    section = _card_section([one for one in verdicts if one.sha256 == record.sha256])
-    write_gate_section(adapter, section)
-    # One adapter, one card: not where another was published or promoted meanwhile.
-    published = published_directory(layout.adapter)
-    if (manifest := read_manifest(published)) and manifest.sha256 == record.sha256:
-        write_gate_section(published, section)
-    before = current_gate(layout)
-    if before and before.sha256 == record.sha256:
-        write_gate_section(published_directory(layout.current), section)
-    if (version := _version(layout, record)).is_dir():  # also of one that was current before, and may be again
-        write_gate_section(version, section)
-    name, place = f"Adapter {record.sha256[:12]}", "/".join(layout.current.parts[-2:])
-    if record.passed:
-        promote(layout, record, adapter)
+        write_gate(gate_path(layout), record)
+        verdicts = [*_history(layout), record]
+        replace_file(
+            _history_path(layout),
+            b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in verdicts[-_KEPT_VERDICTS:]),
+        )
+        section = _card_section([one for one in verdicts if one.sha256 == record.sha256])
+        write_gate_section(adapter, section)
+        # One adapter, one card: not where another was published or promoted meanwhile.
+        published = published_directory(layout.adapter)
+        if (manifest := read_manifest(published)) and manifest.sha256 == record.sha256:
+            write_gate_section(published, section)
+        before = current_gate(layout)
         if before and before.sha256 == record.sha256:
-            return f"{name} stays {place}: it passed again, as on {before.time}."
-        return f"{name} is now {place}."
-    if before is None:
-        return f"{name} is not promoted; no adapter is current yet."
-    if before.sha256 != record.sha256:
-        return f"{name} is not promoted; adapter {before.sha256[:12]}, which passed on {before.time}, stays {place}."
-    return (
-        f"{name} is {place} since an earlier gate (it passed last on {before.time}), and fails now "
-        f"({', '.join(record.failed)}; profile {record.context['profile']['name']}). It stays in use until another "
-        f"passes: train again, or point {place} to an earlier one in models/promoted."
-    )
+            write_gate_section(published_directory(layout.current), section)
+        if (version := _version(layout, record)).is_dir():  # also of one that was current before, and may be again
+            write_gate_section(version, section)
+        name, place = f"Adapter {record.sha256[:12]}", "/".join(layout.current.parts[-2:])
+        if record.passed:
+            promote(layout, record, adapter)
+            if before and before.sha256 == record.sha256:
+                return f"{name} stays {place}: it passed again, as on {before.time}."
+            return f"{name} is now {place}."
+        if before is None:
+            return f"{name} is not promoted; no adapter is current yet."
+        if before.sha256 != record.sha256:
+            return (
+                f"{name} is not promoted; adapter {before.sha256[:12]}, which passed on {before.time}, stays {place}."
+            )
+        return (
+            f"{name} is {place} since an earlier gate (it passed last on {before.time}), and fails now "
+            f"({', '.join(record.failed)}; profile {record.context['profile']['name']}). It stays in use until another "
+            f"passes: train again, or point {place} to an earlier one in models/promoted."
+        )
 
 
 def _history_path(layout: Layout) -> UPath:
@@ -172,9 +171,7 @@ def _card_section(verdicts: Sequence[GateRecord]) -> str:
     lines = [
         f"The gate **{verdict}** on {last.time} ({profile}). {last.context['sentence']}{promoted}",
         "",
-        "| criterion | required | value | verdict |",
-        "| --- | --- | --- | --- |",
-        *("| " + " | ".join(row.values()) + " |" for row in verdict_rows(last)),
+        markdown_table(("criterion", "required", "value", "verdict"), (row.values() for row in verdict_rows(last))),
         "",
         *(text for text in (last.context.get("judgement"), last.context.get("contrast")) if text),
         "",
@@ -201,8 +198,8 @@ def _consumer_table(record: GateRecord) -> list[str]:
     return [title, "", markdown_table(rows[0], (row.values() for row in rows)), ""]
 
 
-def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:
-    """Make the evaluated adapter, whose folder is `adapter`, the current one; returns `layout.current`.
+def promote(layout: Layout, record: GateRecord, adapter: Path) -> None:
+    """Make the evaluated adapter, whose folder is `adapter`, the current one.
 
     It is copied, since the next training replaces its folder. On a file system `current` is a symbolic link that is
     replaced in one step. In an object store it is a folder of its own, whose pointer to the newest version is.
@@ -214,7 +211,7 @@ def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:
         raise UserError(f"The gate of adapter {record.sha256[:12]} did not pass, it is not promoted.")
     if not is_local(layout.current):
         _copy(adapter, layout.current, record)
-        return layout.current
+        return
     current = Path(str(layout.current)).absolute()
     version = Path(str(_version(layout, record))).absolute()
     versions = version.parent
@@ -225,7 +222,6 @@ def promote(layout: Layout, record: GateRecord, adapter: Path) -> UPath:
     link.symlink_to(version.relative_to(current.parent))
     link.replace(current)
     _prune(versions, keep=version)
-    return layout.current
 
 
 def current_gate(layout: Layout) -> GateRecord | None:

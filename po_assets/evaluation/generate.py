@@ -167,7 +167,10 @@ def complete_batch(
     """
     if empty := [request.key for request in requests if not request.prompt_ids]:
         raise ValueError(f"no prompt tokens for {', '.join(empty)}: nothing can be generated from an empty prompt")
-    rows = [_new_row(request, decoding) for request in requests]
+    rows = [
+        _Row(request, generator=None if decoding.greedy else torch.Generator().manual_seed(request.seed))
+        for request in requests
+    ]
     device = model.device
     input_ids, attention = left_padded([row.request.prompt_ids for row in rows])
     input_ids, attention = input_ids.to(device), attention.to(device)
@@ -207,11 +210,6 @@ def complete_batch(
         input_ids = torch.tensor(tokens, device=device)[:, None]
         attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
         position_ids = last_positions + 1
-
-
-def _new_row(request: Request, decoding: Decoding) -> _Row:
-    generator = None if decoding.greedy else torch.Generator().manual_seed(request.seed)
-    return _Row(request, generator=generator)
 
 
 def left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from po_assets.dag import GateRecord, data_uri
 from po_assets.dataset.cases import EvalCase
 from po_assets.evaluation.checks import Evidence, checks
 from po_assets.evaluation.consumers import consumer_rows, worst_answers
-from po_assets.evaluation.contrast import ContrastResult, contrast_record
+from po_assets.evaluation.contrast import ContrastResult
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
 from po_assets.evaluation.statistics import breakdown, confusion_matrix, judgement_rows, summarize
@@ -39,36 +39,18 @@ _NAMED_CASES = 100
 _BASELINE, _STUDENT, _LINE = "#94a3b8", "#4f46e5", "#dc2626"
 
 
-@dataclass(frozen=True)
-class FreeRun:
-    """The student's answers without grammar, beside the ones the gate used."""
-
-    cases: int
-    valid: int
-    mean_score: float
-    cut: int
-    invalid: list[dict[str, str]]
-
-    @property
-    def described(self) -> str:
-        """One sentence."""
-        return (
-            f"Without grammar {self.valid} of {self.cases} answers are valid (mean score {self.mean_score:.3f}, "
-            f"{self.cut} cut at the token limit), measured on {self.cases} cases."
-        )
-
-
-def free_run(scored: Sequence[ScoredAnswer]) -> FreeRun | None:
-    """What the free answers come to; None where none were asked for."""
-    if not scored:
-        return None
-    return FreeRun(
-        cases=len(scored),
-        valid=sum(answer.valid for answer in scored),
-        mean_score=summarize(scored).mean,
-        cut=sum(answer.finish_reason == "length" for answer in scored),
-        invalid=[{"case": a.case_id, "reason": a.invalid_reason} for a in scored if not a.valid],
-    )
+def free_run(scored: Sequence[ScoredAnswer]) -> dict[str, Any]:
+    """What the student's answers without grammar come to, beside the ones the gate used; for JSON, with a sentence."""
+    cases, valid, summary = len(scored), sum(answer.valid for answer in scored), summarize(scored)
+    return {
+        "cases": cases,
+        "valid": valid,
+        "mean_score": summary.mean,
+        "cut": summary.cut_answers,
+        "invalid": [{"case": a.case_id, "reason": a.invalid_reason} for a in scored if not a.valid],
+        "described": f"Without grammar {valid} of {cases} answers are valid (mean score {summary.mean:.3f}, "
+        f"{summary.cut_answers} cut at the token limit), measured on {cases} cases.",
+    }
 
 
 def answers_summary(scored: Sequence[ScoredAnswer], model: str, decoding: Decoding) -> dict[str, Any]:
@@ -96,7 +78,7 @@ def build_report(
     record: GateRecord,
     *,
     models: Mapping[str, str],
-    free: FreeRun | None = None,
+    free: Mapping[str, Any] | None = None,
     contrast: ContrastResult | None = None,
     previous: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -121,20 +103,33 @@ def build_report(
         "profile": record.context["profile"],
         "references": reference_note(cases),
         "judgement": judgement_rows(found.judgement),
-        "contrast": contrast_record(contrast),
+        "contrast": asdict(contrast) if contrast else None,
         "prompt": record.context.get("prompt", ""),
         "consumer_prompts": consumer_rows(found.student, found.consumers),
         "consumer_answers": worst_answers(found.student, found.consumers),
-        "free": None if free is None else {**asdict(free), "described": free.described},
+        "free": free,
         "previous": _against_previous(found.student, record.sha256, previous),
         "cases": [_case(case, *pairs[case.case_id]) for case in cases],
     }
 
 
-def write_report(report: Mapping[str, Any], json_path: UPath, html_path: UPath, pictures: Mapping[str, str]) -> None:
-    """Write the JSON document and the HTML page; `pictures` are data URIs by their alternative text."""
-    replace_file(json_path, json.dumps(report, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-    replace_file(html_path, render_html(report, pictures).encode("utf-8", "backslashreplace"))
+def write_report(
+    document: UPath,
+    page: UPath,
+    cases: Sequence[EvalCase],
+    found: Evidence,
+    record: GateRecord,
+    *,
+    models: Mapping[str, str],
+    free: Mapping[str, Any] | None = None,
+    contrast: ContrastResult | None = None,
+) -> None:
+    """Write the report as JSON document and HTML page, compared with the one that they replace."""
+    previous = read_report(document)
+    report = build_report(cases, found, record, models=models, free=free, contrast=contrast, previous=previous)
+    text, html = json.dumps(report, indent=1, ensure_ascii=False), render_html(report, drawn(evaluation_figures(found)))
+    replace_file(document, text.encode("utf-8", "backslashreplace"))
+    replace_file(page, html.encode("utf-8", "backslashreplace"))
 
 
 def read_report(path: UPath) -> dict[str, Any] | None:
@@ -147,7 +142,10 @@ def read_report(path: UPath) -> dict[str, Any] | None:
 
 
 def render_html(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    """One page without outside files. Everything is escaped: answers are text from a model, never markup."""
+    """One page without outside files; `pictures` are data URIs by their alternative text.
+
+    Everything is escaped: answers are text from a model, never markup.
+    """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_plain
     )

@@ -5,16 +5,16 @@ lines and can be rebuilt from them without a model.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, get_type_hints
 
 import pandas as pd
 from upath import UPath
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import Answer
+from po_assets.evaluation.answering import Answer
 from po_assets.product_owner import (
     METRIC_VERSION,
     cited_ids,
@@ -32,31 +32,31 @@ _PLACEHOLDER = re.compile(r"^\W*(?:none|no(?:thing| conflicts?)?|n/a)\b", re.IGN
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One model's answer to one case with everything that is said about it; `COLUMNS` has a line on each."""
+    """One model's answer to one case with everything that is said about it."""
 
-    case_id: str
-    model: str
-    tier: str
-    text: str
-    finish_reason: str
-    tokens: int
-    seconds: float
-    attempts: int
-    total: float
-    schema: float
-    vision: float
-    alignment: float
-    specificity: float
-    problems: list[str]
-    valid: bool
-    invalid_reason: str
-    status: str | None
-    reference_status: str
-    unknown_ids: list[str]
-    invented_conflicts: int
-    decoding: str
-    model_digest: str
-    metric_version: str = METRIC_VERSION
+    case_id: Annotated[str, "The evaluation case."]
+    model: Annotated[str, "baseline or student."]
+    tier: Annotated[str, "As the case has it; empty where it names none."]
+    text: Annotated[str, "The answer as it came out."]
+    finish_reason: Annotated[str, "stop, length (cut at the token limit) or missing."]
+    tokens: Annotated[int, "Tokens of the answer."]
+    seconds: Annotated[float, "Computing time of the answer."]
+    attempts: Annotated[int, "How often it was asked for."]
+    total: Annotated[float, "Score, 0 to 1."]
+    schema: Annotated[float, "Points for the form, at most 30."]
+    vision: Annotated[float, "Points for the vision's completeness, at most 30."]
+    alignment: Annotated[float, "Points for the requirements covered, at most 30."]
+    specificity: Annotated[float, "Points for the review's specificity, at most 30."]
+    problems: Annotated[list[str], "What cost points, most costly first."]
+    valid: Annotated[bool, "Whether the answer passes the validator."]
+    invalid_reason: Annotated[str, "The first reason why not."]
+    status: Annotated[str | None, "The status in the answer; null where nothing readable is said."]
+    reference_status: Annotated[str, "The right status; empty where the case has none."]
+    unknown_ids: Annotated[list[str], "Cited requirement ids that the case does not have."]
+    invented_conflicts: Annotated[int, "Conflicts listed where the reference lists none; the metric pays for them."]
+    decoding: Annotated[str, "Fingerprint of the decoding settings."]
+    model_digest: Annotated[str, "Digest of the weights that answered."]
+    metric_version: Annotated[str, "Version of the metric."] = METRIC_VERSION
 
     @property
     def status_is_right(self) -> bool:
@@ -64,31 +64,12 @@ class ScoredAnswer:
         return self.status == self.reference_status
 
 
+_TYPES = {str: "string", str | None: "string", int: "int", float: "float", bool: "bool", list[str]: "list[string]"}
 COLUMNS: dict[str, tuple[str, str]] = {
-    "case_id": ("string", "The evaluation case."),
-    "model": ("string", "baseline or student."),
-    "tier": ("string", "As the case has it; empty where it names none."),
-    "text": ("string", "The answer as it came out."),
-    "finish_reason": ("string", "stop, length (cut at the token limit) or missing."),
-    "tokens": ("int", "Tokens of the answer."),
-    "seconds": ("float", "Computing time of the answer."),
-    "attempts": ("int", "How often it was asked for."),
-    "total": ("float", "Score, 0 to 1."),
-    "schema": ("float", "Points for the form, at most 30."),
-    "vision": ("float", "Points for the vision's completeness, at most 30."),
-    "alignment": ("float", "Points for the requirements covered, at most 30."),
-    "specificity": ("float", "Points for the review's specificity, at most 30."),
-    "problems": ("list[string]", "What cost points, most costly first."),
-    "valid": ("bool", "Whether the answer passes the validator."),
-    "invalid_reason": ("string", "The first reason why not."),
-    "status": ("string", "The status in the answer; null where nothing readable is said."),
-    "reference_status": ("string", "The right status; empty where the case has none."),
-    "unknown_ids": ("list[string]", "Cited requirement ids that the case does not have."),
-    "invented_conflicts": ("int", "Conflicts listed where the reference lists none; the metric pays for them."),
-    "decoding": ("string", "Fingerprint of the decoding settings."),
-    "model_digest": ("string", "Digest of the weights that answered."),
-    "metric_version": ("string", "Version of the metric."),
+    name: (_TYPES[column.__origin__], column.__metadata__[0])
+    for name, column in get_type_hints(ScoredAnswer, include_extras=True).items()
 }
+"""Type and meaning of each column of the answers table."""
 
 
 def score_answer(case: EvalCase, answer: Answer, *, model: str, model_digest: str, decoding: str) -> ScoredAnswer:
@@ -138,27 +119,21 @@ def score_answers(
 
 def answers_frame(scored: Sequence[ScoredAnswer]) -> pd.DataFrame:
     """The answers table: one row per case."""
-    return pd.DataFrame([asdict(answer) for answer in scored], columns=[field.name for field in fields(ScoredAnswer)])
-
-
-def scored_answers(records: Iterable[Mapping[str, Any]], source: object) -> list[ScoredAnswer]:
-    """Lines of the answers table read back.
-
-    Raises:
-        UserError: a line lacks a field, as one written by another version does; `source` is named.
-    """
-    names = {field.name for field in fields(ScoredAnswer)}
-    try:
-        return [ScoredAnswer(**{key: value for key, value in record.items() if key in names}) for record in records]
-    except TypeError as error:
-        raise UserError(
-            f"{source} was written by another version of po_assets ({error}): materialize it again."
-        ) from error
+    return pd.DataFrame([asdict(answer) for answer in scored], columns=list(COLUMNS))
 
 
 def read_scored(path: UPath) -> list[ScoredAnswer]:
-    """The answers table; errors as `scored_answers` and `storage.read_rows`."""
-    return scored_answers(read_rows(path), path)
+    """Lines of the answers table read back; further errors as `storage.read_rows`.
+
+    Raises:
+        UserError: a line lacks a field, as one written by another version does.
+    """
+    try:
+        return [ScoredAnswer(**{key: value for key, value in row.items() if key in COLUMNS}) for row in read_rows(path)]
+    except TypeError as error:
+        raise UserError(
+            f"{path} was written by another version of po_assets ({error}): materialize it again."
+        ) from error
 
 
 def _conflicts(review_yaml: str) -> list[str]:

@@ -264,12 +264,6 @@ def _macro_f1_interval(known: Sequence[ScoredAnswer]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def majority_share(answers: Sequence[ScoredAnswer]) -> float:
-    """The status accuracy of always giving the most frequent status."""
-    counts = Counter(answer.reference_status for answer in answers if answer.reference_status)
-    return max(counts.values()) / counts.total() if counts else 1.0
-
-
 def breakdown(answers: Sequence[ScoredAnswer], by: str) -> dict[str, dict[str, float]]:
     """Cases, mean, valid share and status accuracy by `tier` or `reference_status`."""
     groups: dict[str, list[ScoredAnswer]] = {}

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from po_assets.dataset.cases import COLUMNS, EvalCase
-from po_assets.evaluation.answers import Answer
+from po_assets.evaluation.answering import Answer
 from po_assets.evaluation.scoring import ScoredAnswer, score_answer
 from po_assets.product_owner import format_answer
 

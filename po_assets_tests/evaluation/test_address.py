@@ -9,7 +9,7 @@ import uvicorn
 from upath import UPath
 
 from po_assets.errors import UserError
-from po_assets.evaluation.address import served
+from po_assets.evaluation.answering import served
 from po_assets.evaluation.answers import AnswerCache, answer_cases
 from po_assets.evaluation.settings import Decoding
 from po_assets.serving.engine import Generated, OnText, Sampling, Turn

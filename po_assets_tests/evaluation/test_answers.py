@@ -11,9 +11,8 @@ from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.evaluation import generate
-from po_assets.evaluation.answering import AnsweringModel, load_student, merged
+from po_assets.evaluation.answering import Answer, AnsweringModel, load_student, merged
 from po_assets.evaluation.answers import (
-    Answer,
     AnswerCache,
     answer_cases,
     decoding_faults,

@@ -9,8 +9,8 @@ from upath import UPath
 
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.evaluation import contrast as module
-from po_assets.evaluation.answering import AnsweringModel
-from po_assets.evaluation.answers import Answer, AnswerCache
+from po_assets.evaluation.answering import Answer, AnsweringModel
+from po_assets.evaluation.answers import AnswerCache
 from po_assets.evaluation.contrast import Contrast, contrast_cases, judge_contrasts, own_verdicts, verdict_of
 from po_assets.evaluation.settings import Decoding
 from po_assets.model import ChatTemplate, load_base_model, load_tokenizer

@@ -1,6 +1,8 @@
 """The gate: each threshold exactly where it is written, and messages that say cases, numbers and next step."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,219 +11,186 @@ from po_assets.errors import UserError
 from po_assets.evaluation.checks import Evidence, checks
 from po_assets.evaluation.gate import judge
 from po_assets.evaluation.scoring import ScoredAnswer
-from po_assets.evaluation.settings import CRITERIA, GateProfile
+from po_assets.evaluation.settings import CRITERIA, SCORES, GateProfile
 from po_assets_tests.evaluation.scenes import both_sides, case, scored
 
-GOOD_TOTALS = [0.88 + 0.002 * (number % 10) for number in range(40)]
+GOOD = [0.88 + 0.002 * (number % 10) for number in range(40)]
+LITERAL = GateProfile()
+Sides = tuple[list[ScoredAnswer], list[ScoredAnswer]]
 
 
-def rows(
-    baseline: list[ScoredAnswer], student: list[ScoredAnswer], profile: GateProfile | None = None
-) -> dict[str, Verdict]:
-    return checks.verdicts(Evidence(baseline, student, profile or GateProfile()))
+def sides(
+    totals: Sequence[float] = GOOD, baseline: list[float] | None = None, first: int = 40, **changes: Any
+) -> Sides:
+    """Both sides with these scores; `changes` overwrite what came out of the student's `first` answers."""
+    before, after = both_sides(list(totals), baseline)
+    return before, [replace(answer, **changes) for answer in after[:first]] + after[first:]
 
 
-def record(baseline: list[ScoredAnswer], student: list[ScoredAnswer], profile: GateProfile | None = None) -> GateRecord:
-    found = Evidence(baseline, student, profile or GateProfile())
-    return judge(found, "a" * 64, cases_sha256="c" * 64, decoding="greedy")
+def verdicts(given: Sides, profile: GateProfile = LITERAL) -> dict[str, Verdict]:
+    return checks.verdicts(Evidence(*given, profile))
 
 
-def passes(baseline: list[ScoredAnswer], student: list[ScoredAnswer]) -> bool:
-    return record(baseline, student).passed
-
-
-def always_aligned() -> tuple[list[ScoredAnswer], list[ScoredAnswer]]:
-    """Good scores, and one status for all."""
-    baseline, student = both_sides(GOOD_TOTALS)
-    return baseline, [replace(answer, status="aligned") for answer in student]
+def record(given: Sides, profile: GateProfile = LITERAL) -> GateRecord:
+    return judge(Evidence(*given, profile), "a" * 64, cases_sha256="c" * 64, decoding="greedy")
 
 
 def test_a_good_student_passes_every_criterion() -> None:
-    """In the order of the design."""
-    found = rows(*both_sides(GOOD_TOTALS))
+    """In the order of the design; scores block, the rest warns."""
+    found = verdicts(sides())
+    assert tuple(found) == checks.names == CRITERIA
     assert [name for name, verdict in found.items() if not verdict.passed] == []
-    warnings = {"judges", "non_inferiority", "status_accuracy", "worst_case", "consumer_prompts"}
-    assert {name for name, verdict in found.items() if verdict.severity == "WARN"} == warnings
-    assert passes(*both_sides(GOOD_TOTALS))
-    assert list(found) == [
-        "case_count",
-        "mean_score",
-        "score_std",
-        "delta_vs_baseline",
-        "valid_answers",
-        "judges",
-        "non_inferiority",
-        "status_accuracy",
-        "worst_case",
-        "consumer_prompts",
-    ]
+    assert tuple(name for name, verdict in found.items() if verdict.severity == "ERROR") == SCORES
+    assert " ".join(CRITERIA) == (
+        "case_count mean_score score_std delta_vs_baseline valid_answers "
+        "judges non_inferiority status_accuracy worst_case consumer_prompts"
+    )
+    assert record(sides()).passed
 
 
-def test_39_cases_are_too_few() -> None:
-    """The gate of the manual process ran on 34."""
-    row = rows(*both_sides(GOOD_TOTALS[:39]))["case_count"]
-    assert not row.passed
-    assert row.severity == "ERROR"
-    assert check_description(row).startswith("39 cases were evaluated, 40 are wanted.")
-    assert "materialize eval_cases" in check_description(row)
+@pytest.mark.parametrize(
+    ("name", "given", "passed", "required", "value"),
+    [
+        ("mean_score", {"totals": [0.82] * 40}, True, ">= 0.82", "0.820"),
+        ("mean_score", {"totals": [0.8199] * 40}, False, ">= 0.82", "0.820"),
+        ("delta_vs_baseline", {"totals": [0.85] * 40, "baseline": [0.75] * 40}, True, ">= -0.03", "+0.100"),
+        ("delta_vs_baseline", {"totals": [0.85] * 40, "baseline": [0.879] * 40}, True, ">= -0.03", "-0.029"),
+        ("delta_vs_baseline", {"totals": [0.85] * 40, "baseline": [0.881] * 40}, False, ">= -0.03", "-0.031"),
+        ("valid_answers", {"first": 4, "valid": False}, True, ">= 90%", "90.0%"),
+        ("valid_answers", {"first": 5, "valid": False}, False, ">= 90%", "87.5%"),
+        ("judges", {"first": 2, "status": "conflicts"}, True, "p < 0.05", "p = 0.0079"),
+        ("judges", {"first": 4, "status": "conflicts"}, False, "p < 0.05", "p = 0.076"),
+    ],
+)
+def test_each_threshold_is_exactly_where_it_is_written(
+    name: str, given: dict[str, Any], passed: bool, required: str, value: str
+) -> None:
+    """The limit itself is enough; a student may be better than the baseline by any amount."""
+    found = verdicts(sides(**given))[name]
+    assert (found.passed, found.required, found.value) == (passed, required, value)
 
 
-@pytest.mark.parametrize(("total", "passed"), [(0.82, True), (0.8199, False)])
-def test_the_mean_must_reach_082(total: float, passed: bool) -> None:
-    """The limit itself is enough."""
-    row = rows(*both_sides([total] * 40))["mean_score"]
-    assert row.passed is passed
-    assert row.required == ">= 0.82"
-
-
-def test_a_low_mean_names_the_lowest_cases_and_why() -> None:
-    """With what cost them points."""
-    baseline, student = both_sides([0.5] * 40)
-    student[7] = scored(case(8), "no answer at all")
-    row = rows(baseline, student)["mean_score"]
-    assert "at least 0.82 is asked for" in check_description(row)
-    assert "open them in the HTML report" in check_description(row)
-    assert row.rows[0]["case"] == "EVAL-08"
-    assert "the VISION block is missing" in row.rows[0]["what cost points"]
-
-
-def test_scores_that_spread_too_far_fail() -> None:
-    """Sample standard deviation over 0.10; the farthest cases are named."""
-    totals = [0.95] * 36 + [0.4] * 4
-    row = rows(*both_sides(totals))["score_std"]
-    assert not row.passed
-    assert "at most 0.10 is allowed" in check_description(row)
-    assert {item["case"] for item in row.rows[:4]} == {"EVAL-37", "EVAL-38", "EVAL-39", "EVAL-40"}
-
-
-@pytest.mark.parametrize(("delta", "passed"), [(0.1, True), (-0.029, True), (-0.031, False)])
-def test_the_student_may_be_better_but_not_much_worse(delta: float, passed: bool) -> None:
-    """One-sided: no upper limit."""
-    row = rows(*both_sides([0.85] * 40, baseline=[0.85 - delta] * 40))["delta_vs_baseline"]
-    assert row.passed is passed
-    assert row.value == f"{delta:+.3f}"
-
-
-def test_a_worse_student_is_shown_what_it_lost_where() -> None:
-    """The case that lost most comes first, with both scores."""
-    before = [0.95] * 40
-    after = [0.95] * 20 + [0.85] * 19 + [0.6]
-    row = rows(*both_sides(after, baseline=before))["delta_vs_baseline"]
-    assert not row.passed
-    assert row.rows[0] | {"what cost points": ""} == {
-        "case": "EVAL-40",
-        "baseline": 0.95,
-        "student": 0.6,
-        "difference": -0.35,
-        "what cost points": "",
-    }
-    assert "Training made the model worse than its base" in check_description(row)
-
-
-@pytest.mark.parametrize(("invalid", "passed"), [(4, True), (5, False)])
-def test_nine_of_ten_answers_must_be_valid(invalid: int, passed: bool) -> None:
-    """36 of 40 are enough."""
-    baseline, student = both_sides(GOOD_TOTALS)
-    student[:invalid] = [
-        replace(answer, valid=False, invalid_reason="the VISION has no product_name") for answer in student[:invalid]
-    ]
-    row = rows(baseline, student)["valid_answers"]
-    assert row.passed is passed
-    if not passed:
-        assert [item["case"] for item in row.rows] == [f"EVAL-{number:02d}" for number in range(1, invalid + 1)]
-        assert row.rows[0]["reason"] == "the VISION has no product_name"
-        assert check_description(row).startswith("35 of 40 answers are valid (87.5%); at least 90% is asked for.")
-
-
-def test_a_difference_that_could_be_chance_is_a_warning_with_the_interval() -> None:
-    """Mean difference of zero, but so much scatter that -0.03 lies inside the interval."""
-    scatter = [0.2, -0.2] * 20
-    row = rows(*both_sides([0.85 + s / 4 for s in scatter], baseline=[0.85 - s / 4 for s in scatter]))[
-        "non_inferiority"
-    ]
-    assert not row.passed
-    assert row.severity == "WARN"
-    assert "This many cases resolve a difference of 0.045." in check_description(row)
-    assert row.numbers["interval low"] < -0.03 < row.numbers["interval high"]
-    assert row.severity == "WARN"
-
-
-def test_always_saying_aligned_is_a_warning() -> None:
-    """Which the metric rewards."""
-    row = rows(*always_aligned())["status_accuracy"]
-    assert not row.passed
-    assert row.severity == "WARN"
-    assert "32 of 40 answers give the right status" in check_description(row)
-    assert "0 of 8 needs_adjustment" in check_description(row)
-    assert {item["right status"] for item in row.rows} == {"needs_adjustment"}
-
-
-def test_a_single_bad_case_is_a_warning() -> None:
-    """Though mean and spread are fine."""
-    row = rows(*both_sides([*GOOD_TOTALS[:39], 0.65]))["worst_case"]
-    assert not row.passed
-    assert row.severity == "WARN"
-    assert check_description(row).startswith("1 of 40 cases scores under 0.70; the lowest is EVAL-40 with 0.650.")
+@pytest.mark.parametrize(
+    ("name", "given", "severity", "said", "rows"),
+    [
+        (
+            "case_count",
+            {"totals": GOOD[:39]},
+            "ERROR",
+            ["39 cases were evaluated, 40 are wanted.", "materialize eval_cases"],
+            [],
+        ),
+        (
+            "mean_score",
+            {"totals": [0.5] * 7 + [0.1] + [0.5] * 32, "problems": ["the VISION block is missing"]},
+            "ERROR",
+            ["at least 0.82 is asked for", "open them in the HTML report"],
+            [{"case": "EVAL-08", "score": 0.1, "what cost points": "the VISION block is missing"}],
+        ),
+        (
+            "score_std",
+            {"totals": [0.95] * 36 + [0.4] * 4},
+            "ERROR",
+            ["at most 0.10 is allowed"],
+            [{"case": f"EVAL-{number}"} for number in (37, 38, 39, 40)],
+        ),
+        (
+            "delta_vs_baseline",
+            {"totals": [0.95] * 20 + [0.85] * 19 + [0.6], "baseline": [0.95] * 40},
+            "ERROR",
+            ["Training made the model worse than its base"],
+            [{"case": "EVAL-40", "baseline": 0.95, "student": 0.6, "difference": -0.35}],
+        ),
+        (
+            "valid_answers",
+            {"first": 5, "valid": False, "invalid_reason": "the VISION has no product_name"},
+            "ERROR",
+            ["35 of 40 answers are valid (87.5%); at least 90% is asked for."],
+            [{"case": f"EVAL-0{number}", "reason": "the VISION has no product_name"} for number in range(1, 6)],
+        ),
+        (
+            "non_inferiority",
+            {"totals": [0.85 + 0.2 / 4, 0.85 - 0.2 / 4] * 20, "baseline": [0.85 - 0.2 / 4, 0.85 + 0.2 / 4] * 20},
+            "WARN",
+            ["This many cases resolve a difference of 0.045.", "The cases leave open whether the student is worse"],
+            [],
+        ),
+        (
+            "status_accuracy",
+            {"status": "aligned"},
+            "WARN",
+            ["32 of 40 answers give the right status", "0 of 8 needs_adjustment"],
+            [{"case": f"EVAL-{5 * number:02}", "right status": "needs_adjustment"} for number in range(1, 9)],
+        ),
+        (
+            "worst_case",
+            {"totals": [*GOOD[:39], 0.65]},
+            "WARN",
+            ["1 of 40 cases scores under 0.70; the lowest is EVAL-40 with 0.650."],
+            [{"case": "EVAL-40"}],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_fails_says_the_cases_the_numbers_and_the_next_step(
+    name: str, given: dict[str, Any], severity: str, said: list[str], rows: list[dict[str, Any]]
+) -> None:
+    """Also where mean and spread are fine, or the metric rewards what is wrong; a warning fails no gate."""
+    found = verdicts(sides(**given))[name]
+    assert (found.passed, found.severity) == (False, severity)
+    assert [text for text in said if text not in check_description(found)] == []
+    shown = list(found.rows[: len(rows)])
+    assert [row | wanted for row, wanted in zip(shown, rows, strict=True)] == shown
+    assert record(sides(**given)).passed == (severity == "WARN")
 
 
 def test_sides_that_answered_other_cases_or_in_another_way_are_refused() -> None:
     """Every mismatch at once, with the way out."""
-    baseline, student = both_sides(GOOD_TOTALS)
-    student[0] = scored(case(99))
-    student = [replace(answer, decoding="other") for answer in student]
+    baseline, student = sides(decoding="other")
     with pytest.raises(ValueError, match="cannot be compared") as error:
-        Evidence(baseline, student)
+        Evidence(baseline, [scored(case(99), decoding="other"), *student[1:]])
     assert "2 cases were answered by one side only (EVAL-01, EVAL-99)" in str(error.value)
     assert "decoding settings differ (dddddddddddd and other)" in str(error.value)
     assert "Materialize baseline_report and eval_report together" in str(error.value)
 
 
-def test_a_gate_fails_with_any_error_and_never_with_a_warning() -> None:
-    """Whatever the order."""
-    assert passes(*both_sides([*GOOD_TOTALS[:39], 0.65]))
-    assert not passes(*both_sides([0.81] * 40))
-
-
 def test_a_student_that_always_says_the_same_does_not_judge() -> None:
     """Said in the verdict's first sentence; a warning in the literal gate, in the profile reviewer a failure."""
-    row = rows(*always_aligned())["judges"]
-    assert (row.passed, row.severity, row.required) == (False, "WARN", "p < 0.05")
-    assert row.summary.startswith("The student does not judge: says aligned to every document. Right are 32 of 40 (65%")
-    assert "32 of 32 aligned (89% to 100%), 0 of 8 needs_adjustment (0% to 32%)" in row.summary
-    literal = record(*always_aligned())
+    given = sides(status="aligned")
+    found = verdicts(given)["judges"]
+    assert (found.passed, found.severity) == (False, "WARN")
+    assert found.summary.startswith(
+        "The student does not judge: says aligned to every document. Right are 32 of 40 (65%"
+    )
+    assert "32 of 32 aligned (89% to 100%), 0 of 8 needs_adjustment (0% to 32%)" in found.summary
+    literal, reviewer = record(given), record(given, GateProfile(name="reviewer"))
     assert literal.passed
     assert literal.context["sentence"] == (
         "The student passes the score thresholds; does not judge: says aligned to every document."
     )
-    reviewer = record(*always_aligned(), GateProfile(name="reviewer"))
-    assert not reviewer.passed
-    assert list(reviewer.failed) == ["judges"]
+    assert (reviewer.passed, list(reviewer.failed)) == (False, ["judges"])
     assert reviewer.context["profile"]["name"] == "reviewer"
 
 
-@pytest.mark.parametrize(("wrong", "judges"), [(0, True), (2, True), (4, False)])
-def test_judging_is_more_than_luck(wrong: int, judges: bool) -> None:
-    """32 of 40 are right by always saying aligned: 38 are better at the 5 % level, 36 are not."""
-    baseline, student = both_sides(GOOD_TOTALS)
-    student[:wrong] = [replace(answer, status="conflicts") for answer in student[:wrong]]
-    found = rows(baseline, student)["judges"]
-    assert found.passed is judges
-    said = f"{'judges' if judges else 'does not judge'}: {40 - wrong} of 40 statuses are right, always saying aligned gets 32"
-    assert said in found.summary
-    assert said in record(baseline, student).context["sentence"]
+@pytest.mark.parametrize(("wrong", "judges"), [(0, "judges"), (4, "does not judge")])
+def test_judging_is_more_than_luck(wrong: int, judges: str) -> None:
+    """32 of 40 are right by always saying aligned: 36 are no better at the 5 % level."""
+    given = sides(first=wrong, status="conflicts")
+    said = f"{judges}: {40 - wrong} of 40 statuses are right, always saying aligned gets 32"
+    assert said in verdicts(given)["judges"].summary
+    assert said in record(given).context["sentence"]
 
 
 def test_cases_without_a_right_status_are_counted_and_left_out() -> None:
     """Where none has one, nothing is known of the judgement."""
-    baseline, student = both_sides(GOOD_TOTALS)
-    some = [replace(answer, reference_status="") for answer in student[:10]] + student[10:]
-    found = rows(baseline, some)
+    found = verdicts(sides(first=10, reference_status=""))
     assert "10 cases without a right status are left out" in found["judges"].summary
     assert "30 of 30 answers give the right status" in found["status_accuracy"].summary
-    none = [replace(answer, reference_status="") for answer in student]
-    assert not rows(baseline, none)["judges"].passed
-    assert "whether it judges is not known: no case has a right status" in record(baseline, none).context["sentence"]
-    assert record(baseline, none).passed
+    none = sides(reference_status="")
+    assert not verdicts(none)["judges"].passed
+    assert "Right were none: no case has a right status" in verdicts(none)["status_accuracy"].summary
+    assert "whether it judges is not known: no case has a right status" in record(none).context["sentence"]
+    assert record(none).passed
 
 
 def test_a_profile_of_ones_own_has_its_thresholds_and_stands_in_the_record() -> None:
@@ -229,25 +198,27 @@ def test_a_profile_of_ones_own_has_its_thresholds_and_stands_in_the_record() -> 
     profile = GateProfile(
         name="pilot", case_count=None, minimum_cases=30, mean_score=0.7, blocking=["mean_score", "judges"]
     )
-    sides = both_sides([0.75] * 34, baseline=[0.9] * 34)
-    found = rows(*sides, profile)
+    given = sides([0.75] * 34, [0.9] * 34)
+    found = verdicts(given, profile)
     assert (found["case_count"].required, found["case_count"].passed) == (">= 30", True)
     assert (found["mean_score"].required, found["mean_score"].passed) == (">= 0.70", True)
     assert (found["delta_vs_baseline"].passed, found["delta_vs_baseline"].severity) == (False, "WARN")
-    kept = record(*sides, profile)
-    assert kept.passed
-    assert kept.context["profile"]["mean_score"] == 0.7
+    kept = record(given, profile)
+    assert (kept.passed, kept.context["profile"]["mean_score"]) == (True, 0.7)
     passed = "passes the score thresholds of the profile pilot but for delta_vs_baseline, which only warn there;"
     assert passed in kept.context["sentence"]
-    assert profile.fingerprint() != GateProfile().fingerprint()
+    assert profile.fingerprint() != LITERAL.fingerprint()
 
 
-def test_a_built_in_profile_holds_what_its_name_says() -> None:
-    """Whoever changes it names it; criteria that do not exist cannot block."""
-    with pytest.raises(UserError, match="name is 'literal', which is built in, but mean_score differs from it"):
-        GateProfile(mean_score=0.7)
-    with pytest.raises(UserError, match="blocking names 'speed'; known are case_count"):
-        GateProfile(name="mine", blocking=["speed"])
-    with pytest.raises(UserError, match="name is 'a <b>'; use at most 40 letters"):
-        GateProfile(name="a <b>")
-    assert checks.names == CRITERIA
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"mean_score": 0.7}, "name is 'literal', which is built in, but mean_score differs from it"),
+        ({"name": "mine", "blocking": ["speed"]}, "blocking names 'speed'; known are case_count"),
+        ({"name": "a <b>"}, "name is 'a <b>'; use at most 40 letters"),
+    ],
+)
+def test_a_profile_that_does_not_hold_what_its_name_says_is_refused(wrong: dict[str, Any], said: str) -> None:
+    """Whoever changes a built-in one names it; criteria that do not exist cannot block."""
+    with pytest.raises(UserError, match=said):
+        GateProfile(**wrong)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from po_assets.evaluation.report import (
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets_tests.evaluation.scenes import both_sides, case, cases, scored
 
+MODELS = {"baseline": "SmolLM2", "student": "SmolLM2 with adapter"}
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)> {{ 7*7 }} </pre></details>'
 
 
@@ -30,8 +32,7 @@ def report_of(
 ) -> dict[str, Any]:
     found = Evidence(baseline, student)
     record = judge(found, adapter, cases_sha256="c" * 64, decoding="constrained, greedy")
-    models = {"baseline": "SmolLM2", "student": "SmolLM2 with adapter"}
-    return build_report(cases(len(student)), found, record, models=models, **others)
+    return build_report(cases(len(student)), found, record, models=MODELS, **others)
 
 
 class _Outline(HTMLParser):
@@ -87,7 +88,7 @@ def test_what_a_model_writes_stays_text() -> None:
     assert "{{ 7*7 }}" in render_html(report_of(baseline, student), {})
 
 
-def test_no_character_turns_or_hides_the_page(tmp_path: Any) -> None:
+def test_no_character_turns_or_hides_the_page(tmp_path: Path) -> None:
     """Escape sequences and right-to-left marks, in ids, answers and reasons, are shown by their code points.
 
     Also an id of thousands of characters with half a formula is drawn.
@@ -148,7 +149,7 @@ def test_the_page_needs_no_other_file() -> None:
     assert not re.search(r"@import|url\(", page)
 
 
-def test_the_report_says_what_got_better_and_worse(tmp_path: Any) -> None:
+def test_the_report_says_what_got_better_and_worse(tmp_path: Path) -> None:
     """Against the last other adapter; a repeat for the same adapter keeps that comparison."""
     first = report_of(*both_sides([0.80, 0.90, 0.90]), adapter="1" * 64)
     second = report_of(*both_sides([0.95, 0.85, 0.90]), adapter="2" * 64, previous=first)
@@ -161,26 +162,20 @@ def test_the_report_says_what_got_better_and_worse(tmp_path: Any) -> None:
     assert "Better (1)" in page
 
 
-def test_a_written_report_is_read_back_and_others_are_not(tmp_path: Any) -> None:
-    """An old format, or no JSON at all, is as good as none."""
+def test_a_written_report_is_read_back_and_others_are_not(tmp_path: Path) -> None:
+    """An old format, or no JSON at all, is as good as none; a lone surrogate in an answer stops nothing."""
     document, page = UPath(tmp_path / "report.json"), UPath(tmp_path / "report.html")
     assert read_report(document) is None
-    report = report_of(*both_sides([0.9] * 3))
-    write_report(report, document, page, {})
-    assert read_report(document) == report
-    assert page.read_text().startswith("<!doctype html>")
-    document.write_text('{"format": 0}')
-    assert read_report(document) is None
-    document.write_text("{")
-    assert read_report(document) is None
-
-
-def test_text_that_is_no_unicode_does_not_stop_the_report(tmp_path: Any) -> None:
-    """A lone surrogate in an answer."""
     baseline, student = both_sides([0.9] * 3)
-    student[0] = replace(student[0], text="caf\udce9")
-    write_report(report_of(baseline, student), UPath(tmp_path / "r.json"), UPath(tmp_path / "r.html"), {})
-    assert "U+DCE9" in (tmp_path / "r.html").read_text()
+    found = Evidence(baseline, [replace(student[0], text="caf\udce9"), *student[1:]])
+    record = judge(found, "a" * 64, cases_sha256="c" * 64, decoding="greedy")
+    write_report(document, page, cases(3), found, record, models=MODELS)
+    assert read_report(document) == build_report(cases(3), found, record, models=MODELS)
+    assert page.read_text().startswith("<!doctype html>")
+    assert "U+DCE9" in page.read_text()
+    for other in ('{"format": 0}', "{"):
+        document.write_text(other)
+        assert read_report(document) is None
 
 
 def test_the_verdict_says_both_halves_and_wrong_statuses_are_seen_closed() -> None:

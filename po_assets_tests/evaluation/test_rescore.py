@@ -66,6 +66,7 @@ def test_missing_answers_count_and_fail_the_gate(folder: Path, capsys: pytest.Ca
             "answer 2 is a second one to case",
         ),
         ("[3]", "answer 1 lacks case_id"),
+        ('[{"case_id": "EVAL-01", "vision_yaml": {"a": 1}, "review_yaml": "b"}]', "answer 1 lacks case_id"),
         (
             json.dumps(
                 [

@@ -1,9 +1,14 @@
 """Scored answers: every case counts, and what the metric does not see is said beside it."""
 
-import pytest
+from pathlib import Path
 
-from po_assets.evaluation.answers import Answer
-from po_assets.evaluation.scoring import answers_frame, score_answers, scored_answers
+import pytest
+from upath import UPath
+
+from po_assets.dag import stage_frames
+from po_assets.errors import UserError
+from po_assets.evaluation.answering import Answer
+from po_assets.evaluation.scoring import answers_frame, read_scored, score_answers
 from po_assets.product_owner import format_answer
 from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION, case, cases, scored
 
@@ -75,13 +80,11 @@ def test_answers_keep_the_order_of_the_cases() -> None:
     assert [answer.case_id for answer in found] == [item.case_id for item in wanted]
 
 
-def test_the_table_gives_back_what_was_put_in() -> None:
+def test_the_table_gives_back_what_was_put_in(tmp_path: Path) -> None:
     """The lines are the unit of truth, so nothing may be lost on the way."""
-    before = [scored(item) for item in cases(3)]
-    assert scored_answers(answers_frame(before).to_dict(orient="records"), "here") == before
-
-
-def test_a_table_of_another_version_is_refused_by_name() -> None:
-    """With the way out."""
-    with pytest.raises(ValueError, match=r"answers\.jsonl was written by another version .* materialize it again"):
-        scored_answers([{"case_id": "EVAL-01"}], "answers.jsonl")
+    before, path = [scored(item) for item in cases(3)], UPath(tmp_path / "answers.jsonl")
+    stage_frames(path, [answers_frame(before)]).publish()
+    assert read_scored(path) == before
+    path.write_text('{"case_id": "EVAL-01"}\n')
+    with pytest.raises(UserError, match=r"answers\.jsonl was written by another version .* materialize it again"):
+        read_scored(path)

@@ -8,8 +8,8 @@ import pytest
 from po_assets.evaluation.statistics import (
     breakdown,
     confusion_matrix,
+    judgement,
     macro_f1,
-    majority_share,
     paired_difference,
     summarize,
 )
@@ -100,8 +100,8 @@ def test_macro_f1_by_hand() -> None:
 
 def test_guessing_the_most_frequent_status_is_the_yardstick() -> None:
     """Three of four here."""
-    answers = [scored(case(i), reference_status="aligned" if i else "conflicts") for i in range(4)]
-    assert majority_share(answers) == 0.75
+    found = judgement([scored(case(i), reference_status="aligned" if i else "conflicts") for i in range(4)])
+    assert (found.usual, found.guessed, found.cases) == ("aligned", 3, 4)
 
 
 def test_the_breakdown_covers_every_answer_once() -> None:
