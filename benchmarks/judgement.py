@@ -31,8 +31,8 @@ from po_assets.model.cpu import prepare_for_decoding
 from po_assets.product_owner import STATUSES, parse_answer
 from po_assets.product_owner.grammar import limits_of
 from po_assets.sample_data.domains import Domain, load_domains
-from po_assets.sample_data.records import draw_case, generate_rows
-from po_assets.sample_data.scenario import Requirement, Scenario
+from po_assets.sample_data.records import generate_rows
+from po_assets.sample_data.scenario import Requirement, Scenario, draw_case
 from po_assets.text import Progress
 from po_assets.training.adapter import add_adapter
 from po_assets.training.evidence import EXCLUDED, FOREIGN, status_of

@@ -23,7 +23,7 @@ import yaml
 
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
 from po_assets.product_owner.contract import MAX_NARRATIVE_WORDS
-from po_assets.product_owner.templates import AGENT
+from po_assets.product_owner.prompts import AGENT
 from po_assets.sample_data.answers import Shape, write_review, write_vision
 from po_assets.sample_data.domains import (
     Purpose,
@@ -35,8 +35,8 @@ from po_assets.sample_data.domains import (
     pick_weighted,
     shuffled,
 )
-from po_assets.sample_data.records import draw_case, review_prompt, to_line
-from po_assets.sample_data.scenario import Requirement, Scenario, Status, Tier
+from po_assets.sample_data.records import review_prompt, to_line
+from po_assets.sample_data.scenario import Requirement, Scenario, Status, Tier, draw_case
 from po_assets.text import first_upper
 
 FILES = {
@@ -47,8 +47,7 @@ FILES = {
     "conflicts": 3,
 }
 """Landed files and their percentage of the rows."""
-_STATUSES: tuple[Status, ...] = ("aligned", "needs_adjustment", "conflicts")
-_STATUS_WEIGHTS = (63, 31, 6)
+_STATUS_WEIGHTS: dict[Status, float] = {"aligned": 63, "needs_adjustment": 31, "conflicts": 6}
 _CASE_STATUSES: tuple[Status, ...] = (
     "aligned",
     "needs_adjustment",
@@ -60,7 +59,7 @@ _CASE_STATUSES: tuple[Status, ...] = (
 _TIERS: tuple[Tier, ...] = ("simple", "medium", "corporate")
 _DIFFERENT_PROMPTS = 0.45
 _INVALID = 1 / 3
-_FAULTS, _FAULT_WEIGHTS = ("one action", "long narrative", "no ids"), (75, 15, 10)
+_FAULT_WEIGHTS = {"one action": 75, "long narrative": 15, "no ids": 10}
 _NO_SCORE = 0.06
 
 _RATIONALES = (
@@ -169,7 +168,7 @@ def _scenario(rng: Random, purpose: Purpose, domain: str | None = None, status: 
         rng,
         domains,
         regions=forms()["regions"][purpose],
-        status=status or pick_weighted(rng, _STATUSES, _STATUS_WEIGHTS),
+        status=status or pick_weighted(rng, _STATUS_WEIGHTS),
         tier="corporate",
         domain=next((one for one in domains if one.name == domain), None),
     )
@@ -201,7 +200,7 @@ def _entry(rng: Random, entry: Requirement, notes: Sequence[str]) -> dict[str, s
 def _answer(rng: Random, scenario: Scenario, *, says: str = "", fault: str | None = None) -> Row:
     """A long answer; one of three has a fault for which the validator rejects it, unless `fault` says which."""
     if fault is None:
-        fault = pick_weighted(rng, _FAULTS, _FAULT_WEIGHTS) if rng.random() < _INVALID else ""
+        fault = pick_weighted(rng, _FAULT_WEIGHTS) if rng.random() < _INVALID else ""
     needs = len(scenario.needs)
     shape = Shape(
         users=2,
@@ -209,10 +208,10 @@ def _answer(rng: Random, scenario: Scenario, *, says: str = "", fault: str | Non
         capabilities=needs,
         metrics=2,
         long_summary=rng.random() < 0.7,
-        findings=pick_weighted(rng, (1, 2), (1, 2)),
+        findings=pick_weighted(rng, {1: 1, 2: 2}),
         item_per_limit=rng.random() < 0.6,
         grouping=0.2,
-        narrative=pick_weighted(rng, (2, 3), (1, 2)),
+        narrative=pick_weighted(rng, {2: 1, 3: 2}),
     )
     vision = _long_vision(rng, scenario, write_vision(rng, scenario, shape))
     review = _long_review(rng, write_review(rng, scenario, shape), fault)
@@ -239,7 +238,7 @@ def _long_vision(rng: Random, scenario: Scenario, vision: dict[str, Any]) -> dic
 def _long_review(rng: Random, review: dict[str, Any], fault: str) -> dict[str, Any]:
     alignment = dict(review["requirements_alignment"])
     aligned = [f"{item}, {pick(rng, _TAILS)}" for item in alignment["aligned"]]
-    style = "text" if fault == "no ids" else pick_weighted(rng, ("text", "id as key", "id and text"), (40, 45, 15))
+    style = "text" if fault == "no ids" else pick_weighted(rng, {"text": 40, "id as key": 45, "id and text": 15})
     alignment["aligned"] = [_styled(item, style) for item in aligned]
     if review["status"] == "aligned" and rng.random() < 0.15:
         alignment["conflicts"] = ["None identified"]
@@ -332,7 +331,8 @@ def _thinking(rng: Random, scenario: Scenario, _: str) -> dict[str, Any]:
 
 def _agent_log(rng: Random, _: Scenario, log_id: str) -> dict[str, Any]:
     """What the running agent sent and got: its statuses are its own, a score nobody gave; often a vision exists."""
-    scenario = _scenario(rng, "training", status=pick_weighted(rng, _STATUSES, (50, 25, 25)))
+    status: Status = pick_weighted(rng, {"aligned": 50, "needs_adjustment": 25, "conflicts": 25})
+    scenario = _scenario(rng, "training", status=status)
     row = _answer(rng, scenario, says="misaligned" if scenario.status == "conflicts" else "")
     existing = _answer(rng, scenario).vision_yaml if rng.random() < 0.4 else ""
     asked = AGENT.turns(scenario.concept, scenario.requirements_yaml, existing)

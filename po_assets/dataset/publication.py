@@ -30,7 +30,7 @@ from po_assets.model import BaseModel, ChatTemplate, ensure_tokenizer, load_toke
 from po_assets.product_owner import format_answer
 from po_assets.product_owner.prompts import BUILT_IN, Prompt
 from po_assets.storage import Layout, LineWriter, StagedTable, open_buffered, read_manifest, read_rows
-from po_assets.storage.jsonl import published_lines, stage_lines
+from po_assets.storage.tables import published_lines, stage_lines
 from po_assets.storage.workers import group, map_blocks
 from po_assets.text import verb
 

@@ -2,7 +2,7 @@
 
 Plain text in, plain values out. Nothing here knows Dagster, files, models or training, and the rest of the package
 asks here instead of knowing the role itself. What several stages ask for is named here; the rest is imported from its
-module: `contract` holds the constants, `templates` the prompts as files, `grammar` what steers decoding.
+module: `contract` holds the constants, `prompts` those of teams, `grammar` what steers decoding.
 """
 
 from po_assets.product_owner.answer import ParsedAnswer, format_answer, in_order, parse_answer, validate_answer
@@ -19,25 +19,3 @@ from po_assets.product_owner.documents import (
 from po_assets.product_owner.metric import METRIC_VERSION, score_product_owner
 from po_assets.product_owner.prompt_parts import split_prompt
 from po_assets.product_owner.prompts import PROMPT_VERSION, PromptParts, build_prompt
-
-__all__ = [
-    "METRIC_VERSION",
-    "PROMPT_VERSION",
-    "STATUSES",
-    "ParsedAnswer",
-    "PromptParts",
-    "RequirementEntry",
-    "build_prompt",
-    "cited_ids",
-    "format_answer",
-    "in_order",
-    "parse_answer",
-    "read_alignment",
-    "read_status",
-    "read_yaml",
-    "requirement_entries",
-    "score_product_owner",
-    "split_prompt",
-    "strip_fences",
-    "validate_answer",
-]

@@ -1,8 +1,9 @@
-"""Reading the YAML documents of a Product Owner: requirements, vision, review.
+"""Reading the documents of a Product Owner: requirements, vision and review in YAML, and what a concept states.
 
 Language models write this YAML, so reading never raises: what cannot be read is an empty mapping and a reason. A
 document is bounded in size, nesting and expansion before anything walks through it, so that no text can make memory or
-time explode (an alias bomb of 300 bytes expands to gigabytes).
+time explode (an alias bomb of 300 bytes expands to gigabytes). A concept is read by sentence forms that are common
+there: empty where none is found, never a guess.
 """
 
 import re
@@ -27,6 +28,8 @@ MAX_EXPANDED_CHARACTERS = MAX_DOCUMENT_CHARACTERS
 # libyaml reads ten times faster than PyYAML's own parser, with the same resolver and constructor.
 _C_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FENCE = re.compile(r"```(?:yaml|yml)?", re.IGNORECASE)
+_ASKED = re.compile(r"\b(?:must|shall|should|has to|have to|is to) (?!not\b)([^.;:]+)")
+_EXCLUDED = re.compile(r"\b(?:does|do|will|shall|must|should|is to) not (\w[^.,;:\n]+)")
 _REQUIREMENT_ID = re.compile(r"\b(?:NFR|FR|REQ|CON|C)[0-9]{2,}\b", re.IGNORECASE)
 _ENDLESS_BASE_60 = re.compile(r"[0-9](?::[0-5]?[0-9]){20}")
 _ODD_SPACES = "\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff"
@@ -164,6 +167,18 @@ def requirement_entries(requirements: str | dict[Any, Any]) -> list[RequirementE
         for item in as_list(document.get(section))
         if isinstance(item, dict) and (item.get("id") or item.get("description"))
     ]
+
+
+def stated_needs(concept: str) -> list[str]:
+    """What the product must do: the verb phrases of the first sentence of the form "must …, … and …", in order."""
+    asked = _ASKED.search(concept)
+    return [need.strip() for need in re.split(r", and |, | and ", asked[1]) if need.strip()] if asked else []
+
+
+def stated_exclusion(concept: str) -> str:
+    """What the product will not do: the verb phrase after "does not", "will not" and the like; empty without one."""
+    excluded = _EXCLUDED.search(concept)
+    return excluded[1].strip() if excluded else ""
 
 
 def write_yaml(document: Mapping[str, Any]) -> str:

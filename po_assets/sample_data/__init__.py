@@ -4,7 +4,4 @@ Fictitious products of many trades, written for this project; no teacher model t
 belongs to `intake`, whatever selects among them to `dataset`.
 """
 
-from po_assets.sample_data.landing import sample_files, write_sample_data
-from po_assets.sample_data.records import generate_rows
-
-__all__ = ["generate_rows", "sample_files", "write_sample_data"]
+from po_assets.sample_data.records import generate_rows, sample_files, write_sample_data

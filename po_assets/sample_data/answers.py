@@ -18,7 +18,6 @@ from po_assets.text import first_upper, join
 
 _FIRST_DAY, _DAYS = date(2026, 4, 1), 200
 _USAGE = "{percent} percent of {user} use {product} every week"
-_SERVES_WEIGHTS = (4, 5, 2, 6)
 Care = Literal["ordinary", "brief", "thin"]
 _MOST_GAPS = 2
 """A review that finds another product's requirements names two missing needs and leaves it at that."""
@@ -55,7 +54,7 @@ def draw_shape(rng: Random, care: Care = "ordinary") -> Shape:
 def _drawn(rng: Random, odds: Any) -> Any:
     """A value as it is given, drawn by weights, or one of two, the first with a share."""
     if isinstance(odds, dict):
-        return pick_weighted(rng, list(odds), list(odds.values()))
+        return pick_weighted(rng, odds)
     if isinstance(odds, list):
         value, share, other = odds
         return value if rng.random() < share else other
@@ -156,13 +155,13 @@ def _words(rng: Random, scenario: Scenario) -> dict[str, str]:
 
 def _aligned(rng: Random, scenario: Scenario, shape: Shape) -> list[str]:
     items = []
-    style = pick_weighted(rng, forms()["serves"], _SERVES_WEIGHTS)
+    style = pick_weighted(rng, forms()["serves"])
     for group in _by_need(scenario.functional, together=rng.random() < shape.grouping):
         first = group[0]
         if first.need is None or first.offends:
             continue
         if rng.random() < 0.3:
-            style = pick_weighted(rng, forms()["serves"], _SERVES_WEIGHTS)
+            style = pick_weighted(rng, forms()["serves"])
         form = pick(rng, forms()["serve_together"]) if len(group) > 1 else style
         ids = join([entry.id for entry in group])
         items.append(form.format(id=first.id, ids=ids, who=first.who, action=first.action, need=first.need.text))

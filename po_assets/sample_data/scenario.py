@@ -20,6 +20,7 @@ from po_assets.sample_data.domains import (
     forms,
     pick,
     pick_some,
+    pick_weighted,
     shuffled,
 )
 from po_assets.text import first_upper, join
@@ -44,6 +45,8 @@ TIERS: dict[Tier, TierPlan] = {
     "medium": TierPlan(needs=(3, 3, 4), functional=4, quality=1, constraint=1),
     "corporate": TierPlan(needs=(3, 4), functional=4, quality=2, constraint=2),
 }
+_STATUS_WEIGHTS: dict[Status, float] = {"aligned": 66, "needs_adjustment": 30, "conflicts": 4}
+_TIER_WEIGHTS: dict[Tier, float] = {"simple": 70, "medium": 24, "corporate": 6}
 _PRIORITIES = ("High", "Medium", "Low")
 
 
@@ -92,10 +95,24 @@ class Scenario:
         return next((user for user in actors(need) if user in self.users), self.product)
 
 
-def draw_scenario(
-    rng: Random, domain: Domain, domains: Sequence[Domain], regions: Sequence[str], *, status: Status, tier: Tier
+def draw_case(
+    rng: Random,
+    domains: Sequence[Domain],
+    *,
+    regions: Sequence[str] = (),
+    status: Status | None = None,
+    tier: Tier | None = None,
+    domain: Domain | None = None,
 ) -> Scenario:
-    """Draw a case of the wanted domain, status and tier; `domains` are those whose requirements may come instead."""
+    """A case of the given status, tier and domain, or of ones drawn in the sample data's proportions.
+
+    Without `regions` it plays in one of the training regions. `domains` are also those of which another's requirements
+    may come instead.
+    """
+    status = status or pick_weighted(rng, _STATUS_WEIGHTS)
+    tier = tier or pick_weighted(rng, _TIER_WEIGHTS)
+    regions = regions or forms()["regions"]["training"]
+    domain = domain or pick(rng, domains)
     plan = TIERS[tier]
     product, organisation = pick(rng, domain.products), pick(rng, domain.organisations)
     needs = tuple(pick_some(rng, domain.needs, pick(rng, plan.needs)))

@@ -20,7 +20,7 @@ from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import read_yaml, requirement_entries
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
 from po_assets.sample_data.domains import load_domains
-from po_assets.sample_data.records import draw_case
+from po_assets.sample_data.scenario import draw_case
 
 _SHOWN_FAULTS = 20
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from po_assets.product_owner import cited_ids, format_answer, in_order, parse_answer, read_alignment, read_yaml
-from po_assets.product_owner.concept import stated_exclusion, stated_needs
 from po_assets.product_owner.contract import ALIGNMENT_KEYS, REQUIREMENT_SECTIONS, REVIEW_ORDER
-from po_assets.product_owner.documents import requirement_entries, write_yaml
-from po_assets.product_owner.templates import Prompt
+from po_assets.product_owner.documents import requirement_entries, stated_exclusion, stated_needs, write_yaml
+from po_assets.product_owner.prompts import Prompt
 from po_assets.text import amount, first_upper, join
 
 Pair = tuple[str, str]

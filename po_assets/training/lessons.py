@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from po_assets.product_owner.contract import REVIEW
-from po_assets.product_owner.templates import Prompt
+from po_assets.product_owner.prompts import Prompt
 from po_assets.sample_data.answers import draw_shape, write_vision
 from po_assets.sample_data.domains import Domain, Exclusion, forms, load_domains
-from po_assets.sample_data.records import draw_case
-from po_assets.sample_data.scenario import Requirement, Scenario, Status, worded
+from po_assets.sample_data.scenario import Requirement, Scenario, Status, draw_case, worded
 from po_assets.training.evidence import EXCLUDED, FOREIGN, WeightedText, opening, summary_and_status
 
 _SWAPPED = 0.6

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from po_assets.dataset.settings import PromptSettings
 from po_assets.errors import UserError
-from po_assets.product_owner.templates import BUILT_IN, Prompt
+from po_assets.product_owner.prompts import BUILT_IN, Prompt
 from po_assets.text import amount
 
 Example = tuple[str, str, str]

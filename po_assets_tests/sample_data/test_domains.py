@@ -47,7 +47,7 @@ def test_draws_are_even_weighted_and_of_different_items():
     rng, items = Random(1), [1, 2, 3]
     times = Counter(pick(rng, "abcd") for _ in range(4000))
     assert all(900 < times[item] < 1100 for item in "abcd")
-    times = Counter(pick_weighted(rng, "abc", (3, 1, 0)) for _ in range(4000))
+    times = Counter(pick_weighted(rng, {"a": 3, "b": 1, "c": 0}) for _ in range(4000))
     assert 2850 < times["a"] < 3150
     assert times["c"] == 0
     assert all(len(set(pick_some(rng, range(5), 3))) == 3 for _ in range(50))

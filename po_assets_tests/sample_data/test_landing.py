@@ -22,7 +22,7 @@ from po_assets.product_owner import (
 )
 from po_assets.sample_data import sample_files
 from po_assets.sample_data.domains import Domain, load_domains
-from po_assets.sample_data.landing import CONFLICTS, EVALUATION_CASES, FIRST_GENERATION, SECOND_TEACHER
+from po_assets.sample_data.records import CONFLICTS, EVALUATION_CASES, FIRST_GENERATION, SECOND_TEACHER
 from po_assets_tests.sample_data.sample_rows import ARTIFACTS, Row, raw_rows, rows_of
 
 STATUS_WORD = re.compile(r"status: [a-z_]*")

@@ -9,9 +9,14 @@ import pytest
 from po_assets.product_owner import cited_ids, read_alignment, read_status, requirement_entries
 from po_assets.review.checks import StylePrompt, style_leak
 from po_assets.sample_data.domains import load_domains
-from po_assets.sample_data.landing import CONFLICTS, EVALUATION_CASES, FIRST_GENERATION, SECOND_TEACHER
-from po_assets.sample_data.records import answer_case, draw_case
-from po_assets.sample_data.scenario import TIERS, Scenario
+from po_assets.sample_data.records import (
+    CONFLICTS,
+    EVALUATION_CASES,
+    FIRST_GENERATION,
+    SECOND_TEACHER,
+    answer_case,
+)
+from po_assets.sample_data.scenario import TIERS, Scenario, draw_case
 from po_assets_tests.sample_data.sample_rows import raw_rows, rows_of
 
 STATUSES = ("aligned", "needs_adjustment", "conflicts")

@@ -10,11 +10,10 @@ import yaml
 from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
 from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets.product_owner import build_prompt, format_answer, in_order, parse_answer, read_yaml, validate_answer
-from po_assets.product_owner.concept import stated_exclusion, stated_needs
 from po_assets.product_owner.contract import REVIEW_ORDER
-from po_assets.product_owner.documents import requirement_entries
+from po_assets.product_owner.documents import requirement_entries, stated_exclusion, stated_needs
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
-from po_assets.product_owner.templates import BUILT_IN
+from po_assets.product_owner.prompts import BUILT_IN
 from po_assets.sample_data.records import generate_rows
 from po_assets.training.evidence import EXCLUDED, WeightedText, read_cases, teachers_words, with_evidence
 from po_assets.training.prompt_mix import Prompts

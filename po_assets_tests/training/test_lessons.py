@@ -8,7 +8,7 @@ import pytest
 
 from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets.product_owner.contract import STATUSES
-from po_assets.product_owner.templates import BUILT_IN
+from po_assets.product_owner.prompts import BUILT_IN
 from po_assets.sample_data.domains import load_domains
 from po_assets.text import first_upper, join
 from po_assets.training.evidence import WeightedText
