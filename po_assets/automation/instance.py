@@ -17,7 +17,7 @@ from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.storage import lock
-from po_assets.storage.history import HOME_VARIABLE, OF_A_RUN, history_fault
+from po_assets.storage.layout import HOME_VARIABLE, OF_A_RUN, history_fault
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, ChatTemplate, ensure_tokenizer, load_tokenizer, require_hardware
 from po_assets.storage import Layout, is_local
 from po_assets.text import amount
-from po_assets.training.prompt_mix import mix_fault
+from po_assets.training.rows import mix_fault
 from po_assets.training.settings import TrainingSettings
 
 # Measured on the sample data, with room to spare: converted model, three adapters, a checkpoint; the training's peak.

@@ -30,8 +30,7 @@ from po_assets.errors import UserError, all_faults
 from po_assets.model import BaseModel
 from po_assets.model.settings import Profile
 from po_assets.storage import Layout, artifact_root, is_local, replace_file
-from po_assets.storage.history import HOME_VARIABLE
-from po_assets.storage.layout import ROOT_VARIABLE
+from po_assets.storage.layout import HOME_VARIABLE, ROOT_VARIABLE
 
 SETTINGS_VARIABLE = "PO_SETTINGS"
 _CASE_SUFFIXES = (".jsonl", ".yaml", ".yml")

@@ -36,7 +36,7 @@ from po_assets.errors import UserError
 from po_assets.evaluation.gate import gate_sentence, gate_table
 from po_assets.model import BaseModel, require_hardware
 from po_assets.storage import Layout, LockedError
-from po_assets.storage.history import HOME_VARIABLE
+from po_assets.storage.layout import HOME_VARIABLE
 from po_assets.text import say
 
 

@@ -31,7 +31,7 @@ import dagster as dg
 from po_assets.dag.verdict import CannotJudge, Severity, Verdict, to_check_result
 from po_assets.errors import UserError
 from po_assets.storage import disk_fault
-from po_assets.storage.history import step_history_fault
+from po_assets.storage.layout import step_history_fault
 
 Evidence = TypeVar("Evidence")
 _CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")

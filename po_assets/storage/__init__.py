@@ -20,14 +20,18 @@ from po_assets.storage.files import (
     replace_file,
     staging_path,
 )
-from po_assets.storage.jsonl import LineWriter, StagedTable, published_lines, read_rows, stage_lines
 from po_assets.storage.layout import Layout, artifact_root, default_root
-from po_assets.storage.manifest import (
+from po_assets.storage.tables import (
+    LineWriter,
     Manifest,
+    StagedTable,
     digest_of,
     directory_digest,
     file_digest,
+    published_lines,
     read_manifest,
+    read_rows,
     recorded_digest,
+    stage_lines,
     write_manifest,
 )

@@ -1,10 +1,14 @@
-"""The names of all artifacts under one root, which is a path or an fsspec URL.
+"""Where things are kept: all artifacts under one root (a path or an fsspec URL), Dagster's history in DAGSTER_HOME.
 
-The names are stable: people grep these files.
+The names of artifacts are stable: people grep these files. Whether Dagster can keep its history is asked before the UI,
+a run and a step start: what fills the disk while Dagster itself writes there ends in its own traceback, which nothing
+here can reach.
 """
 
 import os
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +17,11 @@ from upath import UPath
 from po_assets.errors import UserError
 
 ROOT_VARIABLE = "PO_ARTIFACTS_ROOT"
+HOME_VARIABLE = "DAGSTER_HOME"
+OF_A_RUN = 50_000_000
+"""Bytes that the history of a run may take, with room to spare."""
+OF_A_STEP = 10_000_000
+"""Bytes that the events of a step may take, its failure among them, with room to spare."""
 
 
 class _Place:
@@ -137,3 +146,44 @@ def artifact_root(root: str) -> UPath:
             "s3://bucket/prefix; S3 needs an extra: make setup EXTRAS=s3."
         ) from error
     return path
+
+
+def history_fault(home: Path, needed: int) -> str | None:
+    """Why no more than `needed` bytes can be written to `home`, and what to do; None where they can. Makes the folder.
+
+    Dagster's folders and databases in it are looked at too: those of a run as root are closed to everybody else.
+    """
+    way_out = f"or set {HOME_VARIABLE} to a folder of your own on another disk"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home) as probe:
+            probe.write(b"x")
+        free = shutil.disk_usage(home).free
+    except OSError as error:
+        there = next(folder for folder in (home, *home.parents) if os.path.lexists(folder))
+        return (
+            f"{HOME_VARIABLE} {home} cannot be written to ({error.strerror or error}), and Dagster keeps its history "
+            f"there. {_owner(there)}Get the right to write there, {way_out}."
+        )
+    for path in (home, *home.glob("[!.]*/"), *home.glob("*/*.db"), *home.glob("history/runs")):
+        if not os.access(path, os.W_OK):
+            return (
+                f"{path} in {HOME_VARIABLE} is closed to user {os.geteuid()}, and Dagster keeps its history there. "
+                f"{_owner(path)}Get the right to write there (chown -R), {way_out}."
+            )
+    if free < needed:
+        return (
+            f"{HOME_VARIABLE} {home} has {free / 1e6:.0f} MB of free disk, and Dagster's history needs up to "
+            f"{needed / 1e6:.0f} MB. Make room, {way_out}."
+        )
+    return None
+
+
+def step_history_fault() -> str | None:
+    """The same before a step, where this process keeps a history on a disk of its own."""
+    home = Path(os.environ.get(HOME_VARIABLE, ""))
+    return history_fault(home, OF_A_STEP) if home.is_absolute() and (home / "history").is_dir() else None
+
+
+def _owner(path: Path) -> str:
+    return f"'{path}' belongs to user {path.lstat().st_uid}. "
