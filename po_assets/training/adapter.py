@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from upath import UPath
 
 from po_assets.errors import UserError
-from po_assets.storage import replace_file
+from po_assets.storage import Manifest, replace_file
 from po_assets.storage.workers import available_cpus
 from po_assets.text import duration, markdown_table
 from po_assets.training.handover import base_reference
@@ -137,30 +136,12 @@ def _short_names(model: PeftModel) -> list[str]:
     return short if everywhere == adapted else sorted(adapted)
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """What a card tells besides the recipe."""
+def render_card(recipe: TrainingSettings, made: Manifest, ledger: Mapping[str, int], validation: str) -> str:
+    """The card as markdown with the Hub's metadata on top.
 
-    data_sha256: str
-    rows: int
-    ledger: Mapping[str, int]
-    """Landed rows by outcome."""
-    precision: str
-    engine: str
-    steps: int
-    tokens: int
-    seconds: float
-    first_loss: float
-    last_loss: float
-    weights_sha256: str
-    prompt: str
-    """What the rows were asked with, in a sentence or two."""
-    validation: str
-    """A sentence on the validation loss; empty where none was measured."""
-
-
-def render_card(recipe: TrainingSettings, facts: CardFacts) -> str:
-    """The card as markdown with the Hub's metadata on top."""
+    `made` is the adapter's manifest, `ledger` the landed rows by outcome, `validation` a sentence on the validation
+    loss, empty where none was measured.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     embedded = recipe.base_model.kind == "embedded"
@@ -172,7 +153,7 @@ def render_card(recipe: TrainingSettings, facts: CardFacts) -> str:
         license="apache-2.0" if embedded else None,
         tags=["lora", "peft", "distillation", "product-owner"],
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(recipe, facts)}")
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(recipe, made, ledger, validation)}")
     return str(card)
 
 
@@ -188,11 +169,15 @@ def write_gate_section(adapter: UPath | Path, verdict: str) -> None:
     replace_file(path, replaced.encode())
 
 
-def _body(recipe: TrainingSettings, facts: CardFacts) -> str:
-    base = base_reference(recipe.base_model)
+def _body(recipe: TrainingSettings, made: Manifest, ledger: Mapping[str, int], validation: str) -> str:
+    base, facts = base_reference(recipe.base_model), made.extra
     revision = f" at revision `{base['revision']}`" if base.get("revision") else ""
     settings = recipe.values() | {"target_modules": ", ".join(recipe.target_modules)}
     del settings["base_model"]
+    prompt = facts["prompt"]
+    asked = f"It is the prompt `{prompt['name']}` (digest `{prompt['digest'][:12]}`). {facts['prompt_mix']}"
+    first, last = facts["first_loss"], facts["last_loss"]
+    outcomes = [[name, f"{count:,}"] for name, count in ledger.items()]
     return f"""# Product Owner student
 
 A LoRA adapter that makes a small language model play a Product Owner: it reads a product concept and its requirements
@@ -206,25 +191,25 @@ A LoRA adapter that makes a small language model play a Product Owner: it reads 
 ## Use
 
 `prompt.jinja` is the prompt that the student was trained and evaluated with, `prompt.json` has its system text and
-says what an answer looks like. Ask under another prompt, and the evaluation below does not hold. {facts.prompt}
+says what an answer looks like. Ask under another prompt, and the evaluation below does not hold. {asked}
 
 ```python
 {_SNIPPET.format(base=base["name"], revision=base.get("revision"))}```
 
 ## Data
 
-{facts.rows:,} teacher rows, sha256 `{facts.data_sha256}`. Outcomes of all landed rows:
+{made.rows:,} teacher rows, sha256 `{made.inputs["supervised_dataset"]}`. Outcomes of all landed rows:
 
-{_table([{"outcome": name, "rows": f"{count:,}"} for name, count in facts.ledger.items()])}
+{markdown_table(["outcome", "rows"], outcomes) if outcomes else "(none recorded)"}
 
 ## Training
 
-Loss on the answer and its end-of-sequence token only; no row was cut. The loss went from {facts.first_loss:.3f} (first
-step) to {facts.last_loss:.3f} (mean of the last tenth) in {facts.steps:,} steps, {facts.tokens:,} tokens and
-{duration(facts.seconds)}, computed in {facts.precision}, {facts.engine}, on {_hardware()}. {facts.validation}
-Weights: sha256 `{facts.weights_sha256}`.
+Loss on the answer and its end-of-sequence token only; no row was cut. The loss went from {first:.3f} (first
+step) to {last:.3f} (mean of the last tenth) in {facts["steps"]:,} steps, {facts["tokens"]:,} tokens and
+{duration(facts["seconds"])}, computed in {facts["precision"]}, {facts["engine"]}, on {_hardware()}. {validation}
+Weights: sha256 `{facts["files"][WEIGHTS]}`.
 
-{_table([{"setting": name, "value": value} for name, value in settings.items()])}
+{markdown_table(["setting", "value"], ([name, str(value)] for name, value in settings.items()))}
 
 ## Evaluation
 
@@ -262,13 +247,6 @@ asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_
 answer = student.generate(**asked, generation_config=GenerationConfig.from_pretrained(ADAPTER))
 print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
 """
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return "(none recorded)"
-    names = list(rows[0])
-    return markdown_table(names, ([str(row.get(name, "")) for name in names] for row in rows))
 
 
 def _hardware() -> str:

@@ -19,7 +19,7 @@ from po_assets.dataset.settings import PromptSettings
 from po_assets.intake.assets import OWNERS
 from po_assets.product_owner import PROMPT_VERSION
 from po_assets.text import Progress, amount
-from po_assets.training.prompt_mix import prompts_of
+from po_assets.training.rows import Prompts
 from po_assets.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def lora_adapter(  # noqa: PLR0917 - resources, by name
             tracked.metrics([(int(numbers["train/step"]), numbers)])
 
         progress = Progress(context.log.info, observe)
-        student = make_student(artifacts.layout, pairs, recipe, progress, prompts_of(prompt))
+        student = make_student(artifacts.layout, pairs, recipe, progress, Prompts(prompt.own, prompt.consumers))
         metadata = _metadata(student)
         if not student.unchanged:
             tracked.metrics([(record.step, record.numbers) for record in student.log])

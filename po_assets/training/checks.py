@@ -32,8 +32,7 @@ from po_assets.training.adapter import WEIGHTS
 from po_assets.training.checkpoints import StepRecord
 from po_assets.training.gradients import collate
 from po_assets.training.memory import is_out_of_memory
-from po_assets.training.prompt_mix import Prompts, prompts_of
-from po_assets.training.rows import TokenizedRow, teacher_rows
+from po_assets.training.rows import Prompts, TokenizedRow, teacher_rows
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.student import adapter_problem, read_log
 from po_assets.training.training import validation_sentence
@@ -206,7 +205,7 @@ def training_is_sane(student: StudentUnderTest) -> Verdict:
 @checks.step(pool=POOL, op_tags=GPU_STEP, retry_policy=CRASH_RETRY)  # type: ignore[untyped-decorator]
 def lora_adapter_checks(artifacts: Artifacts, recipe: TrainingSettings, prompt: PromptSettings) -> StudentUnderTest:
     """Check the published adapter and the rows it was trained on."""
-    return StudentUnderTest(artifacts.layout, recipe.resolved(), prompts_of(prompt))
+    return StudentUnderTest(artifacts.layout, recipe.resolved(), Prompts(prompt.own, prompt.consumers))
 
 
 def loss_problem(log: Sequence[StepRecord]) -> tuple[str | None, tuple[float, float]]:

@@ -52,7 +52,6 @@ from po_assets.training.adapter import (
     CARD,
     CONFIG,
     WEIGHTS,
-    CardFacts,
     add_adapter,
     frozen_precision,
     render_card,
@@ -63,9 +62,8 @@ from po_assets.training.checkpoints import CheckpointStore, StepRecord
 from po_assets.training.gradients import is_leader
 from po_assets.training.handover import base_reference, write_handover
 from po_assets.training.memory import memory_named
-from po_assets.training.prompt_mix import Prompts
 from po_assets.training.ray_workers import IN_RAY, connected, has_room, own_error, passed_on
-from po_assets.training.rows import TrainingRows, training_rows
+from po_assets.training.rows import Prompts, TrainingRows, training_rows
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.training import Trained, train, validation_sentence
 
@@ -247,33 +245,21 @@ def _complete(
     """Add log, card and manifest to the adapter's files."""
     log, rows, own = trained.log, len(chosen.rows), plan.prompts.own
     files = {path.name: file_digest(path) for path in sorted(staging.iterdir())}
-    supervised = read_manifest(layout.supervised)
     (staging / LOG).write_text("".join(json.dumps(asdict(record)) + "\n" for record in log))
     tail = log[-max(1, len(log) // 10) :]
-    facts = CardFacts(
-        data_sha256=plan.inputs["supervised_dataset"],
-        rows=rows,
-        ledger=supervised.extra.get("outcomes", {}) if supervised else {},
-        precision=f"{plan.precision.dtype} ({plan.precision.reason})",
-        engine=trained.engine,
-        steps=len(log),
-        tokens=sum(record.tokens for record in log),
-        seconds=sum(record.seconds for record in log),
-        first_loss=log[0].loss,
-        last_loss=sum(record.loss for record in tail) / len(tail),
-        validation=validation_sentence(log, trained.validation_rows, trained.published_step),
-        prompt=f"It is the prompt `{own.name}` (digest `{own.digest[:12]}`). {chosen.described}",
-        weights_sha256=files[WEIGHTS],
-    )
-    (staging / CARD).write_text(render_card(plan.recipe, facts), encoding="utf-8")
     extra: dict[str, Any] = {
         "files": files,
         "trainable_parameters": parameters,
         # Of less than an epoch some rows are not seen; those of the validation loss never are.
         "rows_used": round(min(1.0, log[-1].epoch) * (rows - trained.validation_rows)),
         "resumed_at": trained.resumed_at,
-        **{key: getattr(facts, key) for key in ("precision", "engine", "steps", "tokens", "seconds")},
-        **{key: getattr(facts, key) for key in ("first_loss", "last_loss")},
+        "precision": f"{plan.precision.dtype} ({plan.precision.reason})",
+        "engine": trained.engine,
+        "steps": len(log),
+        "tokens": sum(record.tokens for record in log),
+        "seconds": sum(record.seconds for record in log),
+        "first_loss": log[0].loss,
+        "last_loss": sum(record.loss for record in tail) / len(tail),
         "base_model": plan.recipe.base_model.name,
         "prompt": {"name": own.name, "digest": own.digest},
         "prompt_mix": chosen.described,
@@ -288,6 +274,10 @@ def _complete(
     settings = json.loads((staging / CONFIG).read_text()) | {"base_model_name_or_path": None}
     sha256 = digest_of({"weights": files[WEIGHTS], "settings": settings})
     manifest = Manifest(sha256, rows, plan.inputs, plan.digest, CODE_VERSION, extra)
+    supervised = read_manifest(layout.supervised)
+    outcomes = supervised.extra.get("outcomes", {}) if supervised else {}
+    validation = validation_sentence(log, trained.validation_rows, trained.published_step)
+    (staging / CARD).write_text(render_card(plan.recipe, manifest, outcomes, validation), encoding="utf-8")
     write_manifest(staging, manifest)
     return manifest
 

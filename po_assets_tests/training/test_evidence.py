@@ -16,8 +16,7 @@ from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
 from po_assets.product_owner.prompts import BUILT_IN
 from po_assets.sample_data.records import generate_rows
 from po_assets.training.evidence import EXCLUDED, WeightedText, read_cases, teachers_words, with_evidence
-from po_assets.training.prompt_mix import Prompts
-from po_assets.training.rows import training_rows
+from po_assets.training.rows import Prompts, training_rows
 from po_assets_tests.model.tiny_model import make_tiny_tokenizer
 from po_assets_tests.training.tiny_training import tiny_recipe
 

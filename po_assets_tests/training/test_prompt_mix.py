@@ -13,8 +13,7 @@ from po_assets.storage import Layout, read_manifest, write_manifest
 from po_assets.text import Progress
 from po_assets.training.checks import StudentUnderTest, training_is_sane
 from po_assets.training.handover import travelled_prompt
-from po_assets.training.prompt_mix import MixedRows, Prompts, mixed
-from po_assets.training.rows import training_rows
+from po_assets.training.rows import MixedRows, Prompts, mixed, training_rows
 from po_assets.training.student import Student, make_student
 from po_assets_tests.evaluation.scenes import CONCEPT, REQUIREMENTS, REVIEW, VISION
 from po_assets_tests.model.tiny_model import make_tiny_model
