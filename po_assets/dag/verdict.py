@@ -1,30 +1,25 @@
-"""The verdict of a check: passed or not, one sentence, the violating rows, the next step; and rows as tables."""
+"""The verdict of a check: passed or not, one sentence, the violating rows, the next step; and gate records.
+
+A gate record says what the checks found about exactly these bytes, and is kept beside them. Dagster's blocking checks
+hold within one run; the record makes the verdict last: whoever uses the artifact, in whatever run, reads it and refuses
+what did not pass.
+"""
 
 import heapq
-import math
-import re
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Literal
 
 import dagster as dg
+from upath import UPath
 
-from po_assets.text import printable
+from po_assets.dag.pages import SHOWN_ROWS, escaped, records_table, rounded
+from po_assets.storage import replace_file
 
 Severity = Literal["ERROR", "WARN"]
-Cell = str | int | float | bool | None
-SHOWN_ROWS = 20
-"""More make a page nobody reads; the sentence above the table says how many there are."""
-CELL_CHARACTERS = 200
-WORD_CHARACTERS = 60
-"""Words do not break: one that is longer would push the rest of its table off the page."""
-_SMALL = 0.01
-_CAPTION = re.compile(r"\n\nThe table shows \d+ of [\d,]+ rows\.(?=\n\n|$)")
-_LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS + 1},}}")
-_CODE_SPAN = re.compile(r"(`[^`]*`)")
-# What markdown acts on. An underscore inside a word (min_score) is none of it.
-_MARKUP = re.compile(r"[\\*\[\]<]|~~|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
 
 
 @dataclass(frozen=True)
@@ -98,18 +93,6 @@ def check_description(verdict: Verdict) -> str:
     return "\n\n".join(parts)
 
 
-def escaped(text: str) -> str:
-    """The text as markdown that shows it as it is; landed names and values may stand in it."""
-    parts = _CODE_SPAN.split(printable(text))
-    return "".join(part if part.startswith("`") else _MARKUP.sub(r"\\\g<0>", part) for part in parts)
-
-
-def unescaped(description: str) -> str:
-    """The description without markdown, and without the caption of a table that is on the page only: for a terminal."""
-    plain = _CAPTION.sub("", description).replace("**What to do:**", "What to do:")
-    return re.sub(r"\\([\\*\[\]<~_&])", r"\1", plain)
-
-
 def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckResult:
     """The verdict as Dagster's result: sentence inline, rows as a table, numbers as plots."""
     metadata: dict[str, dg.MetadataValue | float | int] = {}
@@ -127,57 +110,46 @@ def to_check_result(name: str, asset: str, verdict: Verdict) -> dg.AssetCheckRes
     )
 
 
-def rounded(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata with its fractions as people read them; anything else as it is."""
-    return {key: _readable(value) if isinstance(value, float) else value for key, value in metadata.items()}
+@dataclass(frozen=True)
+class GateRecord:
+    """Verdicts of an artifact's checks, tied to its sha256."""
+
+    sha256: str
+    passed: bool
+    """Whether no check failed with severity ERROR."""
+    checks: dict[str, dict[str, Any]]
+    """By name: `passed`, `severity`, `required`, `value`, `summary`, `next_step`."""
+    time: str
+    """When the checks ran (ISO 8601, UTC)."""
+    context: dict[str, Any] = field(default_factory=dict)
+    """What else the verdict depends on: digests of other inputs, settings, thresholds."""
+
+    @property
+    def failed(self) -> dict[str, dict[str, Any]]:
+        """The checks that failed with severity ERROR."""
+        return {name: one for name, one in self.checks.items() if not one["passed"] and one["severity"] == "ERROR"}
 
 
-def _readable(value: float) -> float:
-    """Four decimals, of small numbers four digits: the UI shows as many as there are."""
-    if not math.isfinite(value):
-        return value
-    return float(f"{value:.4g}") if abs(value) < _SMALL else round(value, 4)
-
-
-def records_table(rows: Sequence[Mapping[str, object]], *, of: int | None = None) -> dg.TableMetadataValue:
-    """The first `SHOWN_ROWS` rows as a table; columns in order of first appearance, long texts shortened.
-
-    A last row says how many of how many there are, where more are than shown; `of` where `rows` are a part already.
-    """
-    columns, cells = table_cells(rows, of=of)
-    return dg.MetadataValue.table(
-        records=[dg.TableRecord(row) for row in cells],
-        schema=dg.TableSchema(columns=[dg.TableColumn(name=column, type="string") for column in columns]),
+def gate_record(sha256: str, verdicts: Mapping[str, Verdict], context: Mapping[str, Any] | None = None) -> GateRecord:
+    """The record of verdicts whose severities are settled (as `AssetChecks.verdicts` gives them)."""
+    shown = ("passed", "severity", "required", "value", "summary", "next_step")
+    return GateRecord(
+        sha256=sha256,
+        passed=all(verdict.passed or verdict.severity == "WARN" for verdict in verdicts.values()),
+        checks={name: {key: getattr(verdict, key) for key in shown} for name, verdict in verdicts.items()},
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        context=dict(context or {}),
     )
 
 
-def table_cells(
-    rows: Sequence[Mapping[str, object]], *, of: int | None = None
-) -> tuple[list[str], list[dict[str, Cell]]]:
-    """The columns, and the rows of `records_table` as they are shown."""
-    shown, total = rows[:SHOWN_ROWS], of or len(rows)
-    columns = list(dict.fromkeys(key for row in shown for key in row))
-    if total > len(shown) and columns:
-        shown = [*shown, dict.fromkeys(columns, "") | {columns[0]: f"{len(shown)} of {total:,} rows"}]
-    return columns, [{column: _cell(row.get(column)) for column in columns} for row in shown]
+def write_gate(path: UPath, record: GateRecord) -> None:
+    """Write the record in one step; what stood there before is replaced."""
+    replace_file(path, json.dumps(asdict(record), indent=2, ensure_ascii=False).encode())
 
 
-def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
-    """A column schema for `dagster/column_schema` from `{name: (type, description)}`."""
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(name=name, type=kind, description=description)
-            for name, (kind, description) in columns.items()
-        ]
-    )
-
-
-def _cell(value: object) -> Cell:
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        # NaN (a missing value in pandas) is not valid JSON, and the UI shows no row that holds it.
-        return round(value, 4) if math.isfinite(value) else str(value)
-    text = printable(str(value))  # also lone surrogates (bytes that are not UTF-8), which the event log cannot store
-    text = text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}…"
-    return _LONG_WORD.sub(lambda word: f"{word[0][: WORD_CHARACTERS - 1]}…", text)
+def read_gate(path: UPath) -> GateRecord | None:
+    """The record, or None where there is none, or none that this version reads."""
+    try:
+        return GateRecord(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None

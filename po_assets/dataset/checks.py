@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from po_assets.dag import Artifacts, AssetChecks, Severity, Verdict, bar_chart, gate_record, histogram, write_gate
-from po_assets.dag.verdict import SHOWN_ROWS
+from po_assets.dag.pages import SHOWN_ROWS
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.dataset.evidence import DatasetEvidence, TrainingRow
 from po_assets.dataset.holdout import KINDS, HoldOut

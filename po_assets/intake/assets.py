@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from po_assets.dag import Artifacts, Settings, column_schema, page_list, page_table, place, user_errors_fail_the_step
-from po_assets.dag.pictures import bar_chart, histogram
+from po_assets.dag.pages import bar_chart, histogram
 from po_assets.intake.landing import list_landing, skipped_record, snapshot
 from po_assets.intake.ledger import SCORE_STEPS, Outcome, normalize_snapshot
 from po_assets.intake.normalization import COLUMNS

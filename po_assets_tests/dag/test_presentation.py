@@ -20,8 +20,7 @@ from po_assets.dag import (
     short,
     to_check_result,
 )
-from po_assets.dag.pictures import _bounded
-from po_assets.dag.verdict import unescaped
+from po_assets.dag.pages import _bounded, unescaped
 from po_assets.text import fenced, shown
 
 HOSTILE = (
