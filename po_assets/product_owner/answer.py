@@ -6,7 +6,7 @@ found in a text belongs to `blocks`.
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import dedent
 
@@ -30,6 +30,7 @@ from po_assets.product_owner.contract import (
     VISION_KEYS,
 )
 from po_assets.product_owner.documents import as_list, cited_ids, named, read_yaml, to_text
+from po_assets.text import verb
 
 # "Here is the vision:" is a key without a value for YAML.
 _INTRODUCTION = re.compile(r"(?:Here|Sure|Certainly|Below|This|The|My)\b[^:]{0,200}[.:!]")
@@ -146,44 +147,32 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
     if len(blocks) == 1 and blocks[0].start > 0 and not blocks[0].info and not any(lines[blocks[0].start + 1 :]):
         blocks, lines = [], lines[: blocks[0].start]
         notes.append("a closing fence without an opening one was left out")
-    if not blocks:
+    if blocks:
+        block = blocks[0]
+        if len(blocks) > 1:
+            raise ValueError(f"it holds {len(blocks)} fenced blocks; leave the one that is the document")
+        if block.text is None:
+            raise ValueError(f"the code fence in line {block.start + 1} is not closed; close it, or take it off")
+        document = block.text
+        left_out = {"before the fenced": lines[: block.start], "after the fenced": lines[block.end :]}
+        for place, around in left_out.items():
+            if len(read_yaml("\n".join(around)).value) > 1:
+                raise ValueError(f"it holds a document {place} one; leave one of them")
+    else:
         lines, beside = _bare_document(lines)
-        if (
-            len(read_yaml("\n".join(beside), unique_keys=False).value) > 1
-            or sum(bool(_ANSWER_KEY.match(line)) for line in beside) > 1
-        ):
+        keys = sum(bool(_ANSWER_KEY.match(line)) for line in beside)
+        if keys > 1 or len(read_yaml("\n".join(beside), unique_keys=False).value) > 1:
             raise ValueError("it holds two documents; leave one of them")
-        said = " ".join(" ".join(beside).split())
-        if said:
-            notes.append(f"text beside the document was left out: {said[:60]!r}")
-        return "\n".join(lines).lstrip("]").strip(), tuple(notes)
-    block = blocks[0]
-    outside = {"before": lines[: block.start], "after": lines[block.end :]}
-    if len(blocks) > 1:
-        raise ValueError(f"it holds {len(blocks)} fenced blocks; leave the one that is the document")
-    if block.text is None:
-        raise ValueError(f"the code fence in line {block.start + 1} is not closed; close it, or take it off")
-    for place, around in outside.items():
-        said = " ".join(" ".join(around).split())
-        if len(read_yaml("\n".join(around)).value) > 1:
-            raise ValueError(f"it holds a document {place} the fenced one; leave one of them")
-        if said:
-            notes.append(f"text {place} the fenced document was left out: {said[:60]!r}")
-    return block.text.lstrip("]").strip(), tuple(notes)
+        document, left_out = "\n".join(lines), {"beside the": beside}
+    for place, around in left_out.items():
+        if said := " ".join(" ".join(around).split()):
+            notes.append(f"text {place} document was left out: {said[:60]!r}")
+    return document.lstrip("]").strip(), tuple(notes)
 
 
 def validate_answer(vision_yaml: str | None, review_yaml: str | None) -> AnswerVerdict:
     """Whether the two documents form an answer that can be used; the first reason why not, in the validator's order."""
-    texts = {VISION: vision_yaml, REVIEW: review_yaml}
-    absent = [name for name, text in texts.items() if text is None]
-    if absent:
-        verb = "is" if len(absent) == 1 else "are"
-        return AnswerVerdict(False, f"the {' and the '.join(absent)} block {verb} missing")
-    readings = {name: read_yaml(text) for name, text in texts.items()}
-    reason = next(
-        (f"the {name} does not parse as YAML: {read.error}" for name, read in readings.items() if read.error), ""
-    )
-    reason = reason or _vision_fault(readings[VISION].value) or _review_fault(readings[REVIEW].value)
+    reason = next(_faults({VISION: vision_yaml, REVIEW: review_yaml}), "")
     return AnswerVerdict(not reason, reason)
 
 
@@ -257,30 +246,30 @@ def _texts(answer: dict[str, Block]) -> tuple[str | None, str | None]:
     return vision and _without_label(vision), review and _without_label(review)
 
 
-def _vision_fault(vision: dict[object, object]) -> str:
-    absent = [key for key in NEEDED_VISION_KEYS if key not in vision]
-    return f"the VISION has no {' and no '.join(absent)}" if absent else ""
-
-
-def _review_fault(review: dict[object, object]) -> str:
-    absent = [key for key in REVIEW_KEYS if key not in review]
-    if absent:
-        return f"the REVIEW has no {' and no '.join(absent)}"
-    alignment = review["requirements_alignment"]
-    if not isinstance(alignment, dict):
-        return f"requirements_alignment must be a mapping, got {to_text(alignment)[:60]!r}"
-    wrong = [key for key in ALIGNMENT_KEYS if not isinstance(alignment.get(key), list)]
-    if wrong:
-        return f"requirements_alignment has no list {' and no list '.join(wrong)}"
-    if not any(cited_ids(to_text(item)) for key in ALIGNMENT_KEYS for item in alignment[key]):
-        return "no item of requirements_alignment names a requirement id (such as FR001)"
-    actions = as_list(review["recommended_actions"])
-    if len(actions) < MIN_ACTIONS:
-        return f"recommended_actions holds {len(actions)}, at least {MIN_ACTIONS} are needed"
-    narrative = review["narrative"]
-    if not isinstance(narrative, str):
-        return f"narrative must be text, got {to_text(narrative)[:60]!r}"
-    words = len(narrative.split())
-    return (
-        f"narrative has {words} words, at most {MAX_NARRATIVE_WORDS} are allowed" if words > MAX_NARRATIVE_WORDS else ""
+def _faults(texts: Mapping[str, str | None]) -> Iterator[str]:
+    """What keeps the documents from being an answer, in the validator's order; each supposes that none came before."""
+    if absent := [name for name, text in texts.items() if text is None]:
+        yield f"the {' and the '.join(absent)} block {verb(len(absent), 'is', 'are')} missing"
+    readings = {name: read_yaml(text) for name, text in texts.items()}
+    for name, reading in readings.items():
+        if reading.error:
+            yield f"the {name} does not parse as YAML: {reading.error}"
+    for name, keys in ((VISION, NEEDED_VISION_KEYS), (REVIEW, REVIEW_KEYS)):
+        if absent := [key for key in keys if key not in readings[name].value]:
+            yield f"the {name} has no {' and no '.join(absent)}"
+    review = readings[REVIEW].value
+    alignment, actions, narrative = (
+        review[key] for key in ("requirements_alignment", "recommended_actions", "narrative")
     )
+    if not isinstance(alignment, dict):
+        yield f"requirements_alignment must be a mapping, got {to_text(alignment)[:60]!r}"
+    if wrong := [key for key in ALIGNMENT_KEYS if not isinstance(alignment.get(key), list)]:
+        yield f"requirements_alignment has no list {' and no list '.join(wrong)}"
+    if not any(cited_ids(to_text(item)) for key in ALIGNMENT_KEYS for item in alignment[key]):
+        yield "no item of requirements_alignment names a requirement id (such as FR001)"
+    if len(as_list(actions)) < MIN_ACTIONS:
+        yield f"recommended_actions holds {len(as_list(actions))}, at least {MIN_ACTIONS} are needed"
+    if not isinstance(narrative, str):
+        yield f"narrative must be text, got {to_text(narrative)[:60]!r}"
+    if (words := len(narrative.split())) > MAX_NARRATIVE_WORDS:
+        yield f"narrative has {words} words, at most {MAX_NARRATIVE_WORDS} are allowed"

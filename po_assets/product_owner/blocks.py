@@ -159,21 +159,16 @@ def strip_reasoning(text: str) -> tuple[str, bool]:
     marks = list(_MARK.finditer(text)) if any(hint in text for hint in _HINTS) else []
     if not marks:
         return without_end_of_turn(text), False
-    ends, kept, start, number = _ends(marks), list[str](), 0, 0
-    while number < len(marks):
-        mark, end = marks[number], ends[number]
-        number += 1
+    kept, start = list[str](), 0
+    for mark, closing in zip(marks, _closing(marks), strict=True):
+        if mark.start() < start:  # within a thought
+            continue
         if mark.lastgroup == "close":
-            if mark[0].lower() == "assistantfinal" and not text.lstrip().startswith("analysis"):
-                continue
-            kept, start = [], mark.end()
-        elif end:
+            if mark[0].lower() != "assistantfinal" or text.lstrip().startswith("analysis"):
+                kept, start = [], mark.end()
+        elif closing or _begins_or_ends_a_line(text, start, mark):
             kept.append(text[start : mark.start()])
-            number, start = end, marks[end - 1].end()
-        elif _begins_or_ends_a_line(text, start, mark):
-            kept.append(text[start : mark.start()])
-            start = len(text)
-            break
+            start = closing.end() if closing else len(text)
     bare = "".join([*kept, text[start:]])
     return without_end_of_turn(bare), len(bare.strip()) < len(text.strip())
 
@@ -210,15 +205,15 @@ def _told_by_heading(lines: Sequence[str]) -> str:
     return match[1].upper() if match else ""
 
 
-def _ends(marks: Sequence[re.Match[str]]) -> list[int]:
-    """For each mark, one more than the number of the mark that closes it: the next of its kind, else the next."""
-    ends, nearest = [0] * len(marks), dict[str, int]()
-    for number in reversed(range(len(marks))):
-        kind = next((kind for kind in _KINDS if kind in marks[number][0].lower()), "")
-        ends[number] = nearest.get(kind) or nearest.get("", 0)
-        if marks[number].lastgroup == "close":
-            nearest[kind] = nearest[""] = number + 1
-    return ends
+def _closing(marks: Sequence[re.Match[str]]) -> list[re.Match[str] | None]:
+    """For each mark, the one that closes it: the next of its kind, else the next."""
+    found, nearest = list[re.Match[str] | None](), dict[str, re.Match[str]]()
+    for mark in reversed(marks):
+        kind = next((kind for kind in _KINDS if kind in mark[0].lower()), "")
+        found.append(nearest.get(kind) or nearest.get(""))
+        if mark.lastgroup == "close":
+            nearest[kind] = nearest[""] = mark
+    return found[::-1]
 
 
 def _begins_or_ends_a_line(text: str, start: int, mark: re.Match[str]) -> bool:
@@ -244,43 +239,35 @@ def yaml_part(lines: list[str]) -> tuple[str, list[str]]:
     A line with a requirement behind it never ends the document, so that no requirement is lost.
     """
     last = max((number for number, line in enumerate(lines) if REQUIREMENT_LINE.match(line)), default=-1)
-    keys = _Keys()
+    keys, plain, mapped_items = False, True, set[bool]()
     for number, line in enumerate(lines):
-        if number > last and keys.any and line[:1].strip():
+        if number > last and keys and line[:1].strip():
             apart = not lines[number - 1].strip()
-            if _ends_document(line, keys, apart=apart):
+            if _ends_document(line, apart=apart, plain=plain, mapped=mapped_items == {True}):
                 return "\n".join(lines[:number]).strip(), lines[number:]
-        keys.add(line)
+        if line.startswith("- "):
+            mapped_items.add(bool(_KEY.match(line[2:])))
+        elif _KEY.match(line):
+            keys, plain = True, plain and is_plain_key(line)
     return "\n".join(lines).strip(), []
 
 
-class _Keys:
-    """What the lines at the left margin of a document have been so far."""
+def _ends_document(line: str, *, apart: bool, plain: bool, mapped: bool) -> bool:
+    """Whether a line at the left margin is text of the prompt instead of YAML.
 
-    def __init__(self) -> None:
-        self.any = False
-        self.plain = True
-        """All keys begin with a small letter, or are ids."""
-        self.mapped_items: bool | None = None
-        """All list items begin with a key; None as long as there are none."""
-
-    def add(self, line: str) -> None:
-        if line.startswith("- "):
-            self.mapped_items = self.mapped_items is not False and bool(_KEY.match(line[2:]))
-        elif _KEY.match(line):
-            self.any = True
-            self.plain = self.plain and is_plain_key(line)
-
-
-def _ends_document(line: str, keys: _Keys, *, apart: bool) -> bool:
-    """Whether a line at the left margin is text of the prompt instead of YAML; `apart` is one behind a blank line."""
+    Args:
+        line: the line.
+        apart: it stands behind a blank line.
+        plain: all keys before it begin with a small letter, or are ids.
+        mapped: all list items before it begin with a key, and there are some.
+    """
     key = _KEY.match(line)
     if _RULE.fullmatch(line.strip()) or is_closing(line):
         return True
     if not apart:
         return False
     if line.startswith("- "):
-        return keys.mapped_items is True and not _KEY.match(line[2:])
+        return mapped and not _KEY.match(line[2:])
     if key is None:
         heading = re.match(r"(#{1,6}) +(?=\w)", line)
         if heading:  # one `#` may as well begin a comment
@@ -288,7 +275,7 @@ def _ends_document(line: str, keys: _Keys, *, apart: bool) -> bool:
         return line[0] not in "#\"'{[]}?"
     if not key[1][0].isupper():
         return bool(_SURE_PROMPT_WORD.match(line))
-    return not _ID.match(line) and (keys.plain or bool(_PROMPT_WORD.match(line)))
+    return not _ID.match(line) and (plain or bool(_PROMPT_WORD.match(line)))
 
 
 def is_plain_key(line: str) -> bool:

@@ -69,7 +69,7 @@ def score_product_owner(requirements_yaml: str, vision_yaml: str, review_yaml: s
     vision, review = readings[VISION].value, readings[REVIEW].value
     given = review.get("requirements_alignment")
     alignment: dict[Any, Any] = given if isinstance(given, dict) else {}
-    schema = _schema(vision, review, alignment, alignment_passes=given is None or isinstance(given, dict))
+    schema = _schema(vision, review, alignment)
     completeness = _completeness(vision)
     coverage = _alignment(requirement_entries(readings[_REQUIREMENTS].value), review, alignment)
     specificity = _specificity(review, alignment)
@@ -103,9 +103,7 @@ def _problems(awards: Sequence[_Award], specificity: Sequence[_Award], unread: d
     return [f"{problem} (-{lost:.1f} points)" for problem, lost in sorted(cost.items(), key=lambda item: -item[1])]
 
 
-def _schema(
-    vision: dict[Any, Any], review: dict[Any, Any], alignment: dict[Any, Any], *, alignment_passes: bool
-) -> list[_Award]:
+def _schema(vision: dict[Any, Any], review: dict[Any, Any], alignment: dict[Any, Any]) -> list[_Award]:
     of_vision = [
         (_length(vision.get("product_name")) >= 1, "the vision has no product_name"),
         (_length(vision.get("product_summary")) >= 40, "product_summary must be text of 40 characters or more"),
@@ -117,7 +115,7 @@ def _schema(
     of_review = [
         (accepted, f"the review's status is none of {', '.join(_ACCEPTED_STATUSES)}"),
         (bool(as_list(review.get("summary"))), "the review's summary must be a list with an item"),
-        (alignment_passes, "requirements_alignment must be a mapping"),
+        (review.get("requirements_alignment") in (None, alignment), "requirements_alignment must be a mapping"),
         *((isinstance(alignment.get(key), list), _no_list(key)) for key in ALIGNMENT_KEYS),
         (bool(as_list(review.get("recommended_actions"))), "recommended_actions must be a list with an item"),
         (_length(review.get("narrative")) >= 40, "narrative must be text of 40 characters or more"),

@@ -17,7 +17,6 @@ from po_assets.sample_data.scenario import Requirement, Scenario
 from po_assets.text import first_upper, join
 
 _FIRST_DAY, _DAYS = date(2026, 4, 1), 200
-_USAGE = "{percent} percent of {user} use {product} every week"
 Care = Literal["ordinary", "brief", "thin"]
 _MOST_GAPS = 2
 """A review that finds another product's requirements names two missing needs and leaves it at that."""
@@ -96,7 +95,7 @@ def _value(rng: Random, scenario: Scenario, index: int) -> str:
 def _metric(rng: Random, scenario: Scenario, index: int) -> str:
     text = scenario.needs[index].measure
     if index and rng.random() < 0.3:
-        text = _USAGE.replace("{user}", scenario.users[index]).replace("{product}", scenario.product)
+        text = f"{{percent}} percent of {scenario.users[index]} use {scenario.product} every week"
     return first_upper(fill_numbers(rng, text))
 
 
@@ -133,7 +132,6 @@ def _words(rng: Random, scenario: Scenario) -> dict[str, str]:
     """What the forms of reviews may speak of; `missing` is empty where every need is served."""
     violations = [entry.id for entry in scenario.functional if entry.offends]
     fitting = [entry.id for entry in scenario.functional if not entry.offends] or violations
-    limits = join([entry.id for entry in scenario.limits])
     one = len(violations) == 1
     return {
         **_names(scenario),
@@ -144,8 +142,7 @@ def _words(rng: Random, scenario: Scenario) -> dict[str, str]:
         "foreign": scenario.subject,
         "functional": pick(rng, fitting),
         "limit": pick(rng, scenario.limits).id,
-        "limits": limits,
-        "Limits": limits,
+        "limits": join([entry.id for entry in scenario.limits]),
         "violations": join(violations),
         "ask": "asks" if one else "ask",
         "do": "does" if one else "do",

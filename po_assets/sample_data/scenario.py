@@ -109,11 +109,11 @@ def draw_case(
     Without `regions` it plays in one of the training regions. `domains` are also those of which another's requirements
     may come instead.
     """
-    status = status or pick_weighted(rng, _STATUS_WEIGHTS)
-    tier = tier or pick_weighted(rng, _TIER_WEIGHTS)
+    drawn: Status = status or pick_weighted(rng, _STATUS_WEIGHTS)
+    drawn_tier: Tier = tier or pick_weighted(rng, _TIER_WEIGHTS)
     regions = regions or forms()["regions"]["training"]
     domain = domain or pick(rng, domains)
-    plan = TIERS[tier]
+    plan = TIERS[drawn_tier]
     product, organisation = pick(rng, domain.products), pick(rng, domain.organisations)
     needs = tuple(pick_some(rng, domain.needs, pick(rng, plan.needs)))
     # Two of the domain's users, those first who act on the needs that the concept names.
@@ -122,7 +122,7 @@ def draw_case(
     users = (first, second)
     exclusion = pick(rng, domain.exclusions)
     patterns: tuple[Pattern, ...] = ("violated_non_goal", "scope_mismatch")
-    pattern: Pattern = pick(rng, patterns) if status == "conflicts" else "none"
+    pattern: Pattern = pick(rng, patterns) if drawn == "conflicts" else "none"
 
     source, subject = domain, product
     if pattern == "scope_mismatch":
@@ -131,7 +131,7 @@ def draw_case(
         lines = _serve(rng, pick_some(rng, source.needs, len(needs)), plan.functional, foreign=True)
         missing: tuple[Need, ...] = needs
     else:
-        missing = _missing(rng, needs, plan.functional) if status == "needs_adjustment" else ()
+        missing = _missing(rng, needs, plan.functional) if drawn == "needs_adjustment" else ()
         breaches: Sequence[str] = ()
         if pattern == "violated_non_goal":
             # A third of the violations are double, as far as the exclusion has two.
@@ -152,8 +152,8 @@ def draw_case(
     concept = pick(rng, forms()["concepts"]).format(**named, needs=join([need.text for need in needs]))
     return Scenario(
         domain=domain,
-        tier=tier,
-        status=status,
+        tier=drawn_tier,
+        status=drawn,
         pattern=pattern,
         product=product,
         subject=subject,
