@@ -109,8 +109,8 @@ def draw_case(
     Without `regions` it plays in one of the training regions. `domains` are also those of which another's requirements
     may come instead.
     """
-    drawn: Status = status or pick_weighted(rng, _STATUS_WEIGHTS)
-    drawn_tier: Tier = tier or pick_weighted(rng, _TIER_WEIGHTS)
+    drawn: Status = pick_weighted(rng, _STATUS_WEIGHTS) if status is None else status
+    drawn_tier: Tier = pick_weighted(rng, _TIER_WEIGHTS) if tier is None else tier
     regions = regions or forms()["regions"]["training"]
     domain = domain or pick(rng, domains)
     plan = TIERS[drawn_tier]
