@@ -48,7 +48,7 @@ def step_executor() -> dg.ExecutorDefinition:
         match name:
             case "in_process":
                 # One process per run: the steps of one machine wait for each other anyway, and each would import torch.
-                return prepared(prepared(dg.in_process_executor, hardware_first), one_run_per_root)
+                return prepared(dg.in_process_executor, one_run_per_root, hardware_first)
             case "ray":
                 from po_assets.automation.ray import ray_step_executor
 
@@ -65,11 +65,11 @@ def step_executor() -> dg.ExecutorDefinition:
 
 
 class PreparedExecutor(dg.Executor):
-    """An executor whose runs are inside a preparation, and that is like another one in all else."""
+    """An executor whose runs are inside preparations, and that is like another one in all else."""
 
-    def __init__(self, inner: dg.Executor, prepare: Preparation) -> None:
+    def __init__(self, inner: dg.Executor, *preparations: Preparation) -> None:
         self._inner = inner
-        self._prepare = prepare
+        self._preparations = preparations
 
     @property
     def retries(self) -> Any:
@@ -85,7 +85,8 @@ class PreparedExecutor(dg.Executor):
         """Prepare, then execute the steps; a run that a person has to mend something for is not tried again."""
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(self._prepare(plan_context, execution_plan))
+                for prepare in self._preparations:
+                    stack.enter_context(prepare(plan_context, execution_plan))
                 yield from self._inner.execute(plan_context, execution_plan)
             except Exception as error:
                 # Of a resource, whose settings are wrong, it is the cause.
@@ -94,8 +95,8 @@ class PreparedExecutor(dg.Executor):
                 raise
 
 
-def prepared(inner: dg.ExecutorDefinition, prepare: Preparation) -> dg.ExecutorDefinition:
-    """The executor with the same name and config, whose runs are inside the preparation."""
+def prepared(inner: dg.ExecutorDefinition, *preparations: Preparation) -> dg.ExecutorDefinition:
+    """The executor with the same name and config, whose runs are inside the preparations, the first outermost."""
     create = inner.executor_creation_fn
     assert create is not None  # noqa: S101 - for the type checker
 
@@ -103,7 +104,7 @@ def prepared(inner: dg.ExecutorDefinition, prepare: Preparation) -> dg.ExecutorD
         name=inner.name,
         config_schema=cast("Any", inner.config_schema),  # may be given what it gives back
         requirements=inner.get_requirements,
-        executor_creation_fn=lambda init_context: PreparedExecutor(create(init_context), prepare),
+        executor_creation_fn=lambda init_context: PreparedExecutor(create(init_context), *preparations),
         description=inner.description,
     )
 

@@ -20,12 +20,7 @@ from typing import Any
 
 import dagster as dg
 import psutil
-from dagster._core.executor.step_delegating import (
-    CheckStepHealthResult,
-    StepDelegatingExecutor,
-    StepHandler,
-    StepHandlerContext,
-)
+from dagster._core.executor.step_delegating import StepDelegatingExecutor, StepHandlerContext
 from dagster_ray import ray_executor
 from dagster_ray.configs import RayExecutionConfig
 from dagster_ray.core.executor import RayStepHandler
@@ -63,34 +58,19 @@ _START_SECONDS = 120
 _STOP_SECONDS = 30
 
 
-class _StepHandler(StepHandler):
+class _StepHandler(RayStepHandler):
     """dagster-ray's handler; each step gets the run's settings, and those that say nothing of GPUs see none."""
 
-    def __init__(self, inner: RayStepHandler) -> None:
-        super().__init__()
-        self._inner = inner
-        self._settings = [*PASSED_ON, *inner.env_vars]
-
-    @property
-    def name(self) -> str:
-        """As dagster-ray has it."""
-        return str(self._inner.name)
+    def __init__(self, given: RayStepHandler) -> None:
+        super().__init__(**vars(given))
+        self._settings = [*PASSED_ON, *given.env_vars]
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """Submit the step's Ray job."""
         (tags,) = step_handler_context.step_tags.values()
         hidden = [_NO_GPU] if RayExecutionConfig.from_tags(tags).num_gpus is None else []
-        self._inner.env_vars = [*self._settings, *hidden]
-        yield from self._inner.launch_step(step_handler_context)
-
-    def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
-        """Ask Ray for the job's state."""
-        health: CheckStepHealthResult = self._inner.check_step_health(step_handler_context)
-        return health
-
-    def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
-        """Stop the step's Ray job."""
-        yield from self._inner.terminate_step(step_handler_context)
+        self.env_vars = [*self._settings, *hidden]
+        yield from super().launch_step(step_handler_context)
 
 
 @dg.executor(

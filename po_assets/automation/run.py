@@ -23,6 +23,7 @@ from po_assets.automation.catch_up import root_tag
 from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
 from po_assets.automation.instance import check_history, opened_instance
 from po_assets.automation.jobs import main_job
+from po_assets.automation.messages import run_summary
 from po_assets.automation.project import (
     REPOSITORY,
     SETTINGS_VARIABLE,
@@ -30,7 +31,6 @@ from po_assets.automation.project import (
     make_project,
     open_project,
 )
-from po_assets.automation.run_summary import run_summary
 from po_assets.dag import Artifacts
 from po_assets.errors import UserError
 from po_assets.evaluation.gate import gate_sentence, gate_table

@@ -12,26 +12,29 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
+import yaml
 from upath import UPath
 
 from po_assets.automation import executors
 from po_assets.automation.catch_up import ROOT_TAG, gate_problem, made_elsewhere, refuse_below_failed_gate, root_tag
 from po_assets.automation.executors import PROCESS_TAG, process_tag
 from po_assets.automation.instance import make_history, opened_instance
-from po_assets.automation.jobs import main_job
 from po_assets.automation.landing import new_teacher_data
-from po_assets.dag import Artifacts
-from po_assets.dag.gate import read_gate
+from po_assets.dag import Artifacts, read_gate
 from po_assets.definitions import defs
 from po_assets.errors import UserError
 from po_assets.evaluation.gate import gate_path
 from po_assets.intake.landing import sources_of
 from po_assets.storage import Layout, read_manifest
-from po_assets_tests.automation.live import Server, dagster_dev
+from po_assets_tests.automation.live import LOCATION, Server, dagster_dev
 from po_assets_tests.automation.test_live import settled
 from po_assets_tests.automation.test_processes import RUN, read_until, start
 from po_assets_tests.automation.workplace import REPOSITORY, Workplace, good_row, make_workplace
 
+SCHEMA = """query($s: PipelineSelector!) {runConfigSchemaOrError(selector: $s, mode: "default"){
+... on RunConfigSchema{rootDefaultYaml}}}"""
+LOG = """query($id: ID!) {logsForRun(runId: $id){... on EventConnection{events{
+... on MessageEvent{message stepKey level} ... on MaterializationEvent{assetKey{path}}}}}}"""
 WRITES = """
 import sys, time
 from pathlib import Path
@@ -122,9 +125,10 @@ def stopped_daemon(server: Server, place: Workplace) -> None:
 def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
     """A run of the UI is queued until the command line's ends; the command line is refused while the UI's works.
 
-    What lies there has times in the future, as after a clock that was set back.
+    What lies there has times in the future, as after a clock that was set back. The UI's run is that of the button
+    "Materialize all", where there is no key and no model of a teacher.
     """
-    with dagster_dev(place) as server:
+    with dagster_dev(place, OPENAI_API_KEY="", PO_TEACHER_MODEL="") as server:
         server.wait_for_run(1, 300)
         settled(server, 1)
         for path in place.root.rglob("*"):
@@ -132,7 +136,9 @@ def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
         run = start(place, "-c", RUN)
         read_until(run, "raw_teacher", 300)
         os.kill(run.pid, signal.SIGSTOP)  # else it may end before the other has started
-        launched = server.launch(main_job.name)
+        nodes = server.ask("{assetNodes{assetKey{path} isMaterializable}}")["assetNodes"]
+        everything = [node["assetKey"]["path"][-1] for node in nodes if node["isMaterializable"]]
+        launched = server.launch("__ASSET_JOB", everything)
         states = lambda: {one["runId"]: one["status"] for one in server.runs()}  # noqa: E731
         server.wait("the other to be queued", lambda: states().get(launched) == "QUEUED", 120)
         assert server.steps(launched) == set()
@@ -146,6 +152,31 @@ def test_command_line_and_ui_on_one_root_take_turns(place: Workplace) -> None:
         assert ended["runId"] == launched
         assert "right now" in said or "3 cases were evaluated" in said  # it may have come too late to be refused
         whole(place)
+        nothing_was_asked_of_a_teacher(server, launched)
+        the_launchpad_lists_what_a_job_uses(server)
+
+
+def nothing_was_asked_of_a_teacher(server: Server, run_id: str) -> None:
+    """Everything else is made; the assets that people ask for by hand say that they were left out, and why."""
+    events = server.ask(LOG, id=run_id)["logsForRun"]["events"]
+    made = {event["assetKey"]["path"][-1] for event in events if event.get("assetKey")}
+    said = [event["message"] for event in events if event["level"] in ("WARNING", "ERROR")]
+    assert "teacher_batch" not in made
+    assert any("No teacher was asked" in message for message in said), said
+    assert {"raw_teacher", "supervised_dataset", "lora_adapter", "eval_report"} <= made, said
+
+
+def the_launchpad_lists_what_a_job_uses(server: Server) -> None:
+    """A visitor is shown no settings that do nothing."""
+
+    def listed(job: str) -> set[str]:
+        selector = {"repositoryName": "__repository__", "repositoryLocationName": LOCATION, "pipelineName": job}
+        schema = server.ask(SCHEMA, s=selector)["runConfigSchemaOrError"]
+        return set(yaml.safe_load(schema["rootDefaultYaml"])["resources"])
+
+    assert listed("ask_teacher") == {"teacher_llm", "batch_plan"}
+    assert listed("candidates_for_people") == {"curation", "selection"}
+    assert not {"teacher_llm", "batch_plan", "curation"} & listed("product_owner_student")
 
 
 @pytest.mark.slow

@@ -23,6 +23,13 @@ class Workplace:
     """Folders of one test."""
 
     folder: Path
+    model: Path | None = None
+    """The base model's folder, where another place has it."""
+
+    @property
+    def tiny(self) -> Path:
+        """The base model."""
+        return self.model or self.folder / "tiny"
 
     @property
     def root(self) -> Path:
@@ -44,7 +51,7 @@ class Workplace:
         own = {
             "DAGSTER_HOME": str(self.home),
             "PO_ARTIFACTS_ROOT": str(self.root),
-            "PO_TEST_BASE_MODEL": str(self.folder / "tiny"),
+            "PO_TEST_BASE_MODEL": str(self.tiny),
             "PYTHONWARNINGS": "ignore",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -65,7 +72,7 @@ def make_workplace(folder: Path) -> Workplace:
     (place.root / "evaluation").mkdir()
     place.home.mkdir()
     shutil.copy(REPOSITORY / "deploy" / "local" / "dagster.yaml", place.home)
-    make_tiny_model(folder / "tiny", context=6000)
+    make_tiny_model(place.tiny, context=6000)
     place.land("good", *good_rows())
     table = cases_table(cases(3)).to_dict(orient="records")
     (place.root / "evaluation" / "po_eval_cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))

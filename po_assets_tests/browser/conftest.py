@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from po_assets_tests.automation.live import Server, webserver
-from po_assets_tests.automation.test_staleness import instance_of, run
-from po_assets_tests.automation.tiny_definitions import tiny_definitions
+from po_assets_tests.automation.test_staleness import scene_in
 from po_assets_tests.automation.workplace import make_workplace
 
 CHROMIUM = os.environ.get("PO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -40,11 +39,10 @@ def browser() -> Iterator[Any]:
 def ui(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The webserver; first the browser, so that nothing is made for a test that is skipped."""
     place = make_workplace(tmp_path_factory.mktemp("ui"))
-    defs = tiny_definitions(place.folder / "tiny")
-    with instance_of(place) as instance:
-        run(place, instance, defs)
+    with scene_in(place) as scene:
+        scene.run()
         place.land("2026-11-bad", "no json at all", '{"some": "thing"}')
-        run(place, instance, defs)
+        scene.run()
     with webserver(place) as server:
         yield server
 

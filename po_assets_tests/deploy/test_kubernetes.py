@@ -151,7 +151,7 @@ def launched(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
             for entry in context["k8s"]["env"]:
                 if entry["name"] == "PO_ARTIFACTS_ROOT":
                     entry["value"] = str(layout.root)
-            own = {"PO_TEST_BASE_MODEL": str(place.folder / "tiny"), "PYTHONPATH": str(REPOSITORY)}
+            own = {"PO_TEST_BASE_MODEL": str(place.tiny), "PYTHONPATH": str(REPOSITORY)}
             context["k8s"]["env"] += [{"name": key, "value": value} for key, value in own.items()]
             here = {"load_incluster_config": False, "kubeconfig_file": str(cluster.kubeconfig)}
             config = {**launcher, **here, "dagster_home": str(place.home)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import dagster as dg
 import psutil
 import pytest
 import yaml
+from ray.job_submission import JobSubmissionClient
 
-from po_assets.automation.ray import PASSED_ON, local_head, steps_at_once, unmet_needs
+from po_assets.automation.ray import PASSED_ON, steps_at_once, unmet_needs
 from po_assets.dag.compute import POOL
 from po_assets.storage import Layout
 from po_assets.training.student import adapter_problem
@@ -139,7 +141,10 @@ def test_a_run_that_wants_a_gpu_fails_at_once_where_the_cluster_has_none(
 
 @pytest.mark.slow
 def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
-    """As `make ui-ray`, with a GPU that Ray is told of, for two steps; Ctrl-C leaves no process behind."""
+    """As `make ui-ray`, with a GPU that Ray is told of, for two steps; Ctrl-C leaves no process behind.
+
+    Nor the process of a job under way, which would hold the artifact root and wait for a Ray that is gone.
+    """
     shutil.copy(ONE_BOX, tmp_path)
     port = free_port()
     mark = str(tmp_path)
@@ -164,6 +169,12 @@ def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
         assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
         with dg.DagsterInstance.from_config(mark) as instance:
             assert instance.event_log_storage.get_concurrency_info(POOL).slot_count == 2
+        (url,) = re.findall(r"Ray is up with 1 GPU: (http://[\d.]+:\d+)", (tmp_path / "ui.log").read_text())
+        started = tmp_path / "started"
+        code = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
+        JobSubmissionClient(url).submit_job(entrypoint=f'{sys.executable} -c "{code}"')
+        wait_until(started.exists, 120, "the job")
+        assert any("time.sleep(600)" in " ".join(process.cmdline()) for process in marked_processes(mark))
     finally:
         ui.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -172,22 +183,6 @@ def test_ui_ray_starts_both_and_ends_both(tmp_path: Path) -> None:
         for process in left:
             process.kill()
     assert left == []
-
-
-@pytest.mark.slow
-def test_a_job_under_way_ends_with_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left alone, the process of a run would hold the artifact root and wait for a Ray that is gone."""
-    from ray.job_submission import JobSubmissionClient
-
-    mark = str(tmp_path)
-    monkeypatch.setenv("PO_TEST_DEPLOYMENT", mark)
-    with local_head(gpus=0, cpus=1) as url:
-        started = tmp_path / "started"
-        code = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
-        JobSubmissionClient(url).submit_job(entrypoint=f'{sys.executable} -c "{code}"')
-        wait_until(started.exists, 120, "the job")
-        assert any("time.sleep(600)" in " ".join(process.cmdline()) for process in marked_processes(mark))
-    assert marked_processes(mark) == []
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:

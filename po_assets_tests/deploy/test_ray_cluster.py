@@ -1,18 +1,15 @@
 """The settings of a cluster: the whole graph as Ray jobs, the instance in PostgreSQL."""
 
 import json
-import os
-import shutil
-import time
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from po_assets_tests.automation.workplace import REPOSITORY
+from po_assets_tests.automation.tiny_definitions import RECIPE, SELECTION
+from po_assets_tests.automation.workplace import REPOSITORY, good_rows, make_workplace
 from po_assets_tests.deploy.postgres_server import postgres_server
 from po_assets_tests.deploy.ray_deployment import deployment
-from po_assets_tests.model.tiny_model import make_tiny_model
 
 CLUSTER = REPOSITORY / "deploy" / "ray" / "cluster" / "dagster.yaml"
 ASSETS = {"raw_teacher", "normalized_teacher", "eval_cases", "supervised_dataset"}
@@ -22,23 +19,19 @@ GPU_STEPS = {"lora_adapter", "lora_adapter_checks", "baseline_report", "eval_rep
 
 @pytest.mark.slow
 def test_the_whole_graph_runs_as_ray_jobs_on_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the sample data to the gate, with a tiny model: which fails it, for good and in one run."""
-    root = tmp_path / "artifacts"
-    shutil.copytree(REPOSITORY / "artifacts" / "incoming", root / "incoming")
-    for file in (root / "incoming").iterdir():  # looks as if it were being written, so that the sensor starts no run
-        os.utime(file, (time.time() + 3600,) * 2)
-    cases = Path("evaluation") / "po_eval_cases.jsonl"
-    (root / "evaluation").mkdir()
-    shutil.copy(REPOSITORY / "artifacts" / cases, root / cases)
-    tiny = make_tiny_model(tmp_path / "tiny", context=16384)
+    """From landed rows to the gate, with a tiny model: which fails it, for good and in one run."""
+    place = make_workplace(tmp_path)
+    root = place.root
+    place.land("good", *good_rows(), age=-3600)  # as if it were being written, so that the sensor starts no run
     resources = {
-        "base_model": {"base_model": str(tiny), "max_length": 16384},
-        "recipe": {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 0.1, "precision": "float32", "workers": 1},
+        "selection": SELECTION,
+        "base_model": {"base_model": str(place.tiny), "max_length": 6000},
+        "recipe": {**RECIPE, "precision": "float32", "workers": 1},
         "decoding": {"mode": "free", "max_new_tokens": 4, "free_cases": 0},
     }
     with postgres_server() as url:
         variables = {"PO_ARTIFACTS_ROOT": str(root), "DAGSTER_POSTGRES_URL": url}
-        with deployment(tmp_path / "home", CLUSTER, monkeypatch, **variables) as ray:
+        with deployment(tmp_path / "dagster", CLUSTER, monkeypatch, **variables) as ray:
             assert "Postgres" in type(ray.instance.run_storage).__name__
             run = ray.wait_for(ray.materialize(resources=resources), 420)
             made = {
@@ -59,5 +52,5 @@ def test_the_whole_graph_runs_as_ray_jobs_on_postgresql(tmp_path: Path, monkeypa
             assert {"raw_teacher", "normalized_teacher", "supervised_dataset", "eval_report_gate"} <= others
             assert all(len(steps & GPU_STEPS) <= 1 for steps in ray.seen.together)
     ledger = (root / "distillation" / "po_teacher_ledger.jsonl").read_text().splitlines()
-    assert len(ledger) == 379
+    assert len(ledger) == 8
     assert json.loads((root / "evaluation" / "po_eval_report.json").read_text())["gate"]["passed"] is False

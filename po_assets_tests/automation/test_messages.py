@@ -1,14 +1,91 @@
-"""Messages about failed runs and checks, posted to a local server, read from a real instance."""
+"""How a run's failures are put in words: on the console of `make run`, and in messages to a real local server."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import dagster as dg
 import pytest
+from pydantic import Field
 
-from po_assets.automation import notifications
-from po_assets.automation.notifications import failure_messages
+from po_assets.automation import messages
+from po_assets.automation.messages import console, failure_messages, run_summary
+from po_assets.dag import Settings
 from po_assets_tests.automation.webhook import Webhook, webhook
+
+
+@dg.asset
+def rows(context: dg.AssetExecutionContext) -> None:
+    context.log.debug("not for people")
+    context.log.info("8 rows")
+
+
+@dg.multi_asset_check(specs=[dg.AssetCheckSpec(name, asset=rows, blocking=name == "bad") for name in ("bad", "odd")])
+def checks() -> Iterator[dg.AssetCheckResult]:
+    yield dg.AssetCheckResult(check_name="bad", passed=False, description="3 of 8 rows are bad.\n\n**What to do:** x.")
+    warn = dg.AssetCheckSeverity.WARN
+    yield dg.AssetCheckResult(check_name="odd", passed=False, severity=warn, description="1 row is odd.")
+
+
+@dg.asset(deps=[rows])
+def below() -> None:
+    """Never made."""
+
+
+@dg.asset
+def broken() -> None:
+    raise dg.Failure("The disk is full.", allow_retries=False)
+
+
+@pytest.fixture
+def result() -> dg.ExecuteInProcessResult:
+    defs = dg.Definitions(assets=[rows, below, broken], asset_checks=[checks], loggers={"console": console})
+    job = defs.resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(run_config={"loggers": {"console": {}}}, raise_on_error=False)
+
+
+def test_steps_speak_and_a_failed_check_is_told_at_once(
+    capfd: pytest.CaptureFixture[str], result: dg.ExecuteInProcessResult
+) -> None:
+    """One line each; Dagster's own events, debugging and steps that were not executed are left out."""
+    lines = [line[10:] for line in capfd.readouterr().out.splitlines() if line[2:3] == ":"]
+    assert [" ".join(line.split()) for line in lines] == [
+        "rows 8 rows",
+        "checks the check bad FAILED: 3 of 8 rows are bad.",
+    ]
+    assert not result.success
+
+
+def test_a_summary_tells_verdicts_from_accidents(result: dg.ExecuteInProcessResult) -> None:
+    """A failed check is not told again as a failed step; a sentence is a check's first paragraph."""
+    summary = run_summary(result.all_events)
+    assert [(check.asset, check.name, check.sentence) for check in summary.errors] == [
+        ("rows", "bad", "3 of 8 rows are bad.")
+    ]
+    assert summary.errors[0].plain == "3 of 8 rows are bad. What to do: x."
+    assert [check.name for check in summary.warnings] == ["odd"]
+    assert summary.steps == [("broken", "The disk is full.")]
+    assert summary.refusal == ""
+
+
+def test_a_run_that_was_refused_for_its_settings_says_all_faults() -> None:
+    """Resources are made before the first step, so that no step fails: the sentences are those of the settings."""
+
+    class Limits(Settings):
+        noun: ClassVar[str] = "the limits"
+        least: int = Field(1, ge=0)
+        most: int = Field(1, ge=0)
+
+    @dg.asset
+    def limited(limits: Limits) -> None:
+        """Never made."""
+
+    defs = dg.Definitions(assets=[limited], resources={"limits": Limits.configure_at_launch()})
+    config = {"resources": {"limits": {"config": {"least": -1, "most": -2}}}}
+    job = defs.resolve_implicit_global_asset_job_def()
+    summary = run_summary(job.execute_in_process(run_config=config, raise_on_error=False).all_events)
+    faults = ["- least is -1; it must be at least 0.", "- most is -2; it must be at least 0."]
+    assert summary.refusal.splitlines() == ["The limits: 2 wrong settings:", *faults]
+    assert summary.steps == []
 
 
 @pytest.fixture
@@ -55,6 +132,15 @@ def run(instance: dg.DagsterInstance, *results: dict[str, Any], blocking: bool =
     return dg.materialize(assets, instance=instance, raise_on_error=False).run_id
 
 
+def told(instance: dg.DagsterInstance, hook: Webhook, *results: dict[str, Any], crash: str = "") -> tuple[str, str]:
+    """The id of a run between two ticks, and the message about it (empty when there is none)."""
+    _, cursor = tick(instance, None)
+    run_id = run(instance, *results, crash=crash)
+    tick(instance, cursor)
+    assert len(hook.texts) < 2
+    return run_id, "".join(hook.texts)
+
+
 FAILED = {"passed": False, "description": "3 of 10 rows <are> bad.\n\n**What to do:** mend them."}
 WARNED = {"passed": False, "severity": dg.AssetCheckSeverity.WARN, "description": "1 row is odd."}
 
@@ -79,25 +165,18 @@ def test_a_failed_error_check_in_a_green_run_is_a_message(
 ) -> None:
     """Dagster shows such a run as a success. The link goes to the run where the UI's address is known."""
     monkeypatch.setenv("DAGSTER_WEBSERVER_URL", "https://dagster.example/")
-    _, cursor = tick(instance, None)
-    run_id = run(instance, FAILED)
-    tick(instance, cursor)
-    (text,) = hook.texts
+    run_id, text = told(instance, hook, FAILED)
     assert "finished with failed checks" in text.splitlines()[0]
     assert f"<https://dagster.example/runs/{run_id}|run {run_id[:8]}>" in text
 
 
-@pytest.mark.parametrize(("setting", "count"), [("", 0), ("1", 1)])
+@pytest.mark.parametrize(("setting", "line"), [("", ""), ("1", "• rows / check_0 (warning): 1 row is odd.")])
 def test_warnings_are_told_only_when_asked_for(
-    instance: dg.DagsterInstance, hook: Webhook, monkeypatch: pytest.MonkeyPatch, setting: str, count: int
+    instance: dg.DagsterInstance, hook: Webhook, monkeypatch: pytest.MonkeyPatch, setting: str, line: str
 ) -> None:
     """`PO_NOTIFY_WARNINGS=1`."""
     monkeypatch.setenv("PO_NOTIFY_WARNINGS", setting)
-    _, cursor = tick(instance, None)
-    run(instance, WARNED)
-    tick(instance, cursor)
-    assert len(hook.texts) == count
-    assert all("• rows / check_0 (warning): 1 row is odd." in text for text in hook.texts)
+    assert told(instance, hook, WARNED)[1].partition("\n")[2] == line
 
 
 def test_a_step_that_fails_of_itself_is_told_with_its_reason(instance: dg.DagsterInstance, hook: Webhook) -> None:
@@ -112,20 +191,15 @@ def test_a_step_that_fails_of_itself_is_told_with_its_reason(instance: dg.Dagste
 
 def test_a_hostile_reason_is_text_of_bounded_length(instance: dg.DagsterInstance, hook: Webhook) -> None:
     """Escape sequences and right-to-left marks are shown, markup is escaped, and a phone is not flooded."""
-    _, cursor = tick(instance, None)
-    run(instance, crash="\x1b[31m \u202egpj.exe <script> & {{ 7*7 }} <!channel>\n" + "x" * 100_000)
-    tick(instance, cursor)
-    (text,) = hook.texts
+    crash = "\x1b[31m \u202egpj.exe <script> & {{ 7*7 }} <!channel>\n" + "x" * 100_000
+    _, text = told(instance, hook, crash=crash)
     assert "\\x1b[31m U+202Egpj.exe &lt;script&gt; &amp; {{ 7*7 }} &lt;!channel&gt; xxx" in text
     assert len(text) < 1_500
 
 
 def test_many_failures_are_shortened(instance: dg.DagsterInstance, hook: Webhook) -> None:
     """A message is to be read on a phone."""
-    _, cursor = tick(instance, None)
-    run(instance, *[FAILED] * 8)
-    tick(instance, cursor)
-    lines = hook.texts[0].splitlines()
+    lines = told(instance, hook, *[FAILED] * 8)[1].splitlines()
     assert len(lines) == 7
     assert lines[-1] == "• and 3 more"
 
@@ -187,7 +261,7 @@ def test_a_webhook_that_cannot_be_reached_gives_up_in_the_end(
 ) -> None:
     """The last tick of so many says so, and no tick the secret in the address; later messages get their turn."""
     monkeypatch.setenv("PO_NOTIFY_WEBHOOK_URL", url)
-    monkeypatch.setattr(notifications, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(messages, "MAX_ATTEMPTS", 2)
     _, cursor = tick(instance, None)
     run_id = run(instance, FAILED)
     first, cursor = tick(instance, cursor)
