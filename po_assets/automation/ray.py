@@ -58,7 +58,7 @@ _START_SECONDS = 120
 _STOP_SECONDS = 30
 
 
-class _StepHandler(RayStepHandler):
+class _StepHandler(RayStepHandler):  # type: ignore[misc] # dagster-ray has no types
     """dagster-ray's handler; each step gets the run's settings, and those that say nothing of GPUs see none."""
 
     def __init__(self, given: RayStepHandler) -> None:

@@ -1,7 +1,6 @@
 """Dagster as a user runs it, in processes of its own: `dagster dev` or the webserver alone, and questions over GraphQL."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -194,8 +193,3 @@ def _answers(server: Server) -> bool:
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
     return bool(found["repositoriesOrError"].get("nodes"))
-
-
-def kill(pid: int) -> None:
-    """End a process at once, as running out of memory does."""
-    os.kill(pid, signal.SIGKILL)

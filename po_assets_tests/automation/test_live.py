@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import dagster as dg
@@ -10,7 +12,7 @@ import pytest
 from po_assets.automation.executors import PROCESS_TAG
 from po_assets.automation.jobs import main_job
 from po_assets.definitions import defs
-from po_assets_tests.automation.live import Server, dagster_dev, kill
+from po_assets_tests.automation.live import Server, dagster_dev
 from po_assets_tests.automation.webhook import Webhook, webhook
 from po_assets_tests.automation.workplace import Workplace, good_row, make_workplace
 
@@ -126,7 +128,7 @@ def killed_run(server: Server, place: Workplace) -> None:
             run = instance.get_run_by_id(runs[4]["runId"])
             return run.tags.get(PROCESS_TAG) if run else None
 
-    kill(int(server.wait("the run's process", process, 60).split("/")[1]))
+    os.kill(int(server.wait("the run's process", process, 60).split("/")[1]), signal.SIGKILL)
     killed = server.wait_for_run(5, 60)
     assert killed["status"] == "FAILURE"
     again = server.wait_for_run(6, 240)

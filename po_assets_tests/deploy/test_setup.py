@@ -93,6 +93,16 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("name", ["docs/scale.md", "deploy/ray/README.md"])
+def test_extras_are_installed_by_make_setup(name: str) -> None:
+    """As people are told to: by hash; and never the package by its name, which is on no registry."""
+    text = (ROOT / name).read_text()
+    (extras,) = re.findall(r"^ +make setup EXTRAS=(\S+)$", text, re.MULTILINE)
+    assert "s3" in extras.split(",")  # both texts use s3://
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    assert "po-assets[" not in text
+
+
 def make(*words: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`make` as if the package were installed; without its own lines about folders, also inside another make."""
     command = ["make", "--no-print-directory", "--old-file", ".venv/.runtime", *words]
