@@ -28,8 +28,9 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from upath import UPath
 
@@ -68,9 +69,10 @@ def main() -> None:
     best: dict[str, tuple[float, float]] = {}
     for _ in range(arguments.rounds):
         for way in arguments.ways:
-            model = LOADERS[way](layout)
+            load, answer = WAYS[way]
+            model = load(layout)
             wall, cpu = time.perf_counter(), time.process_time()
-            tokens = WAYS[way](model, cases, arguments.tokens, arguments.batch)
+            tokens = answer(model, cases, arguments.tokens, arguments.batch)
             measured = tokens / (time.perf_counter() - wall), (time.process_time() - cpu) / tokens
             best[way] = max(best.get(way, measured), measured)
             del model
@@ -95,16 +97,6 @@ def batched(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, b
     """Left-padded batches, longest prompts first."""
     ordered = sorted(cases, key=lambda case: -len(answering.chat.prompt_ids(case.prompt)))
     return sum(_generate(answering, ordered[start : start + batch], tokens) for start in range(0, len(ordered), batch))
-
-
-def free(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int) -> int:
-    """Ours without grammar."""
-    return _ours(answering, cases, tokens, batch, constrained=False)
-
-
-def constrained(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int) -> int:
-    """Ours with the grammar of each case."""
-    return _ours(answering, cases, tokens, batch, constrained=True)
 
 
 def other_engine(name: str, python: str, cases: Sequence[EvalCase], tokens: int, batch: int) -> tuple[float, float]:
@@ -140,7 +132,8 @@ def _generate(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int)
     return int(output.shape[0] * (output.shape[1] - padded["input_ids"].shape[1]))
 
 
-def _ours(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int, *, constrained: bool) -> int:
+def ours(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, batch: int, *, constrained: bool) -> int:
+    """Ours, without grammar or with that of each case."""
     from po_assets.evaluation.generate import Request, batches_by_length, complete_batch
     from po_assets.product_owner.grammar import answer_grammar
 
@@ -162,17 +155,14 @@ def _ours(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, bat
     return done
 
 
-def _plain(precision: str) -> Callable[[Layout], AnsweringModel]:
-    def load(layout: Layout) -> AnsweringModel:
-        folder = ensure_base_model(BaseModel(profile="embedded").resolved(), layout)
-        model: Any = load_base_model(folder, precision, device="cpu")  # type: ignore[arg-type]
-        if _has_adapter(layout):
-            from peft import PeftModel
+def _plain(layout: Layout, *, precision: Literal["float32", "bfloat16"]) -> AnsweringModel:
+    folder = ensure_base_model(BaseModel(profile="embedded").resolved(), layout)
+    model: Any = load_base_model(folder, precision, device="cpu")
+    if _has_adapter(layout):
+        from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, str(layout.adapter)).merge_and_unload()
-        return AnsweringModel(model.eval(), ChatTemplate(load_tokenizer(folder)))
-
-    return load
+        model = PeftModel.from_pretrained(model, str(layout.adapter)).merge_and_unload()
+    return AnsweringModel(model.eval(), ChatTemplate(load_tokenizer(folder)))
 
 
 def _prepared(layout: Layout) -> AnsweringModel:
@@ -191,18 +181,15 @@ def _student(layout: Layout) -> str:
     return f"{EMBEDDED_MODEL} {'with the adapter' if _has_adapter(layout) else 'without adapter'}"
 
 
-WAYS: dict[str, Callable[[AnsweringModel, Sequence[EvalCase], int, int], int]] = {
-    "one by one": one_by_one,
-    "batched": batched,
-    "free": free,
-    "constrained": constrained,
+Load = Callable[[Layout], AnsweringModel]
+Answer = Callable[[AnsweringModel, Sequence[EvalCase], int, int], int]
+WAYS: dict[str, tuple[Load, Answer]] = {
+    "one by one": (partial(_plain, precision="float32"), one_by_one),
+    "batched": (partial(_plain, precision="bfloat16"), batched),
+    "free": (_prepared, partial(ours, constrained=False)),
+    "constrained": (_prepared, partial(ours, constrained=True)),
 }
-LOADERS: dict[str, Callable[[Layout], AnsweringModel]] = {
-    "one by one": _plain("float32"),
-    "batched": _plain("bfloat16"),
-    "free": _prepared,
-    "constrained": _prepared,
-}
+"""How the model is loaded; what answers cases, with so many new tokens each, so many side by side, and counts them."""
 
 if __name__ == "__main__":
     main()

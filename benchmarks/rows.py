@@ -24,6 +24,7 @@ processes together, which a busy machine distorts less than the clock.
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -32,10 +33,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--keep-all", action="store_true", help="no limit on the number of training rows")
-    parser.add_argument("--incoming", type=Path, default=None, help="take these landed files instead of writing any")
     parser.add_argument("--repeats", type=int, default=1, help="measure so often and print the median")
-    parser.add_argument("--limit", type=float, default=None, help="give a way up after so many seconds")
     parser.add_argument("--work", type=Path, default=None, help="folder for the tables (default: a temporary one)")
     parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -73,10 +70,7 @@ def main() -> None:
     )
     for rows in arguments.rows:
         with _folder(arguments.work) as folder:
-            if arguments.incoming:
-                (folder / "incoming").symlink_to(arguments.incoming.resolve())
-            else:
-                land(folder / "incoming", rows)
+            land(folder / "incoming", rows)
             landed = sum(path.stat().st_size for path in (folder / "incoming").iterdir())
             print(f"{rows:,} rows, {landed / 1e9:.2f} GB landed", flush=True)
             ways = [way for way in arguments.ways if rows <= ROW_LIMIT.get(way, rows) or len(arguments.ways) == 1]
@@ -84,16 +78,13 @@ def main() -> None:
                 print(f"{way:<9} {rows:>9,} left out; ask for it alone with --ways {way}")
             # In turns, so that a busy minute of the machine does not fall on one of them alone.
             runs = [
-                (way, _measure(way, folder, keep_all=arguments.keep_all, limit=arguments.limit))
+                (way, _measure(way, folder, keep_all=arguments.keep_all))
                 for _ in range(arguments.repeats)
                 for way in ways
             ]
             for way in ways:
-                done = sorted((run for name, run in runs if name == way and run), key=lambda run: run["seconds"])
-                if done:
-                    _report(way, rows, done[len(done) // 2])
-                else:
-                    print(f"{way:<9} {rows:>9,} not done after {arguments.limit:,.0f} seconds", flush=True)
+                done = sorted((run for name, run in runs if name == way), key=lambda run: run["seconds"])
+                _report(way, rows, done[len(done) // 2])
 
 
 def measure_here(way: str, root: Path, *, keep_all: bool) -> dict[str, Any]:
@@ -118,7 +109,7 @@ def materialize(root: Path, _: RowLengths, *, keep_all: bool, checked: bool = Tr
     from po_assets.dag import Artifacts, JsonlIOManager
     from po_assets.dataset.assets import eval_cases, supervised_dataset
     from po_assets.dataset.checks import dataset_checks
-    from po_assets.dataset.settings import SelectionSettings
+    from po_assets.dataset.settings import PromptSettings, SelectionSettings
     from po_assets.intake.assets import normalized_teacher, raw_teacher
     from po_assets.intake.checks import teacher_checks
     from po_assets.model import BaseModel
@@ -132,6 +123,7 @@ def materialize(root: Path, _: RowLengths, *, keep_all: bool, checked: bool = Tr
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "selection": policy,
+            "prompt": PromptSettings(),
             "base_model": BaseModel(),
         },
     )
@@ -145,22 +137,18 @@ def plain(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, f
     """The obvious way: everything in one process and one DataFrame."""
     import pandas as pd
     import yaml
-    from upath import UPath
 
-    from po_assets.dataset.cases import read_eval_cases
-    from po_assets.dataset.holdout import HoldOut
     from po_assets.dataset.publication import training_row
     from po_assets.intake import normalization
     from po_assets.intake.landing import Line
     from po_assets.intake.lines import Rejected
     from po_assets.product_owner import documents, fast_yaml
-    from po_assets.storage import Layout
 
     fast_yaml._parse = None  # noqa: SLF001
     documents._C_LOADER = yaml.SafeLoader  # noqa: SLF001
     normalization.read_object = lambda line, *_: json.loads(line)  # type: ignore[assignment]
 
-    layout, out = Layout(UPath(root)), root / "plain"
+    out = root / "plain"
     out.mkdir(exist_ok=True)
     start = time.monotonic()
     entries: list[dict[str, Any]] = []
@@ -176,7 +164,7 @@ def plain(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, f
     frame = pd.DataFrame(entries)
     normalized = time.monotonic()
     frame.loc[(frame.outcome == "kept") & (frame.score < 0.82), "outcome"] = "below_min_score"
-    hold_out = HoldOut(read_eval_cases(layout.eval_cases), 0.8)
+    hold_out = _hold_out(root)
     kept = frame[frame.outcome == "kept"]
     overlaps = [
         hold_out.find(*row) is not None
@@ -202,21 +190,16 @@ def plain(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, f
 def hugging_face(root: Path, row_lengths: RowLengths, *, keep_all: bool) -> dict[str, float]:
     """What one would otherwise pick: datasets' map and filter with the same functions."""
     import datasets
-    from upath import UPath
-
-    from po_assets.dataset.cases import read_eval_cases
-    from po_assets.storage import Layout
 
     datasets.disable_progress_bars()
     processes = os.cpu_count() or 1
-    cases = read_eval_cases(Layout(UPath(root)).eval_cases)
     start = time.monotonic()
     files = [str(path) for path in sorted((root / "incoming").glob("*.jsonl"))]
     cache = tempfile.mkdtemp(prefix="hf-cache-", dir=root)  # a second run must not find the first one's results
     lines = datasets.load_dataset("text", data_files=files, cache_dir=cache, split="train")
     rows = lines.map(_normalize_text, remove_columns=["text"], num_proc=processes)
     normalized = time.monotonic()
-    kept = rows.filter(_is_wanted, num_proc=processes, fn_kwargs={"cases": cases})
+    kept = rows.filter(_is_wanted, num_proc=processes, fn_kwargs={"root": root})
     conflicts = kept.filter(lambda status: status == "conflicts", input_columns="status")
     others = kept.filter(lambda status: status != "conflicts", input_columns="status")
     room = len(others) if keep_all else max(0, 400 - len(conflicts))
@@ -259,28 +242,33 @@ def _normalize_text(record: dict[str, str]) -> dict[str, Any]:
     return row | {"metadata": json.dumps(row["metadata"]), "rejected": ""}
 
 
-_hold_outs: dict[str, Any] = {}
-
-
-def _is_wanted(row: dict[str, Any], cases: list[Any]) -> bool:
-    from po_assets.dataset.holdout import HoldOut
-
+def _is_wanted(row: dict[str, Any], root: Path) -> bool:
     if row["rejected"] or row["score"] < 0.82:
         return False
-    hold_out = _hold_outs.setdefault("one", None) or HoldOut(cases, 0.8)
-    _hold_outs["one"] = hold_out
-    return hold_out.find(row["concept"], row["requirements_yaml"], row["input_digest"]) is None
+    return _hold_out(root).find(row["concept"], row["requirements_yaml"], row["input_digest"]) is None
+
+
+@functools.cache
+def _hold_out(root: Path) -> Any:
+    """Of the evaluation cases; made once in each process."""
+    from upath import UPath
+
+    from po_assets.dataset.cases import read_eval_cases
+    from po_assets.dataset.holdout import HoldOut
+    from po_assets.storage import Layout
+
+    return HoldOut(read_eval_cases(Layout(UPath(root)).eval_cases), 0.8)
 
 
 def _as_pair(row: dict[str, Any]) -> dict[str, str]:
     from po_assets.dataset.publication import training_row
 
-    return training_row(row)
+    return training_row(row | {"metadata": json.loads(row["metadata"])})
 
 
 WAYS: dict[str, Callable[..., dict[str, float]]] = {
     "ours": materialize,
-    "unchecked": partial(materialize, checked=False),
+    "unchecked": functools.partial(materialize, checked=False),
     "plain": plain,
     "datasets": hugging_face,
 }
@@ -290,51 +278,22 @@ OURS = ("dagster", "dagster._core.instance.factory", "dagster._core.storage.runs
 LIBRARIES = {"ours": OURS, "unchecked": OURS, "plain": ("pandas",), "datasets": ("datasets", "pyarrow")}
 
 
-def _measure(way: str, folder: Path, *, keep_all: bool, limit: float | None) -> dict[str, Any] | None:
-    """What `measure_here` says, from a process of its own, and the largest resident sets; None after the limit."""
+def _measure(way: str, folder: Path, *, keep_all: bool) -> dict[str, Any]:
+    """What `measure_here` says, from a process of its own, and `peaks`: the largest resident sets (MiB), sampled."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rows", "--one", way, "--work", str(folder)]
     if keep_all:
         command.append("--keep-all")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
-    peak = _PeakMemory(process.pid)
-    try:
-        output, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-        process.kill()
-        process.communicate()
-        peak.stop()
-        return None
+    parent, main, worker, output = psutil.Process(process.pid), 0, 0, None
+    while output is None:
+        with contextlib.suppress(psutil.Error):
+            main = max(main, parent.memory_info().rss)
+            worker = max([worker, *(child.memory_info().rss for child in parent.children(recursive=True))])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            output, _ = process.communicate(timeout=0.2)
     if process.returncode:
         sys.exit(f"{way} failed; run it alone to see why: {' '.join(command)}")
-    return {**json.loads(output.splitlines()[-1]), "peaks": peak.stop()}
-
-
-class _PeakMemory:
-    """Samples the resident sets of a process and its descendants until it is stopped."""
-
-    def __init__(self, pid: int) -> None:
-        self._root = psutil.Process(pid)
-        self._main = self._worker = 0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-
-    def _sample(self) -> None:
-        while not self._stopped.wait(0.2):
-            with contextlib.suppress(psutil.Error):
-                self._main = max(self._main, self._root.memory_info().rss)
-                for process in self._root.children(recursive=True):
-                    with contextlib.suppress(psutil.Error):
-                        self._worker = max(self._worker, process.memory_info().rss)
-
-    def stop(self) -> tuple[float, float]:
-        """Stop sampling; the peaks in MiB of the main process and of any one of its descendants."""
-        self._stopped.set()
-        self._thread.join()
-        return self._main / 2**20, self._worker / 2**20
+    return {**json.loads(output.splitlines()[-1]), "peaks": (main / 2**20, worker / 2**20)}
 
 
 def _report(way: str, rows: int, measured: dict[str, Any]) -> None:

@@ -17,17 +17,24 @@ import re
 import sys
 import tempfile
 import time
-from multiprocessing import Pipe, Process
-from multiprocessing.connection import Connection
+from multiprocessing import Process
 from pathlib import Path
+from socket import socket
 from typing import Any
 
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from upath import UPath
 
 from benchmarks.machine import machine
 from po_assets.dag import Artifacts
 from po_assets.product_owner import format_answer, parse_answer, score_product_owner, validate_answer
 from po_assets.product_owner.prompts import teacher_messages
+from po_assets.serving.protocol import choice, event, record
+from po_assets.serving.server import listen
 from po_assets.storage import Layout
 from po_assets.teacher.payloads import generate_payloads
 from po_assets.teacher.run import run_batch
@@ -77,10 +84,10 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=10, help="answers per worker")
     arguments = parser.parse_args()
-    here, there = Pipe()
-    server = Process(target=_serve, args=(there, arguments.latency), daemon=True)
+    listening = listen("127.0.0.1", 0)
+    server = Process(target=_serve, args=(listening, arguments.latency), daemon=True)
     server.start()
-    url = f"http://127.0.0.1:{here.recv()}/v1"
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
     try:
         alone = _by_hand(url, arguments.rounds)
         print(f"{machine()}; latency {arguments.latency:g} s, {arguments.rounds} answers per worker")
@@ -136,53 +143,33 @@ def _batch(url: str, concurrency: int, rows: int) -> float:
     return rows / seconds * 60
 
 
-def _serve(port: Connection, latency: float) -> None:
+def _serve(listening: socket, latency: float) -> None:
     """Answer every request after `latency` seconds, with a review that names the ids it was asked about."""
 
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-                arrived = time.perf_counter()
-                body = json.loads(await reader.readexactly(length))
-                content = _answer(body)
-                await asyncio.sleep(latency - (time.perf_counter() - arrived))
-                kind = b"text/event-stream" if body.get("stream") else b"application/json"
-                writer.write(
-                    b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n%s"
-                    % (kind, len(content), content)
-                )
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionResetError):
-            writer.close()
+    async def answer(request: Request) -> Response:
+        arrived = time.perf_counter()
+        made = _answer(await request.json())
+        await asyncio.sleep(latency - (time.perf_counter() - arrived))
+        return made
 
-    async def run() -> None:
-        server = await asyncio.start_server(handle, "127.0.0.1", 0)
-        port.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    asyncio.run(run())
+    app = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
-def _answer(body: dict[str, Any]) -> bytes:
+def _answer(body: dict[str, Any]) -> Response:
     ids = _ID.findall(body["messages"][-1]["content"])
     aligned = "\n".join(f"  - {name} serves the vision" for name in ids)
     text = format_answer(_VISION, _REVIEW.format(aligned=aligned))
     usage = {"prompt_tokens": 900, "completion_tokens": 300, "total_tokens": 1200}
-    record: dict[str, object] = {"id": "x", "created": 0, "model": MODEL}
     if not body.get("stream"):
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        return json.dumps(record | {"object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+        message = {"role": "assistant", "content": text}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        return JSONResponse(record("chat.completion", MODEL) | {"choices": choices, "usage": usage})
     # Pieces of about a token, as servers send them: reading them is part of the client's work.
-    pieces = [text[start : start + 4] for start in range(0, len(text), 4)]
-    events = [
-        *({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]} for piece in pieces),
-        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-        {"choices": [], "usage": usage},
-    ]
-    chunks = (json.dumps(record | {"object": "chat.completion.chunk"} | event) for event in events)
-    return "".join(f"data: {chunk}\n\n" for chunk in [*chunks, "[DONE]"]).encode()
+    pieces = [choice({"content": text[start : start + 4]}) for start in range(0, len(text), 4)]
+    head = record("chat.completion.chunk", MODEL)
+    events = [event(head | one) for one in (*pieces, choice({}, "stop"), {"choices": [], "usage": usage})]
+    return Response(b"".join([*events, b"data: [DONE]\n\n"]), media_type="text/event-stream")
 
 
 if __name__ == "__main__":
