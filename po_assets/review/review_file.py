@@ -47,7 +47,7 @@ _HEADER = """\
 """
 RIGHT = "right"
 """The verdict on an answer that needs no correction."""
-PARTS = {"concept": "concept", "requirements": "requirements_yaml", "vision": "vision_yaml", "review": "review_yaml"}
+PARTS = ("concept", "requirements", "vision", "review")
 _APPROVED_KEYS = ("candidate", "id", "answer")
 
 Kind = Literal["teacher_row", "evaluation_case"]
@@ -64,9 +64,9 @@ class Entry:
     identifier: str
     """Record id of a row, case id of a case."""
     concept: str
-    requirements_yaml: str
-    vision_yaml: str
-    review_yaml: str
+    requirements: str
+    vision: str
+    review: str
     status: str = ""
     verdict: str = ""
     """`RIGHT`, or empty."""
@@ -80,7 +80,7 @@ class Entry:
     @property
     def key(self) -> Approved:
         """White space does not count, which block scalars do not keep."""
-        return self.kind, self.identifier, digest_of([self.vision_yaml.split(), self.review_yaml.split()])[:16]
+        return self.kind, self.identifier, digest_of([self.vision.split(), self.review.split()])[:16]
 
 
 @dataclass
@@ -101,8 +101,8 @@ class Landed:
 
 def entry_of_row(row: Mapping[str, Any], **more: Any) -> Entry:
     """A normalized row with its answer."""
-    texts = {name: row[name] for name in PARTS.values()}
-    return Entry("teacher_row", row["record_id"], **texts, place=f"{row['file']}:{row['line']}", **more)
+    texts = (row["concept"], row["requirements_yaml"], row["vision_yaml"], row["review_yaml"])
+    return Entry("teacher_row", row["record_id"], *texts, place=f"{row['file']}:{row['line']}", **more)
 
 
 def entry_of_case(case: EvalCase) -> Entry:
@@ -134,11 +134,10 @@ def write_review_file(path: UPath, candidates: Sequence[Entry]) -> None:
     """Write the candidates, in one step."""
     entries = []
     for one in candidates:
-        documents = {part: f"{plain(getattr(one, name))}\n" for part, name in PARTS.items()}
         entry = {"candidate": one.kind, "id": one.identifier, "from": one.place, "why": list(one.why), "verdict": ""}
-        entry |= {"concept": plain(one.concept), "requirements": documents["requirements"]}
+        entry |= {"concept": plain(one.concept), "requirements": f"{plain(one.requirements)}\n"}
         entry |= {"status": one.status} if one.kind == "evaluation_case" else {}
-        entry |= {"vision": documents["vision"], "review": documents["review"]}
+        entry |= {"vision": f"{plain(one.vision)}\n", "review": f"{plain(one.review)}\n"}
         entry |= {"student_answer": f"{plain(one.student_answer)}\n"} if one.student_answer else {}
         entries.append(entry)
     write_entries(path, _HEADER, entries)
@@ -158,7 +157,7 @@ def read_review_file(path: UPath) -> list[Entry]:
         Entry(
             kind=entry["candidate"],
             identifier=str(entry["id"]),
-            **{name: entry[part] for part, name in PARTS.items()},
+            **{part: entry[part] for part in PARTS},
             status=_word(entry, "status"),
             verdict=_word(entry, "verdict"),
         )
@@ -288,21 +287,22 @@ def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed) -> 
                 f"says {entry.status!r}; set `status: {status}` in the entry, or correct the REVIEW"
             )
         changed[entry.identifier] = {
-            "reference_vision_yaml": entry.vision_yaml.strip(),
-            "reference_review_yaml": entry.review_yaml.strip(),
+            "reference_vision_yaml": entry.vision.strip(),
+            "reference_review_yaml": entry.review.strip(),
             "status": status,
         }
     landed.cases += changed
-    if changed and layout.eval_cases.suffix != ".jsonl":
+    if not changed:
+        return []
+    if layout.eval_cases.suffix != ".jsonl":
         landed.faults.append(
             f"{str(layout.eval_cases)!r} is YAML, which is not rewritten: correct {', '.join(changed)} there, and take "
             "the entries out of the review file"
         )
         return []
-    lines = layout.eval_cases.read_bytes().splitlines() if changed else []
     return [
         orjson.dumps(_own_form(orjson.loads(line), case) | changed[case.case_id]) if case.case_id in changed else line
-        for line, case in zip(lines, cases.values(), strict=bool(changed))
+        for line, case in zip(layout.eval_cases.read_bytes().splitlines(), cases.values(), strict=True)
     ]
 
 
@@ -316,10 +316,10 @@ def _corrected(entry: Entry, original: Entry, name: str, landed: Landed) -> dict
     """The normalized row that a corrected answer makes; None where nothing was corrected, or is not sound."""
     landed.faults += [
         f"the {part} of {original.place} was changed; only answers are corrected here"
-        for part, key in PARTS.items()
-        if part not in ("vision", "review") and getattr(entry, key).split() != getattr(original, key).split()
+        for part in ("concept", "requirements")
+        if getattr(entry, part).split() != getattr(original, part).split()
     ]
-    same = all(plain(getattr(entry, key)) == plain(getattr(original, key)) for key in ("vision_yaml", "review_yaml"))
+    same = all(plain(getattr(entry, part)) == plain(getattr(original, part)) for part in ("vision", "review"))
     if same and entry.status in ("", original.status):
         if entry.verdict == RIGHT:
             landed.approved.append(entry.key)
@@ -344,7 +344,7 @@ def _corrected(entry: Entry, original: Entry, name: str, landed: Landed) -> dict
 def _landing_row(entry: Entry, original: Entry) -> dict[str, Any]:
     return {
         "concept": original.concept,
-        "requirements_yaml": original.requirements_yaml,
-        "teacher_product_vision": entry.vision_yaml.strip(),
-        "teacher_product_owner_review": entry.review_yaml.strip(),
+        "requirements_yaml": original.requirements,
+        "teacher_product_vision": entry.vision.strip(),
+        "teacher_product_owner_review": entry.review.strip(),
     }

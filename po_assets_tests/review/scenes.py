@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.product_owner import read_alignment
 from po_assets.review.conflicts import Synthesis, make_conflicts
 from po_assets.review.settings import ReviewSettings
 from po_assets.sample_data import generate_rows
@@ -48,8 +47,3 @@ def synthesis(layout: Layout, selection: SelectionSettings = UNLIMITED, **settin
 def teacher_rows(count: int, seed: int = 7) -> list[dict[str, Any]]:
     """Rows of the generator without any conflicts among them."""
     return [row for row in generate_rows(count, seed=seed) if "status: conflicts" not in json.dumps(row)]
-
-
-def alignment(row: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """What a made row's review says about requirements."""
-    return dict(read_alignment(row["teacher_product_owner_review"]))

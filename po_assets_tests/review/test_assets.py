@@ -10,7 +10,6 @@ import pytest
 from po_assets.dag import Artifacts, JsonlIOManager
 from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.settings import SelectionSettings
-from po_assets.definitions import defs
 from po_assets.model import BaseModel
 from po_assets.review.assets import review_candidates, synthetic_conflicts
 from po_assets.review.checks import made_rows, rows_are_sound, synthetic_conflicts_checks
@@ -132,14 +131,3 @@ def test_candidates_are_written_and_counted_and_edits_are_never_overwritten(layo
     shown = metadata(run(layout, tokenizer, "review_candidates"), "review_candidates")
     assert (shown["teacher_rows"], shown["teacher_rows_approved"]) == (0, 1)
     assert read_manifest(layout.review_candidates).inputs["approved_answers"]
-
-
-def test_each_asset_has_a_job_of_its_own() -> None:
-    """Neither runs with the graph."""
-
-    def assets(job: str) -> set[str]:
-        return {key.to_user_string() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys}
-
-    assert assets("conflicts_on_demand") == {"synthetic_conflicts"}
-    assert assets("candidates_for_people") == {"review_candidates"}
-    assert not assets("product_owner_student") & {"synthetic_conflicts", "review_candidates"}

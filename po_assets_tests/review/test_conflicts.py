@@ -13,6 +13,7 @@ from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.product_owner import (
     cited_ids,
+    read_alignment,
     read_status,
     read_yaml,
     requirement_entries,
@@ -23,7 +24,7 @@ from po_assets.review.conflicts import LANDED_NAME, Synthesis
 from po_assets.review.english import AUTHORED
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, read_rows
-from po_assets_tests.review.scenes import alignment, close, land, synthesis, take_in, teacher_rows
+from po_assets_tests.review.scenes import close, land, synthesis, take_in, teacher_rows
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_every_row_is_valid_and_its_review_names_what_offends_what_is_missing_an
         assert row["score"] == score_product_owner(row["requirements_yaml"], vision, review).total >= 0.82
         assert read_status(review) == "conflicts"
         assert (row["metadata"]["source"], row["metadata"]["made_by"]) == ("synthetic", "synthetic_conflicts")
-        said = alignment(row)
+        said = read_alignment(review)
         ids = [entry.id for entry in requirement_entries(row["requirements_yaml"])]
         assert sorted(cited_ids(" ".join(map(str, (*said["aligned"], *said["conflicts"]))))) == sorted(ids)
         assert said["gaps"]
@@ -101,7 +102,8 @@ def test_no_sentence_of_the_reviews_gives_the_status_away(made: Synthesis) -> No
     sentences: Counter[str] = Counter()
     for row in made.rows:
         review = read_yaml(row["teacher_product_owner_review"]).value
-        items = [*review["summary"], *review["recommended_actions"], *alignment(row)["conflicts"], review["narrative"]]
+        conflicts = review["requirements_alignment"]["conflicts"]
+        items = [*review["summary"], *review["recommended_actions"], *conflicts, review["narrative"]]
         sentences.update({part for item in items for part in item.split(". ")})
     assert max(sentences.values()) <= len(made.rows) / 10
 

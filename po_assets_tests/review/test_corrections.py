@@ -83,7 +83,7 @@ def edit(layout: Layout, identifier: str, **parts: Any) -> None:
 
 def better(layout: Layout, one: Entry) -> str:
     """A corrected review in the file."""
-    review = one.review_yaml.split("narrative:")[0] + f"narrative: {BETTER}\n"
+    review = one.review.split("narrative:")[0] + f"narrative: {BETTER}\n"
     edit(layout, one.identifier, review=review)
     return review.strip()
 
@@ -135,7 +135,7 @@ def test_the_review_file_shows_documents_as_they_are(layout: Layout) -> None:
     assert "  review: |\n    status: " in text
     assert "\\n" not in text
     for one, entry in zip(candidates, read_review_file(layout.review_file), strict=True):
-        assert (entry.vision_yaml.strip(), entry.review_yaml.strip()) == (one.vision_yaml, one.review_yaml)
+        assert (entry.vision.strip(), entry.review.strip()) == (one.vision, one.review)
 
 
 def test_a_corrected_row_lands_once_and_replaces_the_old_one(layout: Layout) -> None:
@@ -149,7 +149,7 @@ def test_a_corrected_row_lands_once_and_replaces_the_old_one(layout: Layout) -> 
     (landed,) = layout.incoming.glob("corrections-*.jsonl")
     row = json.loads(landed.read_text())
     assert row["metadata"] == row["metadata"] | {"replaces": one.identifier, "corrected_from": one.place}
-    assert row["score"] == score_product_owner(one.requirements_yaml, one.vision_yaml, review).total
+    assert row["score"] == score_product_owner(one.requirements, one.vision, review).total
     ledger = {f"{entry['file']}:{entry['line']}": entry for entry in close(take_in(layout))}
     assert (ledger[one.place]["outcome"], ledger[one.place]["detail"]) == ("replaced", f"replaced by {landed.name}:1")
     assert ledger[f"{landed.name}:1"]["outcome"] == "kept"
@@ -242,14 +242,32 @@ def test_a_broken_review_file_is_named_with_its_faults(layout: Layout, text: str
     assert reason in " ".join(refused(layout).split())
 
 
-@pytest.mark.parametrize("status", ["unaligned", "on_track", "[aligned]"])
-def test_a_correction_that_would_be_rejected_does_not_land(layout: Layout, status: str) -> None:
-    """Rejected, it would replace nothing, and the old answer would be trained on as before."""
+@pytest.mark.parametrize(
+    ("old", "new", "verdict", "said"),
+    [
+        *(
+            (
+                "status: {status}",
+                f"status: {wrong}",
+                "",
+                r"not valid: the REVIEW's status is .*aligned, .* or conflicts\.$",
+            )
+            for wrong in ("unaligned", "on_track", "[aligned]")
+        ),
+        ("narrative:", "# \ud800\nnarrative:", "", "it holds half of a character, which no UTF-8 file can hold"),
+        ("narrative:", "narrative: So,", "right", "{place} was changed, and its verdict is 'right': undo"),
+        ("narrative:", "narrative:", "wrong", "has the verdict 'wrong': write 'right', or leave it empty"),
+    ],
+)
+def test_a_correction_that_cannot_be_taken_says_why(
+    layout: Layout, old: str, new: str, verdict: str, said: str
+) -> None:
+    """Rejected, it would replace nothing, and the old answer would be trained on; changed, it was not right."""
     one = collected(layout).candidates[0]
-    edit(layout, one.identifier, review=one.review_yaml.replace(f"status: {one.status}", f"status: {status}"))
-    said = refused(layout)
-    assert f"the corrected answer to {one.place} is not valid: the REVIEW's status is " in said
-    assert "expected is aligned, needs_adjustment or conflicts." in said
+    review = one.review.replace(old.format(status=one.status), new)
+    edit(layout, one.identifier, review=review, verdict=verdict)
+    assert re.search(said.format(place=re.escape(f"answer of {one.place}")), refused(layout))
+    assert not layout.approved_answers.exists()
 
 
 @settings(max_examples=20, deadline=None)
@@ -266,7 +284,7 @@ def test_every_corrected_answer_that_is_taken_can_be_read(
     layout = take_in(land(tmp_path_factory.mktemp("root"), teacher=[teacher_rows(1)[0] | {"score": 0.99}]))
     case_id = disagreeing(layout)
     (one,) = (one for one in collected(layout, worst_cases=0).candidates if one.kind == kind)
-    review = one.review_yaml.replace(f"status: {one.status}", f"status: {status}")
+    review = one.review.replace(f"status: {one.status}", f"status: {status}")
     changed = review.split("narrative:")[0] + f"narrative: {json.dumps(narrative)}{tail}"
     edit(layout, one.identifier, review=changed, status="")
     try:
@@ -301,13 +319,9 @@ def test_a_faulty_reference_is_one_fault_and_a_status_is_set_in_two_places(layou
 
 
 def test_what_stands_in_the_way_of_landing_is_named(layout: Layout) -> None:
-    """Half a character, a blank line among the cases, a table that someone cleaned up."""
+    """A blank line among the cases, a table that someone cleaned up."""
     case_id = disagreeing(layout)
-    one = collected(layout).candidates[0]
-    edit(layout, one.identifier, review=f"{one.review_yaml}\n# \ud800")
-    assert "it holds half of a character, which no UTF-8 file can hold" in refused(layout)
-
-    better(layout, one)
+    better(layout, collected(layout).candidates[0])
     edit(layout, case_id, status="needs_adjustment")
     layout.eval_cases.write_text("\n" + layout.eval_cases.read_text())
     said = refused(layout)
@@ -360,13 +374,3 @@ def test_a_case_found_right_is_shown_again_when_its_reference_changes(layout: La
     layout.eval_cases.write_text("".join(json.dumps(case) + "\n" for case in cases))
     disagreeing(layout)
     assert case_id in {one.identifier for one in collected(layout, worst_cases=0).candidates}
-
-
-def test_a_changed_answer_is_not_right_and_other_verdicts_are_unknown(layout: Layout) -> None:
-    """Which of the two was meant is for the person to say."""
-    one = collected(layout).candidates[0]
-    edit(layout, one.identifier, verdict="right", review=one.review_yaml.replace("narrative:", "narrative: So,"))
-    assert f"the answer of {one.place} was changed, and its verdict is 'right': undo" in refused(layout)
-    edit(layout, one.identifier, verdict="wrong")
-    assert "has the verdict 'wrong': write 'right', or leave it empty" in refused(layout)
-    assert not layout.approved_answers.exists()

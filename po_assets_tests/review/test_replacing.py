@@ -21,6 +21,13 @@ def correction(of: dict[str, Any], number: int, status: str = "aligned", **more:
     return row(number, status, metadata={"replaces": line_id(encode(of))}, **more)
 
 
+def ledger(folder: Path, **files: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The closed ledger over these landed files."""
+    layout = normalized_tables(folder, **files)
+    close(layout)
+    return list(read_rows(layout.ledger))
+
+
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
 def test_the_old_row_is_replaced_wherever_the_new_one_lands(tmp_path: Path, names: tuple[str, str]) -> None:
     """Before or after it; the ledger names the line, balances, and only the new row is trained on."""
@@ -41,27 +48,25 @@ def test_the_old_row_is_replaced_wherever_the_new_one_lands(tmp_path: Path, name
 def test_a_correction_of_a_correction_is_the_one_that_counts(tmp_path: Path) -> None:
     """Both older ones are replaced."""
     second = correction(row(1), 2)
-    layout = normalized_tables(tmp_path, a=[correction(second, 3), second, row(1)])
-    close(layout)
-    outcomes = [(entry["outcome"], entry["detail"]) for entry in read_rows(layout.ledger)]
-    assert outcomes[0][0] == "kept"
-    assert outcomes[1:] == [("replaced", "replaced by a.jsonl:1"), ("replaced", "replaced by a.jsonl:2")]
+    first, *older = ledger(tmp_path, a=[correction(second, 3), second, row(1)])
+    assert first["outcome"] == "kept"
+    assert [(entry["outcome"], entry["detail"]) for entry in older] == [
+        ("replaced", "replaced by a.jsonl:1"),
+        ("replaced", "replaced by a.jsonl:2"),
+    ]
 
 
 def test_every_copy_of_the_old_row_is_replaced_and_none_comes_back(tmp_path: Path) -> None:
     """Copies in other files are the same row; that the better answer scores too little does not make the old right."""
-    layout = normalized_tables(tmp_path, a=[row(1)], b=[row(1)], c=[correction(row(1), 2, score=0.5)])
-    close(layout)
-    assert [entry["outcome"] for entry in read_rows(layout.ledger)] == ["replaced", "replaced", "below_min_score"]
+    entries = ledger(tmp_path, a=[row(1)], b=[row(1)], c=[correction(row(1), 2, score=0.5)])
+    assert [entry["outcome"] for entry in entries] == ["replaced", "replaced", "below_min_score"]
 
 
 def test_a_correction_of_nothing_is_kept_and_says_so(tmp_path: Path) -> None:
     """A record id that has not landed, and metadata that only looks like one."""
-    rows = [correction(row(9), 1), row(2, metadata={"replaces": "the old one"}), row(3)]
-    layout = normalized_tables(tmp_path, a=rows)
-    close(layout)
+    entries = ledger(tmp_path, a=[correction(row(9), 1), row(2, metadata={"replaces": "the old one"}), row(3)])
     nothing = "it replaces nothing: no row has landed with the record id "
-    assert [(entry["outcome"], entry["detail"]) for entry in read_rows(layout.ledger)] == [
+    assert [(entry["outcome"], entry["detail"]) for entry in entries] == [
         ("kept", f"{nothing}'{line_id(encode(row(9)))}'"),
         ("kept", f"{nothing}'the old one'"),
         ("kept", ""),
@@ -85,9 +90,7 @@ def test_the_choice_among_two_corrections_does_not_depend_on_landing(tmp_path: P
     named = []
     for order in (1, -1):
         rows = [correction(row(1), 2), correction(row(1), 3)][::order]
-        layout = normalized_tables(tmp_path / str(order), a=[row(1)], b=rows)
-        close(layout)
-        entries = list(read_rows(layout.ledger))
+        entries = ledger(tmp_path / str(order), a=[row(1)], b=rows)
         assert [entry["outcome"] for entry in entries] == ["replaced", "kept", "kept"]
         line = int(entries[0]["detail"].rpartition(":")[2])
         named.append(orjson.dumps(rows[line - 1]))
