@@ -309,10 +309,10 @@ class DuplicatePrompts:
         repeated = answers["status"].agg(["size", "nunique"])
         repeated["contradict"] = repeated["nunique"] > 1
         several, contradicting = len(repeated), int(repeated["contradict"].sum())
-        unlike, copies = table["prompt"].nunique(), int(table["pair"].duplicated().sum())
-        numbers = {"different_prompts": unlike, "repeated_prompts": several}
+        prompts, copies = table["prompt"].nunique(), int(table["pair"].duplicated().sum())
+        numbers = {"different_prompts": prompts, "repeated_prompts": several}
         numbers |= {"exact_copies": copies, "contradicting_prompts": contradicting}
-        different = amount(unlike, "different prompt")
+        different = amount(prompts, "different prompt")
         if not several:
             return Verdict(True, f"{amount(len(table), 'row')}, {different}.", numbers=numbers)
         # Only those that are shown are looked at one by one: there may be as many as half the rows.

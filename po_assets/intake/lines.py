@@ -161,10 +161,11 @@ def read_object(line: bytes, length: int | None = None, opening: bytes = b"") ->
             hint = "; it was written as JSON twice; undo it once (jq -c fromjson)"
         found = repr(text[:_SNIPPET].decode(errors="replace"))
         raise Rejected(Reason.NOT_AN_OBJECT, f"the line holds {_kind(row)}, a row is a JSON object: {found}{hint}")
-    if text.count(b"{") + text.count(b"[") > MAX_JSON_NESTING and _nesting(row) > MAX_JSON_NESTING:
+    depth, keys = _shape(row)
+    if depth > MAX_JSON_NESTING:
         raise Rejected(Reason.NESTED_TOO_DEEP, f"the object nests more than {MAX_JSON_NESTING} levels deep")
     # Every key of the text is followed by a colon, so as many colons as keys proves that no key was overwritten.
-    if len(_KEY.findall(text)) != _count_keys(row):
+    if len(_KEY.findall(text)) != keys:
         _refuse_duplicate_keys(text)
     return row
 
@@ -265,19 +266,14 @@ def _refuse_duplicate_keys(text: bytes) -> None:
         raise Rejected(Reason.DUPLICATE_KEY, f"{names} stands more than once in one object; leave one of them")
 
 
-def _count_keys(value: object) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    own = len(value) if isinstance(value, dict) else 0
-    return own + sum(_count_keys(item) for item in inner if isinstance(item, dict | list))
-
-
-def _nesting(value: object) -> int:
-    """Levels of objects and arrays, counted level by level so that depth costs no recursion."""
-    level, depth = [value], 0
+def _shape(value: object) -> tuple[int, int]:
+    """How many levels of objects and arrays, and how many keys; level by level, so that depth costs no recursion."""
+    level, depth, keys = [value], 0, 0
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
+        keys += sum(len(item) for item in level if isinstance(item, dict))
         level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-    return depth
+    return depth, keys
 
 
 def _kind(value: object) -> str:

@@ -1,14 +1,16 @@
 """Landed rows for tests, in every format, and a landing folder to put them into."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from upath import UPath
 
+from po_assets.dag import Artifacts, JsonlIOManager
 from po_assets.dag.verdict import to_check_result
 from po_assets.intake.assets import IntakeSettings
 from po_assets.intake.checks import TableEvidence, normalized_checks, raw_checks
@@ -22,137 +24,82 @@ from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, V
 CONCEPT = "A route planner for small delivery companies"
 
 
-def documents(texts: Mapping[str, str] | None) -> dict[str, str]:
-    """The four texts of a row, some of which may be given."""
-    return {"concept": CONCEPT, "requirements": REQUIREMENTS, "vision": VISION, "review": REVIEW} | dict(texts or {})
-
-
-def teacher_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A row in the teacher format; `more` replaces or adds keys."""
-    given = documents(texts)
+def rows_of(texts: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """A row in each format, all of the same concept, requirements, vision and review, some of which may be given."""
+    given = {"concept": CONCEPT, "requirements": REQUIREMENTS, "vision": VISION, "review": REVIEW} | dict(texts or {})
+    concept, requirements, vision, review = given.values()
+    prompt, answer = build_prompt(concept, requirements), format_answer(vision, review)
+    system = {"role": "system", "content": "You are a Product Owner."}
+    asked, answered = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
+    opening, _, rest = prompt.partition("\n\n")
+    body = {"id": "c-1", "choices": [{"index": 0, "message": answered, "finish_reason": "stop"}], "usage": {"n": 1}}
     return {
-        "concept": given["concept"],
-        "requirements_yaml": given["requirements"],
-        "teacher_product_vision": given["vision"],
-        "teacher_product_owner_review": given["review"],
-        "score": 0.9,
-        "metadata": {"model": "teacher-1"},
-    } | more
-
-
-def nested_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A row in the nested format."""
-    given = documents(texts)
-    return {
-        "input": {
-            "concept_id": "C-1",
-            "concept": given["concept"],
-            "requirements_yaml": given["requirements"],
-            "tier": "medium",
-            "metadata": {"region": "EU"},
+        "teacher": {
+            "concept": concept,
+            "requirements_yaml": requirements,
+            "teacher_product_vision": vision,
+            "teacher_product_owner_review": review,
+            "score": 0.9,
+            "metadata": {"model": "teacher-1"},
         },
-        "output": {"product_vision": given["vision"], "product_owner_review": given["review"]},
-        "metadata": {"seconds": 3},
-        "score": 0.9,
-    } | more
+        "nested": {
+            "input": {
+                "concept_id": "C-1",
+                "concept": concept,
+                "requirements_yaml": requirements,
+                "tier": "medium",
+                "metadata": {"region": "EU"},
+            },
+            "output": {"product_vision": vision, "product_owner_review": review},
+            "metadata": {"seconds": 3},
+            "score": 0.9,
+        },
+        "prompt/output": {
+            "concept_id": "C-2",
+            "tier": "simple",
+            "prompt": f"You are a Product Owner.\n\nCONCEPT:\n{concept}\n\nREQUIREMENTS:\n{requirements}\n"
+            "Respond with two fenced YAML blocks: VISION and REVIEW.",
+            "output": answer,
+            "score": 0.9,
+        },
+        "pair": {"prompt": prompt, "response": answer},
+        "prompt/completion": {"prompt": [asked], "completion": [answered]},
+        "preference": {"prompt": prompt, "chosen": answer, "rejected": "I do not know."},
+        "chat": {"messages": [system, asked, answered]},
+        "sharegpt": {"conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]},
+        "alpaca": {"instruction": opening, "input": rest, "output": answer},
+        "batch": {  # a line of a batch output file into which the request's body was put
+            "id": "batch_req_1",
+            "custom_id": "row-1",
+            "body": {"model": "m", "messages": [system, asked]},
+            "response": {"status_code": 200, "request_id": "r", "body": body},
+            "error": None,
+        },
+    }
 
 
-def prompt_output_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A row in the prompt/output format with CONCEPT and REQUIREMENTS sections."""
-    given = documents(texts)
-    return {
-        "concept_id": "C-2",
-        "tier": "simple",
-        "prompt": f"You are a Product Owner.\n\nCONCEPT:\n{given['concept']}\n\nREQUIREMENTS:\n{given['requirements']}\n"
-        "Respond with two fenced YAML blocks: VISION and REVIEW.",
-        "output": format_answer(given["vision"], given["review"]),
-        "score": 0.9,
-    } | more
+def row_in(format_name: str, texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """A row in one format; `more` replaces or adds keys."""
+    return rows_of(texts)[format_name] | more
+
+
+BUILDERS: dict[str, Callable[..., dict[str, Any]]] = {name: partial(row_in, name) for name in rows_of()}
+teacher_row, nested_row, prompt_output_row = (BUILDERS[name] for name in ("teacher", "nested", "prompt/output"))
+pair_row, completion_row, chat_row, batch_row = (
+    BUILDERS[name] for name in ("pair", "prompt/completion", "chat", "batch")
+)
 
 
 def vision_prompt_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
     """A row in the prompt/output format whose prompt shows the vision instead of a concept."""
-    given = documents(texts)
+    given = rows_of(texts)["teacher"]
     prompt = (
         "You are a Product Owner. Review the requirements against the product vision.\n\n"
-        f"```yaml VISION\n{given['vision']}```\n\n```yaml REQUIREMENTS\n{given['requirements']}```\n\n"
+        f"```yaml VISION\n{given['teacher_product_vision']}```\n\n"
+        f"```yaml REQUIREMENTS\n{given['requirements_yaml']}```\n\n"
         "Respond with two fenced YAML blocks: VISION and REVIEW."
     )
     return prompt_output_row(texts) | {"prompt": prompt} | more
-
-
-def pair_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A row in the pair format, as supervised_dataset writes it."""
-    given = documents(texts)
-    return {
-        "prompt": build_prompt(given["concept"], given["requirements"]),
-        "response": format_answer(given["vision"], given["review"]),
-    } | more
-
-
-def chat_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A row in the chat format."""
-    pair = pair_row(texts)
-    return {
-        "messages": [
-            {"role": "system", "content": "You are a Product Owner."},
-            {"role": "user", "content": pair["prompt"]},
-            {"role": "assistant", "content": pair["response"]},
-        ]
-    } | more
-
-
-def completion_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A row of the prompt/completion format, as a trainer's data set of conversations has it."""
-    _, asked, answered = chat_row(texts)["messages"]
-    return {"prompt": [asked], "completion": [answered]} | more
-
-
-def preference_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A row with a chosen and a rejected answer."""
-    pair = pair_row(texts)
-    return {"prompt": pair["prompt"], "chosen": pair["response"], "rejected": "I do not know."} | more
-
-
-def sharegpt_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A row in the ShareGPT format."""
-    pair = pair_row(texts)
-    turns = (("human", pair["prompt"]), ("gpt", pair["response"]))
-    return {"conversations": [{"from": role, "value": text} for role, text in turns]} | more
-
-
-def alpaca_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A row in the Alpaca format."""
-    pair = pair_row(texts)
-    opening, _, rest = pair["prompt"].partition("\n\n")
-    return {"instruction": opening, "input": rest, "output": pair["response"]} | more
-
-
-def batch_row(texts: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A line of a batch output file into which the request's body was put."""
-    system, asked, answered = chat_row(texts)["messages"]
-    body = {"id": "c-1", "choices": [{"index": 0, "message": answered, "finish_reason": "stop"}], "usage": {"n": 1}}
-    return {
-        "id": "batch_req_1",
-        "custom_id": "row-1",
-        "body": {"model": "m", "messages": [system, asked]},
-        "response": {"status_code": 200, "request_id": "r", "body": body},
-        "error": None,
-    } | more
-
-
-BUILDERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "teacher": teacher_row,
-    "nested": nested_row,
-    "prompt/output": prompt_output_row,
-    "pair": pair_row,
-    "prompt/completion": completion_row,
-    "preference": preference_row,
-    "chat": chat_row,
-    "sharegpt": sharegpt_row,
-    "alpaca": alpaca_row,
-    "batch": batch_row,
-}
 
 
 def encode(row: Mapping[str, Any]) -> bytes:
@@ -183,6 +130,15 @@ def take_in(layout: Layout, workers: int | None = 1) -> Summary:
     table, summary = normalize_snapshot(layout, workers)
     table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()
     return summary
+
+
+def materialize(
+    layout: Layout, definitions: Sequence[Any], selection: Any, resources: Mapping[str, Any]
+) -> dg.ExecuteInProcessResult:
+    """Materialize these assets with their checks, or only what is selected, on the files of a root."""
+    artifacts = Artifacts(root=str(layout.root))
+    given = {"artifacts": artifacts, "io_manager": JsonlIOManager(artifacts=artifacts), **resources}
+    return dg.materialize(definitions, selection=selection, resources=given, raise_on_error=False)
 
 
 def judged(layout: Layout, check: str, **policy: Any) -> dg.AssetCheckResult:
