@@ -35,11 +35,57 @@ _TICKS = """query($s: SensorSelector!) {sensorOrError(sensorSelector: $s){... on
 timestamp status skipReason error{message}}}}}}"""
 
 
+def wait_until(
+    what: Callable[[], Any], seconds: float, name: str, said: Callable[[], str] = str, *, every: float = 0.2
+) -> Any:
+    """The first true value; fails with what was `said` meanwhile when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(every)
+    raise AssertionError(f"waited {seconds:.0f} s in vain for {name}\n{said()}")
+
+
+@contextmanager
+def serving(
+    command: Sequence[str | Path], log: Path, answers: Callable[[], Any], **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a process of its own, from its first answer to the end of the block."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options)
+
+    def ready() -> Any:
+        assert process.poll() is None, f"the server ended:\n{log.read_text(errors='replace')}"
+        return answers()
+
+    try:
+        wait_until(ready, START_SECONDS, "the server", lambda: log.read_text(errors="replace"))
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server as Ctrl-C does, and by force whatever of its processes is left."""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for member in family:
+        if isinstance(member, psutil.Process) and member.is_running():
+            member.kill()
+
+
 class Server:
     """A running webserver."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-        self.process, self.url, self._log = process, url, log
+    process: subprocess.Popen[bytes]
+
+    def __init__(self, url: str, log: Path) -> None:
+        self.url, self._log = url, log
 
     def ask(self, query: str, **variables: Any) -> Any:
         """The `data` of a GraphQL answer."""
@@ -87,13 +133,12 @@ class Server:
 
     def wait(self, what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
         """What `condition` gives as soon as it is true; fails after `seconds`, showing the server's last words."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+
+        def looked() -> Any:
             assert self.process.poll() is None, f"the server ended:\n{self.log()}"
-            if found := condition():
-                return found
-            time.sleep(1)
-        raise AssertionError(f"waited {seconds:.0f} seconds for {what}; runs: {self.runs()}\n{self.log()}")
+            return condition()
+
+        return wait_until(looked, seconds, what, lambda: f"runs: {self.runs()}\n{self.log()}", every=1)
 
     def wait_for_run(self, number: int, seconds: float = 180) -> dict[str, Any]:
         """The run of this number (from 1) when it has ended."""
@@ -162,29 +207,9 @@ def _running(place: Workplace, command: list[str], **variables: str) -> Iterator
     port = free_port()
     log = place.folder / f"server-{port}.log"
     arguments = [sys.executable, *command, "-m", LOCATION, "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            arguments, cwd=REPOSITORY, env=place.environment(**variables), stdout=output, stderr=subprocess.STDOUT
-        )
-    server = Server(process, f"http://127.0.0.1:{port}", log)
-    try:
-        server.wait("the webserver", lambda: _answers(server), START_SECONDS)
+    server, environment = Server(f"http://127.0.0.1:{port}", log), place.environment(**variables)
+    with serving(arguments, log, lambda: _answers(server), cwd=REPOSITORY, env=environment) as server.process:
         yield server
-    finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server as Ctrl-C does, and by force whatever of its processes is left."""
-    family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    for member in family:
-        if isinstance(member, psutil.Process) and member.is_running():
-            member.kill()
 
 
 def _answers(server: Server) -> bool:

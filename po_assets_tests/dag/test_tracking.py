@@ -1,10 +1,9 @@
 """Training and evaluation as a tracker sees them: a real MLflow server, one that is down, one of another kind, none."""
 
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from po_assets.dag.tracking import TRACKERS, Point
 from po_assets.errors import UserError
 from po_assets.storage import Layout
 from po_assets.training.student import read_log
-from po_assets_tests.automation.live import stop
+from po_assets_tests.automation.live import serving
 from po_assets_tests.evaluation.test_assets import make_adapter, make_tiny_model, run
 from po_assets_tests.processes import free_port
 from po_assets_tests.training.test_asset import materialize
 from po_assets_tests.training.tiny_training import make_artifacts
 
-START_SECONDS = 300  # of the server, on a machine that is busy with something else
 NOTE = "Nothing more is sent to the tracker"
 
 
@@ -40,17 +38,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]]
     options = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen([*command, *options], cwd=folder, env=environment, stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not answers(f"{url}/health"):
-            assert process.poll() is None, (folder / "log.txt").read_text()
-            assert time.monotonic() < end, (folder / "log.txt").read_text()
-            time.sleep(0.2)
+    answered = partial(answers, f"{url}/health")
+    with serving([*command, *options], folder / "log.txt", answered, cwd=folder, env=environment):
         yield url
-    finally:
-        stop(process)
 
 
 def answers(url: str) -> bool:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from po_assets_tests.automation.live import serving
 from po_assets_tests.processes import free_port
 
 
@@ -45,31 +45,20 @@ def postgres_server() -> Iterator[str]:
         check=True, capture_output=True, **common,
     )  # fmt: skip
     port = free_port()
-    options = ["-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"]
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen([postgres, *map(str, options)], stdout=log, stderr=log, **common)
+    command = [postgres, "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"]
+    url = f"postgresql+psycopg2://dagster@127.0.0.1:{port}/postgres"
     try:
-        url = f"postgresql+psycopg2://dagster@127.0.0.1:{port}/postgres"
-        _wait_for(url, server, folder / "server.log")
-        yield url
+        # Ctrl-C is its "fast" shutdown: it closes the clients' connections.
+        with serving(command, folder / "server.log", lambda: _answers(url), **common):
+            yield url
     finally:
-        server.send_signal(signal.SIGINT)  # "fast" shutdown: closes the clients' connections
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(30)
-        server.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def _answers(url: str) -> bool:
     import psycopg2
 
-    from po_assets_tests.deploy.ray_deployment import wait_until
-
-    def answers() -> bool:
-        assert server.poll() is None, log.read_text()
-        with contextlib.suppress(psycopg2.OperationalError):
-            psycopg2.connect(url.replace("+psycopg2", "")).close()
-            return True
-        return False
-
-    wait_until(answers, 60, "PostgreSQL")
+    with contextlib.suppress(psycopg2.OperationalError):
+        psycopg2.connect(url.replace("+psycopg2", "")).close()
+        return True
+    return False

@@ -2,12 +2,10 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import psutil
 import pytest
 
 from po_assets.automation.ray import DASHBOARD_VARIABLE, local_head
-from po_assets_tests.automation.live import materialize
+from po_assets_tests.automation.live import materialize, stop, wait_until
 from po_assets_tests.automation.workplace import REPOSITORY
 
 WORKSPACE = REPOSITORY / "workspace.yaml"
@@ -90,16 +88,6 @@ class Deployment:
         return "\n".join(entry.user_message or str(entry.message) for entry in self.instance.all_logs(run_id))
 
 
-def wait_until(what: Callable[[], Any], seconds: float, name: str) -> Any:
-    """The first true value."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := what():
-            return value
-        time.sleep(0.1)
-    pytest.fail(f"waited {seconds:.0f} s in vain for {name}")
-
-
 def dagster_processes(command: str) -> list[psutil.Process]:
     """The processes `python dagster api <command>` of this deployment, without the shells around them."""
     found = []
@@ -130,7 +118,7 @@ def deployment(
         log = stack.enter_context((home / "daemon.log").open("wb"))
         command = [sys.executable, "-m", "dagster._daemon", "run", "--workspace", str(WORKSPACE)]
         daemon = subprocess.Popen(command, stdout=log, stderr=log, cwd=home)
-        stack.callback(_end, daemon)
+        stack.callback(stop, daemon)
         seen, done = StepProcesses(), threading.Event()
 
         def watch() -> None:
@@ -156,10 +144,3 @@ def _show_jobs() -> None:
     client = JobSubmissionClient(os.environ[DASHBOARD_VARIABLE])
     for job in client.list_jobs():
         print(f"{job.submission_id} {job.status} {job.message}\n{client.get_job_logs(job.submission_id)[-2000:]}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(30)
-    process.kill()

@@ -4,7 +4,6 @@ The chart itself is not available here. What its templates make of `values.yaml`
 chart's documentation.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from dagster._core.workspace.load_target import GrpcServerTarget
 from po_assets.dag.compute import gpus_per_step, op_tags
 from po_assets.errors import UserError
 from po_assets.storage import Layout, artifact_root, read_manifest
-from po_assets_tests.automation.live import materialize
+from po_assets_tests.automation.live import materialize, serving
 from po_assets_tests.automation.workplace import REPOSITORY, make_workplace
 from po_assets_tests.deploy.kubernetes_api import Cluster, stand_in_cluster
 from po_assets_tests.processes import free_port
@@ -117,20 +116,13 @@ def code_server(context: dict[str, Any], image: str, environment: dict[str, str]
     command = [sys.executable, "-m", "dagster", "api", "grpc", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--module-name", "po_assets_tests.automation.tiny_location"]
     command += ["--container-image", image, "--container-context", json.dumps(context)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY)
-    try:
-        check = [sys.executable, "-m", "dagster", "api", "grpc-health-check", "--port", str(port)]
-        deadline = time.monotonic() + 120
-        while subprocess.run(check, check=False, capture_output=True).returncode:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
+    check = [sys.executable, "-m", "dagster", "api", "grpc-health-check", "--port", str(port)]
+
+    def answers() -> bool:
+        return subprocess.run(check, check=False, capture_output=True).returncode == 0
+
+    with serving(command, log, answers, env=environment, cwd=REPOSITORY):
         yield port
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it ends its own children first
-            process.wait(60)
-        process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from po_assets.automation.ray import PASSED_ON, steps_at_once, unmet_needs
 from po_assets.dag.compute import POOL
 from po_assets.storage import Layout
 from po_assets.training.student import adapter_problem
+from po_assets_tests.automation.live import wait_until
 from po_assets_tests.automation.workplace import REPOSITORY
-from po_assets_tests.deploy.ray_deployment import Deployment, dagster_processes, deployment, wait_until
+from po_assets_tests.deploy.ray_deployment import Deployment, dagster_processes, deployment
 from po_assets_tests.processes import free_port
 from po_assets_tests.training.tiny_training import make_artifacts
 
