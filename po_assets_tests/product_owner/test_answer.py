@@ -3,7 +3,6 @@
 import re
 import time
 from itertools import product
-from textwrap import indent
 
 import pytest
 from hypothesis import given
@@ -29,6 +28,10 @@ def test_what_is_formatted_is_parsed_again(vision: str) -> None:
     """The answer that training teaches is the answer that evaluation reads; fences inside a text stay in it."""
     parsed = parse_answer(format_answer(f"```yaml\n{vision}\n```", REVIEW))
     assert parsed == ParsedAnswer(vision.strip(), REVIEW.strip())
+    below = ANSWER.replace("VISION\n", "\nVISION:\n").replace(
+        "REVIEW\n", "\n**REVIEW**\n"
+    )  # labels on lines of their own
+    assert parse_answer(below) == ParsedAnswer(VISION.strip(), REVIEW.strip())
 
 
 @pytest.mark.parametrize(
@@ -51,12 +54,18 @@ def test_what_is_formatted_is_parsed_again(vision: str) -> None:
         "```markdown\n```yaml VISION\na: 1\n```\n\n```yaml REVIEW\nb: 2\n```\n```",
         f"{blocks()}<|im_end|>",
         f"{blocks()}</s> <|endoftext|>\n",
+        f"Sure: {blocks()}",  # glued to a line of text
+        f"{blocks('a: 3', 'b: 4')}<channel|>{blocks()}",  # and to the fence before
+        blocks().replace("```", "  ```"),  # only the fences are indented
+        f"<answer>{blocks()}</answer>",
+        blocks("product_vision:\n  a: 1", "product_owner_review:\n  b: 2"),
+        blocks("a: 1\n---", "b: 2\n..."),
     ],
 )
 def test_blocks_are_found_however_models_fence_them(text: str) -> None:
     """Chatter around, any case, Windows line ends, fences of any kind and length, labels in or before the fence."""
     parsed = parse_answer(text)
-    assert (parsed.vision_yaml, parsed.review_yaml, parsed.missing) == ("a: 1", "b: 2", ())
+    assert (str(parsed.vision_yaml).strip(), str(parsed.review_yaml).strip(), parsed.missing) == ("a: 1", "b: 2", ())
 
 
 NONE = "the VISION block is missing, the REVIEW block is missing"
@@ -127,10 +136,7 @@ def test_reasoning_is_never_the_answer(marks: tuple[str, str], way: str) -> None
 def test_what_only_looks_like_reasoning_stays(text: str) -> None:
     """A mark in the middle of a line that is never closed is spoken of, not used."""
     assert strip_reasoning(text) == (text, False)
-
-
-def test_a_lost_channel_mark_still_ends_the_analysis() -> None:
-    """Decoded without special tokens, gpt-oss writes `analysis…assistantfinal…`."""
+    # Decoded without special tokens, gpt-oss loses the channel marks.
     assert strip_reasoning(f"analysisWe draft.{DRAFT}assistantfinal{ANSWER}") == (ANSWER, True)
 
 
@@ -279,24 +285,6 @@ def test_no_text_takes_long(text: str) -> None:
     start = time.process_time()
     assert parse_answer(text).missing
     assert time.process_time() - start < 2
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"Sure: {ANSWER}",  # glued to a line of text
-        f"{DRAFT}<channel|>{ANSWER}",  # and to the fence before
-        ANSWER.replace("VISION\n", "\nVISION:\n").replace("REVIEW\n", "\n**REVIEW**\n"),  # a label on its own line
-        ANSWER.replace("```", "  ```"),  # only the fences are indented
-        f"<answer>{ANSWER}</answer>",
-        blocks(f"product_vision:\n{indent(VISION, '  ')}", f"product_owner_review:\n{indent(REVIEW, '  ')}"),
-        blocks(f"{VISION}---\n", f"{REVIEW}...\n"),
-    ],
-)
-def test_labels_and_fences_stand_where_models_put_them(text: str) -> None:
-    """None of it becomes part of a document."""
-    parsed = parse_answer(text)
-    assert (str(parsed.vision_yaml).strip(), str(parsed.review_yaml).strip()) == (VISION.strip(), REVIEW.strip())
 
 
 @pytest.mark.parametrize(
