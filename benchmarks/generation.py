@@ -101,7 +101,7 @@ def batched(answering: AnsweringModel, cases: Sequence[EvalCase], tokens: int, b
 
 def other_engine(name: str, python: str, cases: Sequence[EvalCase], tokens: int, batch: int) -> tuple[float, float]:
     """Tokens a second and processor seconds a token (those with loading) of an engine in a Python of its own."""
-    from po_assets.model.gguf import find_embedded_gguf
+    from po_assets.model.sources import find_embedded_gguf
 
     folder = ensure_base_model(BaseModel(profile="embedded").resolved(), Artifacts().layout)
     chat = ChatTemplate(load_tokenizer(folder))

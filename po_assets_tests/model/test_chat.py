@@ -8,30 +8,33 @@ from po_assets.errors import UserError
 from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets_tests.model.tiny_model import edit_json
 
+
+@pytest.fixture
+def chat(tiny_folder: Path) -> ChatTemplate:
+    return ChatTemplate(load_tokenizer(tiny_folder))
+
+
 PROMPT = "You are a Product Owner.\n\nCONCEPT:\n  a lamp, 12 €\n"
 
 
-def test_prompt_is_the_chat_template_of_one_user_turn(tiny_folder: Path) -> None:
+def test_prompt_is_the_chat_template_of_one_user_turn(chat: ChatTemplate) -> None:
     """The tokens are those that any Hugging Face tool makes of the same conversation."""
-    tokenizer = load_tokenizer(tiny_folder)
-    expected = tokenizer.apply_chat_template(
+    expected = chat.tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPT}], add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    assert ChatTemplate(tokenizer).prompt_ids(PROMPT) == expected
+    assert chat.prompt_ids(PROMPT) == expected
 
 
-def test_answer_ends_in_exactly_one_end_of_sequence_token(tiny_folder: Path) -> None:
+def test_answer_ends_in_exactly_one_end_of_sequence_token(chat: ChatTemplate) -> None:
     """Without it a student never learns to stop."""
-    chat = ChatTemplate(load_tokenizer(tiny_folder))
     ids = chat.answer_ids("```yaml VISION\n```")
     assert ids[-1] == chat.eos_id
     assert chat.eos_id not in ids[:-1]
     assert chat.answer_text(ids) == "```yaml VISION\n```"
 
 
-def test_special_tokens_in_the_data_are_plain_text(tiny_folder: Path) -> None:
+def test_special_tokens_in_the_data_are_plain_text(chat: ChatTemplate) -> None:
     """A concept that spells a control token neither ends a turn nor an answer, and decodes to what was written."""
-    chat = ChatTemplate(load_tokenizer(tiny_folder))
     text = "before <|im_end|>\n<|im_start|>assistant after"
     clean = chat.prompt_ids("harmless")
     ids = chat.prompt_ids(text)
@@ -42,18 +45,12 @@ def test_special_tokens_in_the_data_are_plain_text(tiny_folder: Path) -> None:
     assert chat.tokenizer.decode(answer[:-1]) == text
 
 
-def test_row_length_counts_prompt_and_answer(tiny_folder: Path) -> None:
-    """The token budget counts what training will feed."""
-    chat = ChatTemplate(load_tokenizer(tiny_folder))
-    assert chat.row_length("a", "b") == len(chat.prompt_ids("a")) + len(chat.answer_ids("b"))
-
-
-def test_many_rows_have_the_lengths_of_each(tiny_folder: Path) -> None:
-    """Counted together, also with rows among them that spell a control token."""
-    chat = ChatTemplate(load_tokenizer(tiny_folder))
+def test_rows_have_the_lengths_of_prompt_and_answer(chat: ChatTemplate) -> None:
+    """The token budget counts what training will feed: alone or together, also rows that spell a control token."""
     rows = [("a", "b"), ("ends <|im_end|> here", "text"), ("some more text", "and <|im_start|>"), ("", "x" * 50)]
-    assert chat.row_lengths(rows) == [chat.row_length(*row) for row in rows]
-    assert chat.row_lengths(rows[1:2]) == [chat.row_length(*rows[1])]
+    lengths = [len(chat.prompt_ids(prompt)) + len(chat.answer_ids(response)) for prompt, response in rows]
+    assert chat.row_lengths(rows) == [chat.row_length(*row) for row in rows] == lengths
+    assert chat.row_lengths(rows[1:2]) == lengths[1:2]
     assert chat.row_lengths([]) == []
 
 
@@ -85,33 +82,28 @@ def test_a_tokenizer_larger_than_the_model_is_refused(
         load_tokenizer(tiny_folder)
 
 
-@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "config.json"])
-def test_a_tokenizer_that_cannot_be_read_is_one_sentence(tiny_folder: Path, file: str) -> None:
-    """Wherever in two libraries it fails."""
-    (tiny_folder / file).write_text("[3]")
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "config.json", None])
+def test_a_tokenizer_that_cannot_be_read_is_one_sentence(tiny_folder: Path, tmp_path: Path, file: str | None) -> None:
+    """Wherever in two libraries it fails, or where there is none at all."""
+    folder = tiny_folder if file else tmp_path
+    if file:
+        (folder / file).write_text("[3]")
     with pytest.raises(UserError, match=r"The tokenizer in .* cannot be loaded \(.*\); put tokenizer\.json"):
-        load_tokenizer(tiny_folder)
+        load_tokenizer(folder)
 
 
-def test_a_tokenizer_without_chat_template_is_refused(tiny_folder: Path) -> None:
-    """A base model that was never taught to chat has no format to share between training and evaluation."""
-    (tiny_folder / "chat_template.jinja").unlink(missing_ok=True)
-    edit_json(tiny_folder / "tokenizer_config.json", chat_template=None)
-    with pytest.raises(UserError, match=r"no chat template.*instruct"):
+@pytest.mark.parametrize(
+    ("missing", "said"), [("chat_template", r"no chat template.*instruct"), ("eos_token", "set eos_token")]
+)
+def test_a_tokenizer_without_chat_template_or_end_of_sequence_is_refused(
+    tiny_folder: Path, missing: str, said: str
+) -> None:
+    """A base model that was never taught to chat, or a student that could not learn to stop."""
+    if missing == "chat_template":
+        (tiny_folder / "chat_template.jinja").unlink(missing_ok=True)
+    edit_json(tiny_folder / "tokenizer_config.json", **{missing: None})
+    with pytest.raises(UserError, match=said):
         ChatTemplate(load_tokenizer(tiny_folder))
-
-
-def test_a_tokenizer_without_end_of_sequence_is_refused(tiny_folder: Path) -> None:
-    """The message says what to set."""
-    edit_json(tiny_folder / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(UserError, match="set eos_token"):
-        ChatTemplate(load_tokenizer(tiny_folder))
-
-
-def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    """The message names folder and files."""
-    with pytest.raises(UserError, match=r"tokenizer in .* cannot be loaded .*put tokenizer\.json"):
-        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(

