@@ -35,8 +35,7 @@ from po_assets.sample_data.records import generate_rows
 from po_assets.sample_data.scenario import Requirement, Scenario, draw_case
 from po_assets.text import Progress
 from po_assets.training.adapter import add_adapter
-from po_assets.training.evidence import EXCLUDED, FOREIGN, status_of
-from po_assets.training.lessons import purpose_of
+from po_assets.training.evidence import EXCLUDED, FOREIGN, purpose_of, status_of
 from po_assets.training.rows import Prompts, training_rows
 from po_assets.training.settings import TrainingSettings
 from po_assets.training.training import train

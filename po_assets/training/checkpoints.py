@@ -24,6 +24,7 @@ from po_assets.storage import (
     digest_of,
     file_digest,
     is_disk_full,
+    is_local,
     published_directory,
     read_manifest,
     write_manifest,
@@ -146,22 +147,21 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Remove all checkpoints and what interrupted writes left: the training they served is published."""
-        if self._folder.exists():
-            for path in list(self._folder.iterdir()):
-                _remove(path)
+        for path in self._found():
+            _remove(path)
 
     def drop_leftovers(self) -> None:
         """Remove half-written folders of a killed run. Only for the holder of the training lock."""
-        if self._folder.exists():
-            for path in list(self._folder.iterdir()):
-                if not path.name.startswith(_PREFIX):
-                    self._report(f"Removed {path.name}, which an interrupted run left half-written.")
-                    _remove(path)
+        for path in self._found():
+            if not path.name.startswith(_PREFIX):
+                self._report(f"Removed {path.name}, which an interrupted run left half-written.")
+                _remove(path)
+
+    def _found(self) -> list[UPath]:
+        return list(self._folder.iterdir()) if self._folder.exists() else []
 
     def _steps(self) -> list[UPath]:
-        if not self._folder.exists():
-            return []
-        return sorted((p for p in self._folder.iterdir() if p.name.startswith(_PREFIX)), key=lambda p: p.name)
+        return sorted((p for p in self._found() if p.name.startswith(_PREFIX)), key=lambda p: p.name)
 
     def _mine(self) -> list[UPath]:
         manifests = [(path, read_manifest(path)) for path in self._steps()]
@@ -194,10 +194,9 @@ def _step(path: UPath) -> int:
 
 
 def _remove(path: UPath) -> None:
-    if path.is_dir():
-        if path.protocol in ("", "file", "local"):
-            shutil.rmtree(path.path, ignore_errors=True)
-        else:
-            path.rmdir(recursive=True)
-    else:
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+    elif is_local(path):
+        shutil.rmtree(path.path, ignore_errors=True)
+    else:
+        path.rmdir(recursive=True)

@@ -46,6 +46,7 @@ MIN_DIVERGENCE = 1e-3
 _SAMPLES = 4
 _BATCH_ROWS = 8
 _AGAIN = "Materialize lora_adapter again"
+_WITH_THIS_BASE = f"{_AGAIN} with the base model that is configured now."
 
 
 class StudentUnderTest:
@@ -102,7 +103,7 @@ class StudentUnderTest:
                 ) from error
             raise CannotJudge(
                 f"The adapter does not load onto {self.model.name}: {first_line(error)}.",
-                f"{_AGAIN} with the base model that is configured now.",
+                _WITH_THIS_BASE,
             ) from error
         return loaded
 
@@ -121,15 +122,11 @@ checks = AssetChecks[StudentUnderTest]("lora_adapter")
 def loads(student: StudentUnderTest) -> Verdict:
     """The adapter folder is whole and loads onto the base model with PEFT; every number in it is finite."""
     if problem := adapter_problem(student.layout.adapter):
-        return Verdict(passed=False, summary=f"The adapter does not load: {problem}.", next_step=f"{_AGAIN}.")
+        raise CannotJudge(f"The adapter does not load: {problem}.", f"{_AGAIN}.")
     matrices = _lora_matrices(student.loaded)
     # The shapes of another base model may be the same.
     if problem := adapter_problem(student.layout.adapter, base_model_digest(student.folder)):
-        return Verdict(
-            passed=False,
-            summary=f"The adapter does not load onto {student.model.name}: {problem}.",
-            next_step=f"{_AGAIN} with the base model that is configured now.",
-        )
+        raise CannotJudge(f"The adapter does not load onto {student.model.name}: {problem}.", _WITH_THIS_BASE)
     faults = matrix_faults(matrices, student.saved_names())
     return Verdict(
         passed=not faults,
@@ -170,7 +167,7 @@ def changes_the_model(student: StudentUnderTest) -> Verdict:
 def training_is_sane(student: StudentUnderTest) -> Verdict:
     """Every loss is finite and the loss fell; exactly the answers and their end-of-sequence tokens were trained."""
     if problem := adapter_problem(student.layout.adapter):
-        return Verdict(passed=False, summary=f"There is no training to judge: {problem}.", next_step=f"{_AGAIN}.")
+        raise CannotJudge(f"There is no training to judge: {problem}.", f"{_AGAIN}.")
     rows = student.rows
     log = read_log(student.layout)
     loss_fault, (first, last) = loss_problem(log)

@@ -1,23 +1,38 @@
-"""The teacher's rows with the evidence before the verdict, and how evidence is written.
+"""The evidence before the verdict: in the teacher's rows, and in lessons about products that no row is about.
 
 A model of this size learns a row's verdict by heart unless it is shown the steps to it (distilling step by step, Hsieh
 et al. 2023, https://arxiv.org/abs/2305.02301). So the REVIEW's summary restates what the concept asks for and excludes,
 says of each requirement what it is for, and of each need whether it is served; the status follows from these lines.
-What a requirement is for is read from the teacher's own alignment lists. `lessons` writes the same lines about authored
-trades. `supervised_dataset` stays as it is, and no evaluation case is ever read here.
+What a requirement is for is read from the teacher's own alignment lists. `supervised_dataset` stays as it is, and no
+evaluation case is ever read here.
+
+The teacher's rows know a few dozen trades, whose requirements such a model has by heart before it has learned to
+compare. So lessons are drawn from authored trades (`sample_data`: those for training and 108 for this alone, never
+those of the evaluation), in the same lines. Training on such a task first is intermediate-task training (Phang et al.
+2018, https://arxiv.org/abs/1811.01088). Of two kinds:
+
+- *comparisons*: a REVIEW's summary and status alone, without a question; only the verdicts are trained, and
+- *documents*: a whole question; the vision is given, and the answer is trained up to its status.
+
+Where a concept excludes something, it is mostly a need of the trade that the concept does not state: what serves such a
+need demands what is excluded, in words that do not tell.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from po_assets.product_owner import cited_ids, format_answer, in_order, parse_answer, read_alignment, read_yaml
-from po_assets.product_owner.contract import ALIGNMENT_KEYS, REQUIREMENT_SECTIONS, REVIEW_ORDER
+from po_assets.product_owner.contract import ALIGNMENT_KEYS, REQUIREMENT_SECTIONS, REVIEW, REVIEW_ORDER
 from po_assets.product_owner.documents import requirement_entries, stated_exclusion, stated_needs, write_yaml
 from po_assets.product_owner.prompts import Prompt
+from po_assets.sample_data.answers import draw_shape, write_vision
+from po_assets.sample_data.domains import Domain, Exclusion, forms, load_domains
+from po_assets.sample_data.scenario import Requirement, Scenario, Status, draw_case, worded
 from po_assets.text import amount, first_upper, join
 
 Pair = tuple[str, str]
@@ -181,7 +196,7 @@ def _purpose_elsewhere(text: str, needs: Sequence[str], known: Mapping[str, list
 # What is written.
 
 
-def summary_and_status(
+def _summary_and_status(
     needs: Sequence[str], exclusion: str, lines: Iterable[tuple[str, str, str]], *, copies: bool = True
 ) -> Parts:
     """`lines` are id, text and purpose of each requirement; without `copies` only what is judged counts."""
@@ -202,7 +217,7 @@ def _verdict(purpose: str, exclusion: str) -> str:
     return f"demands to {exclusion}, which is excluded" if purpose == EXCLUDED else f"helps to {purpose}"
 
 
-def opening(vision: Mapping[str, Any], needs: Iterable[str], exclusion: str) -> str:
+def _opening(vision: Mapping[str, Any], needs: Iterable[str], exclusion: str) -> str:
     """An answer up to its REVIEW, with all stated needs in the vision."""
     stated = {"key_capabilities": [first_upper(need) for need in needs], "non_goals": [first_upper(exclusion)]}
     return format_answer(write_yaml({**vision, **stated}), "").removesuffix("\n```")
@@ -217,8 +232,8 @@ def _row(case: Case) -> WeightedText:
     lines = zip(ids, case.texts, case.purposes, strict=True)
     end = write_yaml({key: review[key] for key in REVIEW_ORDER[REVIEW_ORDER.index("status") + 1 :]})
     parts: Parts = [
-        (opening(case.vision, case.needs, case.exclusion), _VISION),
-        *summary_and_status(case.needs, case.exclusion, lines),
+        (_opening(case.vision, case.needs, case.exclusion), _VISION),
+        *_summary_and_status(case.needs, case.exclusion, lines),
         (f"{end}\n```", _OTHER),
     ]
     return WeightedText(case.prompt, parts)
@@ -227,3 +242,93 @@ def _row(case: Case) -> WeightedText:
 def _plain(item: object) -> str:
     """Teachers write `- FR001: text` too, which is a mapping."""
     return " ".join(f"{key} {value}" for key, value in item.items()) if isinstance(item, dict) else str(item)
+
+
+# Lessons.
+
+_SWAPPED = 0.6
+"""Of the exclusions are needs that the concept does not state."""
+_LINES = (8, 9, 10, 11, 12)
+"""Requirements of a comparison, as far as the trade has as many."""
+_STATUSES: tuple[Status, ...] = ("aligned", "needs_adjustment", "conflicts", "conflicts")
+"""Of documents. Offences are learned last, and half of the lessons hold some."""
+_KINDS = (*["all served"] * 2, *["need not served"] * 2, *["offences"] * 5, "all of another product")
+"""Of comparisons."""
+
+
+def lesson_domains() -> list[Domain]:
+    """The trades that lessons may be drawn from."""
+    return [*load_domains("training"), *load_domains("lessons")]
+
+
+def make_lessons(
+    domains: Sequence[Domain], prompt: Prompt, *, comparisons: int, documents: int, seed: int
+) -> tuple[list[WeightedText], list[WeightedText]]:
+    """So many of each, about these trades (two at least), the questions worded by this prompt."""
+    draw = random.Random(f"{seed}/lessons")  # noqa: S311  # reproducible, not secret
+    return (
+        [_comparison(draw.choice(domains), domains, draw) for _ in range(comparisons)],
+        [_document(domains, prompt, draw) for _ in range(documents)],
+    )
+
+
+def _comparison(domain: Domain, domains: Sequence[Domain], draw: random.Random) -> WeightedText:
+    needs = draw.sample(domain.needs, draw.choice((3, 3, 3, 4)))
+    exclusion = draw.choice(_exclusions(domain, draw))
+    while exclusion.text in (need.text for need in needs):
+        exclusion = draw.choice(_exclusions(domain, draw))
+    other = draw.choice([other for other in domains if other is not domain])
+    foreign = [line for need in draw.sample(other.needs, 4) for line in need.served_by]
+    kind, count = draw.choice(_KINDS), draw.choice(_LINES)
+    lines: dict[str, str] = {}
+    if kind == "all of another product":
+        lines |= dict.fromkeys(draw.sample(foreign, count // 2), FOREIGN)
+    else:
+        if kind == "offences":
+            lines |= dict.fromkeys(draw.sample(exclusion.breaches, draw.choice((1, 2, 2))), EXCLUDED)
+            lines |= dict.fromkeys(draw.sample(foreign, draw.choice((1, 2, 3))), FOREIGN)
+        one_is_missing = kind == "need not served" or (kind == "offences" and draw.random() < 0.5)
+        served = needs[1:] if one_is_missing else needs
+        lines |= {draw.choice(need.served_by): need.text for need in served}
+        more = [(line, need.text) for need in served for line in need.served_by if line not in lines]
+        lines |= dict(draw.sample(more, min(len(more), max(0, count - len(lines)))))
+    told = [
+        (f"FR{at:03}", worded(draw.choice(forms()["requirements"]), *line.split(" can ", 1)), lines[line])
+        for at, line in enumerate(draw.sample(list(lines), len(lines)), start=1)
+    ]
+    stated = [need.text for need in draw.sample(needs, len(needs))]
+    (restated, copied), *judged = _summary_and_status(stated, exclusion.text, told, copies=False)
+    return WeightedText("", [(f"```yaml {REVIEW}\n{restated}", copied), *judged])
+
+
+def _document(domains: Sequence[Domain], prompt: Prompt, draw: random.Random) -> WeightedText:
+    scenario = _scenario(domains, draw)
+    needs, exclusion = [need.text for need in scenario.needs], scenario.exclusion.text
+    told = [(line.id, line.text.rstrip("."), purpose_of(line)) for line in scenario.functional]
+    vision = _opening(write_vision(draw, scenario, draw_shape(draw)), needs, exclusion)
+    asked = prompt.user(scenario.concept, scenario.requirements_yaml)
+    return WeightedText(asked, [(vision, 0.0), *_summary_and_status(needs, exclusion, told)])
+
+
+def purpose_of(line: Requirement) -> str:
+    """What an authored functional requirement is for, as the evidence has it."""
+    if line.foreign:
+        return FOREIGN
+    return line.need.text if line.need else EXCLUDED
+
+
+def _scenario(domains: Sequence[Domain], draw: random.Random) -> Scenario:
+    """A case of one of `_STATUSES` that does not exclude what it asks for."""
+    while True:
+        domain = draw.choice(domains)
+        domain = replace(domain, exclusions=tuple(_exclusions(domain, draw)))
+        scenario = draw_case(draw, domains, status=draw.choice(_STATUSES), domain=domain)
+        if scenario.exclusion.text not in {need.text for need in scenario.needs}:
+            return scenario
+
+
+def _exclusions(domain: Domain, draw: random.Random) -> Sequence[Exclusion]:
+    """Its own, or all its needs in their place."""
+    if draw.random() < _SWAPPED:
+        return [Exclusion(need.text, need.served_by) for need in domain.needs]
+    return domain.exclusions

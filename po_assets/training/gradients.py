@@ -332,9 +332,13 @@ class DataParallelEngine(GradientEngine):
         import torch
         import torch.distributed as group
 
-        mine = self._share(rows)
+        # Dealt out by length, so that the workers finish together; the last step may have fewer rows than workers.
+        mine = sorted(rows, key=lambda item: -len(item.row.ids))[self._rank :: self._workers]
         weight = sum(item.row.weight for item in mine) / sum(item.row.weight for item in rows)
-        loss = self._inner.compute(mine) if mine else self._nothing()
+        loss = self._inner.compute(mine) if mine else 0.0
+        if not mine:
+            for parameter in self._parameters:
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         # Everything in one message. The last number is the same for all who are at this step, small enough to be exact.
         step = float(sum(item.seed for item in rows) % 4096)
@@ -360,15 +364,3 @@ class DataParallelEngine(GradientEngine):
 
     def parameters_changed(self) -> None:  # noqa: D102
         self._inner.parameters_changed()
-
-    def _share(self, rows: Sequence[StepRow]) -> list[StepRow]:
-        """This worker's rows: dealt out by length, so that the workers finish together."""
-        return sorted(rows, key=lambda item: -len(item.row.ids))[self._rank :: self._workers]
-
-    def _nothing(self) -> float:
-        """The last step may have fewer rows than there are workers."""
-        import torch
-
-        for parameter in self._parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        return 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from po_assets.errors import UserError
 from po_assets.model import ChatTemplate
@@ -17,8 +17,14 @@ from po_assets.product_owner.prompts import BUILT_IN, Prompt
 from po_assets.sample_data.domains import Domain
 from po_assets.storage import digest_of
 from po_assets.text import amount
-from po_assets.training.evidence import Evidence, WeightedText, teachers_words, with_evidence
-from po_assets.training.lessons import lesson_domains, make_lessons
+from po_assets.training.evidence import (
+    Evidence,
+    WeightedText,
+    lesson_domains,
+    make_lessons,
+    teachers_words,
+    with_evidence,
+)
 from po_assets.training.settings import TrainingSettings
 
 Example = tuple[str, str, str]
@@ -81,10 +87,12 @@ def tokenize_rows(pairs: Iterable[tuple[str, ...]], chat: ChatTemplate, max_leng
     return rows
 
 
-def tokenize_text(text: WeightedText, chat: ChatTemplate, system: str = "") -> TokenizedRow:
-    """A text whose pieces count differently; each piece is tokenized by itself, and nothing ends the text."""
+def tokenize_text(text: WeightedText, chat: ChatTemplate, system: str = "", *, ended: bool = False) -> TokenizedRow:
+    """A text whose pieces count differently, each tokenized by itself; `ended` like its last piece, or broken off."""
     prompt_ids = chat.prompt_ids(text.prompt, system) if text.prompt else []
     pieces = [(chat.piece_ids(piece), weight) for piece, weight in text.parts]
+    if ended:
+        pieces.append(([chat.eos_id], text.parts[-1][1]))
     if not prompt_ids:  # the first piece is what is asked
         prompt_ids = pieces.pop(0)[0]
     return TokenizedRow(
@@ -240,7 +248,7 @@ def teacher_rows(
     if not evidence.stated:
         return tokenize_rows(chosen.examples, chat, longest), evidence, chosen.described
     rows = [  # they fit, and their pieces count differently
-        _ended(tokenize_text(WeightedText(asked, text.parts), chat, asked_with), chat.eos_id)
+        tokenize_text(WeightedText(asked, text.parts), chat, asked_with, ended=True)
         for (asked, _, asked_with), text in zip(chosen.examples, evidence.rows, strict=True)
     ]
     return rows, evidence, chosen.described
@@ -267,13 +275,8 @@ def training_rows(
     )
     longest, system = recipe.base_model.max_length, prompts.own.system
     comparisons, documents = (
-        [row for text in texts if len((row := tokenize_text(text, chat, system)).ids) <= longest]
-        for texts in (lessons.comparisons, lessons.documents)
+        [row for text in texts if len((row := tokenize_text(text, chat, system)).ids) <= longest] for texts in lessons
     )
     made = f"{amount(len(comparisons), 'comparison')} and {amount(len(documents), 'document')}"
     drawn = f"Beside them stand lessons in judging, about authored trades: {made}."
     return TrainingRows(rows, comparisons, documents, " ".join(filter(None, [evidence.described, drawn, mix])))
-
-
-def _ended(row: TokenizedRow, eos_id: int) -> TokenizedRow:
-    return replace(row, ids=(*row.ids, eos_id), answer_weights=(*row.answer_weights, row.answer_weights[-1]))

@@ -215,17 +215,29 @@ def _train_and_publish(
         model = add_adapter(base, recipe, plan.base_folder)
     held = frozen_precision(model, plan.precision.torch_dtype)
     progress.say(f"Base model {recipe.base_model.name} in {held}: {plan.precision.reason}; {why}.")
-    lessons = {"comparisons": chosen.comparisons, "documents": chosen.documents}
-    trained = train(model, chosen.rows, recipe, progress, checkpoints=checkpoints, **lessons)
+    trained = train(
+        model,
+        chosen.rows,
+        recipe,
+        progress,
+        checkpoints=checkpoints,
+        comparisons=chosen.comparisons,
+        documents=chosen.documents,
+    )
     if not is_leader():
         return None
     parameters = sum(parameter.numel() for parameter in trainable(model).values())
     try:
         with atomic_directory(layout.adapter) as staging:
             write_adapter(model, staging, base_reference(recipe.base_model)["name"])
-            longest = max(row.trained for row in chosen.rows)
-            model_and_chat = (recipe.base_model, plan.base_folder, chat)
-            write_handover(staging, *model_and_chat, longest_answer=longest, prompt=plan.prompts.own)
+            write_handover(
+                staging,
+                recipe.base_model,
+                plan.base_folder,
+                chat,
+                longest_answer=max(row.trained for row in chosen.rows),
+                prompt=plan.prompts.own,
+            )
             manifest = _complete(staging, layout, plan, trained, chosen, parameters=parameters)
     except Exception as error:
         if not is_disk_full(error):

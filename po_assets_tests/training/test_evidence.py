@@ -1,8 +1,9 @@
-"""The evidence before the verdict: read from the teacher's own lists, and never told wrong."""
+"""The evidence before the verdict: read from the teacher's own lists or drawn in lessons, and never told wrong."""
 
 import re
+from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from functools import cache
 
 import pytest
 import yaml
@@ -10,15 +11,25 @@ import yaml
 from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
 from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets.product_owner import build_prompt, format_answer, in_order, parse_answer, read_yaml, validate_answer
-from po_assets.product_owner.contract import REVIEW_ORDER
+from po_assets.product_owner.contract import REVIEW_ORDER, STATUSES
 from po_assets.product_owner.documents import requirement_entries, stated_exclusion, stated_needs
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
 from po_assets.product_owner.prompts import BUILT_IN
+from po_assets.sample_data.domains import load_domains
 from po_assets.sample_data.records import generate_rows
-from po_assets.training.evidence import EXCLUDED, WeightedText, read_cases, teachers_words, with_evidence
-from po_assets.training.rows import Prompts, training_rows
+from po_assets.text import first_upper, join
+from po_assets.training.evidence import (
+    EXCLUDED,
+    WeightedText,
+    lesson_domains,
+    make_lessons,
+    read_cases,
+    teachers_words,
+    with_evidence,
+)
+from po_assets.training.rows import Prompts, tokenize_text, training_rows
 from po_assets_tests.model.tiny_model import make_tiny_tokenizer
-from po_assets_tests.training.tiny_training import tiny_recipe
+from po_assets_tests.training.tiny_training import make_recipe
 
 CONCEPT = "TideTable must list free berths and book a berth. It does not sell fuel."
 VISION = (
@@ -62,6 +73,11 @@ def samples() -> list[tuple[str, str]]:
         )
         for row in rows
     ]
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatTemplate:
+    return ChatTemplate(load_tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
 
 
 @pytest.mark.parametrize("form", ["must", "has to", "is to", "shall"])
@@ -119,12 +135,11 @@ def test_the_evidence_stands_before_the_verdict(samples: list[tuple[str, str]]) 
 
 
 def test_every_row_with_evidence_is_valid_keeps_its_status_and_is_what_the_grammar_permits(
-    samples: list[tuple[str, str]], tmp_path: Path
+    samples: list[tuple[str, str]], chat: ChatTemplate
 ) -> None:
     statuses = {asked: read_yaml(parse_answer(answer).review_yaml).value["status"] for asked, answer in samples}
     found = with_evidence(samples, BUILT_IN, lambda _pair: True)
     assert len(found.rows) > len(samples) / 2
-    chat = ChatTemplate(load_tokenizer(make_tiny_tokenizer(tmp_path)))
     for at, row in enumerate(found.rows):
         parsed = parse_answer(row.text)
         assert validate_answer(parsed.vision_yaml, parsed.review_yaml).ok
@@ -157,12 +172,11 @@ def test_the_order_of_the_keys_changes_and_no_text() -> None:
 
 
 def test_the_recipe_says_how_many_lessons_a_shown_row_brings(
-    samples: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+    samples: list[tuple[str, str]], chat: ChatTemplate
 ) -> None:
     """Rows with evidence end as a whole answer does, in the very tokens of their text."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    chat = ChatTemplate(load_tokenizer(make_tiny_tokenizer(folder)))
-    recipe = tiny_recipe(folder, max_length=20_000, epochs=0.5, comparisons=0.5, documents=0.25)
+    base = {"max_length": 20_000}
+    recipe = make_recipe(base, epochs=0.5, comparisons=0.5, documents=0.25)
     found = training_rows(samples, chat, recipe, Prompts())
     texts = with_evidence(samples, BUILT_IN, lambda _pair: True).rows
     assert len(found.rows) == len(texts)
@@ -172,6 +186,110 @@ def test_the_recipe_says_how_many_lessons_a_shown_row_brings(
         assert list(row.ids) == [*chat.prompt_ids(text.prompt), *chat.answer_ids(text.text)]
         assert len(row.token_weights) == len(row.ids)
     assert "comparisons and" in found.described
-    bare = tiny_recipe(folder, max_length=20_000, comparisons=0.0, documents=0.0)
+    bare = make_recipe(base, comparisons=0.0, documents=0.0)
     alone = training_rows(samples, chat, bare, Prompts())
     assert (alone.comparisons, alone.documents, len(alone.rows)) == ([], [], len(samples))
+
+
+# Lessons: every line is true of the trade it is about, and only what is judged counts.
+
+RESTATED = re.compile(r"^- It must (.+), and not (.+)$", re.MULTILINE)
+LINE = re.compile(r"^- FR[0-9]+ \((.+)\) (helps to|demands to|belongs to) (.+)$", re.MULTILINE)
+SERVED = re.compile(r"^- (.+?) is( not)? served$", re.MULTILINE)
+
+
+@cache
+def lessons():
+    return make_lessons(lesson_domains(), BUILT_IN, comparisons=300, documents=60, seed=42)
+
+
+@cache
+def purposes() -> dict[str, set[str]]:
+    """Of each authored action, by its words: the needs that it serves and the exclusions that it breaks."""
+    found: dict[str, set[str]] = {}
+    for domain in lesson_domains():
+        for need in domain.needs:
+            for line in need.served_by:
+                found.setdefault(line.split(" can ", 1)[1], set()).add(need.text)
+        for exclusion in domain.exclusions:
+            for line in exclusion.breaches:
+                found.setdefault(line.split(" can ", 1)[1], set()).add(exclusion.text)
+    return found
+
+
+@cache
+def known() -> dict[str, str]:
+    """Needs by how they begin a sentence."""
+    return {first_upper(need.text): need.text for domain in lesson_domains() for need in domain.needs}
+
+
+def purposes_of(text: str) -> set[str]:
+    """The longest authored action that the requirement ends with says what it is for."""
+    return purposes()[max((action for action in purposes() if text.endswith(action)), key=len)]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["comparisons", "documents"])
+def test_every_line_is_true_and_the_status_follows(kind: int) -> None:
+    seen = Counter()
+    for lesson in lessons()[kind]:
+        restated, exclusion = RESTATED.search(lesson.text).groups()
+        needs = [known()[need] for need, _ in SERVED.findall(lesson.text)]
+        assert join(needs) == restated
+        assert exclusion not in needs
+        served, offends = set(), False
+        for text, verdict, rest in LINE.findall(lesson.text):
+            meant = purposes_of(text)
+            seen[verdict] += 1
+            if verdict == "helps to":
+                assert rest in meant & set(needs)
+                served.add(rest)
+            elif verdict == "demands to":
+                assert rest == f"{exclusion}, which is excluded"
+                assert exclusion in meant
+            else:
+                assert not meant & {*needs, exclusion}
+            offends |= verdict != "helps to"
+        assert [not lacking for _, lacking in SERVED.findall(lesson.text)] == [need in served for need in needs]
+        status = "conflicts" if offends else "aligned" if served == set(needs) else "needs_adjustment"
+        assert lesson.text.endswith(f"\nstatus: {status}\n")
+        seen[status] += 1
+    assert set(seen) == {*STATUSES, "helps to", "demands to", "belongs to"}
+    assert min(seen.values()) > 10
+
+
+def test_a_document_asks_what_its_evidence_restates() -> None:
+    for lesson in lessons()[1]:
+        asked = BUILT_IN.parts(lesson.prompt)
+        restated, exclusion = RESTATED.search(lesson.text).groups()
+        assert restated in asked.concept
+        assert re.search(rf"\bnot {exclusion}\b", asked.concept)
+        for text, *_ in LINE.findall(lesson.text):
+            assert f"description: {text}" in asked.requirements_yaml
+
+
+def test_no_lesson_is_about_a_product_of_the_evaluation() -> None:
+    held_out = [product for domain in load_domains("evaluation") for product in domain.products]
+    held_out += [line for domain in load_domains("evaluation") for need in domain.needs for line in need.served_by]
+    known = " ".join(map(str, lesson_domains()))
+    assert [text for text in held_out if text in known] == []
+
+
+def test_only_what_is_judged_counts(chat: ChatTemplate) -> None:
+    """Of a comparison the verdicts and the status; of a document the vision not at all."""
+
+    def trained(lesson: WeightedText, least: float) -> str:
+        row = tokenize_text(lesson, chat)
+        assert chat.answer_text(list(row.ids)).endswith(lesson.text)
+        return chat.answer_text([i for i, w in zip(row.ids, row.token_weights, strict=True) if w > least])
+
+    comparison, document = (some[0] for some in lessons())
+    assert "(" not in trained(comparison, 0)
+    assert trained(comparison, 0).count(" served\n") == len(SERVED.findall(comparison.text))
+    assert trained(document, 0).startswith("summary:\n- It must")
+    assert "(" not in trained(document, 1)
+
+
+def test_lessons_are_seeded() -> None:
+    few = {"comparisons": 5, "documents": 5}
+    again = [make_lessons(lesson_domains(), BUILT_IN, **few, seed=seed) for seed in (1, 1, 2)]
+    assert again[0] == again[1] != again[2]
