@@ -1,7 +1,8 @@
 """The asset `teacher_batch` and its checks. Thin: the work is in `run`, what an attempt came to in `outcomes`."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from po_assets.product_owner import METRIC_VERSION
 from po_assets.product_owner.prompts import TEACHER_PROMPT_VERSION
 from po_assets.storage import Layout, digest_of, read_rows
 from po_assets.teacher.batch import StopReason
-from po_assets.teacher.journal import Attempt, read_journal
+from po_assets.teacher.journal import Attempt, Journal
 from po_assets.teacher.outcomes import AttemptOutcome, outcome_table, totals
 from po_assets.teacher.run import BatchReport, read_report, run_batch
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
@@ -64,7 +65,7 @@ def teacher_batch(
 
 def _metadata(report: BatchReport) -> dict[str, Any]:
     shown = ("payloads", "given_up", "requests", "tokens", "cost", "seconds", "rows_per_minute", "landed_rows")
-    table = outcome_table(_of_batch(read_rows(UPath(report.ledger))))
+    table = outcome_table([row for row in read_rows(UPath(report.ledger)) if row["in_batch"]])
     metadata: dict[str, Any] = {
         "model": f"{report.model} at {report.provider}",
         "ended": report.stop_detail,
@@ -87,11 +88,6 @@ def _metadata(report: BatchReport) -> dict[str, Any]:
     return rounded(metadata)
 
 
-def _of_batch(ledger: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the last batch; others of the same teacher stand in its ledger as well."""
-    return [row for row in ledger if row["in_batch"]]
-
-
 @dataclass(frozen=True)
 class Evidence:
     """The last run's report, and what ledger, journal and landing folder hold."""
@@ -101,6 +97,11 @@ class Evidence:
     """The ledger's."""
     attempts: list[Attempt]
     incoming: UPath
+
+    @property
+    def batch(self) -> list[dict[str, Any]]:
+        """The rows of the last batch; others of the same teacher stand in its ledger as well."""
+        return [row for row in self.rows if row["in_batch"]]
 
 
 checks = AssetChecks[Evidence]("teacher_batch")
@@ -114,16 +115,15 @@ def gather(layout: Layout) -> Evidence | Verdict:
     for name in (report.ledger, report.journal):
         if not Path(name).exists():
             return Verdict(False, f"{name} is missing.", next_step="Materialize teacher_batch again.")
-    with read_journal(Path(report.journal)) as journal:
+    with closing(Journal(Path(report.journal))) as journal:
         return Evidence(report, list(read_rows(UPath(report.ledger))), journal.attempts(), layout.incoming)
 
 
 @checks.register(blocking=True)
 def ledger_balances(found: Evidence) -> Verdict:
     """Every request of the journal has one outcome in the ledger; tokens, money, payloads and landed rows add up."""
-    report, rows = found.report, _of_batch(found.rows)
-    counts = Counter(row["outcome"] for row in rows)
-    faults = [*_request_faults(found), *_sum_faults(report, rows)]
+    report, counts = found.report, Counter(row["outcome"] for row in found.batch)
+    faults = [*_request_faults(found), *_sum_faults(report, found.batch)]
     numbers = {"requests": report.requests, "ledger_rows": len(found.rows), "disagreements": len(faults)}
     parts = " + ".join(f"{counts[name]:,} {name}" for name in AttemptOutcome if counts[name]) or "nothing"
     balanced = (
@@ -145,7 +145,7 @@ def ledger_balances(found: Evidence) -> Verdict:
 @checks.register(severity="WARN")
 def acceptance_rate(found: Evidence) -> Verdict:
     """Enough of the answers were accepted (min_acceptance)."""
-    report, table = found.report, outcome_table(_of_batch(found.rows))
+    report, table = found.report, outcome_table(found.batch)
     numbers = {"acceptance_rate": report.acceptance, "answers": report.answers, "accepted": report.accepted}
     if not report.answers:
         fine = report.payloads == 0 or report.stop_reason == StopReason.BUDGET

@@ -1,22 +1,22 @@
 """The batch itself: payloads asked side by side, retried, reminded, counted; stopped where budget or teacher end.
 
-It knows neither files nor Dagster: the journal keeps what happens, `run` puts a batch together.
+The budget is counted with what is under way; the teacher's rate limits hold in any 60 seconds. It knows neither files
+nor Dagster: the journal keeps what happens, `run` puts a batch together.
 """
 
 import asyncio
-import datetime as dt
 import math
 import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from po_assets.product_owner.prompts import teacher_messages
-from po_assets.teacher.client import Fault, Reply, TeacherClient, Usage
+from po_assets.teacher.client import BYTES_PER_TOKEN, Fault, TeacherClient, answered, now
 from po_assets.teacher.journal import Attempt, Journal
-from po_assets.teacher.limits import Amount, Budget, RateLimiter
 from po_assets.teacher.outcomes import REMINDER, Scored, next_kind, score_attempt, settle
 from po_assets.teacher.payloads import Payload
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
@@ -27,10 +27,126 @@ LONGEST_ASKED_WAIT_SECONDS = 300.0
 """A server that asks to wait longer has a quota of hours or days: the batch ends and goes on when it is run again."""
 FAILED_IN_A_ROW = 10
 """So many payloads without an answer, one after the other, are an outage."""
-_BYTES_PER_TOKEN = 2
-"""At least, in text of any language with the usual tokenizers; English has 4. What is reserved is an upper bound."""
+WINDOW_SECONDS = 60.0
+"""Over which rates are limited."""
 _MESSAGE_TOKENS = 20
 """Around each message, by the chat template."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Rows, tokens and money: spent, or reserved for a request under way."""
+
+    rows: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(self.rows + other.rows, self.tokens + other.tokens, self.cost + other.cost)
+
+    def __sub__(self, other: "Amount") -> "Amount":
+        return Amount(self.rows - other.rows, self.tokens - other.tokens, self.cost - other.cost)
+
+
+class Budget:
+    """Grants a request only when all that is spent, all under way at its most, and this one at its most fit.
+
+    So the budget is never exceeded, and the last rows are asked for a few at a time: what requests under way turn out
+    not to need is granted again. Only the server can break this, by charging more than the token limit it was given.
+    """
+
+    def __init__(self, plan: BatchPlan, spent: Amount) -> None:
+        self._plan = plan
+        self.spent, self.reserved = spent, Amount()
+        self._under_way = 0
+        self._changed = asyncio.Condition()
+
+    async def reserve(self, most: Amount) -> str | None:
+        """Set aside the most that a request may take; None, or in words what is used up for good."""
+        async with self._changed:
+            while exceeded := self._exceeded(most):
+                if not self._under_way:
+                    return exceeded
+                await self._changed.wait()
+            self.reserved += most
+            self._under_way += 1
+        return None
+
+    async def settle(self, most: Amount, spent: Amount) -> None:
+        """Give the reservation back and count what the request really took."""
+        self.reserved -= most
+        self._under_way -= 1
+        self.spent += spent
+        # Counted before anything is waited for: a worker may be cancelled here.
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _exceeded(self, most: Amount) -> str | None:
+        plan, total = self._plan, self.spent + self.reserved + most
+        if plan.max_rows is not None and total.rows > plan.max_rows:
+            return f"max_rows {plan.max_rows:,} is reached"
+        if plan.max_tokens is not None and total.tokens > plan.max_tokens:
+            used = f"{self.spent.tokens:,} are used and the next request may take {most.tokens:,}"
+            return f"max_tokens {plan.max_tokens:,}: {used}"
+        if plan.max_cost is not None and total.cost > plan.max_cost:
+            used = f"{self.spent.cost:.4f} is spent and the next request may cost {most.cost:.4f}"
+            return f"max_cost {plan.max_cost:g}: {used}"
+        return None
+
+
+class RateLimiter:
+    """Requests and tokens in any 60 seconds, first come first served; and pauses that the server asks for.
+
+    A request counts with the most tokens it may take until it is known what it took, which is how providers count.
+    """
+
+    def __init__(
+        self,
+        requests_per_minute: int | None,
+        tokens_per_minute: int | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._requests, self._tokens = requests_per_minute, tokens_per_minute
+        self._clock, self._sleep = clock, sleep
+        self._window: deque[_Counted] = deque()
+        self._held_until = 0.0
+        self._turn = asyncio.Lock()
+
+    async def acquire(self, tokens: int) -> "_Counted":
+        """Wait until a request of at most so many tokens may be sent, and count it."""
+        async with self._turn:
+            while (wait := self._wait(tokens)) > 0:
+                await self._sleep(wait)
+            counted = _Counted(self._clock(), tokens)
+            self._window.append(counted)
+            return counted
+
+    def hold(self, seconds: float) -> None:
+        """Send nothing for so long: the server said so to one request and means all."""
+        self._held_until = max(self._held_until, self._clock() + seconds)
+
+    def _wait(self, tokens: int) -> float:
+        now = self._clock()
+        while self._window and self._window[0].at <= now - WINDOW_SECONDS:
+            self._window.popleft()
+        wait = self._held_until - now
+        if not self._window:  # a request larger than a whole minute's tokens goes alone
+            return wait
+        full = self._requests is not None and len(self._window) >= self._requests
+        used = sum(counted.tokens for counted in self._window) if self._tokens is not None else 0
+        if full or (self._tokens is not None and used + tokens > self._tokens):
+            # As soon as the oldest leaves the window, or sooner when a request turns out smaller than reserved.
+            wait = max(wait, min(self._window[0].at + WINDOW_SECONDS - now, 1.0 if not full else WINDOW_SECONDS))
+        return wait
+
+
+@dataclass
+class _Counted:
+    """A request in the window of the last minute; `tokens` is corrected when its answer is in."""
+
+    at: float
+    tokens: int
 
 
 class StopReason(StrEnum):
@@ -71,7 +187,8 @@ class Batch:
         self._hosted = llm.delivery == "batch"
         pace = (None, None) if self._hosted else (llm.requests_per_minute, llm.tokens_per_minute)
         self._limiter = RateLimiter(*pace)
-        self._settled = 0
+        self._pending = [payload for payload in payloads if self._next(payload) is not None]
+        self._settled = len(payloads) - len(self._pending)
         self._failed_in_a_row = 0
         self._stop: Stop | None = None
         self._workers: list[asyncio.Task[None]] = []
@@ -94,11 +211,6 @@ class Batch:
         return [scored for history in self.histories.values() for scored in history]
 
     @property
-    def spent(self) -> Amount:
-        """What they took; its `rows` are the accepted ones."""
-        return self._budget.spent
-
-    @property
     def seconds(self) -> float:
         """Of this run."""
         return max(self._progress.clock() - self._began, 1e-3)
@@ -106,12 +218,13 @@ class Batch:
     @property
     def rows_per_minute(self) -> float:
         """Of this run, accepted ones."""
-        return (self.spent.rows - self._first[1]) / self.seconds * 60
+        return (self._budget.spent.rows - self._first[1]) / self.seconds * 60
 
     @property
     def _used(self) -> tuple[float, ...]:
         """Payloads that will not be asked about again in this run, rows, tokens and money."""
-        return self._settled, self.spent.rows, self.spent.tokens, self.spent.cost
+        spent = self._budget.spent
+        return self._settled, spent.rows, spent.tokens, spent.cost
 
     async def run(self) -> Stop:
         """Ask about every payload that is not settled, until all are or something stops the batch; close the client.
@@ -119,10 +232,7 @@ class Batch:
         Raises:
             UserError: an answer could not be kept; everything stops at once.
         """
-        pending = [payload for payload in self._payloads if self._next(payload) is not None]
-        self._settled = len(self._payloads) - len(pending)
-        self._began, self._first = self._progress.clock(), self._used
-        queue = iter(pending)
+        queue = iter(self._pending)
 
         async def work() -> None:
             for payload in queue:
@@ -134,7 +244,8 @@ class Batch:
             if self.plan.cancel:
                 return Stop(StopReason.CANCELLED, "nothing was asked, since `cancel` is set")
             async with asyncio.TaskGroup() as group:
-                for _ in range(len(pending) if self._hosted else min(self.llm.concurrency, len(pending))):
+                most = len(self._pending)
+                for _ in range(most if self._hosted else min(self.llm.concurrency, most)):
                     self._workers.append(group.create_task(work()))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -184,7 +295,7 @@ class Batch:
         missing = next((scored.detail for scored in reversed(history) if scored.answered), "")
         reminder = missing if kind == REMINDER else ""
         messages = teacher_messages(payload.concept, payload.requirements_yaml, self.llm.instructions, reminder)
-        prompt = sum(len(m["content"].encode()) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS for m in messages)
+        prompt = sum(len(m["content"].encode()) // BYTES_PER_TOKEN + _MESSAGE_TOKENS for m in messages)
         completion = self.llm.max_output_tokens
         most = Amount(1, prompt + completion, self.llm.cost(prompt, completion, hosted=self._hosted))
         if used_up := await self._budget.reserve(most):
@@ -201,7 +312,7 @@ class Batch:
                     key=payload.key,
                     kind=kind,
                     **asdict(payload),
-                    sent_at=_now(),
+                    sent_at=now(),
                     max_output_tokens=completion,
                     prompt_tokens=prompt,
                     completion_tokens=completion,
@@ -244,7 +355,7 @@ class Batch:
         """Say where the batch stands, when it is time."""
         if not self._progress.due(last=last):
             return
-        attempts, spent = self.attempts, self.spent
+        attempts, spent = self.attempts, self._budget.spent
         answers = sum(scored.answered for scored in attempts)
         acceptance = spent.rows / answers if answers else 0.0
         left = "" if last else f", {duration(self._seconds_left())} left"
@@ -263,37 +374,3 @@ class Batch:
             for end, now, before in zip(ends, self._used, self._first, strict=True)
             if end is not None
         )
-
-
-def answered(attempt: Attempt, reply: Reply, seconds: float) -> Attempt:
-    """The attempt with what came back."""
-    fault = reply.fault
-    bill = reply.usage or (Usage(0, 0) if fault and fault.free else None)
-    usage = bill or attempt.tokens
-    if bill is None and fault is None:
-        written = len((reply.text + reply.refusal).encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 1
-        usage = usage[0], min(written, usage[1])
-    return replace(
-        attempt,
-        answered_at=_now(),
-        seconds=round(seconds, 3),
-        text=_storable(reply.text),
-        finish_reason=_storable(reply.finish_reason),
-        refusal=_storable(reply.refusal),
-        model=_storable(reply.model),
-        fault=fault.reason if fault else "",
-        detail=_storable(fault.detail) if fault else "",
-        cut=bool(fault and fault.cut),
-        prompt_tokens=usage[0],
-        completion_tokens=usage[1],
-        estimated=bill is None,
-    )
-
-
-def _storable(text: str) -> str:
-    """The text without lone surrogates, which no UTF-8 file can hold; pairs that a stream split are put together."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

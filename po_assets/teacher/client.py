@@ -1,23 +1,27 @@
 """One request to an OpenAI-compatible endpoint, through the `openai` client; every way it can end becomes a `Reply`.
 
 Nothing is trusted: servers send HTML under status 200, streams without an end, usage without numbers, redirects to
-somewhere else. Retries, pace and budget belong to `batch`.
+somewhere else. What a reply makes of the journal's attempt is `answered`; retries, pace and budget belong to `batch`.
 
 The client sends, but its objects are not used: making one of every piece of a stream takes it 15 ms an answer, most of
 a core at thirty answers a second (`benchmarks/teacher_batch.py`).
 """
 
 import asyncio
+import datetime as dt
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
+from po_assets.teacher.journal import Attempt
 from po_assets.teacher.settings import TeacherLLM
 
+BYTES_PER_TOKEN = 2
+"""At least, in text of any language with the usual tokenizers; English has 4. What is reserved is an upper bound."""
 _DETAIL_CHARACTERS = 300
 _REQUEST_TIMEOUT, _CONFLICT, _RATE_LIMITED, _SERVER_ERROR = 408, 409, 429, 500
 _USELESS = {401: "key refused", 403: "not permitted", 404: "no such model or address"}
@@ -261,3 +265,38 @@ def _usage(usage: Any) -> Usage | None:
         thinking = total - prompt - completion if isinstance(total, int) else 0
         return Usage(prompt, completion + max(thinking, 0))
     return None
+
+
+def answered(attempt: Attempt, reply: Reply, seconds: float) -> Attempt:
+    """The attempt with what came back."""
+    fault = reply.fault
+    bill = reply.usage or (Usage(0, 0) if fault and fault.free else None)
+    usage = bill or attempt.tokens
+    if bill is None and fault is None:
+        written = len((reply.text + reply.refusal).encode("utf-8", "replace")) // BYTES_PER_TOKEN + 1
+        usage = usage[0], min(written, usage[1])
+    return replace(
+        attempt,
+        answered_at=now(),
+        seconds=round(seconds, 3),
+        text=_storable(reply.text),
+        finish_reason=_storable(reply.finish_reason),
+        refusal=_storable(reply.refusal),
+        model=_storable(reply.model),
+        fault=fault.reason if fault else "",
+        detail=_storable(fault.detail) if fault else "",
+        cut=bool(fault and fault.cut),
+        prompt_tokens=usage[0],
+        completion_tokens=usage[1],
+        estimated=bill is None,
+    )
+
+
+def _storable(text: str) -> str:
+    """The text without lone surrogates, which no UTF-8 file can hold; pairs that a stream split are put together."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def now() -> str:
+    """The time, as the journal has it."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -16,8 +16,8 @@ from typing import Any, Final
 import orjson
 
 from po_assets.errors import UserError
-from po_assets.teacher.batch import LONGEST_WAIT_SECONDS, answered
-from po_assets.teacher.client import AnswerError, Fault, Received, Reply, TeacherClient
+from po_assets.teacher.batch import LONGEST_WAIT_SECONDS
+from po_assets.teacher.client import AnswerError, Fault, Received, Reply, TeacherClient, answered
 from po_assets.teacher.journal import Attempt, Journal
 from po_assets.teacher.settings import TeacherLLM
 from po_assets.text import Progress, amount
@@ -38,14 +38,6 @@ _WITHOUT_ANSWER = {
     "cancelled": Fault("cancelled", "the batch was cancelled before its turn came", free=True),
 }
 """By a batch's status, and by the code of a request's error, which may begin with `batch_`."""
-
-
-class _RefusedError(Exception):
-    """The provider takes no such batch, now or later."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.reason)
-        self.fault = fault
 
 
 class HostedBatches(TeacherClient):
@@ -108,14 +100,14 @@ class HostedBatches(TeacherClient):
 
         `known`: an earlier run may have handed it over. Raises `UserError` as `ask` does.
         """
-        try:
-            if batch is None:
-                batch = await self._submit(name, content, known=known)
-                await self._journal.keep_round(name, content, batch)
-                self._progress.say(f"{amount(len(wanted), 'request')} handed to {self._llm.host} as batch {batch}")
-            return await self._collect(batch, wanted)
-        except _RefusedError as refused:
-            return dict.fromkeys(wanted, Reply(fault=refused.fault))
+        if batch is None:
+            taken = await self._submit(name, content, known=known)
+            if isinstance(taken, Fault):
+                return dict.fromkeys(wanted, Reply(fault=taken))
+            batch = taken
+            await self._journal.keep_round(name, content, batch)
+            self._progress.say(f"{amount(len(wanted), 'request')} handed to {self._llm.host} as batch {batch}")
+        return await self._collect(batch, wanted)
 
     async def cancel(self, name: str, batch: str | None) -> bool:
         """Have a round's batch ended; False where it has none. What is answered by then can be collected."""
@@ -130,12 +122,13 @@ class HostedBatches(TeacherClient):
 
         return bool(await self._call(end))
 
-    async def _submit(self, name: str, content: bytes, *, known: bool) -> str:
+    async def _submit(self, name: str, content: bytes, *, known: bool) -> str | Fault:
+        """The provider's name for the batch, or why it takes no such batch, now or later."""
         import openai
 
         tried = known
 
-        async def submit() -> str:
+        async def submit() -> str | Fault:
             nonlocal tried
             if tried and (found := await self._find(name)):
                 return found
@@ -146,12 +139,13 @@ class HostedBatches(TeacherClient):
                     input_file_id=file.id, endpoint=ENDPOINT, completion_window=WINDOW, metadata={ROUND: name}
                 )
             except openai.APIStatusError as error:
-                if not (fault := self.fault_of(error)).again:
-                    raise _RefusedError(fault) from error
-                raise
+                if (fault := self.fault_of(error)).again:
+                    raise
+                return fault
             return str(made.id)
 
-        return str(await self._call(submit))
+        taken: str | Fault = await self._call(submit)
+        return taken
 
     async def _find(self, name: str) -> str | None:
         count = 0
@@ -226,8 +220,6 @@ class HostedBatches(TeacherClient):
         for again in range(self._llm.retries + 1):
             try:
                 return await send()
-            except _RefusedError:
-                raise
             except Exception as error:  # noqa: BLE001 - as with live requests
                 if not known and isinstance(error, openai.NotFoundError):
                     return None

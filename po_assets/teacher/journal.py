@@ -84,9 +84,10 @@ _KEEP = (
 
 
 class Journal:
-    """An open journal. Made by `open_journal`, which keeps other runs away, or by `read_journal`."""
+    """An open journal, beside whichever run may be writing it: `open_journal` makes one that keeps other runs away."""
 
     def __init__(self, path: Path) -> None:
+        """Open it, to be closed. Raises `UserError` if it is not a journal, or it is damaged."""
         self.path = path
         # One thread at a time uses it: the writer while a batch runs, so that no fsync stops the event loop.
         with _said(path):
@@ -202,14 +203,4 @@ def open_journal(folder: Path) -> Iterator[Journal]:
                 f"Another run asks the same teacher right now, with the journal in {str(folder)!r}. Wait until it "
                 "ends, or terminate it; then materialize teacher_batch again."
             ) from None
-        yield held.enter_context(read_journal(folder / NAME))
-
-
-@contextlib.contextmanager
-def read_journal(path: Path) -> Iterator[Journal]:
-    """A journal beside whichever run may be writing it. Raises `UserError` if it is not a journal, or it is damaged."""
-    journal = Journal(path)
-    try:
-        yield journal
-    finally:
-        journal.close()
+        yield held.enter_context(contextlib.closing(Journal(folder / NAME)))

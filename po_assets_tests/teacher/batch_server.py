@@ -1,8 +1,6 @@
 """A provider's batch endpoint on 127.0.0.1: files and batches as OpenAI's API has them, with faults on demand."""
 
 import contextlib
-import email
-import email.policy
 import json
 import threading
 from collections import Counter
@@ -67,32 +65,30 @@ class Provider:
         """Requests for each concept in all batches."""
         return Counter(concept_of(line) for batch in self.batches.values() for line in batch.requests)
 
-    def do(self, method: str, path: str, body: bytes, kind: str) -> tuple[str, Callable[[], Any]]:
+    def do(self, method: str, path: str, body: bytes) -> tuple[str, Callable[[], Any]]:
         """The event that a request is, and what makes its response."""
         parts = path.partition("?")[0].removeprefix("/v1/").split("/")
         match method, parts:
             case "POST", ["files"]:
-                return "file", lambda: self._upload(body, kind)
+                return "file", lambda: self._upload(body)
             case "POST", ["batches"]:
                 return "batch", lambda: self._make(json.loads(body))
             case "GET", ["batches"]:
                 return "list", lambda: {"data": [self._shown(b) for b in reversed(self.batches.values())]}
             case "GET", ["batches", name]:
-                return "look", lambda: self._look(self.batches[name])
+                return "look", lambda: self._shown(self.batches[name], looks=1)
             case "POST", ["batches", name, "cancel"]:
-                return "cancel", lambda: self._cancel(self.batches[name])
+                return "cancel", lambda: self._shown(self.batches[name], cancelled=True)
             case "POST", ["chat", "completions"]:
                 return "live", lambda: completion()["response"]["body"]
             case "GET", ["files", name, "content"]:
                 return "content", lambda: self.files[name]
         raise KeyError(path)
 
-    def _upload(self, body: bytes, kind: str) -> Any:
-        message = email.message_from_bytes(b"content-type: " + kind.encode() + b"\n\n" + body, policy=email.policy.HTTP)
-        fields = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
-        assert fields["purpose"].get_content().strip() == "batch"
+    def _upload(self, form: bytes) -> Any:
+        assert b'name="purpose"\r\n\r\nbatch\r\n' in form
         name = f"file-{len(self.files)}"
-        self.files[name] = fields["file"].get_payload(decode=True)
+        self.files[name] = b"\n".join(line for line in form.splitlines() if line.startswith(b"{"))
         return {"id": name, "object": "file", "purpose": "batch"}
 
     def _make(self, body: dict[str, Any]) -> Any:
@@ -103,15 +99,9 @@ class Provider:
         self.batches[batch.id] = batch
         return self._shown(batch)
 
-    def _look(self, batch: HostedBatch) -> Any:
-        batch.looks += 1
-        return self._shown(batch)
-
-    def _cancel(self, batch: HostedBatch) -> Any:
-        batch.cancelled = True
-        return self._shown(batch)
-
-    def _shown(self, batch: HostedBatch) -> Any:
+    def _shown(self, batch: HostedBatch, looks: int = 0, *, cancelled: bool = False) -> Any:
+        batch.looks += looks
+        batch.cancelled |= cancelled
         status = "cancelled" if batch.cancelled else self.status(batch)
         shown = {"id": batch.id, "object": "batch", "status": status, "metadata": batch.metadata}
         if status == "failed":
@@ -147,7 +137,7 @@ def provider(**faults: Any) -> Iterator[Provider]:
             with turn:
                 made.keys.add(self.headers.get("authorization", ""))
                 try:
-                    event, make = made.do(self.command, self.path, body, self.headers.get("content-type", ""))
+                    event, make = made.do(self.command, self.path, body)
                     made.seen[event] += 1
                     status = made.refuses(event)
                     result = make() if status is None else {"error": {"message": f"status {status}"}}

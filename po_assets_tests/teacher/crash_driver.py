@@ -1,7 +1,8 @@
-"""Runs a batch in a process that kills itself with SIGKILL at a chosen moment; for test_crash."""
+"""Runs a batch in a process that is killed, or kills itself with SIGKILL at a chosen moment."""
 
 import os
 import signal
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,19 @@ from upath import UPath
 from po_assets.storage import Layout, files
 from po_assets.teacher import batch, journal, run
 from po_assets.text import Progress
-from po_assets_tests.teacher.scenes import llm
+from po_assets_tests.processes import started
+from po_assets_tests.teacher.scenes import Scene, llm
+
+
+def start(scene: Scene, url: str, moment: str = "", at: int = 1, **settings: Any) -> BaseProcess:
+    """A process that asks the scene's payloads, as `ask` does."""
+    return started(ask, Path(str(scene.layout.root)), scene.path, url, moment, at, **settings)
+
+
+def assert_killed(process: BaseProcess) -> None:
+    """Wait for its end, which is no other."""
+    process.join(180)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def ask(root: Path, payloads: Path, url: str, moment: str = "", at: int = 1, **settings: Any) -> None:
@@ -36,22 +49,20 @@ def ask(root: Path, payloads: Path, url: str, moment: str = "", at: int = 1, **s
             answers = sql == journal._KEEP and any(row[journal._COLUMNS.index("answered_at")] for row in rows)
             return (dying(super().executemany, after=True) if answers else super().executemany)(sql, rows)
 
-    match moment:
-        case "before a request is noted":
-            journal.Journal.keep = dying(journal.Journal.keep)  # type: ignore[method-assign]
-        case "in the middle of keeping an answer":
-            connect = journal.sqlite3.connect
-            journal.sqlite3.connect = lambda *args, **options: connect(*args, **options, factory=Dying)
-        case "when an answer is on disk":
-            batch.score_attempt = dying(batch.score_attempt)
-        case "when a landing is announced":
-            journal.Journal.announce = dying(journal.Journal.announce, after=True)  # type: ignore[method-assign]
-        case "while the file is written":
-            files.publish_file = dying(files.publish_file)
-        case "when the file has landed":
-            journal.Journal.published = dying(journal.Journal.published)  # type: ignore[method-assign]
-        case "before the ledger is written":
-            run.write_ledger = dying(run.write_ledger)
+    moments: dict[str, tuple[Any, str]] = {
+        "before a request is noted": (journal.Journal, "keep"),
+        "when an answer is on disk": (batch, "score_attempt"),
+        "when a landing is announced": (journal.Journal, "announce"),
+        "while the file is written": (files, "publish_file"),
+        "when the file has landed": (journal.Journal, "published"),
+        "before the ledger is written": (run, "write_ledger"),
+    }
+    if moment == "in the middle of keeping an answer":
+        connect = journal.sqlite3.connect
+        journal.sqlite3.connect = lambda *args, **options: connect(*args, **options, factory=Dying)
+    elif moment:
+        owner, name = moments[moment]
+        setattr(owner, name, dying(getattr(owner, name), after=name == "announce"))
     plan = run.BatchPlan(payloads=str(payloads))
     teacher = llm(url, batch_poll_seconds=0.05, **settings)
     run.run_batch(teacher, plan, Layout(UPath(root)), Progress(lambda _line: None))

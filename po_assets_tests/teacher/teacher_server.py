@@ -49,9 +49,9 @@ class Does:
     error: dict[str, Any] | None = None
     cut_after: int | None = None
     """Characters after which the connection is closed."""
-    before: Callable[[], None] = lambda: None
+    before: Callable[[], object] = lambda: None
     """Called before anything is sent."""
-    after: Callable[[], None] = lambda: None
+    after: Callable[[], object] = lambda: None
     """Called when everything is sent."""
     delay: float = 0.0
 
@@ -95,11 +95,8 @@ class Handler(BaseHTTPRequestHandler):
         """Bytes as they are, anything else as JSON; cut off after so many bytes."""
         sent = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {
-            "content-type": "application/json",
-            "content-length": str(len(sent)),
-            **(headers or {}),
-        }.items():
+        head = {"content-type": "application/json", "content-length": str(len(sent))} | (headers or {})
+        for name, value in head.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(sent[:cut])

@@ -1,4 +1,4 @@
-"""teacher_batch in Dagster: its job, checks and metadata; and its file taken in by the graph."""
+"""teacher_batch in Dagster: its checks and metadata; and the jobs of all that is launched by itself."""
 
 import logging
 from pathlib import Path
@@ -12,12 +12,9 @@ from po_assets.dag import Artifacts, JsonlIOManager
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.definitions import defs
 from po_assets.errors import UserError
-from po_assets.intake.assets import normalized_teacher, raw_teacher
-from po_assets.intake.landing import list_landing
 from po_assets.model import BaseModel
 from po_assets.review.assets import synthetic_conflicts
 from po_assets.review.settings import ReviewSettings
-from po_assets.storage import read_rows
 from po_assets.teacher.assets import teacher_batch, teacher_batch_checks
 from po_assets.teacher.settings import BatchPlan, TeacherLLM
 from po_assets_tests.teacher.scenes import KEY, KEY_VARIABLE, TOO_THIN, Scene, llm
@@ -101,29 +98,6 @@ def test_the_key_is_used_and_is_in_no_file_no_line_and_no_figure(
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
-def test_the_landed_file_is_taken_in_by_the_graph(scene: Scene) -> None:
-    """One whole file appears in the landing folder, and every row is normalized with the score it declares."""
-    with teacher() as server:
-        assert materialize(scene, server.url).success
-    assert [path.name for path in list_landing(scene.layout.incoming).files] == list(scene.landed)
-    artifacts = Artifacts(root=str(scene.layout.root))
-    result = dg.materialize(
-        [raw_teacher, normalized_teacher],
-        resources={
-            "artifacts": artifacts,
-            "io_manager": JsonlIOManager(artifacts=artifacts),
-            "selection": SelectionSettings(),
-        },
-    )
-    assert result.success
-    rows = list(read_rows(scene.layout.normalized))
-    assert len(rows) == 6
-    for row in rows:
-        assert (row["format"], row["valid"], row["tier"]) == ("teacher", True, "simple")
-        assert row["declared_score"] == row["metric_score"]
-        assert row["metadata"]["source"] == "teacher_llm"
-
-
 def test_without_a_model_the_step_fails_and_its_checks_say_what_to_do(scene: Scene) -> None:
     """In one sentence each; checks may be run from the UI at any time."""
     result = materialize(scene, "http://x/v1", {"model": ""})
@@ -136,14 +110,22 @@ def test_without_a_model_the_step_fails_and_its_checks_say_what_to_do(scene: Sce
     assert scene.landed == {}
 
 
-def test_it_has_a_job_of_its_own_that_holds_nothing_up() -> None:
-    """The graph's job does not ask a teacher, and a batch of hours does not keep the graph from running."""
-    jobs = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
+@pytest.mark.parametrize(
+    ("job", "asset"),
+    [
+        ("ask_teacher", "teacher_batch"),
+        ("conflicts_on_demand", "synthetic_conflicts"),
+        ("candidates_for_people", "review_candidates"),
+    ],
+)
+def test_what_is_launched_by_itself_has_a_job_of_its_own(job: str, asset: str) -> None:
+    """The graph's job does not make it; a batch of hours does not keep the graph from running."""
+    jobs = {one.name: one for one in defs.resolve_all_job_defs() if not one.name.startswith("__")}
     selected = {
-        name: {key.to_user_string() for key in job.asset_layer.selected_asset_keys} for name, job in jobs.items()
+        name: {key.to_user_string() for key in one.asset_layer.selected_asset_keys} for name, one in jobs.items()
     }
-    assert selected[ask_teacher.name] == {"teacher_batch"}
-    assert not [name for name, keys in selected.items() if "teacher_batch" in keys and name != ask_teacher.name]
+    assert selected[job] == {asset}
+    assert [name for name, keys in selected.items() if asset in keys] == [job]
     assert jobs[ask_teacher.name].executor_def is dg.in_process_executor
 
 

@@ -24,14 +24,7 @@ from po_assets_tests.teacher.scenes import (
     payload,
     write_payloads,
 )
-from po_assets_tests.teacher.teacher_server import (
-    COMPLETION_TOKENS,
-    PROMPT_TOKENS,
-    Asked,
-    Does,
-    in_turn,
-    teacher,
-)
+from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS, Asked, Does, in_turn, teacher
 from po_assets_tests.teacher.test_journal import full_disk
 
 COST = (PROMPT_TOKENS * 1.0 + COMPLETION_TOKENS * 10.0) / 1e6
@@ -310,10 +303,10 @@ def test_a_budget_exceeded_by_an_earlier_higher_limit_is_reported(scene: Scene) 
     assert list(verdict.rows) == [{"limit": "max_rows", "is": 4, "used": 6}]
 
 
-def test_no_more_requests_are_under_way_than_the_limit(tmp_path: Path) -> None:
-    """And as many are, when there is enough to ask."""
-    scene = Scene(tmp_path, payloads=24)
-    with teacher(lambda _asked: Does(delay=0.05)) as server:
+def test_no_more_requests_are_under_way_than_the_limit(scene: Scene) -> None:
+    """And as many are, when there is enough to ask: the first are answered when the fifth is there."""
+    fifth = threading.Barrier(5)
+    with teacher(lambda asked: Does(before=fifth.wait, delay=0.05) if asked.number <= 5 else Does()) as server:
         scene.run(llm(server.url, concurrency=5))
     assert server.most_under_way == 5
 

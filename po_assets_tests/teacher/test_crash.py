@@ -1,13 +1,11 @@
 """Kill -9 at many moments: nothing that was answered is asked again, every request is accounted for, all rows land once."""
 
-import os
-import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from po_assets_tests.teacher.conftest import Start
+from po_assets_tests.teacher.crash_driver import assert_killed, start
 from po_assets_tests.teacher.scenes import Scene, llm, payload
 from po_assets_tests.teacher.teacher_server import Asked, Does, Teacher, teacher
 from po_assets_tests.teacher.test_journal import attempts_in
@@ -63,36 +61,24 @@ def assert_resumes(scene: Scene, server: Teacher) -> None:
         ("before the ledger is written", 1),
     ],
 )
-def test_killed_at_any_moment_the_batch_resumes(start: Start, scene: Scene, moment: str, at: int) -> None:
+def test_killed_at_any_moment_the_batch_resumes(scene: Scene, moment: str, at: int) -> None:
     """From the journal, and with the landing that was under way."""
     with teacher() as server:
-        process = start(scene, server.url, moment, at)
-        process.join(180)
-        assert process.exitcode == -signal.SIGKILL
+        assert_killed(start(scene, server.url, moment, at))
         assert_resumes(scene, server)
 
 
 @pytest.mark.parametrize("number", [1, 4, 7])
 @pytest.mark.parametrize("answered", [False, True])
-def test_killed_while_the_teacher_answers_the_batch_resumes(
-    start: Start, scene: Scene, number: int, *, answered: bool
-) -> None:
+def test_killed_while_the_teacher_answers_the_batch_resumes(scene: Scene, number: int, *, answered: bool) -> None:
     """Before the answer is sent, or the moment it is."""
-    killed: list[int] = []
-
-    def kill() -> None:
-        assert process.pid
-        os.kill(process.pid, signal.SIGKILL)
-        killed.append(process.pid)
 
     def does(asked: Asked) -> Does:
         if asked.number != number:
             return Does(delay=0.02)
-        return Does(after=kill) if answered else Does(before=kill)
+        return Does(after=process.kill) if answered else Does(before=process.kill)
 
     with teacher(does) as server:
         process = start(scene, server.url)
-        process.join(180)
-        assert killed
-        assert process.exitcode == -signal.SIGKILL
+        assert_killed(process)
         assert_resumes(scene, server)

@@ -1,7 +1,5 @@
 """The provider's batch endpoint: half the price, one journal, and nothing lost or paid twice when it breaks or is killed."""
 
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +10,7 @@ from po_assets.errors import UserError
 from po_assets.teacher import hosted as hosted_module
 from po_assets.teacher.settings import TeacherLLM
 from po_assets_tests.teacher.batch_server import EXPIRED, LOST, HostedBatch, completion, failure, provider
-from po_assets_tests.teacher.conftest import Start
+from po_assets_tests.teacher.crash_driver import assert_killed, start
 from po_assets_tests.teacher.scenes import KEY, KEY_VARIABLE, NO_REVIEW, Scene, llm, payload
 from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS
 
@@ -135,8 +133,8 @@ def test_a_batch_that_was_made_without_an_answer_is_found_again(scene: Scene) ->
     with provider() as service:
         make = service.do
 
-        def do(method: str, path: str, body: bytes, kind: str) -> Any:
-            event, result = make(method, path, body, kind)
+        def do(method: str, path: str, body: bytes) -> Any:
+            event, result = make(method, path, body)
             if event == "batch" and not service.batches:
                 result()
                 return event, lambda: b"<html>bad gateway</html>"
@@ -178,21 +176,16 @@ def test_cancel_ends_the_batch_and_lands_what_is_answered(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("event", ["file", "batch", "look", "content"])
-def test_killed_at_any_call_the_next_run_collects_the_same_batch(start: Start, scene: Scene, event: str) -> None:
+def test_killed_at_any_call_the_next_run_collects_the_same_batch(scene: Scene, event: str) -> None:
     """After the provider has done what was asked, before it answers: no request is handed over twice."""
-    killed: list[int] = []
 
     def kill(happened: str) -> None:
-        if happened == event and not killed:
-            assert process.pid
-            killed.append(process.pid)
-            os.kill(process.pid, signal.SIGKILL)
+        if happened == event:
+            process.kill()  # which does nothing once it has ended
 
     with provider(happens=kill) as service:
         process = start(scene, service.url, delivery="batch")
-        process.join(180)
-        assert killed
-        assert process.exitcode == -signal.SIGKILL
+        assert_killed(process)
         report = scene.run(hosted(service.url))
         assert (report.accepted, report.requests, len(service.batches)) == (6, 6, 1)
         assert set(service.asked.values()) == {1}
@@ -201,12 +194,10 @@ def test_killed_at_any_call_the_next_run_collects_the_same_batch(start: Start, s
 
 
 @pytest.mark.parametrize(("moment", "at"), [("before a request is noted", 3), ("when an answer is on disk", 4)])
-def test_killed_beside_the_provider_every_answer_is_paid_once(start: Start, scene: Scene, moment: str, at: int) -> None:
+def test_killed_beside_the_provider_every_answer_is_paid_once(scene: Scene, moment: str, at: int) -> None:
     """While requests are noted, nothing was handed over; while answers are kept, the rest is collected again."""
     with provider() as service:
-        process = start(scene, service.url, moment, at, delivery="batch")
-        process.join(180)
-        assert process.exitcode == -signal.SIGKILL
+        assert_killed(start(scene, service.url, moment, at, delivery="batch"))
         report = scene.run(hosted(service.url))
         assert (report.accepted, len(service.batches)) == (6, 1)
         assert Counter(scene.landed_concepts) == Counter(service.asked)

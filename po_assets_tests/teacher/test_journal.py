@@ -13,7 +13,7 @@ import pytest
 
 from po_assets.errors import UserError
 from po_assets.teacher import journal as journal_module
-from po_assets.teacher.journal import NAME, Attempt, Journal, open_journal, read_journal
+from po_assets.teacher.journal import NAME, Attempt, Journal, open_journal
 from po_assets_tests.evaluation.scenes import GOOD
 from po_assets_tests.teacher.scenes import payload
 
@@ -42,7 +42,7 @@ def keep(journal: Journal, *attempts: Attempt) -> None:
 
 
 def attempts_in(path: Path) -> list[Attempt]:
-    with read_journal(path) as journal:
+    with contextlib.closing(Journal(path)) as journal:
         return journal.attempts()
 
 

@@ -66,15 +66,6 @@ def test_a_key_in_another_place_is_refused_and_not_repeated() -> None:
     assert KEY not in f"{pasted.value} {logged.value}"
 
 
-def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And from nowhere else; the line end that it was read with is none of it."""
-    monkeypatch.setenv(KEY_VARIABLE, f"{KEY}\n")
-    settings = good(api_key_variable=KEY_VARIABLE)
-    check_ready(settings, BatchPlan())
-    assert settings.api_key == KEY
-    assert KEY not in repr(settings)
-
-
 @pytest.mark.parametrize("wrong", ["\n", "\x7f", "ü", "\u2011"])
 def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     """Two keys in two lines, or a hyphen that a word processor made pretty."""
