@@ -21,7 +21,7 @@ from rich.table import Table
 
 from po_assets.automation.catch_up import root_tag
 from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
-from po_assets.automation.instance import check_history, opened_instance
+from po_assets.automation.instance import check_history, make_history, opened_instance
 from po_assets.automation.jobs import main_job
 from po_assets.automation.messages import run_summary
 from po_assets.automation.project import (
@@ -31,9 +31,9 @@ from po_assets.automation.project import (
     make_project,
     open_project,
 )
-from po_assets.dag import Artifacts
+from po_assets.dag import Artifacts, read_gate
 from po_assets.errors import UserError
-from po_assets.evaluation.gate import gate_sentence, gate_table
+from po_assets.evaluation.gate import gate_path, verdict_rows
 from po_assets.model import BaseModel, require_hardware
 from po_assets.storage import Layout, LockedError
 from po_assets.storage.layout import HOME_VARIABLE
@@ -122,8 +122,7 @@ def _enter(options: argparse.Namespace, enter: Callable[[Path, Path | None], obj
 def _ui(options: argparse.Namespace) -> int:
     """Start webserver, daemon and code server; they end with Ctrl-C."""
     _prepare(options)
-    with opened_instance():  # Dagster's own processes, which all open it at once, take no lock to make its databases
-        pass
+    make_history()  # Dagster's own processes, which all open it at once, take no lock to make its databases
     command = [sys.executable, "-m", "dagster", "dev", "--module-name", "po_assets.definitions"]
     with contextlib.suppress(KeyboardInterrupt):
         return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(options.port)])  # noqa: S603
@@ -207,10 +206,11 @@ def _report(result: dg.ExecuteInProcessResult, layout: Layout, seconds: float, d
 
 
 def _print_gate(console: Console, layout: Layout, *, produced: bool) -> None:
-    rows = gate_table(layout) if produced else []
-    if not rows:
+    record = read_gate(gate_path(layout)) if produced else None
+    if record is None:
         console.print("\nNo gate: the student was not evaluated in this run; what it needs did not pass.")
         return
+    rows = verdict_rows(record)
     table = Table(title="Gate", title_justify="left", title_style="bold")
     for column in rows[0]:
         table.add_column(column, justify="right" if column in ("required", "value") else "left")
@@ -218,5 +218,5 @@ def _print_gate(console: Console, layout: Layout, *, produced: bool) -> None:
         color = {"pass": "green", "FAIL": "red"}.get(row["verdict"], "yellow")
         table.add_row(row["criterion"], row["required"], row["value"], f"[{color}]{row['verdict']}[/{color}]")
     console.print()
-    console.print(gate_sentence(layout), style="bold", markup=False)
+    console.print(record.context["sentence"], style="bold", markup=False)
     console.print(table)

@@ -205,7 +205,7 @@ def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict
         "gate": f"{'passed' if record.passed else 'failed'} (profile {name})",
         "criteria": page_list(_criteria(record)),
         "judgement": page_table(judgement_rows(found.judgement)),
-        "contrast": evaluation.contrast.described if evaluation.contrast else "No contrast case could be judged.",
+        "contrast": record.context["contrast"] or "No contrast case could be judged.",
         "prompt": record.context["prompt"],
         "consumer_prompts": page_table(consumer_rows(found.student, found.consumers))
         if found.consumers

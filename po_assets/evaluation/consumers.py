@@ -117,8 +117,8 @@ def consumer_rows(student: Sequence[ScoredAnswer], consumers: Sequence[UnderProm
         for one in compare(student, consumers)
     ]
     return rows + [
-        dict.fromkeys(("cases", "mean score", "valid", "against the own prompt", "95 % interval"), "not asked")
-        | {"prompt": one.prompt}
+        {"prompt": one.prompt}
+        | dict.fromkeys(("cases", "mean score", "valid", "against the own prompt", "95 % interval"), "not asked")
         for one in consumers
         if one.fault
     ]

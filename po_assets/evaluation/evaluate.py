@@ -33,7 +33,7 @@ from po_assets.evaluation.answering import (
 from po_assets.evaluation.answers import AnswerCache, Log, answer_cases, reference_limits
 from po_assets.evaluation.checks import Evidence
 from po_assets.evaluation.consumers import ask_consumers, consumer_rows, write_consumers
-from po_assets.evaluation.contrast import ContrastResult, contrast_cases, judge_contrasts
+from po_assets.evaluation.contrast import contrast_cases, judge_contrasts
 from po_assets.evaluation.gate import judge, settle, verdict_rows
 from po_assets.evaluation.report import free_run, write_report
 from po_assets.evaluation.scoring import ScoredAnswer, read_scored, score_answers
@@ -57,7 +57,6 @@ class Evaluation:
     found: Evidence
     record: GateRecord
     free: dict[str, Any] | None
-    contrast: ContrastResult | None
     promotion: str
     """What became of the adapter, in one sentence."""
 
@@ -163,7 +162,7 @@ def evaluate_student(
         )
         promotion = settle(layout, record, adapter)
         log(f"{record.context['sentence']} {promotion}")
-        return Evaluation(found, record, free, contrast, promotion)
+        return Evaluation(found, record, free, promotion)
 
 
 def refuse_other_baseline(
@@ -248,55 +247,32 @@ def add_rescore(parser: argparse.ArgumentParser) -> None:
 
 
 def _rescore_command(options: argparse.Namespace) -> int:
-    """0 when the gate passed, 1 when it failed; 2 when the answers cannot be read."""
+    """Score, gate and report the answers against a scored baseline; cases without answer count as empty ones.
+
+    0 when the gate passed, 1 when it failed; 2 when the answers cannot be read.
+    """
     if not options.cases.is_file():
         raise UserError(f"Not scored: there are no evaluation cases in {options.cases}; give them with --cases.")
     cases = read_eval_cases(options.cases)
-    answers = read_answers(options.answers, cases)
-    record = rescore(
-        cases,
-        answers,
-        _baseline(options.baseline, cases, Artifacts().layout.baseline_answers),
-        digest=file_digest(options.answers),
-        cases_sha256=file_digest(options.cases),
-        output=options.output,
-    )
+    answers, digest = read_answers(options.answers, cases), file_digest(options.answers)
+    baseline = _baseline(options.baseline, cases, Artifacts().layout.baseline_answers)
+    # Whoever made the answers decides how; against which baseline is said in the report.
+    decoding = baseline[0].decoding if baseline else _ELSEWHERE
+    student = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding)
+    found = Evidence(baseline, student)
+    record = judge(found, digest, cases_sha256=file_digest(options.cases), decoding="answers made elsewhere")
+    page = options.output / "po_rescored_report.html"
+    models = {"baseline": baseline[0].model_digest[:12], "student": f"answers file {digest[:12]}"}
+    write_report(options.output / "po_rescored_report.json", page, cases, found, record, models=models)
     lines = [
         f"{row['criterion']:<20} {row['required']:>18} {row['value']:>20}  {row['verdict']}"
         for row in verdict_rows(record)
     ]
     if absent := len(cases) - len(answers):
         lines.insert(0, f"{absent} of {len(cases)} cases have no answer; each counts as an empty one.")
-    verdict = "passed" if record.passed else "failed"
-    lines.append(f"The gate {verdict}. Report: {options.output / 'po_rescored_report.html'}")
+    lines.append(f"The gate {'passed' if record.passed else 'failed'}. Report: {page}")
     say("\n".join(lines))
     return 0 if record.passed else 1
-
-
-def rescore(
-    cases: Sequence[EvalCase],
-    answers: Sequence[Answer],
-    baseline: Sequence[ScoredAnswer],
-    *,
-    digest: str,
-    cases_sha256: str,
-    output: UPath,
-) -> GateRecord:
-    """Score, gate and report the answers against a scored baseline; cases without answer count as empty ones."""
-    # Whoever made the answers decides how; against which baseline is said in the report.
-    decoding = baseline[0].decoding if baseline else _ELSEWHERE
-    student = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding)
-    found = Evidence(baseline, student)
-    record = judge(found, digest, cases_sha256=cases_sha256, decoding="answers made elsewhere")
-    write_report(
-        output / "po_rescored_report.json",
-        output / "po_rescored_report.html",
-        cases,
-        found,
-        record,
-        models={"baseline": baseline[0].model_digest[:12], "student": f"answers file {digest[:12]}"},
-    )
-    return record
 
 
 def read_answers(path: Path, cases: Sequence[EvalCase]) -> list[Answer]:

@@ -92,18 +92,6 @@ def verdict_rows(record: GateRecord) -> list[dict[str, str]]:
     ]
 
 
-def gate_table(layout: Layout) -> list[dict[str, str]]:
-    """The last gate's table, empty where there is none: for the end of `po-assets run`."""
-    record = read_gate(gate_path(layout))
-    return verdict_rows(record) if record else []
-
-
-def gate_sentence(layout: Layout) -> str:
-    """The last gate's first sentence, empty where there is none."""
-    record = read_gate(gate_path(layout))
-    return str(record.context.get("sentence", "")) if record else ""
-
-
 def settle(layout: Layout, record: GateRecord, adapter: Path) -> str:
     """Keep the verdict (record, history, the cards of this adapter), promote if it passed; says what became of it.
 
@@ -175,9 +163,11 @@ def _card_section(verdicts: Sequence[GateRecord]) -> str:
         "",
         *(text for text in (last.context.get("judgement"), last.context.get("contrast")) if text),
         "",
-        *_consumer_table(last),
-        _LIMITS,
     ]
+    if rows := last.context.get("consumer_prompts"):
+        title = "Under other prompts than the own one, on a share of the cases:"
+        lines += [title, "", markdown_table(rows[0], (row.values() for row in rows)), ""]
+    lines.append(_LIMITS)
     if len(verdicts) > 1:
         lines += ["", "Earlier verdicts on this adapter:", ""]
         lines += map(_earlier, reversed(verdicts[:-1]))
@@ -188,14 +178,6 @@ def _earlier(one: GateRecord) -> str:
     """An earlier verdict as a line of the card."""
     verdict = "passed" if one.passed else "failed"
     return f"- {one.time}, profile {one.context['profile']['name']}: {verdict}. {one.context['sentence']}"
-
-
-def _consumer_table(record: GateRecord) -> list[str]:
-    rows = record.context.get("consumer_prompts") or []
-    if not rows:
-        return []
-    title = "Under other prompts than the own one, on a share of the cases:"
-    return [title, "", markdown_table(rows[0], (row.values() for row in rows)), ""]
 
 
 def promote(layout: Layout, record: GateRecord, adapter: Path) -> None:

@@ -203,8 +203,10 @@ def judgement(answers: Sequence[ScoredAnswer]) -> Judgement:
     usual, guessed = Counter(answer.reference_status for answer in known).most_common(1)[0]
     # Where one status is all there is, nothing can be better than saying it.
     test = stats.binomtest(right, len(known), guessed / len(known), alternative="greater")
-    found = {status: sum(row.values()) for status, row in confusion_matrix(known).items()}
-    hits = Counter(answer.reference_status for answer in known if answer.status_is_right)
+    matrix, recalls = confusion_matrix(known), {}
+    for status, row in matrix.items():
+        if cases := sum(row.values()):
+            recalls[status] = (row[status], cases, *wilson(row[status], cases))
     return Judgement(
         cases=len(known),
         right=right,
@@ -212,30 +214,25 @@ def judgement(answers: Sequence[ScoredAnswer]) -> Judgement:
         guessed=guessed,
         p_value=float(test.pvalue),
         accuracy=wilson(right, len(known)),
-        macro_f1=macro_f1(confusion_matrix(known)),
+        macro_f1=macro_f1(matrix),
         macro_f1_interval=_macro_f1_interval(known),
-        recalls={
-            status: (hits[status], count, *wilson(hits[status], count)) for status, count in found.items() if count
-        },
+        recalls=recalls,
         said=dict(Counter(answer.status or "nothing readable" for answer in known).most_common()),
     )
 
 
 def judgement_rows(judged: Judgement) -> list[dict[str, str]]:
     """A table for people: what, its value, its 95 % interval."""
-
-    def row(what: str, value: str, low: float, high: float, digits: str = ".0%") -> dict[str, str]:
-        return {"what": what, "value": value, "95 % interval": f"{low:{digits}} to {high:{digits}}"}
-
     rows = [
-        row("right statuses", f"{judged.right} of {judged.cases}", *judged.accuracy),
-        row("macro-F1", f"{judged.macro_f1:.2f}", *judged.macro_f1_interval, ".2f"),
+        ("right statuses", f"{judged.right} of {judged.cases}", judged.accuracy, ".0%"),
+        ("macro-F1", f"{judged.macro_f1:.2f}", judged.macro_f1_interval, ".2f"),
     ]
-    rows += [
-        row(f"found: {status}", f"{hits} of {of}", low, high)
-        for status, (hits, of, low, high) in judged.recalls.items()
+    for status, (hits, of, low, high) in judged.recalls.items():
+        rows.append((f"found: {status}", f"{hits} of {of}", (low, high), ".0%"))
+    return [
+        {"what": what, "value": value, "95 % interval": f"{low:{digits}} to {high:{digits}}"}
+        for what, value, (low, high), digits in rows
     ]
-    return rows
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

@@ -100,11 +100,9 @@ def both_sides(
 ) -> tuple[list[ScoredAnswer], list[ScoredAnswer]]:
     """Baseline and student with these scores, statuses right, everything valid."""
     wanted = cases(len(totals))
-    before = baseline or [total - 0.2 for total in totals]
-    return (
-        [
-            scored(item, model="baseline", total=total, status=item.status)
-            for item, total in zip(wanted, before, strict=True)
-        ],
-        [scored(item, total=total, status=item.status) for item, total in zip(wanted, totals, strict=True)],
-    )
+
+    def side(model: str, scores: list[float]) -> list[ScoredAnswer]:
+        pairs = zip(wanted, scores, strict=True)
+        return [scored(item, model=model, total=total, status=item.status) for item, total in pairs]
+
+    return side("baseline", baseline or [total - 0.2 for total in totals]), side("student", totals)

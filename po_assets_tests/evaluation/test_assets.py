@@ -19,13 +19,14 @@ from po_assets.evaluation.checks import evaluation_checks
 from po_assets.evaluation.evaluate import spread
 from po_assets.evaluation.gate import current_gate, gate_path
 from po_assets.evaluation.settings import CRITERIA, Decoding, GateProfile
-from po_assets.model import BaseModel, base_model_digest
+from po_assets.model import BaseModel, base_model_digest, load_tokenizer
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
 from po_assets.training.adapter import CONFIG, WEIGHTS
 from po_assets_tests.evaluation.scenes import GOOD, cases, cases_table
 from po_assets_tests.model.tiny_model import make_tiny_model
 
 COUNT = 3
+BOTH = ("eval_cases", "baseline_report", "eval_report")
 DECODING = Decoding(mode="free", max_new_tokens=10, batch_size=2, free_cases=0)
 
 
@@ -74,36 +75,40 @@ def layout(tmp_path: Path, adapter: Path) -> Layout:
     return layout
 
 
-def run(
-    layout: Layout,
-    base: Path,
-    *selection: str,
-    decoding: Decoding = DECODING,
-    gate: GateProfile | None = None,
-    prompt: PromptSettings | None = None,
-    tracking: Tracking | None = None,
-) -> Any:
+def run(layout: Layout, base: Path, *selection: str, **settings: Any) -> Any:
+    """Materialize with the checks; `settings` are resources in place of the default ones."""
     artifacts = Artifacts(root=str(layout.root))
+    resources = {
+        "artifacts": artifacts,
+        "io_manager": JsonlIOManager(artifacts=artifacts),
+        "base_model": BaseModel(profile="embedded", base_model=str(base)),
+        "decoding": DECODING,
+        "gate": GateProfile(),
+        "prompt": PromptSettings(),
+        "tracking": Tracking(),
+    }
     return dg.materialize(
         [cases_asset, adapter_asset, baseline_report, eval_report, *evaluation_checks],
         selection=dg.AssetSelection.assets(*selection) if selection else None,
-        resources={
-            "artifacts": artifacts,
-            "io_manager": JsonlIOManager(artifacts=artifacts),
-            "base_model": BaseModel(profile="embedded", base_model=str(base)),
-            "decoding": decoding,
-            "gate": gate or GateProfile(),
-            "prompt": prompt or PromptSettings(),
-            "tracking": tracking or Tracking(),
-        },
+        resources=resources | settings,
         raise_on_error=False,
     )
 
 
-def failure(result: Any, step: str) -> str:
-    """What a failed step says."""
-    (event,) = [event for event in result.get_step_failure_events() if event.step_key == step]
-    data = event.step_failure_data
+def checks_of(result: Any) -> dict[str, Any]:
+    return {check.check_name: check for check in result.get_asset_check_evaluations()}
+
+
+def shown(result: Any) -> Any:
+    """The metadata on the page of `eval_report`."""
+    (event,) = result.asset_materializations_for_node("eval_report")
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def failure(layout: Layout, base: Path, *selection: str, **settings: Any) -> str:
+    """What the failed step `eval_report` says."""
+    failed = run(layout, base, *(selection or ["eval_report"]), **settings).get_step_failure_events()
+    (data,) = [event.step_failure_data for event in failed if event.step_key == "eval_report"]
     return str(data.user_failure_data.description if data.user_failure_data else data.error)
 
 
@@ -123,14 +128,11 @@ def evaluated(finished: tuple[Layout, Any], tmp_path: Path) -> Layout:
 
 
 def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(finished: tuple[Layout, Any]) -> None:
-    """Random weights: tables, report, record and failed checks with their numbers; no promotion."""
+    """Random weights: tables, report, record, card and failed checks with their numbers; no promotion."""
     layout, result = finished
     assert not result.success
-    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
-    assert set(checks) == {
-        "case_count", "mean_score", "score_std", "delta_vs_baseline", "valid_answers", "non_inferiority",
-        "judges", "status_accuracy", "worst_case", "consumer_prompts",
-    }  # fmt: skip
+    checks = checks_of(result)
+    assert set(checks) == set(CRITERIA)
     assert not checks["case_count"].passed
     assert "3 cases were evaluated, 40 are wanted." in checks["case_count"].description
     assert not checks["valid_answers"].passed
@@ -139,37 +141,40 @@ def test_a_bad_student_fails_the_gate_and_everything_is_still_reported(finished:
     assert table["case_id"].tolist() == ["EVAL-01", "EVAL-02", "EVAL-03"]
     assert set(table["finish_reason"]) <= {"stop", "length"}
     record = read_gate(gate_path(layout))
-    assert record is not None
     assert (record.sha256, record.passed) == ("a" * 64, False)
     assert current_gate(layout) is None
     assert "The gate failed" in layout.report_html.read_text()
     assert json.loads(layout.report_json.read_text())["gate"]["passed"] is False
+    card = (layout.adapter / "README.md").read_text()
+    assert "The gate **failed** on " in card
+    assert "| case_count |" in card
 
 
 def test_the_metadata_shows_the_gate_the_pictures_and_the_report(finished: tuple[Layout, Any]) -> None:
     """What the asset's page in Dagster has."""
-    _, result = finished
-    (event,) = result.asset_materializations_for_node("eval_report")
-    metadata = event.metadata
-    assert metadata["report"].value == "evaluation/po_eval_report.html"
-    assert metadata["gate"].value == "failed (profile literal)"
+    metadata = shown(finished[1])
     assert next(iter(metadata)) == "verdict"
-    assert metadata["verdict"].value.startswith("The student fails the gate (case_count, mean_score")
-    assert "Mean score 0.016 over 3 cases (baseline 0.016)." in metadata["verdict"].value
-    assert "| right statuses | 0 of 3 |" in metadata["judgement"].value
-    criteria = metadata["criteria"].value.splitlines()
+    assert metadata["verdict"].startswith("The student fails the gate (case_count, mean_score")
+    assert "Mean score 0.016 over 3 cases (baseline 0.016)." in metadata["verdict"]
+    criteria = metadata["criteria"].splitlines()
     assert criteria[:2] == [
         "- **FAIL** case_count: 3 (required = 40)",
         "- **FAIL** mean_score: 0.016 (required >= 0.82)",
     ]
     assert len(criteria) == len(CRITERIA)
-    assert len(metadata["criteria"].value) < 1_000  # the UI shows it where it stands
-    assert metadata["promotion"].value == f"Adapter {'a' * 12} is not promoted; no adapter is current yet."
+    assert len(metadata["criteria"]) < 1_000  # the UI shows it where it stands
+    wanted = {
+        "report": "evaluation/po_eval_report.html",
+        "gate": "failed (profile literal)",
+        "promotion": f"Adapter {'a' * 12} is not promoted; no adapter is current yet.",
+        "dagster/row_count": COUNT,
+    }
+    assert {name: metadata[name] for name in wanted} == wanted
+    assert "| right statuses | 0 of 3 |" in metadata["judgement"]
     for picture in ("scores_by_case", "score_histogram", "student_statuses", "baseline_statuses"):
-        assert "data:image/png;base64," in metadata[picture].value
-    assert metadata["dagster/row_count"].value == COUNT
-    assert "| EVAL-01 |" in metadata["lowest_cases"].value
-    assert "| what cost points |" in metadata["lowest_cases"].value
+        assert "data:image/png;base64," in metadata[picture]
+    assert "| EVAL-01 |" in metadata["lowest_cases"]
+    assert "| what cost points |" in metadata["lowest_cases"]
 
 
 def test_the_student_is_the_adapter_and_not_the_base(finished: tuple[Layout, Any]) -> None:
@@ -200,55 +205,38 @@ def test_unchanged_nothing_is_generated_again(
 def test_a_good_student_is_promoted(layout: Layout, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 cases, good answers (a faked decode loop): every ERROR check passes and the adapter becomes current."""
     monkeypatch.setattr(f"{__name__}.COUNT", 40)
-    tokens = None
+    tokens = load_tokenizer(base_folder)(GOOD)["input_ids"]
 
     def good(_model: Any, batch: Any, *_others: Any) -> Any:
         for request in batch:
             yield generate.Completion(request.key, tokens, "stop", 1.0)
 
-    from po_assets.model import load_tokenizer
-
-    tokens = load_tokenizer(base_folder)(GOOD)["input_ids"]
     monkeypatch.setattr(generate, "complete_batch", good)
     result = run(layout, base_folder)
-    failed = {check.check_name for check in result.get_asset_check_evaluations() if not check.passed}
     assert result.success
-    assert failed == {"status_accuracy", "judges"}  # every answer says aligned
+    # every answer says aligned
+    assert {name for name, check in checks_of(result).items() if not check.passed} == {"status_accuracy", "judges"}
     assert current_gate(layout).sha256 == "a" * 64
-    (event,) = result.asset_materializations_for_node("eval_report")
-    assert event.metadata["promotion"].value == f"Adapter {'a' * 12} is now models/current."
+    assert shown(result)["promotion"] == f"Adapter {'a' * 12} is now models/current."
     # A changed profile is a new verdict, over the same answers: nothing is generated or loaded again.
     monkeypatch.setattr(answering, "load_base_model", None)
     strict = run(layout, base_folder, gate=GateProfile(name="reviewer"))
     assert not strict.success
-    (event,) = strict.asset_materializations_for_node("eval_report")
-    assert event.metadata["promotion"].value.startswith(
-        f"Adapter {'a' * 12} is models/current since an earlier gate (it passed last on "
-    )
-    assert "and fails now (judges; profile reviewer). It stays in use" in event.metadata["promotion"].value
+    promotion = shown(strict)["promotion"]
+    assert promotion.startswith(f"Adapter {'a' * 12} is models/current since an earlier gate (it passed last on ")
+    assert "and fails now (judges; profile reviewer). It stays in use" in promotion
     # With one token a byte, its visions are longer than the grammar permits: what cannot be asked is said.
-    assert event.metadata["contrast"].value == "No contrast case could be judged."
+    assert shown(strict)["contrast"] == "No contrast case could be judged."
     record = read_gate(gate_path(layout))
-    assert record is not None
     assert (record.context["profile"]["name"], list(record.failed)) == ("reviewer", ["judges"])
-
-
-def test_a_baseline_of_other_settings_is_refused(evaluated: Layout, base_folder: Path) -> None:
-    """Every mismatch and what to do."""
-    other = Decoding(mode="free", max_new_tokens=11, batch_size=2, free_cases=0)
-    text = failure(run(evaluated, base_folder, "eval_report", decoding=other), "eval_report")
-    assert "it was decoded with other settings than the student's (free, greedy, at most 11 new tokens" in text
-    assert "Materialize baseline_report with the same settings, then eval_report again." in text
 
 
 def test_the_student_is_asked_through_consumers_prompts_too(
     finished: tuple[Layout, Any], evaluated: Layout, base_folder: Path
 ) -> None:
     """By default the agent's, on all of so few cases; table and report show it, and nothing is asked twice."""
-    _, result = finished
-    (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key == dg.AssetKey("eval_report")]
-    assert "| agent | 3 | " in event.materialization.metadata["consumer_prompts"].value
-    check = {check.check_name: check for check in result.get_asset_check_evaluations()}["consumer_prompts"]
+    assert "| agent | 3 | " in shown(finished[1])["consumer_prompts"]
+    check = checks_of(finished[1])["consumer_prompts"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "Through the prompt agent the student scores" in check.description
     (row,) = json.loads(evaluated.report_json.read_text())["consumer_prompts"]
@@ -258,45 +246,38 @@ def test_the_student_is_asked_through_consumers_prompts_too(
     assert {path.name: path.read_bytes() for path in evaluated.answer_cache.iterdir()} == cached
 
 
-def test_an_adapter_or_a_baseline_of_another_prompt_is_refused(evaluated: Layout, base_folder: Path) -> None:
-    """By name, with the way out; nothing is evaluated that would be certified for another prompt."""
+def test_a_baseline_or_an_adapter_made_otherwise_is_refused(evaluated: Layout, base_folder: Path) -> None:
+    """Every mismatch, by name, with the way out; nothing is evaluated that would be certified for another prompt."""
+    text = failure(evaluated, base_folder, decoding=DECODING.with_values(max_new_tokens=11))
+    assert "it was decoded with other settings than the student's (free, greedy, at most 11 new tokens" in text
+    assert "Materialize baseline_report with the same settings, then eval_report again." in text
     agents = PromptSettings(template="agent", consumer_prompts=[])
-    text = failure(run(evaluated, base_folder, "eval_report", prompt=agents), "eval_report")
+    text = failure(evaluated, base_folder, prompt=agents)
     assert "it was asked under another prompt than the student is (agent)" in text
-    text = failure(run(evaluated, base_folder, prompt=agents), "eval_report")
+    text = failure(evaluated, base_folder, *BOTH, prompt=agents)
     assert "The adapter was trained under the prompt 'built-in'" in text
     assert "the one set now is 'agent'" in text
-
-
-def test_without_adapter_or_with_an_untrained_one_nothing_is_evaluated(evaluated: Layout, base_folder: Path) -> None:
-    """An adapter that changes nothing would measure the base model."""
-    make_adapter(base_folder, Path(str(evaluated.adapter)), trained=False, digest="c" * 64)
-    assert "changes no weight of" in failure(run(evaluated, base_folder, "eval_report"), "eval_report")
-    (evaluated.adapter / "manifest.json").unlink()
-    assert "there is no finished adapter in" in failure(run(evaluated, base_folder, "eval_report"), "eval_report")
 
 
 def test_an_adapter_is_not_evaluated_that_is_not_the_trained_one(
     evaluated: Layout, base_folder: Path, tmp_path: Path
 ) -> None:
-    """Changed since it was published, or trained on another base model of the same shapes."""
-    weights = Path(str(evaluated.adapter)) / WEIGHTS
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    said = failure(run(evaluated, base_folder, "eval_report"), "eval_report")
+    """Changed since it was published, trained on another base model of the same shapes, not trained, or not there.
+
+    An adapter that changes nothing would measure the base model.
+    """
+    folder = Path(str(evaluated.adapter))
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    said = failure(evaluated, base_folder)
     assert f"the file {WEIGHTS} in '{evaluated.adapter}' was changed or damaged since it was published" in said
     assert "Materialize lora_adapter, then eval_report" in said
-    weights.write_bytes(content)
+    make_adapter(base_folder, folder, trained=False, digest="c" * 64)
+    assert "changes no weight of" in failure(evaluated, base_folder)
     other = make_tiny_model(tmp_path / "other", context=8192, seed=1)
-    assert "was trained on another base model" in failure(run(evaluated, other), "eval_report")
-
-
-def test_the_card_tells_the_verdict(finished: tuple[Layout, Any]) -> None:
-    """Of the adapter that was evaluated, with each threshold."""
-    layout, _ = finished
-    card = (layout.adapter / "README.md").read_text()
-    assert "The gate **failed** on " in card
-    assert "| case_count |" in card
+    assert "was trained on another base model" in failure(evaluated, other, *BOTH)
+    (folder / "manifest.json").unlink()
+    assert "there is no finished adapter in" in failure(evaluated, other)
 
 
 def test_what_was_evaluated_is_promoted_whatever_is_trained_meanwhile(
@@ -327,11 +308,10 @@ def test_the_student_is_also_asked_without_grammar(
     monkeypatch.setattr(evaluate, "contrast_cases", lambda _cases: [])  # whose answers take longest
     decoding = Decoding(max_new_tokens=6000, batch_size=4, free_cases=2, free_max_new_tokens=8)
     result = run(layout, base_folder, decoding=decoding, prompt=PromptSettings(consumer_prompts=[]))
-    (event,) = result.asset_materializations_for_node("eval_report")
     expected = (
         "Without grammar 0 of 2 answers are valid (mean score 0.016, 2 cut at the token limit), measured on 2 cases."
     )
-    assert event.metadata["without_grammar"].value == expected
+    assert shown(result)["without_grammar"] == expected
     assert expected in layout.report_html.read_text()
     assert read_frame(layout.student_answers)["valid"].dtype == bool
 

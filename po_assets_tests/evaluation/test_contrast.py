@@ -1,5 +1,6 @@
 """Contrast cases: each changes what is right for a reason that stands in the case, and is judged by the student's own evidence."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ from po_assets.evaluation import contrast as module
 from po_assets.evaluation.answering import Answer, AnsweringModel
 from po_assets.evaluation.answers import AnswerCache
 from po_assets.evaluation.contrast import Contrast, contrast_cases, judge_contrasts, own_verdicts, verdict_of
+from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import Decoding
-from po_assets.model import ChatTemplate, load_base_model, load_tokenizer
 from po_assets.product_owner import STATUSES
 from po_assets.product_owner.contract import ALIGNMENT_KEYS
 from po_assets.product_owner.grammar import GrammarLimits
 from po_assets_tests.evaluation.scenes import NEEDS_ADJUSTMENT, REVIEW, VISION, case, scored
-from po_assets_tests.model.tiny_model import make_tiny_model
 
 CONCEPT = "TideTable must list free berths and book a berth. It does not sell fuel."
 SAMPLES = Path(__file__).resolve().parents[2] / "artifacts" / "evaluation" / "po_eval_cases.jsonl"
@@ -66,13 +66,11 @@ def test_the_requirements_of_another_product_conflict() -> None:
 
 def test_and_back() -> None:
     """A need that the reference misses is served; what it calls a conflict goes, and what is left decides."""
-    gap = NEEDS_ADJUSTMENT["reference_review_yaml"].replace("  gaps: []", "  gaps:\n  - No entry helps to sell fuel")
+    gap = REVIEW.replace("  gaps: []", "  gaps:\n  - No entry helps to sell fuel")
     served = kinds(case(concept=CONCEPT, status="needs_adjustment", reference_review_yaml=gap))["need served"]
     assert served.changed.status == "aligned"
     assert "Let users sell fuel" in descriptions(served.changed)
-    review = REVIEW.replace("status: aligned", "status: conflicts").replace(
-        "conflicts: []", "conflicts:\n  - FR002 must go"
-    )
+    review = REVIEW.replace("conflicts: []", "conflicts:\n  - FR002 must go")
     removed = kinds(case(concept=CONCEPT, status="conflicts", reference_review_yaml=review))["conflict removed"]
     assert (removed.changed.status, len(descriptions(removed.changed))) == ("aligned", 1)
 
@@ -91,12 +89,6 @@ def test_the_sample_cases_give_contrasts_of_every_kind_and_always_the_same() -> 
     assert contrast_cases([case(reference_vision_yaml="", reference_review_yaml="")]) == []
 
 
-@pytest.fixture(scope="module")
-def answering(tmp_path_factory: pytest.TempPathFactory) -> AnsweringModel:
-    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), context=8192)
-    return AnsweringModel(load_base_model(folder, "float32", device="cpu"), ChatTemplate(load_tokenizer(folder)))
-
-
 def test_the_verdict_follows_from_the_students_own_vision_and_evidence(answering: AnsweringModel) -> None:
     """What an untrained model writes there is nonsense, within the grammar of an answer, and ends after the status."""
     vision = f"```yaml VISION\n{VISION}\n```\n\n```yaml REVIEW\n"
@@ -113,38 +105,25 @@ def test_a_pair_is_consistent_when_both_statuses_are_right(tmp_path: Path, monke
     """A student that reads gets all, one that always says aligned none; and nothing is asked twice."""
     pairs = contrast_cases([case(concept=CONCEPT), case(2, concept=f"New: {CONCEPT}", **NEEDS_ADJUSTMENT)])
     right = {one.prompt: one.status for pair in pairs for one in (pair.original, pair.changed)}
-    student = [scored(pair.original, status=pair.original.status) for pair in pairs]
+    reader = [scored(pair.original, status=pair.original.status) for pair in pairs]
     loaded: list[str] = []
 
-    def judged(statuses: dict[str, str], cache: str) -> Any:
-        monkeypatch.setattr(
-            module,
-            "own_verdicts",
-            lambda _model, asked, *_: [
-                Answer(one.prompt, f"status: {statuses[one.prompt]}", "stop", 1, 0.0) for one, _ in asked
-            ],
-        )
+    def judged(statuses: dict[str, str], cache: str, student: list[ScoredAnswer] = reader) -> Any:
+        def say(_model: Any, asked: Any, *_others: Any) -> list[Answer]:
+            return [Answer(one.prompt, f"status: {statuses[one.prompt]}", "stop", 1, 0.0) for one, _ in asked]
 
-        def load() -> Any:
-            loaded.append(cache)
+        monkeypatch.setattr(module, "own_verdicts", say)
+        answers, how = AnswerCache(UPath(tmp_path), cache, cache), {"decoding": Decoding(), "limits": GrammarLimits()}
+        return judge_contrasts(pairs, student, answers, lambda: loaded.append(cache), **how)  # type: ignore[arg-type,return-value]
 
-        return judge_contrasts(
-            pairs,
-            student,
-            AnswerCache(UPath(tmp_path), cache, cache),
-            load,
-            decoding=Decoding(),
-            limits=GrammarLimits(),
-        )
-
-    reads = judged(right, "reads.json")
+    reads = judged(right, "reads")
     assert (reads.pairs, reads.consistent) == (len(pairs), len(pairs))
-    assert judged(dict.fromkeys(right, "aligned"), "aligned.json").consistent == 0
-    assert judged({}, "reads.json") == reads
-    assert loaded == ["reads.json", "aligned.json"]
+    assert reads.by_kind == {kind: (of, of) for kind, of in Counter(pair.kind for pair in pairs).items()}
     assert "Contrast consistency 1.00" in reads.described
+    assert judged(dict.fromkeys(right, "aligned"), "aligned").consistent == 0
+    assert judged({}, "reads") == reads
+    assert loaded == ["reads", "aligned"]
+    wrong = [scored(pair.original, status="conflicts") for pair in pairs]
     originals = {pair.original.prompt: "conflicts" for pair in pairs}
-    student = [scored(pair.original, status="conflicts") for pair in pairs]
-    assert judged(right | originals, "half.json").consistent == 0  # right about every twin, and about no original
-    student = [scored(case(), "nothing")]
-    assert judged({}, "none") is None
+    assert judged(right | originals, "half", wrong).consistent == 0  # right about every twin, and about no original
+    assert judged({}, "none", [scored(case(), "nothing")]) is None

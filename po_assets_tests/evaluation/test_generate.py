@@ -1,15 +1,16 @@
 """The decode loop: equal to transformers' own generation, whatever shares the batch, and stopping where it should."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from llguidance.numpy import apply_token_bitmask_inplace
 
+from po_assets.evaluation.answering import AnsweringModel
 from po_assets.evaluation.generate import (
     Completion,
     GrammarConstraint,
@@ -22,11 +23,11 @@ from po_assets.evaluation.generate import (
     grammar_tokenizer,
 )
 from po_assets.evaluation.settings import Decoding
-from po_assets.model import load_base_model, load_tokenizer
+from po_assets.model import load_base_model
 from po_assets.model.cpu.decoding import ATTENTION, pack_linears, prepare_for_decoding
 from po_assets.product_owner.grammar import answer_grammar
 from po_assets_tests.evaluation.scenes import GOOD
-from po_assets_tests.model.tiny_model import make_tiny_model, make_tiny_tokenizer
+from po_assets_tests.model.tiny_model import make_tiny_model
 
 EOS = 1
 PROMPTS = [[5, 9, 200, 31], [17, 4, 4, 80, 99, 120, 7], [40], [61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 72]]
@@ -47,32 +48,32 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load
 
 
-def requests(prompts: list[list[int]] = PROMPTS) -> list[Request]:
-    return [Request(f"case-{index}", prompt, seed=index) for index, prompt in enumerate(prompts)]
+def requests() -> list[Request]:
+    return [Request(f"case-{index}", prompt, seed=index) for index, prompt in enumerate(PROMPTS)]
 
 
-def answers(model: Any, asked: list[Request], **settings: Any) -> dict[str, Completion]:
+def answers(
+    model: Any, asked: list[Request] | None = None, stops: Sequence[int] = (EOS,), **settings: Any
+) -> dict[str, Completion]:
     decoding = Decoding(**{"mode": "free", "max_new_tokens": 40, "no_repeat_ngram": 0, **settings})
-    return {done.key: done for done in complete_batch(model, asked, decoding, [EOS])}
+    return {done.key: done for done in complete_batch(model, asked or requests(), decoding, stops)}
 
 
-def generated(model: Any, prompt: list[int], tokens: int = 40) -> list[int]:
+def generated(model: Any, prompt: list[int]) -> list[int]:
     """What transformers' own `generate` answers to this prompt alone."""
-    output = model.generate(
-        torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, pad_token_id=EOS, eos_token_id=EOS
-    )
-    answer: list[int] = output[0, len(prompt) :].tolist()
+    ids, ends = torch.tensor([prompt]), {"pad_token_id": EOS, "eos_token_id": EOS}
+    answer: list[int] = model.generate(ids, max_new_tokens=150, do_sample=False, **ends)[0, len(prompt) :].tolist()
     return answer[: answer.index(EOS)] if EOS in answer else answer
 
 
 @pytest.mark.parametrize("prepare", [lambda _model: None, prepare_for_decoding], ids=["as loaded", "prepared"])
 def test_a_padded_batch_answers_as_generate_does_one_by_one(tiny: Any, prepare: Callable[[Any], Any]) -> None:
     """Padding, the block cache and the CPU's attention change no token."""
-    expected = [generated(tiny(), prompt, 150) for prompt in PROMPTS]
+    expected = [generated(tiny(), prompt) for prompt in PROMPTS]
     assert min(len(set(tokens)) for tokens in expected) > 8  # varied enough to show a difference
     model = tiny()
     prepare(model)
-    found = answers(model, requests(), max_new_tokens=150)
+    found = answers(model, max_new_tokens=150)
     assert [found[f"case-{index}"].token_ids for index in range(len(PROMPTS))] == expected
 
 
@@ -80,10 +81,9 @@ def test_rows_that_finish_leave_the_others_undisturbed(tiny: Any) -> None:
     """Some rows stop early (a token of their own answer is made to end it), the rest go on as if nothing happened."""
     model = tiny()
     prepare_for_decoding(model)
-    full = {key: done.token_ids for key, done in answers(model, requests()).items()}
+    full = {key: done.token_ids for key, done in answers(model).items()}
     stops = [full["case-1"][3], full["case-3"][20]]
-    decoding = Decoding(mode="free", max_new_tokens=40, no_repeat_ngram=0)
-    cut = {done.key: done for done in complete_batch(model, requests(), decoding, stops)}
+    cut = answers(model, stops=stops)
     for key, tokens in full.items():
         ends = [index for index, token in enumerate(tokens) if token in stops]
         assert cut[key].token_ids == (tokens[: ends[0]] if ends else tokens)
@@ -124,40 +124,35 @@ def test_batches_are_by_length_and_the_same_whatever_the_order() -> None:
     assert [[r.key for r in batch] for batch in batches_by_length(asked[::-1], 3)] == batches
 
 
-def fake_model(rules: Callable[[list[int]], dict[int, float]], vocabulary: int = 12) -> Any:
-    """A model whose logits are a function of each row's tokens so far (padding left out)."""
-    held: dict[str, list[list[int]]] = {}
+class Fake:
+    """A model whose logits are a function of the tokens so far of the one row that it answers."""
 
-    def call(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_others: Any) -> Any:
-        if input_ids.shape[1] > 1 or "rows" not in held:
-            held["rows"] = [
-                [token for token, real in zip(row, mask, strict=True) if real]
-                for row, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
-            ]
-        else:
-            for row, (token,) in zip(held["rows"], input_ids.tolist(), strict=True):
-                row.append(token)
-        logits = torch.zeros(len(held["rows"]), 1, vocabulary)
-        for index, row in enumerate(held["rows"]):
-            for token, value in rules(row).items():
-                logits[index, 0, token] = value
+    device = torch.device("cpu")
+
+    def __init__(self, rules: Callable[[list[int]], dict[int, float]]) -> None:
+        self.rules, self.row = rules, list[int]()
+
+    def __call__(self, input_ids: torch.Tensor, **_others: Any) -> Any:
+        """Logits of the next token."""
+        self.row += input_ids[0].tolist()
+        logits = torch.zeros(1, 1, 12)
+        for token, value in self.rules(self.row).items():
+            logits[0, 0, token] = value
         return SimpleNamespace(logits=logits)
 
-    return type("Fake", (), {"device": torch.device("cpu"), "__call__": staticmethod(call)})()
 
-
-def test_an_answer_is_cut_at_the_limit_and_says_so() -> None:
+@pytest.mark.parametrize(("limit", "answer", "reason"), [(40, [5, 5], "stop"), (1, [5], "length")])
+def test_an_answer_is_cut_at_the_limit_and_says_so(limit: int, answer: list[int], reason: str) -> None:
     """The end-of-sequence token never becomes part of an answer."""
-    model = fake_model(lambda row: {5: 1.0} if len(row) < 4 else {EOS: 1.0})
-    assert answers(model, [Request("a", [3, 3])])["a"].token_ids == [5, 5]
-    cut = answers(model, [Request("a", [3, 3])], max_new_tokens=1)["a"]
-    assert (cut.token_ids, cut.finish_reason) == ([5], "length")
+    model = Fake(lambda row: {5: 1.0} if len(row) < 4 else {EOS: 1.0})
+    done = answers(model, [Request("a", [3, 3])], max_new_tokens=limit)["a"]
+    assert (done.token_ids, done.finish_reason) == (answer, reason)
 
 
 def test_no_sequence_is_repeated_when_that_is_asked_for() -> None:
     """A model that goes in circles takes the next best token instead."""
     circle = {3: 4, 4: 5, 5: 6, 6: 3}
-    model = fake_model(lambda row: {circle.get(row[-1], 3): 2.0, 9: 1.0})
+    model = Fake(lambda row: {circle.get(row[-1], 3): 2.0, 9: 1.0})
     tokens = answers(model, [Request("a", [6])], no_repeat_ngram=4, max_new_tokens=12)["a"].token_ids
     sequences = [tuple(tokens[start : start + 4]) for start in range(len(tokens) - 3)]
     assert 9 in tokens
@@ -166,13 +161,13 @@ def test_no_sequence_is_repeated_when_that_is_asked_for() -> None:
 
 def test_sampling_depends_on_the_requests_seed_alone(tiny: Any) -> None:
     """Not on the neighbours in the batch; top-p of almost nothing is greedy."""
-    sampled = answers(tiny(), requests(), temperature=1.0)
+    sampled = answers(tiny(), temperature=1.0)
     alone = answers(tiny(), [requests()[1]], temperature=1.0)
     assert alone["case-1"].token_ids == sampled["case-1"].token_ids
     other = answers(tiny(), [Request("case-1", PROMPTS[1], seed=99)], temperature=1.0)
     assert other["case-1"].token_ids != sampled["case-1"].token_ids
-    narrow = answers(tiny(), requests(), temperature=1.0, top_p=1e-6)
-    assert narrow["case-0"].token_ids == answers(tiny(), requests())["case-0"].token_ids
+    narrow = answers(tiny(), temperature=1.0, top_p=1e-6)
+    assert narrow["case-0"].token_ids == answers(tiny())["case-0"].token_ids
 
 
 def test_an_empty_prompt_is_refused_by_name(tiny: Any) -> None:
@@ -182,33 +177,20 @@ def test_an_empty_prompt_is_refused_by_name(tiny: Any) -> None:
 
 
 def test_the_computing_time_is_divided_among_the_answers(tiny: Any) -> None:
-    """Seconds add up to what the batch took, so tokens a second can be derived from the answers."""
-    done = answers(tiny(), requests()).values()
-    assert all(answer.seconds > 0 for answer in done)
+    """So that tokens a second can be derived from the answers; each pass says how many rows got a token."""
     steps: list[int] = []
     decoding = Decoding(mode="free", max_new_tokens=5)
-    tokens = sum(len(answer.token_ids) for answer in complete_batch(tiny(), requests(), decoding, [2], steps.append))
-    assert sum(steps) == tokens == 5 * len(PROMPTS)
+    done = list(complete_batch(tiny(), requests(), decoding, [2], steps.append))
+    assert sum(steps) == sum(len(answer.token_ids) for answer in done) == 5 * len(PROMPTS)
+    assert all(answer.seconds > 0 for answer in done)
 
 
-class Only:
-    """A constraint that permits these tokens, wherever it stands."""
-
-    complete = False
-
-    def __init__(self, permitted: list[int], vocabulary: int) -> None:
-        self.bits = np.zeros(vocabulary, dtype=np.uint8)
-        self.bits[permitted] = 1
-        self.masks = 0
-
-    def permits(self, token: int) -> bool:
-        """Whether it is one of them."""
-        return bool(self.bits[token])
-
-    def permitted_bits(self) -> Any:
-        """All of them; counted, since it costs much."""
-        self.masks += 1
-        return np.packbits(self.bits, bitorder="little")
+def only(permitted: list[int]) -> Mock:
+    """A constraint that permits these of 512 tokens, wherever it stands; asking for all of them costs much."""
+    bits = np.zeros(512, dtype=np.uint8)
+    bits[permitted] = 1
+    every = Mock(return_value=np.packbits(bits, bitorder="little"))
+    return Mock(complete=False, permits=permitted.__contains__, permitted_bits=every)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -217,21 +199,19 @@ def test_the_best_permitted_token_is_that_of_the_whole_mask(seed: int) -> None:
     random = np.random.default_rng(seed)
     logits = torch.from_numpy(random.integers(0, 400 if seed % 2 else 12, (3, 512))).to(torch.bfloat16)
     allowed = [random.choice(512, size, replace=False).tolist() for size in (300, 40, 1)]
-    rows = [_Row(Request(str(i), [1], Only(some, 512))) for i, some in enumerate(allowed)]  # type: ignore[arg-type]
+    rows = [_Row(Request(str(i), [1], only(some))) for i, some in enumerate(allowed)]
     expected = [min(some, key=lambda token: (-float(logits[i, token]), token)) for i, some in enumerate(allowed)]
     assert _choose(logits, rows, Decoding(no_repeat_ngram=0)) == expected
-    assert rows[0].request.constraint.masks == 0 or not seed % 2  # type: ignore[union-attr]
+    assert not rows[0].request.constraint.permitted_bits.called or not seed % 2
 
 
-def test_the_masks_bits_are_the_grammars(tmp_path: Path) -> None:
+def test_the_masks_bits_are_the_grammars(answering: AnsweringModel) -> None:
     """As llguidance's own kernel reads them, for every token of the vocabulary and along a whole answer."""
-    tokenizer: Any = load_tokenizer(make_tiny_tokenizer(tmp_path))
-    view = grammar_tokenizer(tokenizer, len(tokenizer))
-    constraint = GrammarConstraint(view, answer_grammar(["FR001", "FR002", "NFR001", "C001"]))
-    for token in tokenizer(GOOD)["input_ids"][:400]:
-        own = np.zeros((1, len(tokenizer)), dtype=np.float32)
+    constraint, size = answering.constraint(answer_grammar(["FR001", "FR002", "NFR001", "C001"])), answering.vocabulary
+    for token in answering.chat.piece_ids(GOOD)[:400]:
+        own = np.zeros((1, size), dtype=np.float32)
         bits = constraint.permitted_bits()
-        packed = np.zeros((len(tokenizer) + 31) // 32 * 4, dtype=np.uint8)
+        packed = np.zeros((size + 31) // 32 * 4, dtype=np.uint8)
         packed[: len(bits)] = bits
         apply_token_bitmask_inplace(own, packed.view(np.int32)[None])
         assert np.array_equal(constraint.permitted().numpy(), np.isfinite(own[0]))
@@ -240,12 +220,14 @@ def test_the_masks_bits_are_the_grammars(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [260, 264, 288])
-def test_rows_at_different_places_of_their_grammars_are_masked_together(tmp_path: Path, vocabulary: int) -> None:
+def test_rows_at_different_places_of_their_grammars_are_masked_together(
+    answering: AnsweringModel, vocabulary: int
+) -> None:
     """One in the middle of a key, one in a text, one without grammar; whatever the vocabulary's size."""
-    tokenizer: Any = load_tokenizer(make_tiny_tokenizer(tmp_path))
+    tokenizer = answering.chat.tokenizer
     view = grammar_tokenizer(tokenizer, max(vocabulary, len(tokenizer)))
     forced, free = (GrammarConstraint(view, answer_grammar(["FR001"])) for _ in range(2))
-    for token in tokenizer("```yaml VISION\nproduct_name: ")["input_ids"]:
+    for token in answering.chat.piece_ids("```yaml VISION\nproduct_name: "):
         free.advance(token)
     rows = [_Row(Request("a", [1], forced)), _Row(Request("b", [1], free)), _Row(Request("c", [1]))]
     allowed = torch.isfinite(_masked(torch.zeros(3, view.vocab_size), rows, Decoding(no_repeat_ngram=0)))

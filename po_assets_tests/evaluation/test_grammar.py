@@ -3,14 +3,14 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from upath import UPath
 
-from po_assets.evaluation.generate import GrammarConstraint, grammar_tokenizer
-from po_assets.model import load_tokenizer
+from po_assets.dataset.cases import read_eval_cases
+from po_assets.evaluation.answering import AnsweringModel
 from po_assets.product_owner import (
     STATUSES,
     cited_ids,
@@ -22,7 +22,6 @@ from po_assets.product_owner import (
 )
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
 from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION
-from po_assets_tests.model.tiny_model import make_tiny_tokenizer
 
 IDS = ["FR001", "FR002", "NFR001", "C001"]
 BYTES = GrammarLimits(tokens_per_word=30)
@@ -31,46 +30,33 @@ SMALL = GrammarLimits(
     items=dict.fromkeys(GrammarLimits().items, 2) | dict.fromkeys(("aligned", "conflicts"), 8),
     tokens_per_word=8,
 )
-REPOSITORY = Path(__file__).resolve().parents[2]
+SAMPLES = Path(__file__).resolve().parents[2] / "artifacts" / "evaluation" / "po_eval_cases.jsonl"
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One token per byte: nothing is hidden inside a token."""
-    return load_tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-
-
-@pytest.fixture(scope="module")
-def grammar_view(tokenizer: Any) -> Any:
-    return grammar_tokenizer(tokenizer, len(tokenizer))
-
-
-def accepts(text: str, tokenizer: Any, grammar_view: Any, ids: list[str] = IDS, limits: GrammarLimits = BYTES) -> bool:
-    """Whether the whole text is a complete answer of the grammar."""
-    constraint = GrammarConstraint(grammar_view, answer_grammar(ids, limits))
-    for token in tokenizer(text)["input_ids"]:
+def accepts(text: str, answering: AnsweringModel, ids: list[str] = IDS, limits: GrammarLimits = BYTES) -> bool:
+    """Whether the whole text is a complete answer of the grammar; a token a byte, so that nothing is hidden in one."""
+    constraint = answering.constraint(answer_grammar(ids, limits))
+    for token in answering.chat.piece_ids(text):
         if not constraint.permits(token):
             return False
         constraint.advance(token)
     return constraint.complete
 
 
-def random_answer(tokenizer: Any, grammar_view: Any, seed: int, ids: list[str] = IDS) -> str:
-    """A walk through the grammar that takes any permitted token, as a model without sense would."""
-    constraint = GrammarConstraint(grammar_view, answer_grammar(ids, SMALL))
+@pytest.mark.parametrize("seed", range(12))
+def test_every_complete_text_parses_with_all_keys_and_known_ids(seed: int, answering: AnsweringModel) -> None:
+    """Whatever a model without sense, which takes any permitted token, writes into the values; none is endless.
+
+    With one byte per token, keys and fences count by characters: 370 instead of the 220 allowed for.
+    """
+    constraint = answering.constraint(answer_grammar(IDS, SMALL))
     random, tokens = np.random.default_rng(seed), []
     while not constraint.complete:
         choices = torch.nonzero(constraint.permitted())[:, 0].numpy()
         tokens.append(int(random.choice(choices)))
         constraint.advance(tokens[-1])
-        assert len(tokens) <= 3_000
-    return str(tokenizer.decode(tokens))
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_every_complete_text_parses_with_all_keys_and_known_ids(seed: int, tokenizer: Any, grammar_view: Any) -> None:
-    """Whatever is written inside the values."""
-    text = random_answer(tokenizer, grammar_view, seed)
+        assert len(tokens) <= SMALL.longest_answer(len(IDS)) + 150 + 4 * 20
+    text = answering.chat.tokenizer.decode(tokens)
     parsed = parse_answer(text)
     assert parsed.missing == ()
     vision, review = read_yaml(parsed.vision_yaml), read_yaml(parsed.review_yaml)
@@ -88,16 +74,9 @@ def test_every_complete_text_parses_with_all_keys_and_known_ids(seed: int, token
     assert reason in ("", "no item of requirements_alignment names a requirement id (such as FR001)")
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_answer_is_longer_than_the_bound(seed: int, tokenizer: Any, grammar_view: Any) -> None:
-    """Also with one byte per token, where keys and fences count by characters: 370 instead of the 220 allowed for."""
-    tokens = len(tokenizer(random_answer(tokenizer, grammar_view, seed))["input_ids"])
-    assert tokens <= SMALL.longest_answer(len(IDS)) + 150 + 4 * 20
-
-
-def test_the_good_answer_is_one(tokenizer: Any, grammar_view: Any) -> None:
+def test_the_good_answer_is_one(answering: AnsweringModel) -> None:
     """The form that training teaches is the form that the grammar asks for."""
-    assert accepts(GOOD, tokenizer, grammar_view)
+    assert accepts(GOOD, answering)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +103,10 @@ def test_the_good_answer_is_one(tokenizer: Any, grammar_view: Any) -> None:
         ("value_proposition:", "values:"),
     ],
 )
-def test_what_would_break_the_answer_cannot_be_written(old: str, new: str, tokenizer: Any, grammar_view: Any) -> None:
+def test_what_would_break_the_answer_cannot_be_written(old: str, new: str, answering: AnsweringModel) -> None:
     """Each is a habit of language models, or what YAML 1.1 reads as something else than text."""
     assert old in GOOD
-    assert not accepts(GOOD.replace(old, new, 1), tokenizer, grammar_view)
+    assert not accepts(GOOD.replace(old, new, 1), answering)
 
 
 @pytest.mark.parametrize(
@@ -144,37 +123,37 @@ def test_what_would_break_the_answer_cannot_be_written(old: str, new: str, token
         ("- Less waiting at the quay\n", ""),
     ],
 )
-def test_what_a_good_answer_may_say_can_be_written(old: str, new: str, tokenizer: Any, grammar_view: Any) -> None:
+def test_what_a_good_answer_may_say_can_be_written(old: str, new: str, answering: AnsweringModel) -> None:
     """Ordinary punctuation, empty lists, a single item where the validator wants no more."""
     assert old in GOOD
-    assert accepts(GOOD.replace(old, new, 1), tokenizer, grammar_view)
+    assert accepts(GOOD.replace(old, new, 1), answering)
 
 
-def test_a_case_without_ids_lets_none_be_cited(tokenizer: Any, grammar_view: Any) -> None:
+def test_a_case_without_ids_lets_none_be_cited(answering: AnsweringModel) -> None:
     """The review can still be written."""
     without = re.sub(r"N?FR00\d|C001", "The tool", GOOD)
     without = re.sub(r"  - The tool lets harbour.*\n  - The tool lets skippers.*\n", "", without)  # one item is left
-    assert not accepts(GOOD, tokenizer, grammar_view, ids=[])
-    assert accepts(without, tokenizer, grammar_view, ids=[])
+    assert not accepts(GOOD, answering, ids=[])
+    assert accepts(without, answering, ids=[])
 
 
-def test_where_one_text_can_follow_only_its_own_tokens_may_come(grammar_view: Any, tokenizer: Any) -> None:
+def test_where_one_text_can_follow_only_its_own_tokens_may_come(answering: AnsweringModel) -> None:
     """A key spelled in odd pieces is something the model has never seen."""
-    constraint = GrammarConstraint(grammar_view, answer_grammar(IDS))
-    opening = tokenizer("```yaml VISION\nproduct_name: ")["input_ids"]
+    constraint = answering.constraint(answer_grammar(IDS))
+    opening = answering.chat.piece_ids("```yaml VISION\nproduct_name: ")
     for token in opening:
         assert constraint.permitted().sum() == 1
         assert constraint.permits(token)
         constraint.advance(token)
     assert constraint.permitted().sum() > 20
-    assert not constraint.permits(tokenizer("\n")["input_ids"][0])
+    assert not constraint.permits(answering.chat.piece_ids("\n")[0])
 
 
-def test_a_token_that_is_not_permitted_is_refused(grammar_view: Any, tokenizer: Any) -> None:
+def test_a_token_that_is_not_permitted_is_refused(answering: AnsweringModel) -> None:
     """The decode loop cannot leave the grammar by mistake."""
-    constraint = GrammarConstraint(grammar_view, answer_grammar(IDS))
+    constraint = answering.constraint(answer_grammar(IDS))
     with pytest.raises(ValueError, match="is not permitted here"):
-        constraint.advance(tokenizer("x")["input_ids"][0])
+        constraint.advance(answering.chat.piece_ids("x")[0])
 
 
 def test_limits_leave_room_above_the_fullest_reference() -> None:
@@ -202,18 +181,14 @@ def test_one_endless_reference_does_not_lift_the_bounds_of_all() -> None:
     assert limits_of([]) == limits_of([("", "")]) == GrammarLimits()
 
 
-def test_every_reference_answer_of_the_evaluation_cases_is_in_the_grammar(tokenizer: Any, grammar_view: Any) -> None:
+def test_every_reference_answer_of_the_evaluation_cases_is_in_the_grammar(answering: AnsweringModel) -> None:
     """Otherwise the grammar would forbid what the teacher taught."""
-    from upath import UPath
-
-    from po_assets.dataset.cases import read_eval_cases
-
-    cases = read_eval_cases(UPath(REPOSITORY / "artifacts/evaluation/po_eval_cases.jsonl"))
+    cases = read_eval_cases(UPath(SAMPLES))
     limits = limits_of((case.reference_vision_yaml, case.reference_review_yaml) for case in cases)
     limits = replace(limits, tokens_per_word=30)
     outside = []
     for case in cases:
         answer = in_order(format_answer(case.reference_vision_yaml, case.reference_review_yaml))
-        if not accepts(answer, tokenizer, grammar_view, list(case.requirement_ids), limits):
+        if not accepts(answer, answering, list(case.requirement_ids), limits):
             outside.append(case.case_id)
     assert outside == []

@@ -10,7 +10,7 @@ from upath import UPath
 
 from po_assets.dag import GateRecord, read_gate, write_gate
 from po_assets.evaluation.checks import Evidence
-from po_assets.evaluation.gate import current_gate, gate_path, gate_table, judge, promote, settle
+from po_assets.evaluation.gate import current_gate, gate_path, judge, promote, settle, verdict_rows
 from po_assets.storage import Layout, Manifest, published_directory, write_manifest
 from po_assets_tests.evaluation.scenes import both_sides
 
@@ -26,47 +26,42 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(UPath(tmp_path))
 
 
-def train(layout: Layout, weights: str) -> None:
+def train(layout: Layout, weights: str) -> Path:
     """An adapter folder in its place, as training leaves it."""
     layout.adapter.mkdir(parents=True, exist_ok=True)
     (layout.adapter / "adapter_model.safetensors").write_text(weights)
+    return Path(str(layout.adapter))
+
+
+def is_current(layout: Layout, adapter: str) -> bool:
+    """Both its weights and its record."""
+    folder = published_directory(layout.current)
+    return (folder / "adapter_model.safetensors").read_text() == adapter and current_gate(layout).sha256 == adapter * 64
 
 
 def test_a_passed_adapter_becomes_current_and_stays_when_the_next_is_trained(layout: Layout) -> None:
-    """Training replaces the adapter's folder, never the promoted one."""
-    train(layout, "first")
+    """Training replaces the adapter's folder, never the promoted one; an adapter whose gate failed changes nothing."""
     assert current_gate(layout) is None
-    promote(layout, record("1"), Path(str(layout.adapter)))
-    train(layout, "second")
-    assert (layout.current / "adapter_model.safetensors").read_text() == "first"
-    assert current_gate(layout).sha256 == "1" * 64
+    promote(layout, record("1"), train(layout, "1"))
     assert Path(str(layout.current)).is_symlink()
-
-
-def test_a_failed_gate_is_never_promoted(layout: Layout) -> None:
-    """The old one stays."""
-    train(layout, "first")
-    promote(layout, record("1"), Path(str(layout.adapter)))
-    train(layout, "second")
+    second = train(layout, "2")
+    assert is_current(layout, "1")
     with pytest.raises(ValueError, match="did not pass"):
-        promote(layout, record("2", passed=False), Path(str(layout.adapter)))
-    assert current_gate(layout).sha256 == "1" * 64
+        promote(layout, record("2", passed=False), second)
+    assert is_current(layout, "1")
 
 
 def test_a_crash_while_copying_leaves_the_old_one(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The link is switched after everything is there."""
-    train(layout, "first")
-    promote(layout, record("1"), Path(str(layout.adapter)))
-    train(layout, "second")
+    promote(layout, record("1"), train(layout, "1"))
 
     def full(*_arguments: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr("po_assets.evaluation.gate.write_gate", full)
     with pytest.raises(OSError, match="No space left"):
-        promote(layout, record("2"), Path(str(layout.adapter)))
-    assert (layout.current / "adapter_model.safetensors").read_text() == "first"
-    assert current_gate(layout).sha256 == "1" * 64
+        promote(layout, record("2"), train(layout, "2"))
+    assert is_current(layout, "1")
 
 
 def test_a_few_old_versions_are_kept_and_a_folder_made_by_hand_is_not_lost(layout: Layout) -> None:
@@ -74,71 +69,71 @@ def test_a_few_old_versions_are_kept_and_a_folder_made_by_hand_is_not_lost(layou
     layout.current.mkdir(parents=True)
     (layout.current / "by_hand").write_text("x")
     for adapter in "12344":
-        train(layout, adapter)
-        promote(layout, record(adapter), Path(str(layout.adapter)))
+        promote(layout, record(adapter), train(layout, adapter))
     versions = sorted(path.name for path in (layout.root / "models" / "promoted").iterdir())
     assert len(versions) == 3
     assert "4" * 16 in versions
-    assert (layout.current / "adapter_model.safetensors").read_text() == "4"
+    assert is_current(layout, "4")
 
 
-def test_an_object_store_gets_a_folder_with_the_record(tmp_path: Path) -> None:
+def test_an_object_store_gets_a_folder_with_the_record(layout: Layout) -> None:
     """There are no links there."""
-    layout, here = Layout(UPath("memory://promotion")), Layout(UPath(tmp_path))
-    train(here, "first")
-    promote(layout, record("1"), Path(str(here.adapter)))
-    assert (published_directory(layout.current) / "adapter_model.safetensors").read_text() == "first"
-    assert current_gate(layout).sha256 == "1" * 64
+    store = Layout(UPath("memory://promotion"))
+    promote(store, record("1"), train(layout, "1"))
+    assert is_current(store, "1")
 
 
 def test_the_gates_record_is_read_back_for_the_table(layout: Layout) -> None:
     """And there is none before the first evaluation, or where the file is damaged."""
-    assert gate_table(layout) == []
+    path = gate_path(layout)
+    assert read_gate(path) is None
     written = judge(Evidence(*both_sides([0.9] * 40)), "a" * 64, cases_sha256="c" * 64, decoding="constrained")
-    write_gate(gate_path(layout), written)
-    assert read_gate(gate_path(layout)) == written
-    assert gate_table(layout)[1] == {
+    write_gate(path, written)
+    assert read_gate(path) == written
+    assert verdict_rows(written)[1] == {
         "criterion": "mean_score", "required": ">= 0.82", "value": "0.900", "verdict": "pass",
     }  # fmt: skip
-    gate_path(layout).write_text(json.dumps({"sha256": "a"}))
-    assert gate_table(layout) == []
+    path.write_text(json.dumps({"sha256": "a"}))
+    assert read_gate(path) is None
 
 
 def evaluated(layout: Layout, adapter: str, *, passed: bool) -> str:
     """What is said of the adapter after its evaluation; the adapter has its card and manifest."""
-    train(layout, adapter)
-    (layout.adapter / "README.md").write_text("# Student\n")
+    folder, copy = train(layout, adapter), Path(str(layout.root)) / "copy"
+    (folder / "README.md").write_text("# Student\n")
     write_manifest(layout.adapter, Manifest(sha256=adapter * 64))
-    copy = Path(str(layout.root)) / "copy"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(Path(str(layout.adapter)), copy)
-    return settle(layout, record(adapter, passed=passed), copy)
+    return settle(layout, record(adapter, passed=passed), Path(shutil.copytree(folder, copy)))
 
 
 def test_what_becomes_of_an_adapter_is_said_by_its_digest(layout: Layout) -> None:
     """Also of the current one when it fails a later gate: it is in use, and there is one truth about it."""
-    assert evaluated(layout, "1", passed=False) == f"Adapter {'1' * 12} is not promoted; no adapter is current yet."
-    assert evaluated(layout, "1", passed=True) == f"Adapter {'1' * 12} is now models/current."
-    again = evaluated(layout, "1", passed=True)
-    assert again == f"Adapter {'1' * 12} stays models/current: it passed again, as on 2026-11-22T10:00."
+    one, two, then = f"Adapter {'1' * 12}", f"Adapter {'2' * 12}", "2026-11-22T10:00"
+    assert evaluated(layout, "1", passed=False) == f"{one} is not promoted; no adapter is current yet."
+    assert evaluated(layout, "1", passed=True) == f"{one} is now models/current."
+    assert evaluated(layout, "1", passed=True) == f"{one} stays models/current: it passed again, as on {then}."
     assert evaluated(layout, "2", passed=False) == (
-        f"Adapter {'2' * 12} is not promoted; adapter {'1' * 12}, which passed on 2026-11-22T10:00, stays "
-        "models/current."
+        f"{two} is not promoted; adapter {'1' * 12}, which passed on {then}, stays models/current."
     )
-    failing = evaluated(layout, "1", passed=False)
-    assert failing.startswith(
-        f"Adapter {'1' * 12} is models/current since an earlier gate (it passed last on 2026-11-22T10:00), and fails"
+    assert evaluated(layout, "1", passed=False) == (
+        f"{one} is models/current since an earlier gate (it passed last on {then}), and fails now (mean_score; profile "
+        "literal). It stays in use until another passes: train again, or point models/current to an earlier one in "
+        "models/promoted."
     )
-    assert "(mean_score; profile literal). It stays in use until another passes: train again" in failing
-    assert current_gate(layout).sha256 == "1" * 64
+    assert is_current(layout, "1")
 
 
 def test_one_adapter_has_one_card_with_the_history_of_its_verdicts(layout: Layout) -> None:
-    """The promoted copy's is the same, and another adapter's verdicts are not in it."""
-    for adapter, passed in (("1", True), ("2", False), ("1", False)):
+    """Every copy's is the same, also of one that was current before and may be again; others' verdicts are not in it."""
+    for adapter, passed in (("2", True), ("1", True), ("2", False)):
         evaluated(layout, adapter, passed=passed)
-    card = (layout.current / "README.md").read_text()
-    assert card == (layout.adapter / "README.md").read_text()
+    second = layout.root / "models" / "promoted" / ("2" * 16) / "README.md"
+    assert second.read_text() == (layout.adapter / "README.md").read_text()
+    assert "The gate **failed**" in second.read_text()
+    assert "The gate **passed**" in (layout.current / "README.md").read_text()
+    evaluated(layout, "1", passed=False)
+    card = (layout.adapter / "README.md").read_text()
+    assert card == (layout.current / "README.md").read_text()
     assert "The gate **failed** on 2026-11-22T10:00 (profile literal). The student fails." in card
     assert "- 2026-11-22T10:00, profile literal: passed. The student passes." in card
     assert card.count("2026-11-22") == 2
@@ -153,15 +148,6 @@ def test_what_is_no_verdict_in_the_history_is_left_out(layout: Layout) -> None:
     history.write_bytes(b"\xff\x00\n5\n[]\n" + json.dumps(other).encode() + b"\n" + history.read_bytes())
     evaluated(layout, "1", passed=False)
     assert (layout.current / "README.md").read_text().count("2026-11-22") == 2
-
-
-def test_the_card_of_an_adapter_that_was_current_before_tells_its_last_verdict(layout: Layout) -> None:
-    """A switch back by hand must not find a card that says passed."""
-    for adapter, passed in (("1", True), ("2", True), ("1", False)):
-        evaluated(layout, adapter, passed=passed)
-    promoted = layout.root / "models" / "promoted"
-    assert (promoted / ("1" * 16) / "README.md").read_text() == (layout.adapter / "README.md").read_text()
-    assert "The gate **passed**" in (promoted / ("2" * 16) / "README.md").read_text()
 
 
 def promote_often(root: Path, adapters: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from upath import UPath
 
+from po_assets.dataset.cases import EvalCase
 from po_assets.evaluation.checks import Evidence, checks
 from po_assets.evaluation.gate import judge
 from po_assets.evaluation.report import (
@@ -28,21 +29,27 @@ ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)> {{ 7*7 }} </pr
 
 
 def report_of(
-    baseline: list[ScoredAnswer], student: list[ScoredAnswer], *, adapter: str = "a" * 64, **others: Any
+    baseline: list[ScoredAnswer],
+    student: list[ScoredAnswer],
+    *,
+    of: list[EvalCase] | None = None,
+    adapter: str = "a" * 64,
+    **others: Any,
 ) -> dict[str, Any]:
     found = Evidence(baseline, student)
     record = judge(found, adapter, cases_sha256="c" * 64, decoding="constrained, greedy")
-    return build_report(cases(len(student)), found, record, models=MODELS, **others)
+    return build_report(of or cases(len(student)), found, record, models=MODELS, **others)
 
 
 class _Outline(HTMLParser):
     """Counts tags and notes every address."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.addresses: list[str] = []
         self.handlers: list[str] = []
+        self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -50,45 +57,51 @@ class _Outline(HTMLParser):
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
-def outline(page: str) -> _Outline:
-    parser = _Outline()
-    parser.feed(page)
-    return parser
-
-
 def test_the_page_shows_gate_scores_and_every_case() -> None:
-    """Prompt, both answers, reference, points lost and why."""
+    """Prompt, both answers, reference, points lost and why; where every status is the same, which are wrong.
+
+    The verdict's sentence first; in the list of cases the right and the given status, wrong ones marked for eye and
+    filter.
+    """
     baseline, student = both_sides([0.9] * 40)
+    student = [replace(answer, status="aligned") for answer in student]
     free = free_run([scored(case(1)), scored(case(2), "nothing", finish_reason="length")])
     page = render_html(report_of(baseline, student, free=free), {})
-    assert "The gate passed" in page
     assert page.count('<details class="case') == 40
-    assert "Without grammar 1 of 2 answers are valid" in page
-    assert "measured on 2 cases" in page
-    for text in ("CONCEPT:", "Reference (aligned)", "What cost points", "TideTable7", "non_inferiority"):
+    for text in (
+        *("The gate passed", "Without grammar 1 of 2 answers are valid", "measured on 2 cases"),
+        *("CONCEPT:", "Reference (aligned)", "What cost points", "TideTable7", "non_inferiority"),
+        '<p class="sentence">The student passes the score thresholds; does not judge: says aligned',
+        *("right: needs_adjustment, given:", "found: needs_adjustment"),
+        "8 cases behind it",  # the table that the text of a failed criterion speaks of
+    ):
         assert text in page, text
+    assert page.count('data-wrong="yes"') == page.count("✗ wrong") == 8
+    assert page.count('data-wrong="no"') == 32
 
 
 def test_a_failed_gate_says_so_with_the_next_step() -> None:
-    """In words, not by colour alone."""
+    """In words, not by colour alone; tables have a caption and scopes, for those who hear the page."""
     page = render_html(report_of(*both_sides([0.5] * 40)), {})
-    assert "The gate failed" in page
-    assert "at least 0.82 is asked for" in page
-    assert "open them in the HTML report" in page
+    for text in ("The gate failed", "at least 0.82 is asked for", "open them in the HTML report"):
+        assert text in page, text
+    assert page.count("<table") == page.count("<caption>") > 5
+    assert not re.search(r"<th(?! scope=)[ >]", page)
 
 
 def test_what_a_model_writes_stays_text() -> None:
     """Markup, handlers, template syntax, closing tags: in the answer and in what derives from it."""
     baseline, student = both_sides([0.9] * 3)
     student[0] = replace(student[0], text=ATTACK, status=ATTACK, invalid_reason=ATTACK, valid=False, problems=[ATTACK])
-    found = outline(render_html(report_of(baseline, student), {}))
+    page = render_html(report_of(baseline, student), {})
+    found = _Outline(page)
     assert found.tags.count("script") == 1  # the page's own, the only one that its policy lets run
     assert found.handlers == []
-    assert render_html(report_of(baseline, student), {}).count('<details class="case') == 3
-    assert "{{ 7*7 }}" in render_html(report_of(baseline, student), {})
+    assert page.count('<details class="case') == 3
+    assert "{{ 7*7 }}" in page
 
 
-def test_no_character_turns_or_hides_the_page(tmp_path: Path) -> None:
+def test_no_character_turns_or_hides_the_page() -> None:
     """Escape sequences and right-to-left marks, in ids, answers and reasons, are shown by their code points.
 
     Also an id of thousands of characters with half a formula is drawn.
@@ -140,22 +153,21 @@ def test_a_picture_that_cannot_be_drawn_is_a_note_on_the_page() -> None:
 def test_the_page_needs_no_other_file() -> None:
     """Pictures are inside; there is no outside address."""
     baseline, student = both_sides([0.9] * 4)
-    pictures = drawn(evaluation_figures(Evidence(baseline, student)))
-    page = render_html(report_of(baseline, student), pictures)
-    addresses = outline(page).addresses
-    pictures_shown = [address for address in addresses if not address.startswith("#")]
-    assert len(pictures_shown) == 4
-    assert all(address.startswith("data:image/png;base64,") for address in pictures_shown)
+    page = render_html(report_of(baseline, student), drawn(evaluation_figures(Evidence(baseline, student))))
+    outside = [address for address in _Outline(page).addresses if not address.startswith("#")]
+    assert len(outside) == 4
+    assert all(address.startswith("data:image/png;base64,") for address in outside)
     assert not re.search(r"@import|url\(", page)
 
 
-def test_the_report_says_what_got_better_and_worse(tmp_path: Path) -> None:
+def test_the_report_says_what_got_better_and_worse() -> None:
     """Against the last other adapter; a repeat for the same adapter keeps that comparison."""
     first = report_of(*both_sides([0.80, 0.90, 0.90]), adapter="1" * 64)
-    second = report_of(*both_sides([0.95, 0.85, 0.90]), adapter="2" * 64, previous=first)
+    now = both_sides([0.95, 0.85, 0.90])
+    second = report_of(*now, adapter="2" * 64, previous=first)
     assert second["previous"]["better"] == [{"case": "EVAL-01", "before": 0.80, "now": 0.95}]
     assert second["previous"]["worse"] == [{"case": "EVAL-02", "before": 0.90, "now": 0.85}]
-    again = report_of(*both_sides([0.95, 0.85, 0.90]), adapter="2" * 64, previous=second)
+    again = report_of(*now, adapter="2" * 64, previous=second)
     assert again["previous"] == second["previous"]
     page = render_html(again, {})
     assert "adapter 111111111111" in page
@@ -178,38 +190,13 @@ def test_a_written_report_is_read_back_and_others_are_not(tmp_path: Path) -> Non
         assert read_report(document) is None
 
 
-def test_the_verdict_says_both_halves_and_wrong_statuses_are_seen_closed() -> None:
-    """The sentence first; in the list of cases the right and the given status, wrong ones marked for eye and filter."""
-    baseline, student = both_sides([0.9] * 40)
-    page = render_html(report_of(baseline, [replace(answer, status="aligned") for answer in student]), {})
-    assert '<p class="sentence">The student passes the score thresholds; does not judge: says aligned' in page
-    assert page.count('data-wrong="yes"') == page.count("✗ wrong") == 8
-    assert page.count('data-wrong="no"') == 32
-    assert "right: needs_adjustment, given:" in page
-    assert "8 cases behind it" in page  # the table that the text of a failed criterion speaks of
-    assert "found: needs_adjustment" in page
-
-
 def test_cases_without_a_reference_are_shown_as_such() -> None:
     """With how many have one; nothing is called wrong that nobody said."""
+    nothing = {"reference_vision_yaml": "", "reference_review_yaml": "", "status": None, "tier": ""}
     baseline, student = both_sides([0.9] * 3)
-    bare = [
-        case(number, reference_vision_yaml="", reference_review_yaml="", status=None, tier="") for number in (1, 2, 3)
-    ]
     student = [replace(answer, reference_status="", tier="") for answer in student]
-    found = Evidence(baseline, student)
-    record = judge(found, "a" * 64, cases_sha256="c" * 64, decoding="greedy")
-    report = build_report(bare, found, record, models={"baseline": "b", "student": "s"})
-    page = render_html(report, {})
-    assert "0 of 3 cases have a reference answer" in page
-    assert "0 have a right status" in page
+    page = render_html(report_of(baseline, student, of=[case(number, **nothing) for number in (1, 2, 3)]), {})
+    for text in ("0 of 3 cases have a reference answer", "0 have a right status", "(no reference answer)"):
+        assert text in page, text
     assert page.count("right: not given") == 3
     assert "✗ wrong" not in page
-    assert "(no reference answer)" in page
-
-
-def test_every_table_has_a_caption_and_scopes() -> None:
-    """For those who hear the page."""
-    page = render_html(report_of(*both_sides([0.5] * 40)), {})
-    assert page.count("<table") == page.count("<caption>") > 5
-    assert not re.search(r"<th(?! scope=)[ >]", page)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from upath import UPath
 
 from po_assets.cli import main
 from po_assets.dag import stage_frames
@@ -14,40 +15,36 @@ from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION, cases, cases
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from upath import UPath
-
     monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(tmp_path))
     stage_frames(UPath(tmp_path / "evaluation" / "po_eval_cases.jsonl"), [cases_table(cases(40))]).publish()
     return tmp_path
-
-
-def answers(path: Path, records: Any) -> str:
-    path.write_text(json.dumps(records))
-    return str(path)
 
 
 def good() -> list[dict[str, str]]:
     return [{"case_id": item.case_id, "vision_yaml": VISION, "review_yaml": REVIEW} for item in cases(40)]
 
 
+def rescore(folder: Path, after: Any, *options: str, before: Any = None) -> int:
+    """The exit status for these answers, or for a file's text, against those of `before` where it is given."""
+    (folder / "after.json").write_text(after if isinstance(after, str) else json.dumps(after))
+    (folder / "before.json").write_text(json.dumps(before))
+    baseline = ["--baseline", str(folder / "before.json")] if before else []
+    return main(["rescore", str(folder / "after.json"), *baseline, "--output", str(folder / "out"), *options])
+
+
 def test_good_answers_pass_against_a_given_baseline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Blocks or whole texts; a table on the console, a report in the folder."""
-    before = answers(folder / "before.json", {"cases": [{"case_id": "EVAL-01", "text": GOOD}]})
-    status = main(
-        ["rescore", answers(folder / "after.json", good()), "--baseline", before, "--output", str(folder / "out")]
-    )
+    assert rescore(folder, good(), before={"cases": [{"case_id": "EVAL-01", "text": GOOD}]}) == 0
     printed = capsys.readouterr().out
-    assert status == 0
     assert "mean_score" in printed
-    assert "The gate passed." in printed
+    assert f"The gate passed. Report: {folder / 'out' / 'po_rescored_report.html'}" in printed
     assert "The gate passed" in (folder / "out" / "po_rescored_report.html").read_text()
     assert len(json.loads((folder / "out" / "po_rescored_report.json").read_text())["cases"]) == 40
 
 
 def test_missing_answers_count_and_fail_the_gate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten of forty are missing: the mean has to bear it."""
-    before = answers(folder / "before.json", good())
-    assert main(["rescore", answers(folder / "after.json", good()[:30]), "--baseline", before]) == 1
+    assert rescore(folder, good()[:30], before=good()) == 1
     printed = capsys.readouterr().out
     assert "75.0%  FAIL" in printed
     assert printed.splitlines()[0] == "10 of 40 cases have no answer; each counts as an empty one."
@@ -87,34 +84,34 @@ def test_a_file_that_is_no_set_of_answers_is_refused(
     content: str, reason: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With exit status 2 and the place."""
-    path = folder / "after.json"
-    path.write_text(content)
-    assert main(["rescore", str(path), "--baseline", answers(folder / "before.json", good())]) == 2
+    assert rescore(folder, content, before=good()) == 2
     assert reason in capsys.readouterr().err
-
-
-def test_without_any_baseline_the_way_out_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The delta cannot be measured against nothing."""
-    assert main(["rescore", answers(folder / "after.json", good())]) == 2
-    assert "give one with --baseline, or materialize baseline_report" in capsys.readouterr().err
 
 
 def test_the_answers_table_gives_the_report_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its lines are the unit of truth: no model is needed. What is null there counts as absent."""
-    before = answers(folder / "before.json", good())
     lines = [json.dumps({"case_id": r["case_id"], "text": GOOD, "tokens": 7, "seconds": None}) for r in good()]
     (folder / "po_student_answers.jsonl").write_text("\n".join(lines) + "\n")
-    main(["rescore", str(folder / "po_student_answers.jsonl"), "--baseline", before, "--output", str(folder / "out")])
+    (folder / "before.json").write_text(json.dumps(good()))
+    answers, baseline = str(folder / "po_student_answers.jsonl"), str(folder / "before.json")
+    main(["rescore", answers, "--baseline", baseline, "--output", str(folder / "out")])
     assert "mean_score" in capsys.readouterr().out
     report = json.loads((folder / "out" / "po_rescored_report.json").read_text())
     assert len(report["cases"]) == 40
 
 
-@pytest.mark.parametrize("place", ["", "nowhere.jsonl"])
-def test_cases_that_are_not_there_are_one_sentence(
-    place: str, folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (None, "give one with --baseline, or materialize baseline_report"),
+        ("", "there are no evaluation cases in"),
+        ("nowhere.jsonl", "there are no evaluation cases in"),
+    ],
+    ids=["no baseline", "a folder as cases", "no cases"],
+)
+def test_what_is_not_there_is_one_sentence(
+    place: str | None, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder, or nothing at all."""
-    arguments = ["rescore", answers(folder / "after.json", good()), "--cases", str(folder / place)]
-    assert main(arguments) == 2
-    assert "there are no evaluation cases in" in capsys.readouterr().err
+    """With the way out."""
+    assert rescore(folder, good(), *([] if place is None else ["--cases", str(folder / place)])) == 2
+    assert said in capsys.readouterr().err

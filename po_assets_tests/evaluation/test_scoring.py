@@ -9,8 +9,7 @@ from po_assets.dag import stage_frames
 from po_assets.errors import UserError
 from po_assets.evaluation.answering import Answer
 from po_assets.evaluation.scoring import answers_frame, read_scored, score_answers
-from po_assets.product_owner import format_answer
-from po_assets_tests.evaluation.scenes import GOOD, REVIEW, VISION, case, cases, scored
+from po_assets_tests.evaluation.scenes import GOOD, REVIEW, case, cases, scored
 
 
 def test_a_good_answer_is_valid_right_and_without_findings() -> None:
@@ -53,23 +52,21 @@ def test_ids_that_the_case_does_not_have_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("conflicts", "invented"),
+    ("conflicts", "reference", "invented"),
     [
-        ("  conflicts:\n  - FR001 is against the concept\n  - FR002 too", 2),
-        ("  conflicts:\n  - None identified; all fits", 0),
-        ("  conflicts:\n  - No conflicts", 0),
-        ("  conflicts: none", 0),
+        ("  conflicts:\n  - FR001 is against the concept\n  - FR002 too", REVIEW, 2),
+        ("  conflicts:\n  - None identified; all fits", REVIEW, 0),
+        ("  conflicts:\n  - No conflicts", REVIEW, 0),
+        ("  conflicts: none", REVIEW, 0),
+        ("  conflicts:\n  - FR001 is wrong", REVIEW.replace("  conflicts: []", "  conflicts:\n  - FR002 is wrong"), 0),
+        ("  conflicts:\n  - FR001 is wrong", "", 0),
     ],
+    ids=["two", "a placeholder", "another", "a text", "the reference has some", "no reference"],
 )
-def test_conflicts_that_the_reference_does_not_have_are_counted(conflicts: str, invented: int) -> None:
-    """The metric pays for them; a placeholder such as "None identified" is no conflict."""
-    assert scored(case(), GOOD.replace("  conflicts: []", conflicts)).invented_conflicts == invented
-
-
-def test_conflicts_are_not_invented_where_the_reference_has_some() -> None:
-    """Whether they are the same ones is for people to judge."""
-    review = REVIEW.replace("  conflicts: []", "  conflicts:\n  - FR001 is against the concept")
-    assert scored(case(reference_review_yaml=review), format_answer(VISION, review)).invented_conflicts == 0
+def test_conflicts_that_the_reference_does_not_have_are_counted(conflicts: str, reference: str, invented: int) -> None:
+    """The metric pays for them. Whether those of the reference are the same ones is for people to judge."""
+    of = case(reference_review_yaml=reference)
+    assert scored(of, GOOD.replace("  conflicts: []", conflicts)).invented_conflicts == invented
 
 
 def test_answers_keep_the_order_of_the_cases() -> None:

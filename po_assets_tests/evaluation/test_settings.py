@@ -49,3 +49,13 @@ def test_the_manual_way_of_decoding_is_an_option() -> None:
         "free, temperature 0.2, top-p 0.9, at most 1,200 new tokens, no 20-token sequence twice, "
         "up to 2 retries with a reminder"
     )
+
+
+def test_an_address_decides_the_fingerprint_only_where_it_is_given() -> None:
+    """Answers that were given in this process stay valid; a wrong address is refused."""
+    here, there = Decoding(), Decoding(address="http://127.0.0.1:8000/v1")
+    assert "address" not in here.effective()
+    assert here.fingerprint() != there.fingerprint()
+    assert "by the server http://127.0.0.1:8000/v1" in there.described()
+    with pytest.raises(UserError, match="address is 'localhost:8000'"):
+        Decoding(address="localhost:8000")

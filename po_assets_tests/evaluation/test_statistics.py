@@ -17,14 +17,9 @@ from po_assets_tests.evaluation.scenes import case, cases, scored
 
 
 def test_the_spread_is_the_samples() -> None:
-    """Divided by n - 1."""
+    """Divided by n - 1; one answer has none."""
     summary = summarize([scored(item, total=total) for item, total in zip(cases(3), (0.7, 0.8, 0.9), strict=True)])
-    assert summary.mean == pytest.approx(0.8)
-    assert summary.std == pytest.approx(0.1)
-
-
-def test_one_answer_has_no_spread() -> None:
-    """And no warning of numpy."""
+    assert (summary.mean, summary.std) == pytest.approx((0.8, 0.1))
     assert summarize([scored(case())]).std == 0.0
 
 
@@ -59,14 +54,10 @@ def test_the_interval_is_the_same_every_time_and_pairs_matter() -> None:
 
 
 def test_the_smallest_resolvable_difference_follows_the_formula() -> None:
-    """(1.960 + 0.842) * sd / sqrt(n)."""
+    """(1.960 + 0.842) * sd / sqrt(n); one pair resolves nothing, rather than with an interval that looks certain."""
     differences = [0.1, -0.1] * 20
     found = paired_difference([0.5] * 40, [0.5 + d for d in differences]).smallest_resolvable
     assert found == pytest.approx(2.8016 * float(np.std(differences, ddof=1)) / math.sqrt(40), rel=1e-3)
-
-
-def test_one_pair_resolves_nothing() -> None:
-    """Rather than an interval of no width that looks certain."""
     assert paired_difference([0.5], [0.6]).smallest_resolvable == math.inf
 
 

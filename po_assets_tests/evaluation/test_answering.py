@@ -1,20 +1,25 @@
-"""Answers by address: from a real OpenAI-compatible server, this project's own."""
+"""What answers: the adapter merged into its base; or a real OpenAI-compatible server, this project's own."""
 
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import uvicorn
 from upath import UPath
 
 from po_assets.errors import UserError
-from po_assets.evaluation.answering import served
+from po_assets.evaluation.answering import AnsweringModel, load_student, merged, served
 from po_assets.evaluation.answers import AnswerCache, answer_cases
 from po_assets.evaluation.settings import Decoding
+from po_assets.model import BaseModel
 from po_assets.serving.engine import Generated, OnText, Sampling, Turn
 from po_assets.serving.server import listen, make_app
 from po_assets_tests.evaluation.scenes import GOOD, cases
+from po_assets_tests.model.tiny_model import make_tiny_model
+from po_assets_tests.training.tiny_training import tiny_recipe, tiny_student
 
 NAME = "po-student-0123456789ab"
 
@@ -92,11 +97,35 @@ def test_no_server_is_a_sentence() -> None:
         served(f"http://127.0.0.1:{port}/v1", NAME)
 
 
-def test_an_address_decides_the_fingerprint_only_where_it_is_given() -> None:
-    """Answers that were given in this process stay valid; a wrong address is refused."""
-    here, there = Decoding(), Decoding(address="http://127.0.0.1:8000/v1")
-    assert "address" not in here.effective()
-    assert here.fingerprint() != there.fingerprint()
-    assert "by the server http://127.0.0.1:8000/v1" in there.described()
-    with pytest.raises(UserError, match="address is 'localhost:8000'"):
-        Decoding(address="localhost:8000")
+def test_an_adapter_is_merged_in_float32_layer_by_layer(tmp_path: Path) -> None:
+    """Each merged weight is the sum in float32, rounded once; what was 16 bits is 16 bits again."""
+    folder = make_tiny_model(tmp_path / "tiny")
+    student = tiny_student(folder, tiny_recipe(folder, precision="bfloat16"))
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    layer = student.get_base_model().model.layers[1].mlp.up_proj
+    expected = (layer.get_base_layer().weight.float() + layer.get_delta_weight("default")).bfloat16()
+    assert expected.ne(layer.get_base_layer().weight).any()
+    whole = merged(student)
+    assert torch.equal(whole.model.layers[1].mlp.up_proj.weight, expected)
+    assert {parameter.dtype for parameter in whole.parameters()} == {torch.bfloat16}
+    assert not [name for name, _ in whole.named_parameters() if "lora" in name]
+
+
+def test_a_gpu_without_room_is_not_taken_for_a_wrong_adapter(
+    tmp_path: Path, answering: AnsweringModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice would be to train it anew."""
+
+    def no_room(*_arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    spec, cache = (
+        BaseModel(base_model=str(tmp_path), quantization="none").resolved(),
+        AnswerCache(UPath(tmp_path), "", ""),
+    )
+    monkeypatch.setattr("po_assets.evaluation.answering.load_base_model", lambda *_a, **_o: answering.model)
+    monkeypatch.setattr("peft.PeftModel.from_pretrained", no_room)
+    with pytest.raises(UserError, match=r"ran out while student answered.*nothing is trained anew"):
+        answer_cases(cases(2), Decoding(), cache, lambda: load_student(tmp_path, spec, tmp_path), name="student")
