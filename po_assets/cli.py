@@ -13,7 +13,6 @@ is then 1, or the default `error_status` that the parser was given.
 """
 
 import argparse
-import functools
 import importlib
 import importlib.metadata
 import io
@@ -39,13 +38,18 @@ COMMANDS = {
     ),
     "rejected": ("po_assets.review.rejected:add_rejected", "correct rejected lines and land them again"),
     "review": ("po_assets.review.review_file:add_review", "land answers that people corrected in the review file"),
-    "ask": ("po_assets.cli:add_ask", "ask the student about one product"),
-    "export": ("po_assets.cli:add_export", "write the student for other runtimes: safetensors, GGUF, Ollama, vLLM"),
-    "push": ("po_assets.cli:add_push", "upload the student to a Hugging Face Hub repository"),
-    "serve": ("po_assets.cli:add_serve", "serve the student to OpenAI-compatible clients"),
+    "ask": ("po_assets.serving.commands:add_ask", "ask the student about one product"),
+    "export": (
+        "po_assets.serving.commands:add_export",
+        "write the student for other runtimes: safetensors, GGUF, Ollama, vLLM",
+    ),
+    "push": ("po_assets.serving.commands:add_push", "upload the student to a Hugging Face Hub repository"),
+    "serve": ("po_assets.serving.commands:add_serve", "serve the student to OpenAI-compatible clients"),
     "ui-ray": ("po_assets.automation.ray:add_ui_ray", "Ray on this machine, and the Dagster UI on it"),
     "sample-data": ("po_assets.cli:add_sample_data", "write the committed sample data anew"),
 }
+ON_PROJECT = {"ask", "export", "push", "serve"}
+"""Those that use the student, on the artifacts and settings of a project."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name in given[:1]:
                 module, _, function = where.partition(":")
                 getattr(importlib.import_module(module), function)(command)
+                if name in ON_PROJECT:
+                    from po_assets.automation.run import add_project
+
+                    add_project(command)
         parser.parse_args(given, options)
         return int(options.handle(options))
     except UserError as error:
@@ -101,20 +109,6 @@ def _settings(options: argparse.Namespace) -> int:
 
     say(settings_page(options.location().SETTINGS))
     return 0
-
-
-def _add_on_project(name: str, parser: argparse.ArgumentParser) -> None:
-    """A command that uses the student, on the artifacts and settings of a project."""
-    from po_assets.automation import run
-    from po_assets.serving import commands
-
-    getattr(commands, name)(parser)
-    run.add_project(parser)
-
-
-add_ask, add_export, add_push, add_serve = (
-    functools.partial(_add_on_project, name) for name in ("add_ask", "add_export", "add_push", "add_serve")
-)
 
 
 def _code_location() -> ModuleType:
