@@ -321,11 +321,9 @@ def _reason(error: yaml.YAMLError, text: str) -> str:
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     context = getattr(error, "context", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    begun = getattr(error, "context_mark", None)
-    no_key = (
-        text.splitlines()[begun.line : begun.line + 1] if begun and problem == "could not find expected ':'" else []
-    )
-    shown = f"; line {begun.line + 1} is neither a key nor an item: {no_key[0][:60]!r}" if begun and no_key else ""
+    begun, shown = getattr(error, "context_mark", None), ""
+    if begun and problem == "could not find expected ':'" and (rest := text.splitlines()[begun.line :]):
+        shown = f"; line {begun.line + 1} is neither a key nor an item: {rest[0][:60]!r}"
     return f"{where}{problem}{f' ({context})' if context else ''}{shown}"
 
 

@@ -137,14 +137,11 @@ def answer_grammar(
     known = "".join(f" | {json.dumps(identifier)}" for identifier in dict.fromkeys(requirement_ids))
     statuses = " | ".join(json.dumps(status) for status in STATUSES)
     counts = {key: f"{{1,{limits.most_items(key, len(requirement_ids))}}}" for key in _LISTS}
-    vision_lists = [
-        rf'"{key}:\n" {key}_item{counts[key]}' for key in ("target_users", "value_proposition", "key_capabilities")
-    ]
+    vision_lists = {key: rf'"{key}:\n" {key}_item{counts[key]}' for key in _VISION_ITEMS}
+    vision_lists["non_goals"] = rf'"non_goals:" ( " []\n" | "\n" non_goals_item{counts["non_goals"]} )'
     vision = [
         r'"```yaml VISION\nproduct_name: " product_name "\nproduct_summary: " product_summary "\n"',
-        *vision_lists,
-        rf'"non_goals:" ( " []\n" | "\n" non_goals_item{counts["non_goals"]} )',
-        rf'"success_metrics:\n" success_metrics_item{counts["success_metrics"]}',
+        *vision_lists.values(),
         r'''"last_updated: '" DATE "'\n```"''',
     ]
     review = [
