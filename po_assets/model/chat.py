@@ -104,7 +104,7 @@ class ChatTemplate:
 
     def answer_ids(self, response: str) -> list[int]:
         """Tokens of the answer and one end-of-sequence token, the only one among them."""
-        return [*self._encode(response, split_special_tokens=self._names_special_token(response)), self.eos_id]
+        return [*self.piece_ids(response), self.eos_id]
 
     def piece_ids(self, text: str) -> list[int]:
         """A piece of a text by itself, without special tokens."""

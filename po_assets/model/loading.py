@@ -40,7 +40,7 @@ class Precision:
         """The same as a torch type."""
         import torch
 
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[self.dtype]
+        return cast("torch.dtype", getattr(torch, self.dtype))
 
 
 def best_device() -> Literal["cuda", "cpu"]:
@@ -181,25 +181,16 @@ def load_base_model(
 ) -> PreTrainedModel:
     """The model of the folder `path` (see `ensure_base_model`) in evaluation mode, on the GPU where there is one.
 
-    `precision` left out is chosen by `choose_precision`.
+    It is read as it is: safetensors only, no code of its own, no network. `precision` left out is chosen by
+    `choose_precision`.
     """
-    if not isinstance(precision, Precision):
-        precision = choose_precision(precision)
-    return load_model_folder(path, precision.torch_dtype, quantization=quantization, device=device or own_device())
-
-
-def load_model_folder(
-    path: str | PathLike[str],
-    dtype: torch.dtype,
-    *,
-    quantization: Quantization = "none",
-    device: str = "cpu",
-) -> PreTrainedModel:
-    """Read a model folder as it is: safetensors only, no code of its own, no network."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as hf_logging
 
+    if not isinstance(precision, Precision):
+        precision = choose_precision(precision)
+    dtype, device = precision.torch_dtype, device or own_device()
     # In a container with a limit PyTorch would take a thread for each core of the machine.
     torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
     options: dict[str, object] = {}

@@ -23,7 +23,7 @@ from upath import UPath
 
 from po_assets.errors import UserError
 from po_assets.model.chat import first_line
-from po_assets.model.loading import load_model_folder
+from po_assets.model.loading import load_base_model
 from po_assets.model.settings import EMBEDDED_MODEL, BaseModel
 from po_assets.storage import Layout, atomic_directory, digest_of, file_digest
 
@@ -210,7 +210,7 @@ def _missing_weights(folder: Path) -> str:
         index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
         return ", ".join(sorted(name for name in set(index.values()) if not (folder / name).exists()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ""  # `load_model_folder` says what is wrong
+        return ""  # `load_base_model` says what is wrong
 
 
 def _known_architecture(config: dict[str, Any]) -> bool:
@@ -291,7 +291,7 @@ def _verify(source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder:
     """Both models hold the same bfloat16 numbers, so that their logits must agree to the last bit."""
     import torch
 
-    converted = load_model_folder(folder, torch.bfloat16)
+    converted = load_base_model(folder, "bfloat16", device="cpu")
     ids = torch.tensor([tokenizer(_PROBE)["input_ids"]])
     with torch.no_grad():
         expected, actual = source(ids).logits.float(), converted(ids).logits.float()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from po_assets.errors import UserError
-from po_assets.model import BaseModel, choose_precision, decide_quantization, load_base_model, loading, require_hardware
+from po_assets.model import BaseModel, choose_precision, decide_quantization, load_base_model, require_hardware
 from po_assets.model.loading import own_device
 from po_assets_tests.model.tiny_model import edit_json
 
@@ -106,34 +106,33 @@ def test_a_gpu_that_pytorch_has_no_code_for_is_refused_in_every_profile(
         require_hardware(spec)
 
 
-def test_4_bits_without_bitsandbytes_are_refused_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the extra to install."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    monkeypatch.setattr(loading, "gpu_bytes", lambda: 24e9)
-    with pytest.raises(UserError, match=r"'paper' needs the package bitsandbytes.*EXTRAS=cuda"):
-        require_hardware(BaseModel(profile="paper").resolved())
-
-
 @pytest.mark.parametrize(
-    ("size", "decided", "why"),
+    ("memory", "gpus", "decided", "why"),
     [
-        (85e9, "none", "there are 85 GB on the GPU, enough for 16-bit weights"),
-        (42.3e9, "none", "there are 42 GB on the GPU, enough for 16-bit weights"),  # what a card of 40 GiB says
-        (25.4e9, "nf4", "there are 25 GB on the GPU, less than the 40 that go with 16-bit weights"),
+        (85e9, "1", "none", "there are 85 GB on the GPU, enough for 16-bit weights"),
+        (42.3e9, "1", "none", "there are 42 GB on the GPU, enough for 16-bit weights"),  # what a card of 40 GiB says
+        (25.4e9, "1", "nf4", "there are 25 GB on the GPU, less than the 40 that go with 16-bit weights"),
+        # Steps that share a card have their share of it.
+        (48e9, "1", "none", "there are 48 GB on the GPU, enough for 16-bit weights"),
+        (48e9, "0.5", "nf4", "there are 24 GB on the GPU, less than the 40 that go with 16-bit weights"),
     ],
 )
 def test_the_gpus_memory_decides_between_16_and_4_bits(
-    monkeypatch: pytest.MonkeyPatch, size: float, decided: str, why: str
+    monkeypatch: pytest.MonkeyPatch, memory: float, gpus: str, decided: str, why: str
 ) -> None:
-    """Only where it is left open; then 4-bit weights need bitsandbytes, and 16-bit ones do not."""
+    """Only where it is left open; then 4-bit weights need bitsandbytes, asked for before any download, 16-bit not."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(total_memory=memory))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    monkeypatch.setattr(loading, "gpu_bytes", lambda: size)
+    monkeypatch.setenv("PO_GPUS", gpus)
     spec = BaseModel(profile="paper").resolved()
     assert decide_quantization(spec) == (decided, why)
     if decided == "none":
         require_hardware(spec)
+    else:
+        with pytest.raises(UserError, match=r"'paper' needs the package bitsandbytes.*EXTRAS=cuda"):
+            require_hardware(spec)
     asked = BaseModel(profile="paper", quantization="nf4").resolved()
     assert decide_quantization(asked) == ("nf4", "quantization is nf4")
 
@@ -193,16 +192,6 @@ def test_missing_weights_are_refused(tiny_folder: Path) -> None:
     save_file(tensors, tiny_folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks 1 of its weights, model\.layers\.1\.mlp\.up_proj\.weight among them"):
         load_base_model(tiny_folder, "float32", device="cpu")
-
-
-@pytest.mark.parametrize(("gpus", "decided"), [("1", "none"), ("0.5", "nf4")])
-def test_steps_that_share_a_gpu_decide_by_their_share(monkeypatch: pytest.MonkeyPatch, gpus: str, decided: str) -> None:
-    """Of a card of 48 GB, half does not hold 16-bit weights."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(total_memory=48e9))
-    monkeypatch.setenv("PO_GPUS", gpus)
-    assert decide_quantization(BaseModel(profile="paper").resolved())[0] == decided
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
