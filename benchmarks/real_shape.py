@@ -39,14 +39,6 @@ from po_assets.sample_data.records import review_prompt, to_line
 from po_assets.sample_data.scenario import Requirement, Scenario, Status, Tier, draw_case
 from po_assets.text import first_upper
 
-FILES = {
-    "first_teacher": 68,
-    "second_teacher": 12,
-    "thinking_model": 8,
-    "agent_logs": 9,
-    "conflicts": 3,
-}
-"""Landed files and their percentage of the rows."""
 _STATUS_WEIGHTS: dict[Status, float] = {"aligned": 63, "needs_adjustment": 31, "conflicts": 6}
 _CASE_STATUSES: tuple[Status, ...] = (
     "aligned",
@@ -131,14 +123,14 @@ def write_data(folder: Path, rows: int, cases: int, seed: int = 42) -> dict[Path
 def landed_files(count: int, seed: int = 42) -> dict[str, list[dict[str, Any]]]:
     """`count` rows in all, by the name of the file that they land in."""
     rng = Random(seed)
-    counts = {name: max(1, count * share // 100) for name, share in FILES.items()}
+    counts = {name: max(1, count * share // 100) for name, (share, _) in FILES.items()}
     counts["first_teacher"] += count - sum(counts.values())
     drawn = [_scenario(rng, "training") for _ in range(max(1, round(count * _DIFFERENT_PROMPTS)))]
     asked = drawn + [pick(rng, drawn) for _ in range(count - len(drawn))]
     asked = shuffled(rng, asked)
     files: dict[str, list[dict[str, Any]]] = {}
     for name, rows in counts.items():
-        write = _RECORDS[name]
+        _, write = FILES[name]
         files[name] = [write(rng, asked.pop(), f"{name.upper()}-{number:04d}") for number in range(1, rows + 1)]
     return files
 
@@ -359,14 +351,14 @@ def _conflicts(rng: Random, _: Scenario, concept_id: str) -> dict[str, Any]:
     }
 
 
-_RECORDS: dict[str, Callable[[Random, Scenario, str], dict[str, Any]]] = {
-    "first_teacher": _teacher,
-    "second_teacher": _nested,
-    "thinking_model": _thinking,
-    "agent_logs": _agent_log,
-    "conflicts": _conflicts,
+FILES: dict[str, tuple[int, Callable[[Random, Scenario, str], dict[str, Any]]]] = {
+    "first_teacher": (68, _teacher),
+    "second_teacher": (12, _nested),
+    "thinking_model": (8, _thinking),
+    "agent_logs": (9, _agent_log),
+    "conflicts": (3, _conflicts),
 }
-
+"""Landed files, their percentage of the rows, and what writes a row of theirs."""
 
 if __name__ == "__main__":
     main()
