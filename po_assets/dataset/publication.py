@@ -24,7 +24,7 @@ from po_assets.dataset.holdout import KINDS
 from po_assets.dataset.selection import NEVER_SAMPLED_AWAY, Array, Decisions, gather, make_judge, prompt_of, select
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
-from po_assets.intake.ledger import CLOSED_BY, OPENED_BY, Outcome, OutcomeCounts
+from po_assets.intake.ledger import CLOSED_BY, Outcome, OutcomeCounts
 from po_assets.intake.normalization import REPLACES
 from po_assets.model import BaseModel, ChatTemplate, ensure_tokenizer, load_tokenizer
 from po_assets.product_owner import format_answer
@@ -237,7 +237,7 @@ def _close_ledger(
         closed: list[bytes] = []
         for opened in block:
             entry = opened
-            if opened["outcome"] != Outcome.REJECTED or opened["decided_by"] != OPENED_BY:
+            if opened["outcome"] != Outcome.REJECTED:
                 number, line = next(rows, (len(decisions), b""))
                 if number >= len(decisions) or decisions.place(number) != (opened["file"], opened["line"]):
                     raise UserError(

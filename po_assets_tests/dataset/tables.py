@@ -1,22 +1,28 @@
-"""Many different rows and evaluation cases, and the tables made from them, for tests of the dataset."""
+"""Many different rows and evaluation cases, the tables made from them, and the graph that makes these, for tests."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import dagster as dg
 import orjson
+import pytest
 
 from po_assets.dag.verdict import to_check_result
+from po_assets.dataset import assets, checks
 from po_assets.dataset.cases import EvalCase, read_eval_cases
-from po_assets.dataset.checks import supervised_checks
 from po_assets.dataset.evidence import DatasetEvidence
 from po_assets.dataset.publication import SelectionResult, TokenBudget, build_supervised
-from po_assets.dataset.settings import SelectionSettings
+from po_assets.dataset.settings import PromptSettings, SelectionSettings
+from po_assets.intake.assets import normalized_teacher, raw_teacher
+from po_assets.intake.checks import teacher_checks
+from po_assets.model import BaseModel
+from po_assets.product_owner.prompts import Prompt
 from po_assets.storage import Layout, read_rows
-from po_assets_tests.intake.landed_rows import land, take_in, teacher_row
+from po_assets_tests.intake.landed_rows import land, materialize, take_in, teacher_row
 from po_assets_tests.product_owner.documents_text import REVIEW, VISION
 
 _TEXT = (
@@ -111,7 +117,9 @@ def chosen(tmp_path: Path, rows: bytes | list[Any], **policy: Any) -> Layout:
 def judged(layout: Layout, check: str, budget: TokenBudget = WORD_COUNT, **settings: Any) -> dg.AssetCheckResult:
     """What a check of the training rows says of the files as they stand, as its page shows it."""
     found = DatasetEvidence(layout, SelectionSettings(**settings), budget)
-    return to_check_result(check, supervised_checks.asset, supervised_checks.verdicts(found, {check})[check])
+    return to_check_result(
+        check, checks.supervised_checks.asset, checks.supervised_checks.verdicts(found, {check})[check]
+    )
 
 
 def rewrite(layout: Layout, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -132,3 +140,28 @@ def kept_numbers(layout: Layout) -> list[int]:
 def number_of(prompt: str) -> int:
     """The number of the row that a prompt was made from."""
     return int(prompt.partition("service, number ")[2].partition("\n")[0])
+
+
+def words_for_tokens(_model: BaseModel, _layout: Layout, prompt: Prompt) -> TokenBudget:
+    """Words instead of a model's tokens, in the asset and in its checks."""
+    return replace(WORD_COUNT, prompt=prompt)
+
+
+def run(
+    layout: Layout,
+    selection: Any = None,
+    cases: Iterable[Mapping[str, Any]] | None = (case(900), case(901)),
+    prompt: PromptSettings | None = None,
+    budget: Callable[..., TokenBudget] = words_for_tokens,
+    **policy: Any,
+) -> dg.ExecuteInProcessResult:
+    """Materialize the graph up to the dataset with all checks, or only what is selected."""
+    if cases is not None:
+        write_cases(layout, cases)
+    prompt = prompt or PromptSettings()
+    settings = {"selection": SelectionSettings(**policy), "base_model": BaseModel(), "prompt": prompt}
+    made = [raw_teacher, normalized_teacher, assets.eval_cases, assets.supervised_dataset]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (assets, checks):
+            patch.setattr(module, "token_budget", budget)
+        return materialize(layout, [*made, *teacher_checks, *checks.dataset_checks], selection, settings)

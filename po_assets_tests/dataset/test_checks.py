@@ -18,11 +18,11 @@ from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError
 from po_assets.intake.assets import normalized_teacher
 from po_assets.storage import Layout, file_digest, read_manifest, read_rows
-from po_assets_tests.dataset.graph import ASSETS, run
-from po_assets_tests.dataset.tables import GOOD, case, chosen, judged, rewrite, row, texts, words, write_cases
+from po_assets_tests.dataset.tables import GOOD, case, chosen, judged, rewrite, row, run, texts, words, write_cases
 from po_assets_tests.intake.landed_rows import land, pair_row
 from po_assets_tests.intake.test_checks import evaluations, failure_message, table
 
+MADE = dg.AssetSelection.all().without_checks()
 OF_DATASET = dg.AssetSelection.checks_for_assets(supervised_dataset)
 ALONE = dg.AssetSelection.assets(supervised_dataset).without_checks()
 
@@ -125,12 +125,10 @@ def test_the_asset_says_what_came_out(mixed: Finished) -> None:
     assert made.tags["dagster/data_version"] == manifest.sha256
 
 
-@pytest.mark.parametrize("format_name", ["teacher", "pair"])
-def test_taking_in_what_was_written_gives_the_same_rows(good: Finished, tmp_path: Path, format_name: str) -> None:
+def test_taking_in_what_was_written_gives_the_same_rows(good: Finished, tmp_path: Path) -> None:
     """An old training file, landed again, becomes the same training file (fault 1: formats must not matter)."""
     first = good.layout.supervised.read_bytes()
-    again = chosen(tmp_path, first if format_name == "pair" else GOOD)
-    assert again.supervised.read_bytes() == first
+    assert chosen(tmp_path, first).supervised.read_bytes() == first
 
 
 def test_the_config_digest_follows_the_rules(layout: Layout) -> None:
@@ -236,10 +234,9 @@ def test_a_base_model_that_is_not_there_leaves_the_dataset_as_it_was(layout: Lay
 def test_conflicts_share_says_what_is_missing_and_which_file_is_gone(tmp_path: Path) -> None:
     """Also when the run before this one had missed it already; and which job makes such rows."""
     layout = land(tmp_path, a=GOOD[:9], conflicts=[row(number, "conflicts") for number in (20, 21)])
-    made = dg.AssetSelection.assets(*ASSETS)
-    run(layout, made.without_checks())
+    run(layout, MADE)
     (layout.incoming / "conflicts.jsonl").unlink()
-    for selection in (made.without_checks(), ALONE):
+    for selection in (MADE, ALONE):
         run(layout, selection, cases=None)
         found = judged(layout, "conflicts_share", min_conflicts_share=0.2)
         assert "0 of 9 training rows (0.0%) are conflicts, at least 20.0% are needed: 3 rows more." in (

@@ -17,6 +17,7 @@ from po_assets_tests.intake.landed_rows import chat_row, nested_row, pair_row, p
 
 INPUT = {name: case(1)[name] for name in ("concept", "requirements_yaml")}
 GIVEN = texts(1)
+ASKED = {"messages": [{"role": "user", "content": build_prompt(**INPUT)}]}
 
 
 def write(tmp_path: Path, *lines: object) -> UPath:
@@ -30,11 +31,6 @@ def nested(status: str = "aligned", **asked: Any) -> dict[str, Any]:
     """A case in the nested record format."""
     row = nested_row(texts(1, status))
     return row | {"input": row["input"] | asked}
-
-
-def asked_in_chat() -> dict[str, Any]:
-    """A chat without an answer."""
-    return {"messages": [{"role": "user", "content": build_prompt(**INPUT)}]}
 
 
 def test_a_case_needs_no_more_than_its_input(tmp_path: Path) -> None:
@@ -75,8 +71,13 @@ def test_every_record_format_of_rows_is_one_of_cases(tmp_path: Path, row: dict[s
 
 @pytest.mark.parametrize(
     "row",
-    [{"input": nested()["input"]}, asked_in_chat(), {"prompt": build_prompt(**INPUT)}],
-    ids=["nested", "chat", "prompt"],
+    [
+        {"input": nested()["input"]},
+        ASKED,
+        {"prompt": build_prompt(**INPUT)},
+        {"custom_id": "1", "body": ASKED},
+    ],
+    ids=["nested", "chat", "prompt", "batch"],
 )
 def test_a_record_without_an_answer_is_a_case_without_reference(tmp_path: Path, row: dict[str, Any]) -> None:
     """What is needed of a training row is not needed of a case."""

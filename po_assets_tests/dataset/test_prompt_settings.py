@@ -89,18 +89,12 @@ def test_training_rows_are_asked_with_the_teams_prompt_and_pass_their_checks(tmp
     assert all(prompt.startswith("Idea:\n") and prompt.endswith("\nGo.") for prompt in prompts)
     manifest = read_manifest(layout.supervised)
     assert manifest.extra["prompt"] == {"name": "ours", "digest": settings.own.digest}
-    run(layout, [supervised_dataset], cases=None)
-    assert read_manifest(layout.supervised).config != manifest.config  # type: ignore[union-attr]
-
-
-def test_rows_of_another_prompt_are_not_of_the_one_form(tmp_path: Path, template: str) -> None:
-    """Checked under the prompt that is set, not the one that they were written with."""
-    layout = land(tmp_path, a=GOOD)
-    run(layout, prompt=PromptSettings(template=template))
-    checked = dg.AssetSelection.checks_for_assets(supervised_dataset)
-    schema = evaluations(run(layout, checked, cases=None))["schema"]
+    # Checked under the prompt that is set, not the one that they were written with.
+    schema = evaluations(run(layout, dg.AssetSelection.checks_for_assets(supervised_dataset), cases=None))["schema"]
     assert not schema.passed
     assert "its prompt is not the one that evaluation uses" in str(schema.metadata)
+    run(layout, [supervised_dataset], cases=None)
+    assert read_manifest(layout.supervised).config != manifest.config  # type: ignore[union-attr]
 
 
 def test_the_system_text_counts_in_a_rows_length(tmp_path: Path, template: str) -> None:

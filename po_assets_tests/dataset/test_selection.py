@@ -16,6 +16,7 @@ from po_assets.storage import Layout, read_rows, workers
 from po_assets_tests.dataset.tables import (
     WORD_COUNT,
     case,
+    chosen,
     close,
     kept_numbers,
     normalized_tables,
@@ -33,6 +34,11 @@ def entries(layout: Layout) -> list[dict[str, Any]]:
     return list(read_rows(layout.ledger))
 
 
+def why(layout: Layout, number: int) -> tuple[str, str]:
+    """Reason and detail of a ledger row."""
+    return entries(layout)[number]["reason"], entries(layout)[number]["detail"]
+
+
 def test_training_rows_are_prompt_and_response_in_landing_order(tmp_path: Path) -> None:
     """The one prompt, the one form of answer, and no other key."""
     layout = normalized_tables(tmp_path, b=[row(2)], a=[row(1), row(3)])
@@ -48,19 +54,16 @@ def test_training_rows_are_prompt_and_response_in_landing_order(tmp_path: Path) 
 
 def test_rows_under_the_minimum_are_left_out_with_their_score(tmp_path: Path) -> None:
     """A score of exactly the minimum passes."""
-    layout = normalized_tables(tmp_path, a=[row(1, score=0.8199), row(2, score=0.82), row(3, score=0.9)])
-    close(layout)
+    layout = chosen(tmp_path, [row(1, score=0.8199), row(2, score=0.82), row(3, score=0.9)])
     assert outcomes(layout) == ["below_min_score", "kept", "kept"]
-    assert entries(layout)[0]["reason"] == "declared score under 0.82"
-    assert entries(layout)[0]["detail"] == "its score is 0.8199"
+    assert why(layout, 0) == ("declared score under 0.82", "its score is 0.8199")
     assert entries(layout)[0]["decided_by"] == "supervised_dataset"
 
 
 def test_the_score_may_be_the_metrics_own(tmp_path: Path) -> None:
     """`score_source` says which one counts."""
     poor = texts(2) | {"vision": "product_name: x"}
-    layout = normalized_tables(tmp_path, a=[row(1, score=0.1), pair_row(poor, score=0.99)])
-    close(layout, invalid_targets="warn")
+    layout = chosen(tmp_path, [row(1, score=0.1), pair_row(poor, score=0.99)], invalid_targets="warn")
     assert outcomes(layout) == ["below_min_score", "kept"]
     close(layout, score_source="metric")
     assert outcomes(layout) == ["kept", "below_min_score"]
@@ -93,8 +96,7 @@ def test_evaluation_inputs_are_held_out_with_the_case(tmp_path: Path) -> None:
 def test_an_existing_vision_stands_in_the_training_prompt(tmp_path: Path) -> None:
     """As a part of its own, as the agent sends it."""
     existing = "product_name: Old\nproduct_summary: What there was before"
-    layout = normalized_tables(tmp_path, a=[row(1) | {"existing_vision_yaml": existing}, row(2)])
-    close(layout)
+    layout = chosen(tmp_path, [row(1) | {"existing_vision_yaml": existing}, row(2)])
     given = texts(1)
     first, second = read_rows(layout.supervised)
     assert first["prompt"] == build_prompt(given["concept"], given["requirements"], existing)
@@ -103,8 +105,7 @@ def test_an_existing_vision_stands_in_the_training_prompt(tmp_path: Path) -> Non
 
 def test_max_samples_is_a_limit_and_the_rest_say_so(tmp_path: Path) -> None:
     """Neither more nor fewer than asked for, where there are enough; a smaller sample is part of a larger one."""
-    layout = normalized_tables(tmp_path, a=[row(number) for number in range(30)])
-    close(layout, max_samples=12)
+    layout = chosen(tmp_path, [row(number) for number in range(30)], max_samples=12)
     assert outcomes(layout).count("kept") == 12
     assert outcomes(layout).count("over_max_samples") == 18
     left = next(entry for entry in entries(layout) if entry["outcome"] == "over_max_samples")
@@ -132,8 +133,7 @@ def test_the_same_rows_are_chosen_whatever_the_order_of_landing(tmp_path: Path) 
 def test_conflicts_rows_are_never_sampled_away(tmp_path: Path) -> None:
     """Not even where they alone are more than asked for."""
     rows = [row(number, "conflicts") for number in range(5)] + [row(number) for number in range(5, 30)]
-    layout = normalized_tables(tmp_path, a=rows)
-    close(layout, max_samples=8)
+    layout = chosen(tmp_path, rows, max_samples=8)
     assert kept_numbers(layout)[:5] == [0, 1, 2, 3, 4]
     assert len(kept_numbers(layout)) == 8
     close(layout, max_samples=3)
@@ -142,8 +142,7 @@ def test_conflicts_rows_are_never_sampled_away(tmp_path: Path) -> None:
 
 def test_rows_over_length_do_not_use_up_the_number(tmp_path: Path) -> None:
     """The next rows in line take their places; lengths are measured only as far as needed."""
-    rows = [row(number) for number in range(30)]
-    layout = normalized_tables(tmp_path, a=rows)
+    layout = normalized_tables(tmp_path, a=[row(number) for number in range(30)])
     measured: list[str] = []
 
     def odd_rows_are_long(pairs: Sequence[tuple[str, str]]) -> list[int]:
@@ -160,11 +159,10 @@ def test_rows_over_length_do_not_use_up_the_number(tmp_path: Path) -> None:
 def test_drop_duplicates_keeps_the_best_answer_to_a_prompt(tmp_path: Path) -> None:
     """And names the row that is kept instead."""
     other = texts(1) | {"review": texts(1)["review"].replace("serve", "suit")}
-    layout = normalized_tables(tmp_path, a=[row(1), pair_row(other, score=0.95), row(1), row(2)])
-    close(layout, drop_duplicates=True)
+    rows = [row(1), pair_row(other, score=0.95), row(1), row(2)]
+    layout = chosen(tmp_path, rows, drop_duplicates=True)
     assert outcomes(layout) == ["duplicate", "kept", "duplicate", "kept"]
-    assert entries(layout)[0]["reason"] == "another answer to the same prompt is kept"
-    assert entries(layout)[0]["detail"] == "kept is a.jsonl, line 2"
+    assert why(layout, 0) == ("another answer to the same prompt is kept", "kept is a.jsonl, line 2")
 
 
 def test_drop_duplicates_drops_conflicts_rows_only_as_exact_copies(tmp_path: Path) -> None:
@@ -172,11 +170,9 @@ def test_drop_duplicates_drops_conflicts_rows_only_as_exact_copies(tmp_path: Pat
     one, other = texts(1, "conflicts"), texts(1, "conflicts")
     other["review"] = other["review"].replace("serve", "suit")
     rows = [pair_row(one, score=0.9), pair_row(other, score=0.95), pair_row(one, score=0.9), row(1, "aligned", 0.99)]
-    layout = normalized_tables(tmp_path, a=rows)
-    close(layout, drop_duplicates=True)
+    layout = chosen(tmp_path, rows, drop_duplicates=True)
     assert outcomes(layout) == ["kept", "kept", "duplicate", "duplicate"]
-    assert entries(layout)[2]["reason"] == "exact copy of another row"
-    assert entries(layout)[2]["detail"] == "kept is a.jsonl, line 1"
+    assert why(layout, 2) == ("exact copy of another row", "kept is a.jsonl, line 1")
 
 
 def test_rejected_rows_keep_their_entry_when_the_ledger_is_closed(tmp_path: Path) -> None:
@@ -202,10 +198,10 @@ def test_closing_twice_decides_anew(tmp_path: Path) -> None:
 def test_a_ledger_of_other_rows_is_refused(tmp_path: Path) -> None:
     """A crash between two publications must not go unnoticed."""
     layout = normalized_tables(tmp_path, a=[row(1)])
-    ledger = layout.ledger.read_bytes(), (layout.ledger.parent / f"{layout.ledger.name}.manifest.json").read_bytes()
+    older = {path: path.read_bytes() for path in layout.ledger.parent.glob(f"{layout.ledger.name}*")}
     normalized_tables(tmp_path, a=[row(2)])
-    layout.ledger.write_bytes(ledger[0])
-    (layout.ledger.parent / f"{layout.ledger.name}.manifest.json").write_bytes(ledger[1])
+    for path, content in older.items():
+        path.write_bytes(content)
     with pytest.raises(UserError, match=r"opened for another normalized table\. Materialize"):
         close(layout)
 
