@@ -189,6 +189,26 @@ def test_a_corrected_case_changes_the_evaluation_and_nothing_else(layout: Layout
     assert [entry["outcome"] for entry in ledger if entry["file"] == "byhand.jsonl"] == ["held_out"]
 
 
+def test_a_case_that_stands_as_a_row_is_corrected_in_the_form_of_cases(layout: Layout) -> None:
+    """Its line alone; the others stay to the byte."""
+    lines = layout.eval_cases.read_text().splitlines()
+    number = next(number for number, line in enumerate(lines) if json.loads(line)["status"] == "aligned")
+    case = json.loads(lines[number])
+    answer = {"teacher_product_vision": case["reference_vision_yaml"]}
+    answer["teacher_product_owner_review"] = case["reference_review_yaml"]
+    asked = {name: case[name] for name in ("concept", "requirements_yaml", "tier")}
+    lines[number] = json.dumps({"concept_id": case["case_id"], **asked, **answer})
+    layout.eval_cases.write_text("".join(f"{line}\n" for line in lines))
+    assert disagreeing(layout) == case["case_id"]
+    collected(layout)
+    review = case["reference_review_yaml"].replace("status: aligned", "status: needs_adjustment")
+    edit(layout, case["case_id"], review=review, status="needs_adjustment")
+    assert land_corrections(layout).cases == [case["case_id"]]
+    after = layout.eval_cases.read_text().splitlines()
+    assert json.loads(after[number]) == {**case, "reference_review_yaml": review, "status": "needs_adjustment"}
+    assert [*after[:number], *after[number + 1 :]] == [*lines[:number], *lines[number + 1 :]]
+
+
 def test_all_faults_are_listed_and_nothing_is_taken(layout: Layout) -> None:
     """An invalid answer, a changed input, a status that contradicts its review, an unknown row."""
     case_id = disagreeing(layout)
