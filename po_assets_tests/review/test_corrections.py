@@ -18,7 +18,7 @@ from upath import UPath
 from po_assets.dag import stage_frames
 from po_assets.dataset.cases import EvalCase, read_eval_cases
 from po_assets.errors import UserError
-from po_assets.evaluation.answers import Answer
+from po_assets.evaluation.answering import Answer
 from po_assets.evaluation.scoring import score_answer
 from po_assets.product_owner import STATUSES, format_answer, read_status, score_product_owner
 from po_assets.review import review_file
