@@ -27,8 +27,7 @@ def faults_of_adapter(layout: Layout, folder: Path) -> list[str]:
     if manifest is None:
         return [f"{str(folder)!r} has no manifest.json, so that nobody can tell which adapter it is."]
     faults = [f"{problem}." for problem in [adapter_problem(folder)] if problem]
-    records = [read_gate(UPath(folder) / GATE_FILE), read_gate(gate_path(layout))]
-    record = next((one for one in records if one and one.sha256 == manifest.sha256), None)
+    record = _verdict(UPath(folder) / GATE_FILE, manifest.sha256) or _verdict(gate_path(layout), manifest.sha256)
     return faults + _gate_faults(record, "eval_report", f"adapter {manifest.sha256[:12]}")
 
 
@@ -43,16 +42,19 @@ def faults_of_export(folder: Path) -> list[str]:
         for name, digest in record["files"].items()
         if not (folder / name).is_file() or file_digest(folder / name) != digest
     ]
-    gate, parity = read_gate(UPath(folder) / GATE_FILE), read_gate(UPath(folder) / VERDICT)
-    if gate and gate.sha256 != record["adapter_digest"]:
-        gate = None
-    if parity and parity.sha256 != file_digest(folder / RECORD):
-        parity = None
+    gate = _verdict(UPath(folder) / GATE_FILE, record["adapter_digest"])
+    parity = _verdict(UPath(folder) / VERDICT, file_digest(folder / RECORD))
     return [
         *faults,
         *_gate_faults(gate, "eval_report", f"adapter {record['adapter_digest'][:12]}"),
         *_gate_faults(parity, "exported_student", "this export"),
     ]
+
+
+def _verdict(path: UPath, sha256: str) -> GateRecord | None:
+    """The record, if it is about these very files."""
+    record = read_gate(path)
+    return record if record and record.sha256 == sha256 else None
 
 
 def _gate_faults(record: GateRecord | None, asset: str, what: str) -> list[str]:

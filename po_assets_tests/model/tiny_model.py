@@ -1,11 +1,14 @@
-"""A Llama of 30,000 random weights with a byte-level chat tokenizer, for tests in which weights do not matter."""
+"""A Llama of 30,000 random weights with a byte-level chat tokenizer, and adapters that no training made."""
 
 import atexit
 import functools
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from po_assets.model import load_base_model
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -68,6 +71,21 @@ def make_tiny_tokenizer(folder: Path) -> Path:
     fast.chat_template = CHAT_TEMPLATE
     folder.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(folder)
+    return folder
+
+
+def random_adapter(base: Path, folder: Path, targets: Sequence[str], strength: float = 0.3) -> Path:
+    """An adapter with random matrices on these modules; a small strength changes next to nothing."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules=list(targets), task_type="CAUSAL_LM")
+    model = get_peft_model(load_base_model(base, "float32", device="cpu"), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=strength)
+    model.save_pretrained(folder)
     return folder
 
 

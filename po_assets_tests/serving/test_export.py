@@ -18,8 +18,7 @@ from po_assets.serving.export import export_student, modelfile
 from po_assets.serving.gguf_file import check_gguf, write_gguf
 from po_assets.serving.parity import ask_gguf, ask_model
 from po_assets.storage import Layout
-from po_assets_tests.model.tiny_model import edit_json, make_tiny_model
-from po_assets_tests.serving.random_adapter import random_adapter
+from po_assets_tests.model.tiny_model import edit_json, make_tiny_model, random_adapter
 
 TEXTS = ("Say hello.", "List three fruits, please!", "requirements:\n- id: FR001\n  text: naïve 123")
 PROMPTS = [[{"role": "user", "content": text}] for text in TEXTS]

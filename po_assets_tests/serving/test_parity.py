@@ -20,9 +20,8 @@ from po_assets.serving.assets import ExportSettings, exported_student, exported_
 from po_assets.serving.gguf_file import write_gguf
 from po_assets.serving.parity import Exported, Said, exported_checks, parity
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
-from po_assets_tests.model.tiny_model import CHAT_TEMPLATE, edit_json
+from po_assets_tests.model.tiny_model import CHAT_TEMPLATE, edit_json, random_adapter
 from po_assets_tests.sample_data.sample_rows import ARTIFACTS
-from po_assets_tests.serving.random_adapter import random_adapter
 
 SAMPLE = UPath(ARTIFACTS / "evaluation" / "po_eval_cases.jsonl")
 CASES = read_eval_cases(SAMPLE)[:5]
