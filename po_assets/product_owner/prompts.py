@@ -1,8 +1,8 @@
 """Prompts: the student's own, those of a team as templates, and the conversation that asks a teacher.
 
 One prompt serves training, baseline and use: the built-in one unless a team names its own (`dataset.settings`). It can
-be taken apart again, whatever its texts hold. Its template is what travels with an adapter; here `build_prompt` writes
-it, faster. What a teacher has to be told, and the student learns from rows, is `teacher.txt`. The prompts of others are
+be taken apart again, whatever its texts hold. Its template is what travels with an adapter; `build_prompt` writes the
+same here. What a teacher has to be told, and the student learns from rows, is `teacher.txt`. The prompts of others are
 read by `prompt_parts`.
 """
 
