@@ -186,11 +186,9 @@ class TrainingSettings(Settings):
         settings = super().effective()
         if self.num_workers == 1:  # the sum of several workers rounds differently
             del settings["num_workers"]
-        for name in ("pack_tokens", "deterministic"):  # adapters made before there were such settings stay valid
+        for name in ("pack_tokens", "deterministic", "prompt_mix"):  # adapters made before there were such stay valid
             if not settings[name]:
                 del settings[name]
         if not self.validation_share:
             del settings["validation_share"], settings["keep_best"]
-        if not self.prompt_mix:
-            del settings["prompt_mix"]
         return settings | {"model": {**self.base_model.identity(), "max_length": self.base_model.max_length}}

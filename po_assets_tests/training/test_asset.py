@@ -1,7 +1,9 @@
 """The asset and its checks through Dagster: what people see when it goes well, and what each check says when it does not."""
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +12,11 @@ import dagster as dg
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 from upath import UPath
 
 from po_assets.dag import Artifacts, JsonlIOManager, Tracking
 from po_assets.dataset.settings import PromptSettings
-from po_assets.errors import UserError
 from po_assets.model import BaseModel
 from po_assets.storage import Layout, file_digest, read_manifest, write_manifest
 from po_assets.training import checks
@@ -30,39 +32,31 @@ def supervised_dataset() -> None:
     """Only stands for the real one in the graph; its file is already there."""
 
 
-def _run(
-    layout: Layout, selection: dg.AssetSelection, settings: dict[str, Any], tracking: Tracking | None = None
+def materialize(
+    layout: Layout, selection: dg.AssetSelection | None = None, **settings: Any
 ) -> dg.ExecuteInProcessResult:
+    """The adapter with its checks, or what else is selected."""
     artifacts = Artifacts(root=str(layout.root))
     base_model = BaseModel(base_model=str(layout.root / "tiny"))
+    recipe = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4} | settings
     return dg.materialize(
         [supervised_dataset, lora_adapter, lora_adapter_checks],
-        selection=selection,
+        selection=selection or dg.AssetSelection.assets(lora_adapter),
         resources={
             "artifacts": artifacts,
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "prompt": PromptSettings(),
-            "recipe": TrainingSettings(base_model=base_model, precision="float32", **settings),
-            "tracking": tracking or Tracking(),
+            "recipe": TrainingSettings(base_model=base_model, precision="float32", **recipe),
+            "tracking": Tracking(),
         },
         raise_on_error=False,
     )
 
 
-def materialize(layout: Layout, tracking: Tracking | None = None, **settings: Any) -> dg.ExecuteInProcessResult:
-    recipe = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "epochs": 2.0, "gradient_accumulation": 4} | settings
-    return _run(layout, dg.AssetSelection.assets(lora_adapter), recipe, tracking)
-
-
-def run_checks(layout: Layout, **settings: Any) -> dict[str, dg.AssetCheckEvaluation]:
+def run_checks(layout: Layout) -> dict[str, dg.AssetCheckEvaluation]:
     """The checks alone, on the adapter as it stands."""
-    result = _run(layout, dg.AssetSelection.checks_for_assets(lora_adapter), settings)
+    result = materialize(layout, dg.AssetSelection.checks_for_assets(lora_adapter))
     return {e.check_name: e for e in result.get_asset_check_evaluations()}
-
-
-def failure(result: dg.ExecuteInProcessResult) -> str:
-    (event,) = result.get_step_failure_events()
-    return str(event.step_failure_data.user_failure_data.description)
 
 
 class Finished(NamedTuple):
@@ -147,26 +141,21 @@ def test_nothing_new_is_unchanged_with_the_same_data_version(finished: Finished)
     assert second.metadata["steps"].value == 6
 
 
-def test_a_failed_gate_stops_training_with_the_reason(layout: Layout):
+@pytest.mark.parametrize(
+    ("pairs", "passed", "said"),
+    [
+        ([("a", "b")], False, "did not pass its gate. schema: 2 of 12 rows are in a wrong form."),
+        ([], True, "supervised_dataset is empty"),
+    ],
+    ids=["a failed gate", "an empty dataset"],
+)
+def test_data_that_cannot_be_trained_on_stops_the_run_with_the_reason(
+    layout: Layout, pairs: list[tuple[str, str]], passed: bool, said: str
+):
     """The run's page shows one sentence and the way out, and nothing is retried."""
-    write_supervised(layout, [("a", "b")], passed=False)
-    result = materialize(layout)
-    assert not result.success
-    assert "did not pass its gate. schema: 2 of 12 rows are in a wrong form." in failure(result)
-
-
-def test_every_wrong_setting_is_named_in_one_failure(layout: Layout):
-    """As many attempts as there are faults would be too many."""
-    with pytest.raises(UserError) as raised:
-        materialize(layout, rank=0, dropout=2.0, scheduler="cosin")
-    for part in ("3 wrong settings", "rank is 0", "dropout is 2.0", "scheduler is 'cosin'"):
-        assert part in str(raised.value)
-
-
-def test_an_empty_dataset_is_refused(layout: Layout):
-    """No rows, no student."""
-    write_supervised(layout, [])
-    assert "supervised_dataset is empty" in failure(materialize(layout))
+    write_supervised(layout, pairs, passed=passed)
+    (event,) = materialize(layout).get_step_failure_events()
+    assert said in str(event.step_failure_data.user_failure_data.description)
 
 
 def rewrite_weights(layout: Layout, change: Any, *, honest: bool = True) -> None:
@@ -180,21 +169,70 @@ def rewrite_weights(layout: Layout, change: Any, *, honest: bool = True) -> None
         write_manifest(layout.adapter, manifest)
 
 
-def test_loads_fails_without_an_adapter(layout: Layout):
-    """The message says where there is none and what to do."""
-    loads = run_checks(layout)["loads"]
-    assert not loads.passed
-    assert "no finished adapter" in str(loads.description)
-    assert "**What to do:** Materialize lora_adapter again." in str(loads.description)
+def without_adapter(layout: Layout) -> None:
+    shutil.rmtree(str(layout.adapter))
 
 
-def test_loads_fails_on_a_damaged_file(trained: Layout):
-    """Bytes that are not those of the manifest are not loaded at all."""
-    rewrite_weights(trained, lambda tensors: {k: v + 1 for k, v in tensors.items()}, honest=False)
-    loads = run_checks(trained)["loads"]
-    assert not loads.passed
-    assert "adapter_model.safetensors" in str(loads.description)
-    assert "changed or damaged" in str(loads.description)
+def damaged(layout: Layout) -> None:
+    rewrite_weights(layout, lambda tensors: {k: v + 1 for k, v in tensors.items()}, honest=False)
+
+
+def with_another_base(layout: Layout) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=259, **sizes)).save_pretrained(layout.root / "tiny")
+
+
+def untrained(layout: Layout) -> None:
+    """B matrices of zeros are a valid adapter that does nothing: the evaluation would measure the base model."""
+    rewrite_weights(layout, lambda t: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()})
+
+
+def rewrite_losses(layout: Layout, losses: list[float]) -> None:
+    path = layout.adapter / "training_log.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(json.dumps(r | {"loss": loss}) for r, loss in zip(records, losses, strict=True)))
+
+
+def with_rising_loss(layout: Layout) -> None:
+    rewrite_losses(layout, [1.0, 1.1, 1.2, 1.2, 1.3, 1.4])
+
+
+def with_broken_loss(layout: Layout) -> None:
+    rewrite_losses(layout, [2.0, 1.0, math.nan, 0.9, 0.9, 0.8])
+
+
+def with_other_rows(layout: Layout) -> None:
+    """The check would otherwise judge rows that were never trained on."""
+    write_supervised(layout, [("other", "rows")])
+
+
+NO_CHANGE = "by 0.0000 nats per token (at least 0.001 wanted)"
+RISING = "The loss did not fall: 1.000 in the first quarter, 1.400 in the last."
+NOT_FINITE = "not finite in 1 of 6 steps, first in step 3"
+
+
+@pytest.mark.parametrize(
+    ("harm", "failing", "said"),
+    [
+        (without_adapter, ["loads"], ["no finished adapter", "**What to do:** Materialize lora_adapter again."]),
+        (damaged, ["loads"], ["adapter_model.safetensors", "changed or damaged"]),
+        (with_another_base, ["loads", "changes_the_model"], ["does not load onto"]),
+        (untrained, ["changes_the_model"], [NO_CHANGE, "untrained or not in effect"]),
+        (with_rising_loss, ["training_is_sane"], [RISING, "Lower learning_rate"]),
+        (with_broken_loss, ["training_is_sane"], [NOT_FINITE, "Lower learning_rate"]),
+        (with_other_rows, ["training_is_sane"], ["supervised dataset changed since"]),
+    ],
+)
+def test_what_is_wrong_fails_its_check_in_words(
+    trained: Layout, harm: Callable[[Layout], None], failing: list[str], said: list[str]
+):
+    """Not in a stack trace, and with what to do."""
+    harm(trained)
+    found = run_checks(trained)
+    assert found["loads"].passed is ("loads" not in failing)
+    for name in failing:
+        assert not found[name].passed
+        assert [part for part in said if part not in str(found[name].description)] == []
 
 
 def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -203,7 +241,7 @@ def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def with_nan(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     name = min(tensors)
-    return tensors | {name: torch.full_like(tensors[name], float("nan"))}
+    return tensors | {name: torch.full_like(tensors[name], math.nan)}
 
 
 @pytest.mark.parametrize(("change", "fault"), [(without_one, "missing"), (with_nan, "not finite")])
@@ -217,63 +255,17 @@ def test_loads_fails_on_missing_and_on_broken_matrices(trained: Layout, change: 
     assert record.data["fault"] == fault
 
 
-def test_loads_fails_on_another_base_model(trained: Layout):
-    """Shapes that do not fit are said in words, not in a stack trace."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    ).save_pretrained(trained.root / "tiny")
-    found = run_checks(trained)
-    assert not found["loads"].passed
-    assert "does not load onto" in str(found["loads"].description)
-    assert not found["changes_the_model"].passed
-
-
 def test_a_gpu_without_room_is_not_taken_for_a_wrong_adapter(trained: Layout, monkeypatch: pytest.MonkeyPatch):
     """It says nothing about the adapter, which another training would make again."""
 
     def no_room(*_arguments: object, **_options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("po_assets.training.checks.load_base_model", no_room)
+    monkeypatch.setattr(checks, "load_base_model", no_room)
     loads = run_checks(trained)["loads"]
     assert not loads.passed
     assert "Memory ran out while the adapter was loaded" in str(loads.description)
     assert "the adapter stays in place" in str(loads.description)
-
-
-def test_changes_the_model_fails_on_an_untrained_adapter(trained: Layout):
-    """B matrices of zeros are a valid adapter that does nothing: the evaluation would measure the base model."""
-    rewrite_weights(trained, lambda t: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()})
-    found = run_checks(trained)
-    assert found["loads"].passed
-    assert not found["changes_the_model"].passed
-    assert "by 0.0000 nats per token (at least 0.001 wanted)" in str(found["changes_the_model"].description)
-    assert "untrained or not in effect" in str(found["changes_the_model"].description)
-
-
-def rewrite_losses(layout: Layout, losses: list[float]) -> None:
-    path = layout.adapter / "training_log.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [json.dumps(record | {"loss": loss}) for record, loss in zip(records, losses, strict=True)]
-    path.write_text("\n".join(lines))
-
-
-@pytest.mark.parametrize(
-    ("losses", "expected"),
-    [
-        ([1.0, 1.1, 1.2, 1.2, 1.3, 1.4], "The loss did not fall: 1.000 in the first quarter, 1.400 in the last."),
-        ([2.0, 1.0, float("nan"), 0.9, 0.9, 0.8], "not finite in 1 of 6 steps, first in step 3"),
-    ],
-)
-def test_training_is_sane_fails_on_losses_that_are_not(trained: Layout, losses: list[float], expected: str):
-    """A rising and a broken loss, with advice on the learning rate."""
-    rewrite_losses(trained, losses)
-    sane = run_checks(trained)["training_is_sane"]
-    assert not sane.passed
-    assert expected in str(sane.description)
-    assert "Lower learning_rate" in str(sane.description)
 
 
 def test_training_is_sane_shows_a_row_with_what_is_trained_marked(trained: Layout):
@@ -288,36 +280,24 @@ def test_training_is_sane_shows_a_row_with_what_is_trained_marked(trained: Layou
     assert "**Trained (" in str(sane.metadata["sample_row"].value)
 
 
-def test_training_is_sane_fails_when_the_data_changed_afterwards(trained: Layout):
-    """It would otherwise judge rows that were never trained on."""
-    write_supervised(trained, [("other", "rows")])
-    sane = run_checks(trained)["training_is_sane"]
-    assert not sane.passed
-    assert "supervised dataset changed since" in str(sane.description)
-
-
-class Mislabelled(TokenizedRow):
-    """A row that is trained on the wrong tokens."""
-
-    def __init__(self, row: TokenizedRow, weights: list[float]) -> None:
-        super().__init__(row.ids, row.prompt_length)
-        object.__setattr__(self, "_weights", weights)
-
-    @property
-    def token_weights(self) -> list[float]:
-        """The wrong ones."""
-        return list(self._weights)
-
-
 EOS = 9
 GOOD = TokenizedRow((1, 2, 3, 4, EOS), prompt_length=3)
+
+
+def mislabelled(weights: list[float]) -> TokenizedRow:
+    """`GOOD`, trained on the wrong tokens."""
+
+    class Mislabelled(TokenizedRow):
+        token_weights = weights
+
+    return Mislabelled(GOOD.ids, GOOD.prompt_length)
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (Mislabelled(GOOD, [0, 0, 1, 1, 1]), "a prompt token is trained"),
-        (Mislabelled(GOOD, [0, 0, 0, 1, 0]), "an answer token is not trained"),
+        (mislabelled([0, 0, 1, 1, 1]), "a prompt token is trained"),
+        (mislabelled([0, 0, 0, 1, 0]), "an answer token is not trained"),
         (TokenizedRow((1, 2, 3, 4, 5), 3), "it does not end in a trained end-of-sequence token"),
         (TokenizedRow((1, 2, 3), 3), "it does not end in a trained end-of-sequence token"),
         (TokenizedRow((1, 2, EOS, 4, EOS), 2), "an end-of-sequence token stands inside the answer"),

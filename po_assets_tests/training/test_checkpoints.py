@@ -1,6 +1,5 @@
 import errno
 import functools
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ from po_assets.storage.files import POINTER
 from po_assets.training import checkpoints as checkpoints_module
 from po_assets.training import training
 from po_assets.training.checkpoints import KEPT, Checkpoint, CheckpointStore, StepRecord
-from po_assets.training.training import Trained
-from po_assets_tests.training.tiny_training import FULL_DISK, OVERFITTING, UNLIKE_PAIRS, run_training
+from po_assets_tests.training.tiny_training import FULL_DISK, OVERFITTING, UNLIKE_PAIRS, Run, run_training, tiny_rows
 
 
 class Interrupted(BaseException):
     """Stands for whatever ends a process in the middle."""
 
 
-def store(folder: Path, digest: str = "this") -> tuple[CheckpointStore, list[str]]:
+def store(folder: Path | UPath, digest: str = "this") -> tuple[CheckpointStore, list[str]]:
     lines: list[str] = []
     return CheckpointStore(folder, digest, lines.append), lines
 
@@ -44,32 +42,36 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @functools.cache
-def uninterrupted(tiny: Path, *, fast: bool, overfitting: bool) -> tuple[Trained, dict[str, Any]]:
+def uninterrupted(tiny: Path, *, fast: bool, overfitting: bool) -> Run:
     """What the same training comes to, whose end does not depend on where others stop."""
-    more = OVERFITTING if overfitting else {}
-    return run_training(tiny, fast_path=fast, dropout=0.1, pairs=UNLIKE_PAIRS, checkpoint_seconds=0.0, **more)
+    return train(tiny, fast=fast, overfitting=overfitting)
+
+
+def train(tiny: Path, checkpoints: CheckpointStore | None = None, *, fast: bool, overfitting: bool) -> Run:
+    settings = {"fast_path": fast, "dropout": 0.1, "checkpoint_seconds": 0.0, **(OVERFITTING if overfitting else {})}
+    return run_training(tiny, checkpoints, tiny_rows(tiny, UNLIKE_PAIRS), **settings)
 
 
 @pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize(("step", "more"), [(1, {}), (3, {}), (5, {}), (2, OVERFITTING), (9, OVERFITTING)])
+@pytest.mark.parametrize(("step", "overfitting"), [(1, False), (3, False), (5, False), (2, True), (9, True)])
 def test_a_resumed_run_equals_an_uninterrupted_one(  # noqa: PLR0917
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, more: dict[str, Any], fast: bool
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, overfitting: bool, fast: bool
 ):
     """Matrices to the last bit, losses, and with `keep_best` the same step's matrices, wherever it stopped."""
-    settings = {"checkpoint_seconds": 0.0, "fast_path": fast, "dropout": 0.1, "pairs": UNLIKE_PAIRS, **more}
-    whole, expected = uninterrupted(tiny, fast=fast, overfitting=bool(more))
+    whole = uninterrupted(tiny, fast=fast, overfitting=overfitting)
     with monkeypatch.context() as patch:
         stop_after(step, patch)
         with pytest.raises(Interrupted):
-            run_training(tiny, store(tmp_path)[0], **settings)
+            train(tiny, store(tmp_path)[0], fast=fast, overfitting=overfitting)
     checkpoints, lines = store(tmp_path)
-    resumed, matrices = run_training(tiny, checkpoints, **settings)
-    assert resumed.resumed_at == step
+    resumed = train(tiny, checkpoints, fast=fast, overfitting=overfitting)
+    assert resumed.trained.resumed_at == step
     assert f"Resuming after step {step}" in lines[0]
-    assert [(r.loss, r.validation_loss) for r in resumed.log] == [(r.loss, r.validation_loss) for r in whole.log]
-    assert resumed.published_step == whole.published_step
-    assert (whole.published_step < len(whole.log)) is bool(more)
-    assert all(torch.equal(matrices[name], expected[name]) for name in expected)
+    losses, expected = ([(r.loss, r.validation_loss) for r in run.trained.log] for run in (resumed, whole))
+    assert losses == expected
+    assert resumed.trained.published_step == whole.trained.published_step
+    assert (whole.trained.published_step < len(whole.trained.log)) is overfitting
+    assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
 
 
 def test_a_restored_state_lies_in_memory_like_one_that_was_never_stored(
@@ -88,10 +90,16 @@ def test_a_restored_state_lies_in_memory_like_one_that_was_never_stored(
         with pytest.raises(Interrupted):
             run_training(tiny, store(tmp_path)[0], checkpoint_seconds=0.0)
     monkeypatch.setattr(torch.optim, "AdamW", Seen)
-    assert run_training(tiny, store(tmp_path)[0], checkpoint_seconds=0.0)[0].resumed_at == 2
+    assert run_training(tiny, store(tmp_path)[0], checkpoint_seconds=0.0).trained.resumed_at == 2
     (optimizer,) = made
     places = [tensor.data_ptr() % 64 for state in optimizer.state.values() for tensor in state.values()]
     assert places == [0] * len(places)
+
+
+def newest(checkpoints: CheckpointStore) -> Checkpoint:
+    latest = checkpoints.latest()
+    assert latest is not None
+    return latest
 
 
 def test_the_newest_whole_checkpoint_is_used(tmp_path: Path):
@@ -99,23 +107,20 @@ def test_the_newest_whole_checkpoint_is_used(tmp_path: Path):
     checkpoints, _ = store(tmp_path)
     for step in (1, 2):
         checkpoints.save(checkpoint(step))
-    latest = checkpoints.latest()
-    assert latest is not None
+    latest = newest(checkpoints)
     assert latest.step == 2
     assert latest.tensors["parameter.a"].tolist() == [2.0, 2.0, 2.0]
     assert latest.log == checkpoint(2).log
 
 
 def damage_tensor(folder: Path) -> None:
-    content = bytearray((folder / "state.safetensors").read_bytes())
-    content[-1] ^= 1
-    (folder / "state.safetensors").write_bytes(bytes(content))
+    path = folder / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
 
 
 def other_digest(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["inputs"]["training"] = "another"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"training": "this"', '"training": "another"'))
 
 
 @pytest.mark.parametrize(
@@ -134,9 +139,7 @@ def test_a_checkpoint_that_cannot_be_trusted_is_reported_and_passed_over(tmp_pat
     for step in (1, 2):
         checkpoints.save(checkpoint(step))
     harm(tmp_path / "step-000002")
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert latest.step == 1
+    assert newest(checkpoints).step == 1
     assert lines[0] == f"Not used: checkpoint step-000002, since {reason}."
     assert "Resuming after step 1" in lines[1]
 
@@ -160,6 +163,15 @@ def test_old_checkpoints_go_and_foreign_ones_stay(tmp_path: Path):
     assert KEPT == 2
 
 
+def refuse(target: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what writes checkpoints raise the error."""
+
+    def refused(*_args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(target, refused)
+
+
 @pytest.mark.parametrize("error", FULL_DISK)
 def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -167,26 +179,16 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
     """It is reported with what to do; the checkpoint before it stays usable."""
     checkpoints, lines = store(tmp_path)
     checkpoints.save(checkpoint(1))
-
-    def full(*_args: object) -> None:
-        raise error
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    refuse("safetensors.torch.save_file", error, monkeypatch)
     checkpoints.save(checkpoint(2))
     assert "The disk is full: no checkpoint of step 2" in lines[-1]
     assert "free some space" in lines[-1]
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert latest.step == 1
+    assert newest(checkpoints).step == 1
 
 
 def test_other_write_errors_are_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A folder without permission is no full disk."""
-
-    def denied(*_args: object) -> None:
-        raise PermissionError(errno.EACCES, "denied")
-
-    monkeypatch.setattr("safetensors.torch.save_file", denied)
+    refuse("safetensors.torch.save_file", PermissionError(errno.EACCES, "denied"), monkeypatch)
     with pytest.raises(PermissionError):
         store(tmp_path)[0].save(checkpoint(1))
 
@@ -222,8 +224,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         checkpoints.save(checkpoint(2), beside=True)
         go_on.set()
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
-    found = checkpoints.latest()
-    assert found is not None
+    found = newest(checkpoints)
     assert found.tensors["parameter.a"].tolist() == [1.0, 1.0, 1.0]
     assert len(found.log) == 1
 
@@ -232,11 +233,7 @@ def test_what_stops_a_checkpoint_beside_the_training_stops_the_training(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """An error in the thread is not lost."""
-
-    def broken(*_args: object) -> None:
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(checkpoints_module, "write_manifest", broken)
+    refuse("po_assets.training.checkpoints.write_manifest", PermissionError("read-only"), monkeypatch)
     with pytest.raises(PermissionError, match="read-only"):
         run_training(tiny, store(tmp_path)[0], checkpoint_seconds=1e-9)
 
@@ -244,16 +241,11 @@ def test_what_stops_a_checkpoint_beside_the_training_stops_the_training(
 def test_checkpoints_live_in_an_object_store_too():
     """A store without renames: the pointer, uploaded last, is what makes a checkpoint whole."""
     folder = UPath("memory://po-test/checkpoints")
-    lines: list[str] = []
-    checkpoints = CheckpointStore(folder, "this", lines.append)
+    checkpoints, _ = store(folder)
     for step in (1, 2, 3):
         checkpoints.save(checkpoint(step))
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert latest.step == 3
+    assert newest(checkpoints).step == 3
     (folder / "step-000003" / POINTER).unlink()
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert latest.step == 2
+    assert newest(checkpoints).step == 2
     checkpoints.clear()
     assert checkpoints.latest() is None

@@ -25,6 +25,20 @@ def start(root: Path, moment: str = "", at: int = 1, **options: bool) -> BasePro
     return started(crash_driver.make, root, moment, at, **options)
 
 
+def killed(root: Path, moment: str, at: int = 1, **options: bool) -> None:
+    """A training that kills itself then."""
+    process = start(root, moment, at, **options)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def finished(root: Path, **options: bool) -> None:
+    """A training, or the rest of one, that comes to its end."""
+    process = start(root, **options)
+    process.join(120)
+    assert process.exitcode == 0
+
+
 def differences(layout: Layout, expected: "Trained") -> list[str]:
     """The files that differ in a byte from those of an uninterrupted training; of matrices which, and by how much at most."""
     folders = (expected.models / layout.adapter.name, layout.adapter)
@@ -82,9 +96,7 @@ def best(place: Layout, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 def uninterrupted(place: Layout, kept: Path, **options: bool) -> Trained:
     root = Path(str(place.root))
-    process = start(root, **options)
-    process.join(120)
-    assert process.exitcode == 0
+    finished(root, **options)
     models = shutil.copytree(root / "models", kept / "models")
     return Trained(read_manifest(place.adapter), models)
 
@@ -114,13 +126,9 @@ def test_killed_training_resumes_to_the_same_adapter(
 ):
     """Killed there, no adapter is visible; run again, it goes on from the last whole checkpoint."""
     root = Path(str(layout.root))
-    killed = start(root, moment, at)
-    killed.join(120)
-    assert killed.exitcode == -signal.SIGKILL
+    killed(root, moment, at)
     assert not layout.adapter.exists()
-    again = start(root)
-    again.join(120)
-    assert again.exitcode == 0
+    finished(root)
     assert f"resumed at {resumed}\n" in log(root)
     assert differences(layout, expected) == []
     assert adapter_problem(layout.adapter) is None
@@ -135,13 +143,9 @@ def test_killed_training_keeps_its_choice_of_the_best(layout: Layout, best: Trai
     """The step of the lowest validation loss lies before the kill; its matrices are published all the same."""
     root = Path(str(layout.root))
     write_supervised(layout, UNLIKE_PAIRS)
-    killed = start(root, moment, at, best=True)
-    killed.join(120)
-    assert killed.exitcode == -signal.SIGKILL
+    killed(root, moment, at, best=True)
     assert not layout.adapter.exists()
-    again = start(root, best=True)
-    again.join(120)
-    assert again.exitcode == 0
+    finished(root, best=True)
     made = read_manifest(layout.adapter)
     assert made
     assert best.manifest
@@ -152,11 +156,8 @@ def test_killed_training_keeps_its_choice_of_the_best(layout: Layout, best: Trai
 def test_killed_after_publication_nothing_is_trained_again(layout: Layout, expected: Trained):
     """The adapter is whole; the next run sees that and only tidies up."""
     root = Path(str(layout.root))
-    killed = start(root, "after the adapter is published")
-    killed.join(120)
-    assert killed.exitcode == -signal.SIGKILL
-    again = start(root)
-    again.join(120)
+    killed(root, "after the adapter is published")
+    finished(root)
     assert "done, unchanged=True" in log(root)
     assert differences(layout, expected) == []
     assert list(layout.checkpoints.iterdir()) == []
@@ -191,9 +192,7 @@ def test_killed_again_and_again_at_random_times(layout: Layout, expected: Traine
         process.join(60)
         if layout.adapter.exists():
             assert adapter_problem(layout.adapter) is None
-    last = start(root)
-    last.join(120)
-    assert last.exitcode == 0
+    finished(root)
     assert differences(layout, expected) == []
 
 
@@ -214,8 +213,6 @@ def test_a_killed_retraining_leaves_the_previous_adapter(
     before = read_manifest(layout.adapter)
     assert before
     write_supervised(layout, PAIRS[::-1])
-    killed = start(root, moment)
-    killed.join(120)
-    assert killed.exitcode == -signal.SIGKILL
+    killed(root, moment)
     assert (read_manifest(layout.adapter) != before) is replaced
     assert adapter_problem(layout.adapter) is None

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from po_assets.errors import UserError
 from po_assets_tests.processes import started
 from po_assets_tests.training import worker_driver
-from po_assets_tests.training.tiny_training import make_recipe, run_training
+from po_assets_tests.training.tiny_training import run_training
 
 # The workers' sums are added in another order than one worker's: float32 rounds each to 6e-8 of its size, which Adam's
 # division by the root of the squared gradient makes more of with every step. Measured here: 2e-7 after 6 steps.
@@ -37,7 +36,7 @@ def train_with(workers: int, base: Path, out: Path, **settings: Any) -> list[dic
 )
 def test_two_workers_have_the_loss_curve_of_one(tiny: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     """Gradient accumulation is split among them, and the rows held out; dropout falls on the same places."""
-    one, _ = run_training(tiny, **settings)
+    one = run_training(tiny, **settings).trained
     first, second = train_with(2, tiny, tmp_path, **settings)
     assert first["log"] == second["log"]
     expected = [(record.loss, record.grad_norm, record.validation_loss) for record in one.log]
@@ -56,24 +55,3 @@ def test_workers_at_different_steps_are_found_out(tiny: Path, tmp_path: Path) ->
     assert train_with(2, tiny, tmp_path, rows="differ") == []
     for rank in range(2):
         assert "OutOfStepError: The workers are not at the same step" in (tmp_path / f"error-{rank}.txt").read_text()
-
-
-@pytest.mark.parametrize(
-    ("num_workers", "said"),
-    [
-        (3, r"num_workers is 3; it must divide gradient_accumulation \(4\), so that all have the same work"),
-        (0, "num_workers is 0; it must be at least 1"),
-        (2.0, "num_workers is 2.0; it must be a whole number"),
-    ],
-)
-def test_workers_that_cannot_share_the_work_are_refused(num_workers: Any, said: str) -> None:
-    """With the numbers."""
-    with pytest.raises(UserError, match=said):
-        make_recipe(num_workers=num_workers, gradient_accumulation=4)
-
-
-def test_the_number_of_workers_is_part_of_the_digest_only_above_one() -> None:
-    """Their sum rounds differently, so that their checkpoints are not one worker's; adapters made before stay valid."""
-    one, two = (make_recipe(num_workers=workers).effective() for workers in (1, 2))
-    assert "num_workers" not in one
-    assert two == one | {"num_workers": 2}

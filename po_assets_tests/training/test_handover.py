@@ -13,17 +13,14 @@ from po_assets.model import BaseModel, load_tokenizer
 from po_assets.product_owner import build_prompt
 from po_assets.product_owner.prompts import BUILT_IN
 from po_assets.storage import Layout
-from po_assets.text import Progress
 from po_assets.training.handover import base_reference
-from po_assets.training.student import make_student
-from po_assets_tests.training.tiny_training import PAIRS, make_recipe, tiny_recipe
+from po_assets_tests.training.tiny_training import make_recipe, publish
 
 
 @pytest.fixture
 def adapter(layout: Layout) -> Path:
     """A published adapter."""
-    recipe = tiny_recipe(Path(str(layout.root)) / "tiny")
-    return Path(make_student(layout, PAIRS, recipe, Progress(lambda _line: None)).folder)
+    return Path(publish(layout)[0].folder)
 
 
 @pytest.mark.parametrize(

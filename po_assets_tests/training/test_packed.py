@@ -9,33 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from po_assets.model import packed as packing
 from po_assets.training.adapter import add_adapter, trainable
 from po_assets.training.gradients import PlainEngine, StepRow, make_engine, packed
 from po_assets.training.memory import PACK_TOKENS, activation_bytes, free_bytes, plan_passes
 from po_assets.training.rows import TokenizedRow
-from po_assets_tests.training.test_fast_path import SIZES
+from po_assets_tests.training.test_fast_path import FAMILIES, SIZES, assert_gradients, random_rows, student_of
 from po_assets_tests.training.tiny_training import make_recipe
 
-FAMILIES = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
-    "mistral with a window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)),
-}
 GIB = 2**30
 QWEN_7B = {
     "hidden_size": 3584,
@@ -46,24 +29,9 @@ QWEN_7B = {
 }
 
 
-def student_of(family: str) -> Any:
-    torch.manual_seed(3)
-    recipe = make_recipe(rank=4, dropout=0.0)
-    student = add_adapter(FAMILIES[family]().eval(), recipe, Path("base"))
-    for name, parameter in trainable(student).items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return student
-
-
 def some_rows() -> list[StepRow]:
     """Of the last, tokens count differently, and one not at all."""
-    lengths = [(60, 20), (7, 3), (33, 32), (41, 36)]
-    weights = [(), (), (), (0.5, 3.0, 0.0, 1.0, 2.0)]
-    return [
-        StepRow(TokenizedRow(tuple(torch.randint(0, 97, (n,)).tolist()), p, w), 1)
-        for (n, p), w in zip(lengths, weights, strict=True)
-    ]
+    return random_rows((60, 20), (7, 3), (33, 32), (41, 36), weights=(0.5, 3.0, 0.0, 1.0, 2.0))
 
 
 def by_the_model(student: Any, rows: list[StepRow]) -> tuple[float, list[torch.Tensor]]:
@@ -91,8 +59,7 @@ def test_loss_and_gradients_equal_those_row_by_row(family: str, *, checkpointing
         parameters = list(trainable(student).values())
         engine = PlainEngine(student, parameters, "asked for", 60, pack_tokens=tokens, checkpointing=checkpointing)
         assert engine.compute(rows) == pytest.approx(expected_loss, rel=1e-6)
-        for parameter, reference in zip(parameters, expected, strict=True):
-            assert (parameter.grad - reference).norm() <= 1e-5 * reference.norm()
+        assert_gradients(student, expected, 1e-5)
         assert engine.measure([item.row for item in rows]) == pytest.approx(expected_loss, rel=1e-6)
     assert student.get_base_model().config._attn_implementation == before
 
@@ -107,8 +74,7 @@ def test_other_models_go_row_by_row(tmp_path: Path) -> None:
     engine = make_engine(student, parameters, pack_tokens=1_000)
     assert "one row a pass, since the model type 'gpt2' is none of llama" in engine.description
     assert engine.compute(rows) == pytest.approx(expected_loss, rel=1e-6)
-    for parameter, reference in zip(parameters, expected, strict=True):
-        assert (parameter.grad - reference).norm() <= 1e-5 * reference.norm()
+    assert_gradients(student, expected, 1e-5)
 
 
 def test_passes_hold_as_many_rows_as_fit() -> None:

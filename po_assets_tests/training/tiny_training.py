@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from upath import UPath
@@ -13,9 +13,10 @@ from upath import UPath
 from po_assets.model import BaseModel, ChatTemplate, load_base_model, load_tokenizer
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
 from po_assets.text import Progress
-from po_assets.training.adapter import add_adapter, trainable
-from po_assets.training.rows import TokenizedRow, tokenize_rows
+from po_assets.training.adapter import add_adapter
+from po_assets.training.rows import Prompts, TokenizedRow, tokenize_rows
 from po_assets.training.settings import TrainingSettings
+from po_assets.training.student import Student, make_student
 from po_assets.training.training import Trained, train
 from po_assets_tests.model.tiny_model import make_tiny_model
 
@@ -54,15 +55,38 @@ def tiny_student(folder: Path, recipe: TrainingSettings) -> Any:
     return add_adapter(load_base_model(folder, recipe.precision, device="cpu"), recipe, folder)
 
 
-def run_training(
-    folder: Path, checkpoints: Any = None, pairs: list[tuple[str, str]] = PAIRS, **settings: Any
-) -> tuple[Trained, dict[str, Any]]:
-    """Train and return the result with the trained matrices."""
+class Run(NamedTuple):
+    """A training that is done: what came out, the model with its matrices, what was said and observed."""
+
+    trained: Trained
+    model: Any
+    said: list[str]
+    observed: list[dict[str, float]]
+
+    @property
+    def losses(self) -> list[float]:
+        """Of each step."""
+        return [record.loss for record in self.trained.log]
+
+
+def run_training(folder: Path, checkpoints: Any = None, rows: list[TokenizedRow] | None = None, **settings: Any) -> Run:
+    """Train the tiny model, on the rows of `PAIRS` unless others are given."""
     recipe = tiny_recipe(folder, **settings)
     model = tiny_student(folder, recipe)
-    lines: list[str] = []
-    trained = train(model, tiny_rows(folder, pairs), recipe, Progress(lines.append), checkpoints=checkpoints)
-    return trained, {name: p.detach().clone() for name, p in trainable(model).items()}
+    said: list[str] = []
+    observed: list[dict[str, float]] = []
+    progress = Progress(said.append, observed.append)
+    trained = train(model, rows or tiny_rows(folder), recipe, progress, checkpoints=checkpoints)
+    return Run(trained, model, said, observed)
+
+
+def publish(
+    layout: Layout, pairs: list[tuple[str, str]] = PAIRS, prompts: Prompts | None = None, **settings: Any
+) -> tuple[Student, list[str]]:
+    """The student made from the supervised dataset of `make_artifacts`, and what was said."""
+    said: list[str] = []
+    recipe = tiny_recipe(Path(str(layout.root)) / "tiny", **settings)
+    return make_student(layout, pairs, recipe, Progress(said.append), prompts or Prompts()), said
 
 
 def make_artifacts(root: Path) -> Layout:

@@ -8,8 +8,9 @@ import torch
 import transformers  # noqa: F401
 
 from po_assets.text import Progress
+from po_assets.training.adapter import trainable
 from po_assets.training.training import train
-from po_assets_tests.training.tiny_training import tiny_recipe, tiny_rows, tiny_student, trainable
+from po_assets_tests.training.tiny_training import tiny_recipe, tiny_rows, tiny_student
 
 
 def work(rank: int, workers: int, base: Path, out: Path, settings: dict[str, Any]) -> None:
