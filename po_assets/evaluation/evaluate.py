@@ -65,10 +65,7 @@ def answer_with_baseline(
     cases: Sequence[EvalCase], layout: Layout, spec: BaseModel, decoding: Decoding, log: Log
 ) -> list[ScoredAnswer]:
     """The base model's scored answers."""
-    if not decoding.address:
-        require_hardware(spec)
-    folder = ensure_base_model(spec, layout)
-    digest = _model_digest(folder, spec)
+    folder, digest = _base_model(spec, layout, decoding)
     cache = AnswerCache(layout.answer_cache, digest_of([digest, computed_in()]), decoding.fingerprint())
 
     def load() -> AnsweringModel | ServedModel:
@@ -97,10 +94,7 @@ def evaluate_student(
         UserError: there is no adapter, it is damaged or was trained on another base model or prompt, or the baseline
             was made with other cases, prompt, decoding or base model.
     """
-    if not decoding.address:
-        require_hardware(spec)
-    folder = ensure_base_model(spec, layout)
-    base_digest = _model_digest(folder, spec)
+    folder, base_digest = _base_model(spec, layout, decoding)
     baseline = read_scored(layout.baseline_answers)
     refuse_other_baseline(baseline, cases, decoding, base_digest, layout)
 
@@ -223,8 +217,12 @@ def _adapter_snapshot(layout: Layout, base_digest: str) -> Iterator[tuple[Path, 
         yield copy, manifest.sha256
 
 
-def _model_digest(folder: Path, spec: BaseModel) -> str:
-    return digest_of([base_model_digest(folder), decide_quantization(spec)[0]])
+def _base_model(spec: BaseModel, layout: Layout, decoding: Decoding) -> tuple[Path, str]:
+    """Its folder, and the digest of what answers; this machine must be fit for it, unless a server answers."""
+    if not decoding.address:
+        require_hardware(spec)
+    folder = ensure_base_model(spec, layout)
+    return folder, digest_of([base_model_digest(folder), decide_quantization(spec)[0]])
 
 
 # Answers made elsewhere
