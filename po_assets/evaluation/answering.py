@@ -1,8 +1,8 @@
 """What answers: the base model or the student, loaded with its chat format, or a model of an OpenAI-compatible server.
 
-Which questions it gets belongs to `answers`; how tokens are chosen to `generate`. A server, such as vLLM with LoRA, is
-for large sets of cases; its name for the student holds the adapter's digest, so that no other adapter's answers are
-taken for it.
+A question and an answer are the same for both; which questions are asked belongs to `answers`, how tokens are chosen to
+`generate`. A server, such as vLLM with LoRA, is for large sets of cases; its name for the student holds the adapter's
+digest, so that no other adapter's answers are taken for it.
 """
 
 import hashlib

@@ -40,7 +40,7 @@ class Precision:
         """The same as a torch type."""
         import torch
 
-        return cast("torch.dtype", getattr(torch, self.dtype))
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[self.dtype]
 
 
 def best_device() -> Literal["cuda", "cpu"]:

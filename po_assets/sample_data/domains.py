@@ -1,7 +1,7 @@
 """The authored material that sample rows are made from, and the few tools to draw from it and to write English.
 
 The material itself is YAML: trades (products, needs, requirements, exclusions) under `domains/training`,
-`domains/lessons` (of which no sample row is made, `training.lessons`) and `domains/evaluation`; sentence forms in
+`domains/lessons` (of which no sample row is made, `training.evidence`) and `domains/evaluation`; sentence forms in
 `forms.yaml`. How a case is drawn belongs to `scenario`.
 
 Draws need nothing but `Random.random`: three times faster than `choice`, `sample` and `choices`, which matters where

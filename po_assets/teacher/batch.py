@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from po_assets.product_owner.prompts import teacher_messages
-from po_assets.teacher.client import BYTES_PER_TOKEN, Fault, TeacherClient, answered, now
+from po_assets.teacher.client import BYTES_PER_TOKEN, Fault, TeacherClient, answered, timestamp
 from po_assets.teacher.journal import Attempt, Journal
 from po_assets.teacher.outcomes import REMINDER, Scored, next_kind, score_attempt, settle
 from po_assets.teacher.payloads import Payload
@@ -312,7 +312,7 @@ class Batch:
                     key=payload.key,
                     kind=kind,
                     **asdict(payload),
-                    sent_at=now(),
+                    sent_at=timestamp(),
                     max_output_tokens=completion,
                     prompt_tokens=prompt,
                     completion_tokens=completion,

@@ -277,7 +277,7 @@ def answered(attempt: Attempt, reply: Reply, seconds: float) -> Attempt:
         usage = usage[0], min(written, usage[1])
     return replace(
         attempt,
-        answered_at=now(),
+        answered_at=timestamp(),
         seconds=round(seconds, 3),
         text=_storable(reply.text),
         finish_reason=_storable(reply.finish_reason),
@@ -297,6 +297,6 @@ def _storable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def now() -> str:
+def timestamp() -> str:
     """The time, as the journal has it."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

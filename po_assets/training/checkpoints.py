@@ -147,21 +147,21 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Remove all checkpoints and what interrupted writes left: the training they served is published."""
-        for path in self._found():
+        for path in self._contents():
             _remove(path)
 
     def drop_leftovers(self) -> None:
         """Remove half-written folders of a killed run. Only for the holder of the training lock."""
-        for path in self._found():
+        for path in self._contents():
             if not path.name.startswith(_PREFIX):
                 self._report(f"Removed {path.name}, which an interrupted run left half-written.")
                 _remove(path)
 
-    def _found(self) -> list[UPath]:
+    def _contents(self) -> list[UPath]:
         return list(self._folder.iterdir()) if self._folder.exists() else []
 
     def _steps(self) -> list[UPath]:
-        return sorted((p for p in self._found() if p.name.startswith(_PREFIX)), key=lambda p: p.name)
+        return sorted((p for p in self._contents() if p.name.startswith(_PREFIX)), key=lambda p: p.name)
 
     def _mine(self) -> list[UPath]:
         manifests = [(path, read_manifest(path)) for path in self._steps()]

@@ -332,11 +332,13 @@ class DataParallelEngine(GradientEngine):
         import torch
         import torch.distributed as group
 
-        # Dealt out by length, so that the workers finish together; the last step may have fewer rows than workers.
+        # Dealt out by length, so that the workers finish together.
         mine = sorted(rows, key=lambda item: -len(item.row.ids))[self._rank :: self._workers]
         weight = sum(item.row.weight for item in mine) / sum(item.row.weight for item in rows)
-        loss = self._inner.compute(mine) if mine else 0.0
-        if not mine:
+        if mine:
+            loss = self._inner.compute(mine)
+        else:  # the last step may have fewer rows than there are workers
+            loss = 0.0
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]

@@ -180,7 +180,7 @@ def mixed(
     seed: int,
     fits: Callable[[Example], bool],
 ) -> MixedRows:
-    """The (prompt, response) pairs, of which each consumer's prompt gets about `share`.
+    """The (prompt, response) pairs, about `share` under each consumer's prompt, so that the student holds there too.
 
     All answers to one question are shown under one prompt. A row that does not fit under its new prompt, or in whose
     prompt the question cannot be found, stays under the own one.

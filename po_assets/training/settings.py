@@ -186,7 +186,8 @@ class TrainingSettings(Settings):
         settings = super().effective()
         if self.num_workers == 1:  # the sum of several workers rounds differently
             del settings["num_workers"]
-        for name in ("pack_tokens", "deterministic", "prompt_mix"):  # adapters made before there were such stay valid
+        # Adapters made before there were such settings stay valid.
+        for name in ("pack_tokens", "deterministic", "prompt_mix"):
             if not settings[name]:
                 del settings[name]
         if not self.validation_share:
