@@ -208,7 +208,7 @@ def test_observing_makes_stale_only_what_has_changed(scene: Scene) -> None:
         ({"decoding": {"max_new_tokens": 9}}, {"baseline_report", "eval_report"}, set()),
         ({"decoding": {"free_cases": 1}}, {"eval_report"}, set()),
     ],
-    ids=str,
+    ids=["min_score", "max_rejected_share", "rank", "workers", "max_new_tokens", "free_cases"],
 )
 def test_a_changed_setting_makes_exactly_what_depends_on_it_stale(
     finished: Workplace, change: dict[str, Any], own: set[str], below: set[str]
