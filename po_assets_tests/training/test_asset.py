@@ -33,7 +33,7 @@ def supervised_dataset() -> None:
 
 
 def materialize(
-    layout: Layout, selection: dg.AssetSelection | None = None, **settings: Any
+    layout: Layout, tracking: Tracking | None = None, *, selection: dg.AssetSelection | None = None, **settings: Any
 ) -> dg.ExecuteInProcessResult:
     """The adapter with its checks, or what else is selected."""
     artifacts = Artifacts(root=str(layout.root))
@@ -47,7 +47,7 @@ def materialize(
             "io_manager": JsonlIOManager(artifacts=artifacts),
             "prompt": PromptSettings(),
             "recipe": TrainingSettings(base_model=base_model, precision="float32", **recipe),
-            "tracking": Tracking(),
+            "tracking": tracking or Tracking(),
         },
         raise_on_error=False,
     )
@@ -55,7 +55,7 @@ def materialize(
 
 def run_checks(layout: Layout) -> dict[str, dg.AssetCheckEvaluation]:
     """The checks alone, on the adapter as it stands."""
-    result = materialize(layout, dg.AssetSelection.checks_for_assets(lora_adapter))
+    result = materialize(layout, selection=dg.AssetSelection.checks_for_assets(lora_adapter))
     return {e.check_name: e for e in result.get_asset_check_evaluations()}
 
 
