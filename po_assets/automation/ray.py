@@ -62,7 +62,7 @@ class _StepHandler(RayStepHandler):  # type: ignore[misc] # dagster-ray has no t
     """dagster-ray's handler; each step gets the run's settings, and those that say nothing of GPUs see none."""
 
     def __init__(self, given: RayStepHandler) -> None:
-        super().__init__(**vars(given))
+        super().__init__(**vars(given))  # it keeps what it was given under the same names
         self._settings = [*PASSED_ON, *given.env_vars]
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:

@@ -102,7 +102,10 @@ class _Index:
         self._smallest = min((size for size in self._sizes.values() if size >= _TELLING_SEQUENCES), default=0)
 
     def nearest(self, sequences: Sequences, threshold: float) -> Overlap | None:
-        """The most similar text at or above the threshold, else the one that is held as a whole, else None."""
+        """The most similar text at or above the threshold, else the one that is held as a whole, else None.
+
+        `case_id` is the text's name.
+        """
         shared = sequences & self._all
         # Texts of one length that are just similar enough hold this share of each other.
         held = 2 * threshold / (1 + threshold)

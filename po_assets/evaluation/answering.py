@@ -123,7 +123,7 @@ class AnsweringModel:
             max_new_tokens=question.max_new_tokens,
         )
 
-    def answers(
+    def complete(
         self, batch: "Sequence[Request]", decoding: Decoding, on_step: Callable[[int], None] = lambda _rows: None
     ) -> Iterator[Answer]:
         """The answers to one batch as they are finished; `on_step` as in `generate.complete_batch`."""

@@ -196,7 +196,7 @@ def _given(
     requests = [answering.request(question, decoding) for question in questions]
     for batch in batches_by_length(requests, decoding.batch_size):
         meter.longest = 0
-        yield from answering.answers(batch, decoding, meter.step)
+        yield from answering.complete(batch, decoding, meter.step)
 
 
 def tokens_left(mean: float, *, running: int, written: int, waiting: int) -> float:

@@ -250,7 +250,7 @@ def own_verdicts(
         requests.append(Request(case.prompt, ids, constraint))
     greedy = decoding.with_values(temperature=0.0, retries=0)
     for batch in batches_by_length(requests, decoding.batch_size):
-        yield from answering.answers(batch, greedy)
+        yield from answering.complete(batch, greedy)
 
 
 def verdict_of(answer: Answer | None) -> str:

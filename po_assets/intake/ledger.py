@@ -245,6 +245,9 @@ def balance(layout: Layout, *, closed: bool = False) -> Balance:
 
     The ledger must name every landed line once, in landing order; the order makes one pass in constant memory enough.
     A closed one has decided about every row, and calls as many kept as there are training rows.
+
+    Raises:
+        UserError: there is no complete snapshot.
     """
     sources, outcomes = sources_of(layout.raw), OutcomeCounts()
     known = {outcome.value for outcome in Outcome}

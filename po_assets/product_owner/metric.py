@@ -115,7 +115,7 @@ def _schema(vision: dict[Any, Any], review: dict[Any, Any], alignment: dict[Any,
     of_review = [
         (accepted, f"the review's status is none of {', '.join(_ACCEPTED_STATUSES)}"),
         (bool(as_list(review.get("summary"))), "the review's summary must be a list with an item"),
-        (review.get("requirements_alignment") in (None, alignment), "requirements_alignment must be a mapping"),
+        (isinstance(review.get("requirements_alignment"), dict | None), "requirements_alignment must be a mapping"),
         *((isinstance(alignment.get(key), list), _no_list(key)) for key in ALIGNMENT_KEYS),
         (bool(as_list(review.get("recommended_actions"))), "recommended_actions must be a list with an item"),
         (_length(review.get("narrative")) >= 40, "narrative must be text of 40 characters or more"),

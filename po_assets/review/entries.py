@@ -15,8 +15,6 @@ from upath import UPath
 
 from po_assets.dag import Artifacts
 from po_assets.errors import UserError
-from po_assets.intake.lines import Line, Reason, Rejected
-from po_assets.intake.normalization import normalize
 from po_assets.storage import Layout, replace_file
 from po_assets.text import first_upper, say
 
@@ -89,19 +87,6 @@ def put_aside(path: UPath) -> None:
 def plain(text: str) -> str:
     """A text without the white space at the ends of its lines, which block scalars do not keep."""
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-
-def as_landed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The normalized row that this row becomes when it has landed: who pays for an answer, or corrects one, asks first.
-
-    Raises:
-        Rejected: it would be rejected; its detail says why.
-    """
-    try:
-        line = orjson.dumps(row)
-    except TypeError:  # orjson's word for half a surrogate pair
-        raise Rejected(Reason.NOT_UTF8, "it holds half of a character, which no UTF-8 file can hold") from None
-    return normalize(Line("", 1, line, len(line))).row
 
 
 def land_lines(path: UPath, lines: Iterable[bytes]) -> bool:

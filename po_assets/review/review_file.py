@@ -16,11 +16,10 @@ from upath import UPath
 from po_assets.dataset.cases import COLUMNS, EvalCase, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.intake.lines import Rejected
-from po_assets.intake.normalization import REPLACES
+from po_assets.intake.normalization import REPLACES, as_landed
 from po_assets.product_owner.contract import MIN_SCORE
 from po_assets.review.entries import (
     add_actions,
-    as_landed,
     land_lines,
     land_new_file,
     plain,
@@ -47,7 +46,7 @@ _HEADER = """\
 """
 RIGHT = "right"
 """The verdict on an answer that needs no correction."""
-PARTS = ("concept", "requirements", "vision", "review")
+_PARTS = ("concept", "requirements", "vision", "review")
 _APPROVED_KEYS = ("candidate", "id", "answer")
 
 Kind = Literal["teacher_row", "evaluation_case"]
@@ -157,7 +156,7 @@ def read_review_file(path: UPath) -> list[Entry]:
         Entry(
             kind=entry["candidate"],
             identifier=str(entry["id"]),
-            **{part: entry[part] for part in PARTS},
+            **{part: entry[part] for part in _PARTS},
             status=_word(entry, "status"),
             verdict=_word(entry, "verdict"),
         )
@@ -169,7 +168,7 @@ def _faults(number: int, entry: object) -> list[str]:
     if not isinstance(entry, dict):
         return [f"entry {number} must be a mapping, got {str(entry)[:40]!r}"]
     name, verdict = f"entry {number} ({entry.get('id', 'no id')})", _word(entry, "verdict")
-    faults = [f"{name} must have a {part} that is text" for part in PARTS if not isinstance(entry.get(part), str)]
+    faults = [f"{name} must have a {part} that is text" for part in _PARTS if not isinstance(entry.get(part), str)]
     if entry.get("candidate") not in KINDS:
         faults.append(f"{name} is a candidate of kind {entry.get('candidate')!r}")
     if verdict not in ("", RIGHT):

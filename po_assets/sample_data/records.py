@@ -219,7 +219,7 @@ def _first_generation(draw: _Draw) -> Iterator[dict[str, Any]]:
 def _rows(
     draw: _Draw, wanted: Iterable[tuple[Status, bool]], record_format: RecordFormat, name: str
 ) -> Iterator[dict[str, Any]]:
-    """A row of a case of its own for each status, and whether the score is low."""
+    """Rows of cases that no other row has, one for each of `wanted`: a status, and whether the score is low."""
     for index, (status, low) in enumerate(wanted, start=1):
         yield as_record(answer_case(draw.rng, draw.case(status), low=low), record_format, name.format(index))
 

@@ -109,7 +109,7 @@ def draw_case(
     Without `regions` it plays in one of the training regions. `domains` are also those of which another's requirements
     may come instead.
     """
-    drawn: Status = pick_weighted(rng, _STATUS_WEIGHTS) if status is None else status
+    drawn_status: Status = pick_weighted(rng, _STATUS_WEIGHTS) if status is None else status
     drawn_tier: Tier = pick_weighted(rng, _TIER_WEIGHTS) if tier is None else tier
     regions = regions or forms()["regions"]["training"]
     domain = domain or pick(rng, domains)
@@ -122,7 +122,7 @@ def draw_case(
     users = (first, second)
     exclusion = pick(rng, domain.exclusions)
     patterns: tuple[Pattern, ...] = ("violated_non_goal", "scope_mismatch")
-    pattern: Pattern = pick(rng, patterns) if drawn == "conflicts" else "none"
+    pattern: Pattern = pick(rng, patterns) if drawn_status == "conflicts" else "none"
 
     source, subject = domain, product
     if pattern == "scope_mismatch":
@@ -131,7 +131,7 @@ def draw_case(
         lines = _serve(rng, pick_some(rng, source.needs, len(needs)), plan.functional, foreign=True)
         missing: tuple[Need, ...] = needs
     else:
-        missing = _missing(rng, needs, plan.functional) if drawn == "needs_adjustment" else ()
+        missing = _missing(rng, needs, plan.functional) if drawn_status == "needs_adjustment" else ()
         breaches: Sequence[str] = ()
         if pattern == "violated_non_goal":
             # A third of the violations are double, as far as the exclusion has two.
@@ -153,7 +153,7 @@ def draw_case(
     return Scenario(
         domain=domain,
         tier=drawn_tier,
-        status=drawn,
+        status=drawn_status,
         pattern=pattern,
         product=product,
         subject=subject,

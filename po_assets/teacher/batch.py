@@ -27,7 +27,7 @@ LONGEST_ASKED_WAIT_SECONDS = 300.0
 """A server that asks to wait longer has a quota of hours or days: the batch ends and goes on when it is run again."""
 FAILED_IN_A_ROW = 10
 """So many payloads without an answer, one after the other, are an outage."""
-WINDOW_SECONDS = 60.0
+_WINDOW_SECONDS = 60.0
 """Over which rates are limited."""
 _MESSAGE_TOKENS = 20
 """Around each message, by the chat template."""
@@ -128,7 +128,7 @@ class RateLimiter:
 
     def _wait(self, tokens: int) -> float:
         now = self._clock()
-        while self._window and self._window[0].at <= now - WINDOW_SECONDS:
+        while self._window and self._window[0].at <= now - _WINDOW_SECONDS:
             self._window.popleft()
         wait = self._held_until - now
         if not self._window:  # a request larger than a whole minute's tokens goes alone
@@ -137,7 +137,7 @@ class RateLimiter:
         used = sum(counted.tokens for counted in self._window) if self._tokens is not None else 0
         if full or (self._tokens is not None and used + tokens > self._tokens):
             # As soon as the oldest leaves the window, or sooner when a request turns out smaller than reserved.
-            wait = max(wait, min(self._window[0].at + WINDOW_SECONDS - now, 1.0 if not full else WINDOW_SECONDS))
+            wait = max(wait, min(self._window[0].at + _WINDOW_SECONDS - now, 1.0 if not full else _WINDOW_SECONDS))
         return wait
 
 

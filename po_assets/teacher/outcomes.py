@@ -10,8 +10,8 @@ from enum import StrEnum
 from typing import Any
 
 from po_assets.intake.lines import Rejected
+from po_assets.intake.normalization import as_landed
 from po_assets.product_owner import ParsedAnswer, parse_answer, score_product_owner, validate_answer
-from po_assets.review.entries import as_landed
 from po_assets.teacher.journal import Attempt
 from po_assets.teacher.settings import TeacherLLM
 
