@@ -1,8 +1,8 @@
 """What the checks of supervised_dataset look at, found out again from the bytes of the files.
 
-It is training rows, not normalized ones, so that a fault of the stages before cannot hide itself. What
-a row holds and what the files say of each other stands here; what it means, and what to do about it, in `checks`; an
-overlap is found by `holdout`.
+It is training rows, not normalized ones, so that a fault of the stages before cannot hide itself. What a
+row holds, and how the files agree, stands here; what it means, and what to do about it, in `checks`; an overlap is
+found by `holdout`.
 """
 
 import re
