@@ -132,6 +132,7 @@ def test_what_fails_says_the_cases_the_numbers_and_the_next_step(
     assert [text for text in said if text not in check_description(found)] == []
     shown = list(found.rows[: len(rows)])
     assert [row | wanted for row, wanted in zip(shown, rows, strict=True)] == shown
+    assert name not in {"valid_answers", "status_accuracy"} or len(found.rows) == len(rows)  # the wrong ones alone
     assert record(sides(**given)).passed == (name not in SCORES)
 
 
@@ -182,6 +183,14 @@ def test_cases_without_a_right_status_are_counted_and_left_out() -> None:
     assert "Right were none: no case has a right status" in verdicts(none)["status_accuracy"].summary
     assert "whether it judges is not known: no case has a right status" in record(none).context["sentence"]
     assert record(none).passed
+
+
+def test_the_interval_of_the_difference_is_told_as_numbers() -> None:
+    """As much scatter as this leaves the margin between its ends."""
+    scatter = [0.05, -0.05] * 20
+    given = sides([0.85 + by for by in scatter], [0.85 - by for by in scatter])
+    numbers = verdicts(given)["non_inferiority"].numbers
+    assert numbers["interval low"] < -0.03 < numbers["interval high"]
 
 
 def test_a_profile_of_ones_own_has_its_thresholds_and_stands_in_the_record() -> None:

@@ -89,14 +89,17 @@ def test_a_file_that_is_no_set_of_answers_is_refused(
 
 
 def test_the_answers_table_gives_the_report_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its lines are the unit of truth: no model is needed. What is null there counts as absent."""
+    """Its lines are the unit of truth: no model is needed. What is null there counts as absent.
+
+    Where no folder is given, the report stands beside the evaluation's own.
+    """
     lines = [json.dumps({"case_id": r["case_id"], "text": GOOD, "tokens": 7, "seconds": None}) for r in good()]
     (folder / "po_student_answers.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "before.json").write_text(json.dumps(good()))
     answers, baseline = str(folder / "po_student_answers.jsonl"), str(folder / "before.json")
-    main(["rescore", answers, "--baseline", baseline, "--output", str(folder / "out")])
+    main(["rescore", answers, "--baseline", baseline])
     assert "mean_score" in capsys.readouterr().out
-    report = json.loads((folder / "out" / "po_rescored_report.json").read_text())
+    report = json.loads((folder / "evaluation" / "po_rescored_report.json").read_text())
     assert len(report["cases"]) == 40
 
 

@@ -136,7 +136,10 @@ def test_reasoning_is_never_the_answer(marks: tuple[str, str], way: str) -> None
 def test_what_only_looks_like_reasoning_stays(text: str) -> None:
     """A mark in the middle of a line that is never closed is spoken of, not used."""
     assert strip_reasoning(text) == (text, False)
-    # Decoded without special tokens, gpt-oss loses the channel marks.
+
+
+def test_a_lost_channel_mark_still_ends_the_analysis() -> None:
+    """Decoded without special tokens, gpt-oss writes `analysis…assistantfinal…`."""
     assert strip_reasoning(f"analysisWe draft.{DRAFT}assistantfinal{ANSWER}") == (ANSWER, True)
 
 

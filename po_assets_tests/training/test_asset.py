@@ -177,6 +177,11 @@ def damaged(layout: Layout) -> None:
     rewrite_weights(layout, lambda tensors: {k: v + 1 for k, v in tensors.items()}, honest=False)
 
 
+def reconfigured(layout: Layout) -> None:
+    path = layout.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 2}))
+
+
 def with_another_base(layout: Layout) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=259, **sizes)).save_pretrained(layout.root / "tiny")
@@ -216,6 +221,7 @@ NOT_FINITE = "not finite in 1 of 6 steps, first in step 3"
     [
         (without_adapter, ["loads"], ["no finished adapter", "**What to do:** Materialize lora_adapter again."]),
         (damaged, ["loads"], ["adapter_model.safetensors", "changed or damaged"]),
+        (reconfigured, ["loads"], ["adapter_config.json", "changed or damaged"]),
         (with_another_base, ["loads", "changes_the_model"], ["does not load onto"]),
         (untrained, ["changes_the_model"], [NO_CHANGE, "untrained or not in effect"]),
         (with_rising_loss, ["training_is_sane"], [RISING, "Lower learning_rate"]),
