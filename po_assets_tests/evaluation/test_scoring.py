@@ -43,6 +43,8 @@ def test_a_review_that_is_no_yaml_says_so_first() -> None:
     answer = scored(case(), GOOD.replace("status: aligned", "status: aligned: yes"))
     assert answer.total == pytest.approx(0.375, abs=0.03)
     assert answer.problems[0].startswith("the REVIEW did not parse as YAML")
+    assert (answer.valid, answer.status) == (False, None)
+    assert answer.invalid_reason.startswith("the REVIEW does not parse as YAML: line 4, column 16")
 
 
 def test_ids_that_the_case_does_not_have_are_named() -> None:

@@ -9,6 +9,7 @@ import pytest
 from upath import UPath
 
 from po_assets.errors import UserError
+from po_assets.intake.landing import list_landing
 from po_assets.storage import Layout
 from po_assets.teacher import batch as batch_module
 from po_assets.teacher.run import working_folder, write_ledger
@@ -41,6 +42,7 @@ def test_good_answers_land_as_one_file_with_their_origin(scene: Scene) -> None:
         report = scene.run(llm(server.url))
     ((name, rows),) = scene.landed.items()
     assert name == report.landed_file
+    assert [path.name for path in list_landing(scene.layout.incoming).files] == [name]  # the graph takes it in
     assert [row["concept_id"] for row in rows] == [f"P-{n:03d}" for n in range(1, 7)]
     first = rows[0]
     assert (first["concept"], first["tier"]) == (payload(1).concept, "simple")
