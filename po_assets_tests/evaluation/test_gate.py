@@ -187,7 +187,7 @@ def test_cases_without_a_right_status_are_counted_and_left_out() -> None:
 
 def test_the_interval_of_the_difference_is_told_as_numbers() -> None:
     """As much scatter as this leaves the margin between its ends."""
-    scatter = [0.05, -0.05] * 20
+    scatter = [0.06, -0.06] * 20
     given = sides([0.85 + by for by in scatter], [0.85 - by for by in scatter])
     numbers = verdicts(given)["non_inferiority"].numbers
     assert numbers["interval low"] < -0.03 < numbers["interval high"]
