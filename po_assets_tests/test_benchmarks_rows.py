@@ -23,6 +23,6 @@ def test_a_row_that_went_through_datasets_is_the_training_row_that_ours_is() -> 
 def test_our_way_runs_with_all_its_resources(tmp_path: Path) -> None:
     """As `make bench` starts it."""
     with rows._folder(tmp_path) as folder:
-        land(folder / "incoming", 60)
+        land(folder / "incoming", 300)
         stages = rows.materialize(folder, len, keep_all=True)  # type: ignore[arg-type]
     assert {"raw_teacher", "normalized_teacher", "supervised_dataset", "supervised_dataset_checks"} <= set(stages)

@@ -140,9 +140,10 @@ def test_a_run_waits_for_another_on_the_same_artifacts(place: Workplace) -> None
     left.mkdir(parents=True)
     os.utime(left, (0, 0))
     with lock(UPath(place.root / LOCK)):
-        run, ended = start(place, *MATERIALIZE), start(place, *MATERIALIZE)
+        run = start(place, *MATERIALIZE)
         said = read_until(run, "Waiting until it ends")
         assert f"Another run writes to {place.root} right now" in said
+        ended = start(place, *MATERIALIZE)  # now that the history is there: two at once would both make it
         read_until(ended, "Waiting until it ends")
         ended.terminate()
         ended.communicate(timeout=30)
