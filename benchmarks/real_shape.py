@@ -23,7 +23,7 @@ import yaml
 
 from po_assets.product_owner import build_prompt, format_answer, score_product_owner
 from po_assets.product_owner.contract import MAX_NARRATIVE_WORDS
-from po_assets.product_owner.prompts import AGENT
+from po_assets.product_owner.templates import AGENT
 from po_assets.sample_data.answers import Shape, write_review, write_vision
 from po_assets.sample_data.domains import (
     Purpose,

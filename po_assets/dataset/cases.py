@@ -21,7 +21,7 @@ from po_assets.intake.normalization import holds_anything, input_digest
 from po_assets.intake.record import TeacherRecord
 from po_assets.product_owner import STATUSES, read_alignment, read_status, read_yaml, requirement_entries
 from po_assets.product_owner.documents import canonical_status, with_status
-from po_assets.product_owner.prompts import BUILT_IN, Prompt
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import open_buffered
 from po_assets.text import amount
 

@@ -21,7 +21,7 @@ from po_assets.intake.checks import TableEvidence
 from po_assets.intake.ledger import CLOSED_BY, Balance, Outcome, balance
 from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import ParsedAnswer, PromptParts, parse_answer, read_status, read_yaml, split_prompt
-from po_assets.product_owner.prompts import Prompt
+from po_assets.product_owner.templates import Prompt
 from po_assets.storage import open_buffered, read_manifest, read_rows
 
 _VISION_SECTION = re.compile(r"(?:```yaml )?VISION:?\s*", re.IGNORECASE)

@@ -28,7 +28,7 @@ from po_assets.intake.ledger import CLOSED_BY, Outcome, OutcomeCounts
 from po_assets.intake.normalization import REPLACES
 from po_assets.model import BaseModel, ChatTemplate, ensure_tokenizer, load_tokenizer
 from po_assets.product_owner import format_answer
-from po_assets.product_owner.prompts import BUILT_IN, Prompt
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import Layout, LineWriter, StagedTable, open_buffered, read_manifest, read_rows
 from po_assets.storage.tables import published_lines, stage_lines
 from po_assets.storage.workers import group, map_blocks

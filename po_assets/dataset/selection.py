@@ -18,7 +18,7 @@ from po_assets.dataset.holdout import KINDS, HoldOut
 from po_assets.intake.ledger import Outcome
 from po_assets.intake.normalization import content_digest, replaced_record
 from po_assets.intake.record import EXISTING_VISION
-from po_assets.product_owner.prompts import BUILT_IN, Prompt
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 
 SCORE_COLUMN = {"declared": "score", "metric": "metric_score"}
 """The normalized rows' column, by the setting `score_source`."""

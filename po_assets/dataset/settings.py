@@ -16,7 +16,7 @@ from po_assets.dag.settings import Settings
 from po_assets.errors import UserError
 from po_assets.intake.assets import IntakeSettings
 from po_assets.product_owner.contract import MIN_SCORE
-from po_assets.product_owner.prompts import BUILT_IN, KNOWN, Prompt, read_prompt
+from po_assets.product_owner.templates import BUILT_IN, KNOWN, Prompt, read_prompt
 from po_assets.storage import digest_of
 
 ScoreSource = Literal["declared", "metric"]

@@ -14,7 +14,7 @@ from po_assets.dataset.cases import EvalCase
 from po_assets.errors import UserError
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.statistics import PairedDifference, Summary, paired_difference, summarize
-from po_assets.product_owner.prompts import Prompt
+from po_assets.product_owner.templates import Prompt
 from po_assets.storage import replace_file
 from po_assets.text import amount
 

@@ -40,7 +40,7 @@ from po_assets.evaluation.scoring import ScoredAnswer, read_scored, score_answer
 from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, base_model_digest, decide_quantization, ensure_base_model, require_hardware
 from po_assets.product_owner import format_answer
-from po_assets.product_owner.prompts import BUILT_IN, Prompt
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import Layout, digest_of, file_digest, local_copy, read_manifest
 from po_assets.text import say, shown
 from po_assets.training.handover import travelled_prompt

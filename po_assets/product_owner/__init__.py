@@ -2,7 +2,7 @@
 
 Plain text in, plain values out. Nothing here knows Dagster, files, models or training, and the rest of the package
 asks here instead of knowing the role itself. What several stages ask for is named here; the rest is imported from its
-module: `contract` holds the constants, `prompts` the prompts of teams, `grammar` what steers decoding.
+module: `contract` holds the constants, `templates` the prompts as files, `grammar` what steers decoding.
 """
 
 from po_assets.product_owner.answer import ParsedAnswer, format_answer, in_order, parse_answer, validate_answer

@@ -31,7 +31,7 @@ from po_assets.model import (
 )
 from po_assets.product_owner import requirement_entries, split_prompt
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
-from po_assets.product_owner.prompts import BUILT_IN, Prompt
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import Layout, directory_digest, local_copy, published_directory, read_manifest, recorded_digest
 from po_assets.training.handover import travelled_prompt
 from po_assets.training.student import adapter_problem

@@ -29,7 +29,7 @@ from typing import Any
 from po_assets.product_owner import cited_ids, format_answer, in_order, parse_answer, read_alignment, read_yaml
 from po_assets.product_owner.contract import ALIGNMENT_KEYS, REQUIREMENT_SECTIONS, REVIEW, REVIEW_ORDER
 from po_assets.product_owner.documents import requirement_entries, stated_exclusion, stated_needs, write_yaml
-from po_assets.product_owner.prompts import Prompt
+from po_assets.product_owner.templates import Prompt
 from po_assets.sample_data.answers import draw_shape, write_vision
 from po_assets.sample_data.domains import Domain, Exclusion, forms, load_domains
 from po_assets.sample_data.scenario import Requirement, Scenario, Status, draw_case, worded

@@ -18,7 +18,7 @@ from po_assets.errors import UserError
 from po_assets.model import EMBEDDED_MODEL, BaseModel, ChatTemplate, base_model_digest
 from po_assets.product_owner import PROMPT_VERSION, contract
 from po_assets.product_owner.grammar import answer_grammar
-from po_assets.product_owner.prompts import BUILT_IN, VARIABLES, Prompt
+from po_assets.product_owner.templates import BUILT_IN, VARIABLES, Prompt
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from po_assets.errors import UserError
 from po_assets.model import ChatTemplate
-from po_assets.product_owner.prompts import BUILT_IN, Prompt
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.sample_data.domains import Domain
 from po_assets.storage import digest_of
 from po_assets.text import amount

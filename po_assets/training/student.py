@@ -32,7 +32,7 @@ from po_assets.model import (
     load_tokenizer,
     require_hardware,
 )
-from po_assets.product_owner.prompts import BUILT_IN, Prompt
+from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import (
     Layout,
     LockedError,

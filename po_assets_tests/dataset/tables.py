@@ -20,7 +20,7 @@ from po_assets.dataset.settings import PromptSettings, SelectionSettings
 from po_assets.intake.assets import normalized_teacher, raw_teacher
 from po_assets.intake.checks import teacher_checks
 from po_assets.model import BaseModel
-from po_assets.product_owner.prompts import Prompt
+from po_assets.product_owner.templates import Prompt
 from po_assets.storage import Layout, read_rows
 from po_assets_tests.intake.landed_rows import land, materialize, take_in, teacher_row
 from po_assets_tests.product_owner.documents_text import REVIEW, VISION

@@ -11,7 +11,7 @@ from po_assets.dataset.publication import token_budget
 from po_assets.dataset.settings import PromptSettings
 from po_assets.errors import UserError
 from po_assets.model import BaseModel
-from po_assets.product_owner.prompts import AGENT, BUILT_IN
+from po_assets.product_owner.templates import AGENT, BUILT_IN
 from po_assets.storage import read_manifest, read_rows
 from po_assets_tests.dataset.tables import GOOD, run
 from po_assets_tests.intake.landed_rows import land

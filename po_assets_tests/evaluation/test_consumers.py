@@ -17,7 +17,7 @@ from po_assets.evaluation.gate import _card_section, judge
 from po_assets.evaluation.report import build_report, render_html
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.evaluation.settings import GateProfile
-from po_assets.product_owner.prompts import AGENT, read_prompt
+from po_assets.product_owner.templates import AGENT, read_prompt
 from po_assets_tests.evaluation.scenes import both_sides, cases, scored
 
 SHORT = read_prompt("Idea:\n{{ concept }}\n\nSpec:\n{{ requirements_yaml }}", "short")

@@ -12,7 +12,7 @@ from po_assets.intake.formats import FORMATS
 from po_assets.intake.lines import Reason, Rejected
 from po_assets.intake.normalization import Normalized, input_digest, normalize
 from po_assets.product_owner import build_prompt
-from po_assets.product_owner.prompts import AGENT
+from po_assets.product_owner.templates import AGENT
 from po_assets_tests.intake.landed_rows import (
     BUILDERS,
     CONCEPT,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from po_assets.product_owner import STATUSES, PromptParts, build_prompt, format_answer, split_prompt
 from po_assets.product_owner.blocks import without_outer_fence
 from po_assets.product_owner.contract import MAX_NARRATIVE_WORDS
-from po_assets.product_owner.prompts import AGENT, teacher_messages
+from po_assets.product_owner.prompts import teacher_messages
+from po_assets.product_owner.templates import AGENT
 from po_assets_tests.product_owner.documents_text import REQUIREMENTS, REVIEW, VISION
 
 CONCEPT = "A planner.\nVISION: be the first choice.\n\nIt does not store parcels."

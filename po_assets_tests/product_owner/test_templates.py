@@ -5,7 +5,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from po_assets.errors import UserError
 from po_assets.product_owner import build_prompt
-from po_assets.product_owner.prompts import AGENT, BUILT_IN, VARIABLES, Prompt, read_prompt
+from po_assets.product_owner.templates import AGENT, BUILT_IN, VARIABLES, Prompt, read_prompt
 
 OURS = """\
 {% block system %}

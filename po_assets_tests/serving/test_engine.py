@@ -20,7 +20,7 @@ from po_assets.evaluation.gate import GATE_FILE
 from po_assets.model import BaseModel
 from po_assets.model.settings import EMBEDDED_MODEL
 from po_assets.product_owner import build_prompt
-from po_assets.product_owner.prompts import read_prompt
+from po_assets.product_owner.templates import read_prompt
 from po_assets.serving import commands
 from po_assets.serving.commands import Documents, ask, ask_engine
 from po_assets.serving.engine import Generated, ModelEngine, Sampling, load_engine, promotions

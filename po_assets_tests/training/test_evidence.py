@@ -14,7 +14,7 @@ from po_assets.product_owner import build_prompt, format_answer, in_order, parse
 from po_assets.product_owner.contract import REVIEW_ORDER, STATUSES
 from po_assets.product_owner.documents import requirement_entries, stated_exclusion, stated_needs
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
-from po_assets.product_owner.prompts import BUILT_IN
+from po_assets.product_owner.templates import BUILT_IN
 from po_assets.sample_data.domains import load_domains
 from po_assets.sample_data.records import generate_rows
 from po_assets.text import first_upper, join

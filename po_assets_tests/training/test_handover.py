@@ -11,7 +11,7 @@ import pytest
 
 from po_assets.model import BaseModel, load_tokenizer
 from po_assets.product_owner import build_prompt
-from po_assets.product_owner.prompts import BUILT_IN
+from po_assets.product_owner.templates import BUILT_IN
 from po_assets.storage import Layout
 from po_assets.training.handover import base_reference
 from po_assets_tests.training.tiny_training import make_recipe, publish

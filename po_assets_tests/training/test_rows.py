@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from po_assets.errors import UserError
 from po_assets.model import ChatTemplate, load_tokenizer
 from po_assets.product_owner import format_answer
-from po_assets.product_owner.prompts import AGENT, BUILT_IN, read_prompt
+from po_assets.product_owner.templates import AGENT, BUILT_IN, read_prompt
 from po_assets.storage import Layout, read_manifest, write_manifest
 from po_assets.training.checks import StudentUnderTest, label_faults, training_is_sane
 from po_assets.training.gradients import collate
