@@ -9,9 +9,10 @@ from po_assets.automation.catch_up import nightly_catch_up, with_settings_versio
 from po_assets.automation.executors import orphaned_runs, step_executor
 from po_assets.automation.jobs import ask_teacher, candidates_for_people, conflicts_on_demand, export_student, main_job
 from po_assets.automation.landing import new_teacher_data, teacher_files
-from po_assets.automation.messages import console, failure_messages
+from po_assets.automation.notifications import failure_messages
 from po_assets.automation.preflight import eval_cases_preflight
 from po_assets.automation.project import SETTINGS_VARIABLE, read_settings
+from po_assets.automation.run_summary import console
 from po_assets.dag import Artifacts, JsonlIOManager, Settings, Tracking
 from po_assets.dataset.assets import eval_cases, supervised_dataset
 from po_assets.dataset.checks import dataset_checks

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from po_assets.automation.jobs import main_job
 from po_assets.dag import Artifacts
@@ -31,6 +30,13 @@ ROOT_TAG = ".dagster/po_assets_root"
 _CODE = "dagster/code_version"
 _DATA = "dagster/data_version"
 _INPUT = "dagster/input_data_version"
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 class GateProblem(NamedTuple):
@@ -259,7 +265,7 @@ def nightly_catch_up(
     context: dg.ScheduleEvaluationContext, artifacts: dg.ResourceParam[Artifacts]
 ) -> dg.RunRequest | dg.SkipReason:
     """Request a run of what is to be made again, for changes that land no file (code, settings, prompt, metric)."""
-    on_its_way = dg.RunsFilter(job_name=main_job.name, statuses=NOT_FINISHED_STATUSES)
+    on_its_way = dg.RunsFilter(job_name=main_job.name, statuses=_UNFINISHED)
     if records := context.instance.get_run_records(on_its_way, limit=1):
         return dg.SkipReason(f"Run {records[0].dagster_run.run_id[:8]} of the graph has not ended yet.")
     assert context.repository_def is not None  # noqa: S101 - for the type checker: set in every tick

@@ -23,7 +23,6 @@ from po_assets.automation.catch_up import root_tag
 from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
 from po_assets.automation.instance import check_history, make_history, opened_instance
 from po_assets.automation.jobs import main_job
-from po_assets.automation.messages import run_summary
 from po_assets.automation.project import (
     REPOSITORY,
     SETTINGS_VARIABLE,
@@ -31,6 +30,7 @@ from po_assets.automation.project import (
     make_project,
     open_project,
 )
+from po_assets.automation.run_summary import run_summary
 from po_assets.dag import Artifacts, read_gate
 from po_assets.errors import UserError
 from po_assets.evaluation.gate import gate_path, verdict_rows

@@ -7,8 +7,9 @@ import dagster as dg
 import pytest
 from pydantic import Field
 
-from po_assets.automation import messages
-from po_assets.automation.messages import console, failure_messages, run_summary
+from po_assets.automation import notifications
+from po_assets.automation.notifications import failure_messages
+from po_assets.automation.run_summary import console, run_summary
 from po_assets.dag import Settings
 from po_assets_tests.automation.webhook import Webhook, webhook
 
@@ -261,7 +262,7 @@ def test_a_webhook_that_cannot_be_reached_gives_up_in_the_end(
 ) -> None:
     """The last tick of so many says so, and no tick the secret in the address; later messages get their turn."""
     monkeypatch.setenv("PO_NOTIFY_WEBHOOK_URL", url)
-    monkeypatch.setattr(messages, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(notifications, "MAX_ATTEMPTS", 2)
     _, cursor = tick(instance, None)
     run_id = run(instance, FAILED)
     first, cursor = tick(instance, cursor)
