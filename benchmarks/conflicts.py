@@ -117,7 +117,7 @@ def take_in(layout: Layout) -> None:
     staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
     staged.with_manifest(extra={"sources": [asdict(source) for source in sources]}).publish()
     table, _ = normalize_snapshot(layout)
-    table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()
+    table.publish()
 
 
 def tables(root: Path) -> str:

@@ -8,8 +8,16 @@ from typing import Any
 
 import dagster as dg
 
-from po_assets.dag import Artifacts, column_schema, page_list, page_table, place, user_errors_fail_the_step
-from po_assets.dag.pages import bar_chart, histogram
+from po_assets.dag import (
+    Artifacts,
+    bar_chart,
+    column_schema,
+    histogram,
+    page_list,
+    page_table,
+    place,
+    user_errors_fail_the_step,
+)
 from po_assets.dataset.cases import COLUMNS as CASE_COLUMNS
 from po_assets.dataset.cases import read_case_file, read_eval_cases
 from po_assets.dataset.publication import build_supervised, conflicts_gone, token_budget

@@ -11,8 +11,17 @@ import dagster as dg
 import numpy as np
 from pydantic import Field, model_validator
 
-from po_assets.dag import Artifacts, Settings, column_schema, page_list, page_table, place, user_errors_fail_the_step
-from po_assets.dag.pages import bar_chart, histogram
+from po_assets.dag import (
+    Artifacts,
+    Settings,
+    bar_chart,
+    column_schema,
+    histogram,
+    page_list,
+    page_table,
+    place,
+    user_errors_fail_the_step,
+)
 from po_assets.intake.landing import list_landing, skipped_record, snapshot
 from po_assets.intake.ledger import SCORE_STEPS, Outcome, normalize_snapshot
 from po_assets.intake.normalization import COLUMNS
@@ -118,9 +127,8 @@ def normalized_teacher(
 ) -> dg.MaterializeResult[Any]:
     """Normalize every line of the snapshot."""
     layout, aliases = artifacts.layout, selection.status_aliases
-    inputs = {"raw_teacher": recorded_digest(layout.raw)}
     staged, summary = normalize_snapshot(layout, status_aliases=aliases)
-    staged = staged.with_manifest(inputs=inputs, config=digest_of(aliases), code_version=NORMALIZED_CODE_VERSION)
+    staged = staged.with_manifest(config=digest_of(aliases), code_version=NORMALIZED_CODE_VERSION)
     outcomes, counts = summary.outcomes, summary.counts
     rejected = outcomes.of(Outcome.REJECTED)
     context.log.info("%d rows normalized, %d of %d landed lines rejected", summary.rows, rejected, outcomes.total)

@@ -179,14 +179,14 @@ class WrittenBlock:
 def normalize_snapshot(
     layout: Layout, workers: int | None = None, status_aliases: Mapping[str, str] = STATUS_ALIASES
 ) -> tuple[StagedTable, Summary]:
-    """Normalize every line of the raw snapshot, whose digest is noted as the ledger's input.
+    """Normalize every line of the raw snapshot, whose digest is noted as input of all that is made.
 
     Publishes the opened ledger and the quarantine; the normalized table is returned staged, for the IO manager.
 
     Raises:
         UserError: there is no complete snapshot.
     """
-    sources, raw_sha256, summary = sources_of(layout.raw), recorded_digest(layout.raw), Summary()
+    sources, inputs, summary = sources_of(layout.raw), {"raw_teacher": recorded_digest(layout.raw)}, Summary()
     with published_lines(layout.ledger) as ledger, published_lines(layout.rejected) as rejected:
 
         def normalized() -> Iterator[bytes]:
@@ -198,9 +198,9 @@ def normalize_snapshot(
                 summary.merge(block.summary)
                 yield from block.normalized
 
-        staged = stage_lines(layout.normalized, normalized())
-        ledger.inputs = {"raw_teacher": raw_sha256, "normalized_teacher": staged.sha256}
-        rejected.inputs = {"raw_teacher": raw_sha256}
+        staged = stage_lines(layout.normalized, normalized()).with_manifest(inputs=inputs)
+        ledger.inputs = inputs | {"normalized_teacher": staged.sha256}
+        rejected.inputs = inputs
     return staged, summary
 
 

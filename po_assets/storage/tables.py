@@ -154,8 +154,10 @@ class StagedTable:
         code_version: str = "",
         extra: dict[str, Any] | None = None,
     ) -> "StagedTable":
-        """The same table with a manifest that names its inputs, its settings and the code that made it."""
-        manifest = Manifest(self.sha256, self.rows, inputs or {}, config, code_version, extra or {})
+        """The same table with a manifest that names its inputs (left out: those named already), settings and code."""
+        if inputs is None:
+            inputs = self.manifest.inputs if self.manifest else {}
+        manifest = Manifest(self.sha256, self.rows, inputs, config, code_version, extra or {})
         return replace(self, manifest=manifest)
 
     def publish(self) -> None:

@@ -128,7 +128,7 @@ def take_in(layout: Layout, workers: int | None = 1) -> Summary:
     staged, sources = snapshot(list_landing(layout.incoming).files, layout.raw)
     staged.with_manifest(extra={"sources": [asdict(source) for source in sources]}).publish()
     table, summary = normalize_snapshot(layout, workers)
-    table.with_manifest(inputs={"raw_teacher": staged.sha256}).publish()
+    table.publish()
     return summary
 
 
