@@ -1,7 +1,7 @@
 """One loaded model that answers conversations: the student, an adapter or the base model.
 
 It decodes as the evaluation does, on the CPU path and with the grammar where a Product Owner question is asked, so that
-the gate's verdict holds here too. What is asked over HTTP belongs to `server`, whether an answer is good to `commands`.
+the gate's verdict holds here too. What is asked over HTTP belongs to `server`, whether an answer is good to `ask`.
 """
 
 import contextlib

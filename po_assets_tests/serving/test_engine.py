@@ -22,7 +22,7 @@ from po_assets.model.settings import EMBEDDED_MODEL
 from po_assets.product_owner import build_prompt
 from po_assets.product_owner.templates import read_prompt
 from po_assets.serving import commands
-from po_assets.serving.commands import Documents, ask, ask_engine
+from po_assets.serving.ask import Documents, ask, ask_engine
 from po_assets.serving.engine import Generated, ModelEngine, Sampling, load_engine, promotions
 from po_assets.serving.server import make_app
 from po_assets.storage import Layout

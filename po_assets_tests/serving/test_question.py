@@ -10,7 +10,7 @@ import pytest
 from po_assets import cli
 from po_assets.errors import UserError
 from po_assets.serving import commands
-from po_assets.serving.commands import Documents, edited, read_question
+from po_assets.serving.ask import Documents, edited, read_question
 from po_assets_tests.evaluation.scenes import CONCEPT, REQUIREMENTS, VISION
 
 BOTH = f"CONCEPT:\n{CONCEPT}\n\nREQUIREMENTS:\n{REQUIREMENTS}\n"

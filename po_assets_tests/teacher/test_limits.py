@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from po_assets.teacher.batch import Amount, Budget, RateLimiter
+from po_assets.teacher.limits import Amount, Budget, RateLimiter
 from po_assets.teacher.settings import BatchPlan
 
 
