@@ -35,7 +35,7 @@ from po_assets.evaluation.checks import Evidence
 from po_assets.evaluation.consumers import ask_consumers, consumer_rows, write_consumers
 from po_assets.evaluation.contrast import contrast_cases, judge_contrasts
 from po_assets.evaluation.gate import judge, settle, verdict_rows
-from po_assets.evaluation.report import free_run, write_report
+from po_assets.evaluation.report import build_report, free_run, read_report, write_report
 from po_assets.evaluation.scoring import ScoredAnswer, read_scored, score_answers
 from po_assets.evaluation.settings import Decoding, GateProfile
 from po_assets.model import BaseModel, base_model_digest, decide_quantization, ensure_base_model, require_hardware
@@ -144,16 +144,16 @@ def evaluate_student(
             contrast=contrast.described if contrast else "",
             prompt=f"The own prompt is {own.name} (digest {own.digest[:12]}).",
         )
-        write_report(
-            layout.report_json,
-            layout.report_html,
+        report = build_report(
             cases,
             found,
             record,
             models={"baseline": spec.name, "student": f"{spec.name} with adapter {adapter_sha256[:12]}"},
             free=free,
             contrast=contrast,
+            previous=read_report(layout.report_json),
         )
+        write_report(report, found, layout.report_json, layout.report_html)
         promotion = settle(layout, record, adapter)
         log(f"{record.context['sentence']} {promotion}")
         return Evaluation(found, record, free, promotion)
@@ -259,9 +259,10 @@ def _rescore_command(options: argparse.Namespace) -> int:
     student = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding)
     found = Evidence(baseline, student)
     record = judge(found, digest, cases_sha256=file_digest(options.cases), decoding="answers made elsewhere")
-    page = options.output / "po_rescored_report.html"
+    document, page = (options.output / f"po_rescored_report.{suffix}" for suffix in ("json", "html"))
     models = {"baseline": baseline[0].model_digest[:12], "student": f"answers file {digest[:12]}"}
-    write_report(options.output / "po_rescored_report.json", page, cases, found, record, models=models)
+    report = build_report(cases, found, record, models=models, previous=read_report(document))
+    write_report(report, found, document, page)
     lines = [
         f"{row['criterion']:<20} {row['required']:>18} {row['value']:>20}  {row['verdict']}"
         for row in verdict_rows(record)

@@ -113,20 +113,8 @@ def build_report(
     }
 
 
-def write_report(
-    document: UPath,
-    page: UPath,
-    cases: Sequence[EvalCase],
-    found: Evidence,
-    record: GateRecord,
-    *,
-    models: Mapping[str, str],
-    free: Mapping[str, Any] | None = None,
-    contrast: ContrastResult | None = None,
-) -> None:
-    """Write the report as JSON document and HTML page, compared with the one that they replace."""
-    previous = read_report(document)
-    report = build_report(cases, found, record, models=models, free=free, contrast=contrast, previous=previous)
+def write_report(report: Mapping[str, Any], found: Evidence, document: UPath, page: UPath) -> None:
+    """Write the report as JSON document and HTML page, with the pictures of what was found."""
     text, html = json.dumps(report, indent=1, ensure_ascii=False), render_html(report, drawn(evaluation_figures(found)))
     replace_file(document, text.encode("utf-8", "backslashreplace"))
     replace_file(page, html.encode("utf-8", "backslashreplace"))

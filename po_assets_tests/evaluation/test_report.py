@@ -181,8 +181,9 @@ def test_a_written_report_is_read_back_and_others_are_not(tmp_path: Path) -> Non
     baseline, student = both_sides([0.9] * 3)
     found = Evidence(baseline, [replace(student[0], text="caf\udce9"), *student[1:]])
     record = judge(found, "a" * 64, cases_sha256="c" * 64, decoding="greedy")
-    write_report(document, page, cases(3), found, record, models=MODELS)
-    assert read_report(document) == build_report(cases(3), found, record, models=MODELS)
+    report = build_report(cases(3), found, record, models=MODELS)
+    write_report(report, found, document, page)
+    assert read_report(document) == report
     assert page.read_text().startswith("<!doctype html>")
     assert "U+DCE9" in page.read_text()
     for other in ('{"format": 0}', "{"):
