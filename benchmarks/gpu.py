@@ -43,26 +43,33 @@ from po_assets.training.gradients import StepRow, make_engine
 from po_assets.training.rows import TokenizedRow
 from po_assets.training.settings import TrainingSettings
 
-
-def _shape(  # noqa: PLR0917
-    vocabulary: int, hidden: int, middle: int, layers: int, heads: int, key_heads: int, *, tied: bool = True
-) -> dict[str, Any]:
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": hidden,
-        "intermediate_size": middle,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_heads,
-        "tie_word_embeddings": tied,
-    }
-
-
-SHAPES = {
-    "tiny": _shape(259, 64, 128, 2, 4, 2),
-    "0.5B": _shape(151_936, 896, 4_864, 24, 14, 2),
-    "1.5B": _shape(151_936, 1_536, 8_960, 28, 12, 2),
-    "7B": _shape(152_064, 3_584, 18_944, 28, 28, 4, tied=False),
+_SHARED = {"vocab_size": 151_936, "num_hidden_layers": 28, "num_key_value_heads": 2, "tie_word_embeddings": True}
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        **_SHARED,
+        "vocab_size": 259,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+    "0.5B": {
+        **_SHARED,
+        "hidden_size": 896,
+        "intermediate_size": 4_864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+    },
+    "1.5B": {**_SHARED, "hidden_size": 1_536, "intermediate_size": 8_960, "num_attention_heads": 12},
+    "7B": {
+        "vocab_size": 152_064,
+        "hidden_size": 3_584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
 }
 _CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant: "
 
