@@ -5,6 +5,7 @@ And a port for one that serves.
 
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
@@ -21,6 +22,12 @@ def started(target: Callable[..., None], *arguments: Any, **options: Any) -> Bas
     process = context.Process(target=_run, args=(dict(os.environ), target, arguments, options))
     process.start()
     return process
+
+
+def assert_killed(process: BaseProcess) -> None:
+    """Wait for its end, which is no other."""
+    process.join(180)
+    assert process.exitcode == -signal.SIGKILL, f"it ended with {process.exitcode}"
 
 
 def _run(

@@ -223,13 +223,7 @@ def test_two_roots_at_once_do_not_mix(tmp_path: Path) -> None:
     places = [make_workplace(tmp_path / name) for name in ("one", "other")]
     places[1].land("more", good_row("CrossPlan21"))
     home = {"DAGSTER_HOME": str(places[0].home)}
-    command = [sys.executable, "-W", "ignore", "-c", RUN]
-    runs = [
-        subprocess.Popen(
-            command, cwd=REPOSITORY, env=place.environment(**home), text=True, stdout=subprocess.PIPE, stderr=-2
-        )
-        for place in places
-    ]
+    runs = [start(place, "-c", RUN, **home) for place in places]
     for place, run in zip(places, runs, strict=True):
         said, _ = run.communicate(timeout=900)
         assert "3 cases were evaluated" in said, said

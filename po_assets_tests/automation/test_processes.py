@@ -101,12 +101,12 @@ def test_the_root_is_the_runs_or_the_default(monkeypatch: pytest.MonkeyPatch) ->
     assert root_of({"resources": {"artifacts": {"config": {"root": {"env": "ELSEWHERE"}}}}}) == "/elsewhere"
 
 
-def start(place: Workplace, *command: str) -> subprocess.Popen[str]:
+def start(place: Workplace, *command: str, **variables: str) -> subprocess.Popen[str]:
     """A process in the workplace."""
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *command],
         cwd=REPOSITORY,
-        env=place.environment(),
+        env=place.environment(**variables),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

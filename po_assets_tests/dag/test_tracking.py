@@ -16,7 +16,8 @@ from po_assets.errors import UserError
 from po_assets.storage import Layout
 from po_assets.training.student import read_log
 from po_assets_tests.automation.live import serving
-from po_assets_tests.evaluation.test_assets import make_adapter, make_tiny_model, run
+from po_assets_tests.evaluation.test_assets import make_adapter, run
+from po_assets_tests.model.tiny_model import make_tiny_model
 from po_assets_tests.processes import free_port
 from po_assets_tests.training.test_asset import materialize
 from po_assets_tests.training.tiny_training import make_artifacts

@@ -121,10 +121,8 @@ def test_a_gpu_without_room_is_not_taken_for_a_wrong_adapter(
     def no_room(*_arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    spec, cache = (
-        BaseModel(base_model=str(tmp_path), quantization="none").resolved(),
-        AnswerCache(UPath(tmp_path), "", ""),
-    )
+    spec = BaseModel(base_model=str(tmp_path), quantization="none").resolved()
+    cache = AnswerCache(UPath(tmp_path), "", "")
     monkeypatch.setattr("po_assets.evaluation.answering.load_base_model", lambda *_a, **_o: answering.model)
     monkeypatch.setattr("peft.PeftModel.from_pretrained", no_room)
     with pytest.raises(UserError, match=r"ran out while student answered.*nothing is trained anew"):

@@ -113,8 +113,12 @@ def test_a_pair_is_consistent_when_both_statuses_are_right(tmp_path: Path, monke
             return [Answer(one.prompt, f"status: {statuses[one.prompt]}", "stop", 1, 0.0) for one, _ in asked]
 
         monkeypatch.setattr(module, "own_verdicts", say)
-        answers, how = AnswerCache(UPath(tmp_path), cache, cache), {"decoding": Decoding(), "limits": GrammarLimits()}
-        return judge_contrasts(pairs, student, answers, lambda: loaded.append(cache), **how)  # type: ignore[arg-type,return-value]
+
+        def load() -> Any:
+            loaded.append(cache)
+
+        answers = AnswerCache(UPath(tmp_path), cache, cache)
+        return judge_contrasts(pairs, student, answers, load, decoding=Decoding(), limits=GrammarLimits())
 
     reads = judged(right, "reads")
     assert (reads.pairs, reads.consistent) == (len(pairs), len(pairs))

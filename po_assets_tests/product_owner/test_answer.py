@@ -28,10 +28,12 @@ def test_what_is_formatted_is_parsed_again(vision: str) -> None:
     """The answer that training teaches is the answer that evaluation reads; fences inside a text stay in it."""
     parsed = parse_answer(format_answer(f"```yaml\n{vision}\n```", REVIEW))
     assert parsed == ParsedAnswer(vision.strip(), REVIEW.strip())
-    below = ANSWER.replace("VISION\n", "\nVISION:\n").replace(
-        "REVIEW\n", "\n**REVIEW**\n"
-    )  # labels on lines of their own
-    assert parse_answer(below) == ParsedAnswer(VISION.strip(), REVIEW.strip())
+
+
+def test_a_label_may_stand_on_a_line_of_its_own_in_the_fence() -> None:
+    """It becomes no part of the document."""
+    text = ANSWER.replace("VISION\n", "\nVISION:\n").replace("REVIEW\n", "\n**REVIEW**\n")
+    assert parse_answer(text) == ParsedAnswer(VISION.strip(), REVIEW.strip())
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,6 @@ def start(scene: Scene, url: str, moment: str = "", at: int = 1, **settings: Any
     return started(ask, Path(str(scene.layout.root)), scene.path, url, moment, at, **settings)
 
 
-def assert_killed(process: BaseProcess) -> None:
-    """Wait for its end, which is no other."""
-    process.join(180)
-    assert process.exitcode == -signal.SIGKILL
-
-
 def ask(root: Path, payloads: Path, url: str, moment: str = "", at: int = 1, **settings: Any) -> None:
     """Ask and land; die at the `at`-th time that `moment` comes."""
     left = [at]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from po_assets_tests.teacher.crash_driver import assert_killed, start
+from po_assets_tests.processes import assert_killed
+from po_assets_tests.teacher.crash_driver import start
 from po_assets_tests.teacher.scenes import Scene, llm, payload
 from po_assets_tests.teacher.teacher_server import Asked, Does, Teacher, teacher
 from po_assets_tests.teacher.test_journal import attempts_in

@@ -9,8 +9,9 @@ import pytest
 from po_assets.errors import UserError
 from po_assets.teacher import hosted as hosted_module
 from po_assets.teacher.settings import TeacherLLM
+from po_assets_tests.processes import assert_killed
 from po_assets_tests.teacher.batch_server import EXPIRED, LOST, HostedBatch, completion, failure, provider
-from po_assets_tests.teacher.crash_driver import assert_killed, start
+from po_assets_tests.teacher.crash_driver import start
 from po_assets_tests.teacher.scenes import KEY, KEY_VARIABLE, NO_REVIEW, Scene, llm, payload
 from po_assets_tests.teacher.teacher_server import COMPLETION_TOKENS, PROMPT_TOKENS
 

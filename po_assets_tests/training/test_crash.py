@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 from po_assets.storage import Layout, Manifest, read_manifest
 from po_assets.training.student import adapter_problem
-from po_assets_tests.processes import started
+from po_assets_tests.processes import assert_killed, started
 from po_assets_tests.training import crash_driver
 from po_assets_tests.training.tiny_training import PAIRS, UNLIKE_PAIRS, make_artifacts, write_supervised
 
@@ -23,13 +23,6 @@ MATRICES, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 def start(root: Path, moment: str = "", at: int = 1, **options: bool) -> BaseProcess:
     return started(crash_driver.make, root, moment, at, **options)
-
-
-def killed(root: Path, moment: str, at: int = 1, **options: bool) -> None:
-    """A training that kills itself then."""
-    process = start(root, moment, at, **options)
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
 
 
 def finished(root: Path, **options: bool) -> None:
@@ -126,7 +119,7 @@ def test_killed_training_resumes_to_the_same_adapter(
 ):
     """Killed there, no adapter is visible; run again, it goes on from the last whole checkpoint."""
     root = Path(str(layout.root))
-    killed(root, moment, at)
+    assert_killed(start(root, moment, at))
     assert not layout.adapter.exists()
     finished(root)
     assert f"resumed at {resumed}\n" in log(root)
@@ -143,7 +136,7 @@ def test_killed_training_keeps_its_choice_of_the_best(layout: Layout, best: Trai
     """The step of the lowest validation loss lies before the kill; its matrices are published all the same."""
     root = Path(str(layout.root))
     write_supervised(layout, UNLIKE_PAIRS)
-    killed(root, moment, at, best=True)
+    assert_killed(start(root, moment, at, best=True))
     assert not layout.adapter.exists()
     finished(root, best=True)
     made = read_manifest(layout.adapter)
@@ -156,7 +149,7 @@ def test_killed_training_keeps_its_choice_of_the_best(layout: Layout, best: Trai
 def test_killed_after_publication_nothing_is_trained_again(layout: Layout, expected: Trained):
     """The adapter is whole; the next run sees that and only tidies up."""
     root = Path(str(layout.root))
-    killed(root, "after the adapter is published")
+    assert_killed(start(root, "after the adapter is published"))
     finished(root)
     assert "done, unchanged=True" in log(root)
     assert differences(layout, expected) == []
@@ -213,6 +206,6 @@ def test_a_killed_retraining_leaves_the_previous_adapter(
     before = read_manifest(layout.adapter)
     assert before
     write_supervised(layout, PAIRS[::-1])
-    killed(root, moment)
+    assert_killed(start(root, moment))
     assert (read_manifest(layout.adapter) != before) is replaced
     assert adapter_problem(layout.adapter) is None
