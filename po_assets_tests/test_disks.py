@@ -5,9 +5,9 @@ import os
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,9 +28,17 @@ SMALL = 2_000_000
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def open_path() -> Iterator[Path]:
+    """A folder of the test that other users come to; pytest's own are private, and every pytest makes them so anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def small_disk(open_path: Path) -> Iterator[Path]:
     """A disk of 2 MB."""
-    folder = tmp_path / "disk"
+    folder = open_path / "disk"
     folder.mkdir()
     _mount("-t", "tmpfs", "-o", "size=2m,mode=0755", "tmpfs", str(folder))
     yield folder
@@ -179,17 +187,9 @@ except dg.Failure as failure:
 """
 
 
-def opened(folder: Path) -> None:
-    """Let others come to a folder of this test: pytest's own folders are private."""
-    for parent in folder.parents:
-        if stat.S_IMODE(parent.stat().st_mode) == 0o700:
-            parent.chmod(0o755)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_folder_of_another_user_is_one_sentence_that_names_both(small_disk: Path) -> None:
     """Who may not write, and whose folder it is; wherever a `make run` before has left its history."""
-    opened(small_disk)
     command = [sys.executable, "-W", "ignore", "-c", AS_NOBODY, str(small_disk)]
     environment = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -222,16 +222,15 @@ BECOME_NOBODY = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("what", ["the folder", "its databases"])
-def test_a_history_of_another_user_is_one_sentence(tmp_path: Path, what: str) -> None:
+def test_a_history_of_another_user_is_one_sentence(open_path: Path, what: str) -> None:
     """As after a run with sudo; asked of the command, and of what `make ui` asks first."""
-    home, root = tmp_path / "home", tmp_path / "artifacts"
+    home, root = open_path / "home", open_path / "artifacts"
     (home / "history").mkdir(parents=True)
     (home / "history" / "runs.db").touch()
     for path in (root, *([home, home / "history"] if what == "its databases" else [])):
         path.mkdir(exist_ok=True)
         os.chown(path, 65534, 65534)
-    opened(home)
-    before = files_below(tmp_path)
+    before = files_below(open_path)
     environment = {**os.environ, "DAGSTER_HOME": str(home), "PO_ARTIFACTS_ROOT": str(root), "HOME": str(root)}
     run = ("import sys, po_assets.automation.run, po_assets.definitions", "sys.exit(po_assets.cli.main(['run']))")
     ui = (
@@ -250,7 +249,7 @@ def test_a_history_of_another_user_is_one_sentence(tmp_path: Path, what: str) ->
         assert f"{closed}" in said
         assert f"'{closed}' belongs to user 0. Get the right to write there" in said
         assert "or set DAGSTER_HOME to a folder of your own" in said
-        assert files_below(tmp_path) == before
+        assert files_below(open_path) == before
 
 
 def test_a_step_does_not_start_where_the_history_has_no_room_for_it(
