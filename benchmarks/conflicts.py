@@ -1,10 +1,11 @@
 """What conflicts rows do: the same student trained with none, with those that landed, and with the share filled up.
 
-    python -m benchmarks.conflicts                     about 10 min an arm on 2 cores: training, 40 answers, contrasts
+    python -m benchmarks.conflicts                     about 25 min an arm on 2 cores: training, 40 answers, contrasts
     python -m benchmarks.conflicts --arms filled       one arm; the others can follow, in any order
+    python -m benchmarks.conflicts --words --root build/words    in the teacher's words, without lessons: 10 min an arm
     python -m benchmarks.conflicts --write docs/conflicts.md
 
-Each arm is an artifact root of its own under --root with the sample data and the evaluation cases, taken through the
+The recipe is the default one but for what the options say. Each arm is an artifact root of its own under --root with the sample data and the evaluation cases, taken through the
 project's own functions: selection, gate, training, decoding, scores. An interrupted arm goes on from its
 last checkpoint and its last finished answers when it is started again; a finished one costs seconds.
 
@@ -49,6 +50,7 @@ from po_assets.training.settings import TrainingSettings
 
 ARMS = ("none", "landed", "filled")
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+_MADE_A_CONFLICT = ("another product", "exclusion demanded")
 _TITLES = {"none": "no conflicts rows", "landed": "as landed", "filled": "filled up with synthetic rows"}
 
 
@@ -69,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     parser.add_argument("--root", type=Path, default=Path("build/conflicts_study"), help="where the arms are kept")
     parser.add_argument("--target", type=float, default=0.08, help="share of conflicts rows of the arm `filled`")
-    parser.add_argument("--epochs", type=float, default=0.75)
+    parser.add_argument("--epochs", type=float, help="passes over the rows; default: the profile's")
+    parser.add_argument("--words", action="store_true", help="train in the teacher's words, without lessons")
     parser.add_argument("--base-model", help="a local folder instead of the embedded model")
     parser.add_argument("--max-length", type=int, help="tokens of the longest row; default: the profile's")
     parser.add_argument("--mode", default="constrained", choices=("constrained", "free"))
@@ -78,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="a markdown file with the two markers")
     given = parser.parse_args(arguments)
     base_model = BaseModel(base_model=given.base_model, max_length=given.max_length)
+    lessons = {"comparisons": 0.0, "documents": 0.0} if given.words else {}
     study = Study(
         base_model=base_model,
-        recipe=TrainingSettings(base_model=base_model, epochs=given.epochs, comparisons=0.0, documents=0.0).resolved(),
+        recipe=TrainingSettings(base_model=base_model, epochs=given.epochs, **lessons).resolved(),
         decoding=Decoding(mode=given.mode, max_new_tokens=given.max_new_tokens),
         target=given.target,
         first_cases=given.cases,
@@ -129,9 +133,9 @@ def tables(root: Path) -> str:
     lines = [
         (
             "| arm | training rows | conflicts among them | steps | right status | conflicts found "
-            "| conflicts said wrongly | macro F1 | contrast consistency | mean score | valid |"
+            "| conflicts said wrongly | macro F1 | contrast consistency | of pairs made a conflict | mean score | valid |"
         ),
-        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for result in results:
         matrix, cases = result["confusion"], result["cases"]
@@ -159,15 +163,19 @@ def tables(root: Path) -> str:
             for status, row in result["confusion"].items()
         ]
     first = results[0]
-    lines += ["", f"Made with {first['model']}, {first['epochs']:g} epochs, answers {first['decoding']}."]
+    lessons = "with lessons" if first["lessons"] else "in the teacher's words"
+    lines += ["", f"Made with {first['model']}, {first['epochs']:g} epochs {lessons}, answers {first['decoding']}."]
     return "\n".join(lines)
 
 
 def _contrast(record: dict[str, Any] | None) -> str:
+    """Consistent pairs with their interval, and those of them whose changed document is a conflict."""
     if record is None:
-        return "no pair"
+        return "no pair | no pair"
     low, high = record["interval"]
-    return f"{record['consistent']} of {record['pairs']} ({low:.2f} to {high:.2f})"
+    made = [record["by_kind"].get(kind, (0, 0)) for kind in _MADE_A_CONFLICT]
+    consistent, of = (sum(counts) for counts in zip(*made, strict=True))
+    return f"{record['consistent']} of {record['pairs']} ({low:.2f} to {high:.2f}) | {consistent} of {of}"
 
 
 def write_between_markers(path: Path, text: str) -> None:
@@ -242,6 +250,8 @@ def _train_and_answer(layout: Layout, pairs: list[tuple[str, str]], study: Study
         "contrast": asdict(contrast) if contrast else None,
         "valid": sum(answer.valid for answer in scored),
         "steps": student.manifest.extra["steps"],
+        "tokens": student.manifest.extra["tokens"],
+        "lessons": study.recipe.comparisons > 0,
         "epochs": study.recipe.epochs,
         "model": spec.name,
         "decoding": decoding.described(),
