@@ -21,19 +21,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic.fields import FieldInfo
 from upath import UPath
 
 from po_assets.dag import Settings
+from po_assets.dataset.cases import SUFFIXES, case_lines, read_cases
 from po_assets.errors import UserError, all_faults
 from po_assets.model import BaseModel
 from po_assets.model.settings import Profile
-from po_assets.storage import Layout, artifact_root, is_local, replace_file
+from po_assets.storage import Layout, artifact_root, digest_of, is_local, replace_file
 from po_assets.storage.layout import HOME_VARIABLE, ROOT_VARIABLE
+from po_assets.storage.strict_yaml import read_strict_yaml
+from po_assets.text import join, say, shown
 
 SETTINGS_VARIABLE = "PO_SETTINGS"
-_CASE_SUFFIXES = (".jsonl", ".yaml", ".yml")
 REPOSITORY = Path(__file__).resolve().parents[2]
 _TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text", list: "list", dict: "mapping"}
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
@@ -55,25 +56,27 @@ def read_settings(path: str | None, kinds: Mapping[str, type[Settings]]) -> dict
     if not path:
         return given
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"The settings {path} cannot be read: {' '.join(str(error).split())}.") from error
+        document = read_strict_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The settings {path} cannot be read: {error}.") from error
+    document = {} if document is None else document
     if not isinstance(document, dict):
         raise UserError(f"The settings {path} must be a mapping of resources, such as `selection:`, got {document!r}.")
     faults: list[str] = []
-    for name, values in document.items():
+    for name, said in document.items():
+        values = {} if said is None else said
         if name not in kinds:
             close = get_close_matches(str(name), kinds, n=1)
             known = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(kinds)}."
             faults.append(f"{name!r} is not a resource with settings; {known}")
-        elif not isinstance(values or {}, dict):
+        elif not isinstance(values, dict):
             faults.append(f"{name} must be a mapping of settings, got {values!r}.")
         else:
             # An empty value is one that was left at its default, unless null means something there.
             fields = kinds[name].model_fields
             given[name] = {
-                key: value
-                for key, value in (values or {}).items()
+                str(key): value
+                for key, value in values.items()
                 if value is not None or key not in fields or fields[key].default is not None
             }
     for name, values in given.items():
@@ -238,20 +241,27 @@ def open_project(folder: Path, settings: Path | None) -> None:
     layout = enter_project(folder, settings)
     folder = folder.resolve()
     is_project = _is_project(folder)
-    rows = [path for path in sorted(folder.glob("*.jsonl")) if not _holds_cases(path)]
-    rows += sorted(path for path in (folder / "incoming").glob("*.jsonl"))
-    cases = [path for path in sorted(folder.iterdir()) if path.suffix in _CASE_SUFFIXES and _holds_cases(path)]
-    cases += sorted(path for path in (folder / "cases").glob("*") if path.suffix in _CASE_SUFFIXES)
+    try:
+        top, landed, own = (_files(place) for place in (folder, folder / "incoming", folder / "cases"))
+    except OSError as error:
+        raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
+    rows = [path for path in top if path.suffix.lower() == ".jsonl" and not _holds_cases(path)]
+    rows += [path for path in landed if path.suffix.lower() == ".jsonl"]
+    named = [path for path in top if _holds_cases(path)] + own
+    cases = [path for path in named if path.suffix.lower() in SUFFIXES]
+    others = join([shown(path.relative_to(folder)) for path in named if path not in cases])
     faults = []
     if not rows:
         faults.append(f"There are no rows: put *.jsonl files into {folder / 'incoming' if is_project else folder}.")
     if not cases:
         faults.append(
             f"There are no evaluation cases: put them into {folder / 'cases'}, or into a file beside the rows whose "
-            "name contains 'cases' (.jsonl or .yaml)."
+            "name contains 'cases' (.jsonl or .yaml)." + (f" Not read, by the name: {others}." if others else "")
         )
     if faults:
         raise all_faults(f"The folder {folder} cannot be run", faults)
+    if others:
+        say(f"Not read as cases, which are .jsonl or .yaml by their names: {others}.")
     home = folder / "dagster" if is_project else folder / "artifacts" / "dagster"
     if not os.environ.get(HOME_VARIABLE):
         _make_home(home)
@@ -281,6 +291,12 @@ def _is_project(folder: Path) -> bool:
     return (folder / "incoming").is_dir()
 
 
+def _files(folder: Path) -> list[Path]:
+    """What is in it, folders and hidden files apart."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in there if not path.is_dir() and not path.name.startswith(".")]
+
+
 def _holds_cases(path: Path) -> bool:
     return "cases" in path.stem.lower()
 
@@ -298,6 +314,8 @@ def _place_rows(layout: Layout, rows: list[Path]) -> None:
             link.unlink()
     for path in rows:
         place = incoming / path.name
+        if path.parent.samefile(incoming):
+            continue  # it is there, maybe as a link of the user's own
         if place.is_symlink():
             place.unlink()
         elif place.exists():
@@ -310,20 +328,37 @@ def _place_rows(layout: Layout, rows: list[Path]) -> None:
 
 
 def _place_cases(layout: Layout, cases: list[Path]) -> None:
-    """Bring all cases into the one file that the graph reads, written only when it changes."""
-    lines: list[str] = []
-    for path in cases:
+    """Link the file to where the graph reads it, so that it is this one that is corrected; several come into one.
+
+    Raises:
+        UserError: a case is faulty, or the one file of several was changed since it was written.
+    """
+    folder = layout.eval_cases.parent
+    linked = len(cases) == 1 and is_local(layout.root)
+    target = folder / f"po_eval_cases{cases[0].suffix.lower() if linked else SUFFIXES[0]}"
+    written, lines = folder / "po_eval_cases.digest", list[bytes]()
+    for path in [] if linked else cases:
         try:
-            text = path.read_text(encoding="utf-8")
-            if path.suffix == ".jsonl":
-                lines += [line for line in text.splitlines() if line.strip()]
-            else:
-                document = yaml.safe_load(text)
-                listed = document if isinstance(document, list) else [document]
-                lines += [json.dumps(case, ensure_ascii=False, default=str) for case in listed]
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"The cases {path} cannot be read: {' '.join(str(error).split())}.") from error
-    content = "".join(f"{line}\n" for line in lines).encode()
-    target: UPath = layout.eval_cases
-    if not target.exists() or target.read_bytes() != content:
-        replace_file(target, content)
+            read_cases(UPath(path))  # a fault has the name and the line of the file that it is in
+            lines += case_lines(UPath(path))
+        except OSError as error:
+            raise UserError(f"The cases {path} cannot be read: {error.strerror}.") from error
+    content = b"".join(line.rstrip(b"\r") + b"\n" for line in lines)
+    for place in (folder / f"po_eval_cases{suffix}" for suffix in SUFFIXES):
+        if not place.is_symlink() and place.exists() and (there := place.read_bytes()) != content:
+            if written.exists() and written.read_text() != digest_of(there.hex()):
+                raise UserError(
+                    f"{place} was changed since it was made of {join(list(map(str, cases)))} (as `po-assets review "
+                    "land` does). To keep the changes, move it over there in place of these; to drop them, delete it."
+                )
+            if linked or place != target:
+                place.unlink()
+        elif place.is_symlink() and not (linked and place == target and place.samefile(cases[0])):
+            place.unlink()
+    if not linked:
+        if not target.exists() or target.read_bytes() != content:
+            replace_file(target, content)
+        replace_file(written, digest_of(content.hex()).encode())
+    elif not target.is_symlink():
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(str(target)).symlink_to(os.path.relpath(cases[0], str(folder)))

@@ -6,6 +6,7 @@ one `UserError` that lists all of them; it fails a run before its first step.
 
 import copy
 import difflib
+from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar
 
 import dagster as dg
@@ -101,6 +102,15 @@ def settings_error(settings: type[Settings], error: ValidationError) -> UserErro
     return all_faults(f"{settings.noun[:1].upper()}{settings.noun[1:]}: {amount(len(faults), 'wrong setting')}", faults)
 
 
+def _plain_number(value: object) -> str:
+    """A number that stands as text, in the spelling that YAML takes for one (it takes 2e-3 for text); else nothing."""
+    try:
+        number = Decimal(value) if isinstance(value, str) else Decimal("nan")
+    except InvalidOperation:
+        return ""
+    return f"{number:f}" if number.is_finite() and abs(number.adjusted()) < 20 else ""
+
+
 def _sentence(settings: type[Settings], detail: ErrorDetails) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
@@ -119,5 +129,7 @@ def _sentence(settings: type[Settings], detail: ErrorDetails) -> str:
         return str(context["error"])
     for prefix, words in _TYPES.items():
         if kind.startswith(prefix):
+            if prefix in ("float", "int") and (plain := _plain_number(value)):
+                return f"{name} is {value!r}, which is text; it must be {words}: write {plain}, without quotes."
             return f"{name} is {value!r}; it must be {words}."
     return f"{name} is {value!r}: {detail['msg']}."

@@ -4,7 +4,9 @@ A case stands in a form of its own or in any record format in which rows land, w
 with the cases belongs to `holdout` (kept out of training) and to `evaluation`. `docs/cases.md` says the same to users.
 """
 
+import codecs
 import difflib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from po_assets.product_owner import STATUSES, read_alignment, read_status, read_
 from po_assets.product_owner.documents import canonical_status, with_status
 from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import open_buffered
+from po_assets.storage.strict_yaml import read_strict_yaml
 from po_assets.text import amount
 
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -114,7 +117,13 @@ def read_case_file(path: UPath) -> CaseFile:
         UserError: the file is missing or empty, there are two, or cases are faulty; all faults of the file are named.
     """
     _refuse_none_or_two(path)
+    return read_cases(path.resolve() if path.is_symlink() else path)  # the file that a person corrects
+
+
+def read_cases(path: UPath) -> CaseFile:
+    """As `read_case_file`, of a file of any name."""
     read: list[tuple[EvalCase, str]] = []
+    places: list[str] = []
     faults: list[str] = []
     notes: list[dict[str, object]] = []
     for place, row in _rows(path):
@@ -124,9 +133,10 @@ def read_case_file(path: UPath) -> CaseFile:
             faults += [f"{place}: {fault}" for fault in faulty.args]
         else:
             read.append((case, concept_id))
+            places.append(place)
             notes += [{"case": place, "note": note} for note in found]
     cases = _named(read)
-    faults += _repeated(cases) if cases or faults else ["it is empty"]
+    faults += _repeated(cases, places) if cases or faults else ["it is empty"]
     if faults:
         raise all_faults(
             f"The evaluation cases {str(path)!r} have {amount(len(faults), 'fault')}. Correct the file and materialize "
@@ -158,10 +168,12 @@ def _refuse_none_or_two(path: UPath) -> None:
 
 def _rows(path: UPath) -> Iterator[tuple[str, Any]]:
     """The place of each case, and what stands there: a mapping, anything else, or why it cannot be read."""
-    if path.suffix not in SUFFIXES[1:]:
+    if path.suffix.lower() not in SUFFIXES[1:]:
         with open_buffered(path) as file:
             opening = b""
             for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
                 opening = opening or line
                 try:
                     yield f"line {number}", read_object(line, opening=opening)
@@ -169,8 +181,8 @@ def _rows(path: UPath) -> Iterator[tuple[str, Any]]:
                     yield f"line {number}", rejected
         return
     try:
-        document = yaml.load(path.read_bytes(), _StrictLoader)  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, ValueError) as error:
+        document = read_strict_yaml(path.read_bytes())
+    except ValueError as error:
         raise UserError(f"The evaluation cases {str(path)!r} are not YAML: {error}. Correct the file.") from None
     if document is not None and not isinstance(document, list):
         raise UserError(
@@ -181,14 +193,11 @@ def _rows(path: UPath) -> Iterator[tuple[str, Any]]:
         yield f"case {number}", row
 
 
-class _StrictLoader(yaml.CSafeLoader):
-    """Refuses a key that stands twice, of which a lenient reader takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        keys = Counter(str(key.value) for key, _ in node.value)
-        if twice := [key for key, count in keys.items() if count > 1]:
-            raise ValueError(f"line {node.start_mark.line + 1}: the key {twice[0]!r} stands twice")
-        return super().construct_mapping(node, deep)
+def case_lines(path: UPath) -> list[bytes]:
+    """Each case of a sound file as a line of JSON; as it stands there, where it is one."""
+    if path.suffix.lower() in SUFFIXES[1:]:
+        return [json.dumps(row, ensure_ascii=False, default=str).encode() for _, row in _rows(path)]
+    return [line for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
 
 
 def _with_documents_as_text(row: dict[Any, Any]) -> dict[str, Any]:
@@ -307,15 +316,15 @@ def _named(read: list[tuple[EvalCase, str]]) -> list[EvalCase]:
     return named
 
 
-def _repeated(cases: list[EvalCase]) -> list[str]:
+def _repeated(cases: list[EvalCase], places: list[str]) -> list[str]:
     """Cases that share their name or their input with an earlier one."""
     faults: list[str] = []
     ids: set[str] = set()
     inputs: dict[str, str] = {}
-    for case in cases:
+    for case, place in zip(cases, places, strict=True):
         if case.case_id in ids:
-            faults.append(f"case_id {case.case_id!r} stands twice")
+            faults.append(f"{place}: case_id {case.case_id!r} stands twice")
         ids.add(case.case_id)
         if (other := inputs.setdefault(case.input_digest, case.case_id)) != case.case_id:
-            faults.append(f"case {case.case_id!r} has the same input as {other!r}; remove one of them")
+            faults.append(f"{place}: case {case.case_id!r} has the same input as {other!r}; remove one of them")
     return faults

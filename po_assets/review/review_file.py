@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import orjson
 from upath import UPath
 
-from po_assets.dataset.cases import COLUMNS, EvalCase, read_eval_cases
+from po_assets.dataset.cases import COLUMNS, EvalCase, case_lines, read_eval_cases
 from po_assets.errors import UserError
 from po_assets.intake.lines import Rejected
 from po_assets.intake.normalization import REPLACES, as_landed
@@ -201,7 +201,7 @@ def land(layout: Layout, say: Callable[[str], object]) -> int:
     if landed.cases:
         say(
             f"{len(landed.cases)} evaluation cases ({', '.join(landed.cases)}) changed in "
-            "evaluation/po_eval_cases.jsonl: commit the file. The next evaluation uses them; none is trained on."
+            f"{layout.eval_cases.resolve()}: commit the file. The next evaluation uses them; none is trained on."
         )
     if landed.approved:
         name = layout.approved_answers.name
@@ -221,7 +221,7 @@ def land_corrections(layout: Layout) -> Landed:
     """
     entries, landed = read_review_file(layout.review_file), Landed()
     _correct_rows(layout, [entry for entry in entries if entry.kind == "teacher_row"], landed)
-    case_lines = _correct_cases(layout, [entry for entry in entries if entry.kind == "evaluation_case"], landed)
+    corrected_cases = _correct_cases(layout, [entry for entry in entries if entry.kind == "evaluation_case"], landed)
     if faults := landed.faults:
         said = "; ".join(faults)
         raise UserError(f"{amount(len(faults), 'fault')} in {str(layout.review_file)!r}, nothing was taken: {said}.")
@@ -232,7 +232,7 @@ def land_corrections(layout: Layout) -> Landed:
     if landed.rows:
         landed.file = land_new_file(layout, "corrections", landed.rows)
     if landed.cases:
-        land_lines(layout.eval_cases, case_lines)
+        land_lines(layout.eval_cases.resolve(), corrected_cases)  # a project's file is linked there
     if landed.rows or landed.cases or landed.approved:
         put_aside(layout.review_file)
     return landed
@@ -301,7 +301,7 @@ def _correct_cases(layout: Layout, entries: Sequence[Entry], landed: Landed) -> 
         return []
     return [
         orjson.dumps(_own_form(orjson.loads(line), case) | changed[case.case_id]) if case.case_id in changed else line
-        for line, case in zip(layout.eval_cases.read_bytes().splitlines(), cases.values(), strict=True)
+        for line, case in zip(case_lines(layout.eval_cases), cases.values(), strict=True)
     ]
 
 

@@ -163,6 +163,8 @@ class TrainingSettings(Settings):
     def _is_of(self, profile: str) -> None:
         """What was shown is what runs; so values of another profile are neither used nor replaced unsaid."""
         own, shown = _PROFILES[profile], type(self).model_fields
+        if profile == type(self.base_model).model_fields["profile"].get_default(call_default_factory=True):
+            return  # the profile that was shown: its values are there because somebody wants them
         others = [values for name, values in _PROFILES.items() if name != profile]
         kept = {
             name: value

@@ -10,11 +10,14 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from upath import UPath
 
 from po_assets import cli
 from po_assets.automation.project import make_project, open_project, read_settings, settings_page, settings_template
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.definitions import SETTINGS
 from po_assets.errors import UserError
+from po_assets.storage import Layout
 from po_assets_tests.automation.workplace import good_rows
 from po_assets_tests.evaluation.scenes import cases, cases_table
 from po_assets_tests.model.tiny_model import make_tiny_model
@@ -128,10 +131,20 @@ def test_all_faults_of_the_settings_are_told_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("- a\n", "must be a mapping of resources"), ("a: [\n", "cannot be read"), (None, "cannot be read")],
+    [
+        ("- a\n", "must be a mapping of resources"),
+        ("a: [\n", "cannot be read"),
+        (None, "cannot be read"),
+        ("gate:\n  name: ours\ngate:\n  margin: 0.1\n", "line 3: the key 'gate' stands twice"),
+        ("gate: {name: 2026-13-45}\n", "line 1: '2026-13-45' cannot be read .*quote it"),
+        ("gate: {1: 2}\n", "'1' is not a setting"),
+        ("gate: false\n", "gate must be a mapping of settings, got False"),
+        ("recipe: {learning_rate: 8e-05}\n", "learning_rate is '8e-05', which is text.* write 0.00008, without"),
+        ("recipe: {rank: sixteen}\n", "rank is 'sixteen'; it must be a whole number"),
+    ],
 )
 def test_a_settings_file_that_is_none_is_one_sentence(tmp_path: Path, text: str | None, expected: str) -> None:
-    """A list, no YAML, no file."""
+    """A list, no YAML, no file; what a lenient reader would lose, or take for something else."""
     path = tmp_path / "settings.yaml"
     if text is not None:
         path.write_text(text)
@@ -161,6 +174,57 @@ def test_any_folder_of_files_will_do(tmp_path: Path) -> None:
     assert (incoming / "rows.jsonl").read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
     assert os.environ["DAGSTER_HOME"] == str(tmp_path / "artifacts" / "dagster")
     assert os.environ["PO_SETTINGS"] == ""
+
+
+def test_a_link_of_ones_own_in_the_landing_folder_stays(tmp_path: Path) -> None:
+    """Rows that lie on another disk are linked by hand; endings may be in capitals."""
+    make_project(tmp_path / "project", SETTINGS)
+    fill(tmp_path / "rows.jsonl", tmp_path / "project" / "cases" / "cases.jsonl")
+    link = tmp_path / "project" / "incoming" / "rows.JSONL"
+    link.symlink_to(tmp_path / "rows.jsonl")
+    open_project(tmp_path / "project", None)
+    assert link.samefile(tmp_path / "rows.jsonl")
+
+
+def test_a_single_file_of_cases_is_the_one_that_is_read_and_corrected(tmp_path: Path) -> None:
+    """Faults name its lines, and a correction is not undone by the next run; U+2028 ends no line."""
+    layout, path = Layout(UPath(tmp_path)), tmp_path / "cases" / "ours.jsonl"
+    make_project(tmp_path, SETTINGS)
+    (tmp_path / "incoming" / "rows.jsonl").write_text(lines(good_rows()))
+    case = cases_table(cases(1)).to_dict(orient="records")[0] | {"concept": "A tool\u2028for teams"}
+    path.write_text(f"\ufeff{json.dumps(case, ensure_ascii=False)}\r\n\r\n", encoding="utf-8")
+    open_project(tmp_path, None)
+    assert [case.concept for case in read_eval_cases(layout.eval_cases)] == ["A tool\u2028for teams"]
+    assert layout.eval_cases.samefile(path)
+    path.write_text("\n{}\n")
+    with pytest.raises(UserError, match=r"(?s)cases/ours.jsonl' have 1 fault.*line 2: unknown format"):
+        read_eval_cases(layout.eval_cases)
+    path.rename(path.with_suffix(".yaml"))
+    open_project(tmp_path, None)
+    assert layout.eval_cases.name == "po_eval_cases.yaml"
+
+
+def test_the_file_made_of_several_is_not_written_over_where_it_was_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told instead, with the way out; a fault is told by the file that it is in, and what was not read."""
+    layout, path = Layout(UPath(tmp_path)), tmp_path / "cases" / "a.jsonl"
+    make_project(tmp_path, SETTINGS)
+    fill(tmp_path / "incoming" / "rows.jsonl", path)
+    (tmp_path / "cases" / "more.json").write_text("[]")
+    open_project(tmp_path, None)
+    assert "Not read as cases, which are .jsonl or .yaml by their names: cases/more.json." in capsys.readouterr().out
+    layout.eval_cases.write_text(layout.eval_cases.read_text().replace("aligned", "misaligned", 1))
+    with pytest.raises(UserError, match=r"was changed since it was made of .*a.jsonl and .*more_cases.yaml"):
+        open_project(tmp_path, None)
+    layout.eval_cases.unlink()
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(UserError, match=r"(?s)a.jsonl' have 1 fault.*line 3: unknown format"):
+        open_project(tmp_path, None)
+    path.unlink()
+    path.symlink_to("nowhere.jsonl")
+    with pytest.raises(UserError, match=r"a.jsonl cannot be read: No such file"):
+        open_project(tmp_path, None)
 
 
 def test_a_row_file_whose_name_is_taken_is_refused(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_yaml_says_the_same_as_json_lines(tmp_path: Path) -> None:
     ("text", "fault"),
     [
         ("case_id: 1\nconcept: x\n", "must be a YAML list with a mapping for each case"),
-        ("- concept: x\n  concept: y\n", "line 1: the key 'concept' stands twice"),
+        ("- concept: x\n  concept: y\n", "line 2: the key 'concept' stands twice"),
         ("- [", "are not YAML: "),
         ("- just a text\n", "case 1: it must be a mapping, got 'just a text'"),
         ("", "have 1 fault.*it is empty"),

@@ -209,6 +209,21 @@ def test_a_case_that_stands_as_a_row_is_corrected_in_the_form_of_cases(layout: L
     assert [*after[:number], *after[number + 1 :]] == [*lines[:number], *lines[number + 1 :]]
 
 
+def test_a_linked_file_of_cases_is_corrected_where_it_lies(layout: Layout) -> None:
+    """As a project's own is; with a mark of its encoding before it, and a blank line behind."""
+    own = Path(str(layout.root)) / "ours.jsonl"
+    own.write_text(f"\ufeff{layout.eval_cases.read_text()}\n", encoding="utf-8")
+    layout.eval_cases.unlink()
+    layout.eval_cases.symlink_to(own)
+    case_id = disagreeing(layout)
+    collected(layout)
+    review = case_of(layout, case_id).reference_review_yaml.replace("status: aligned", "status: needs_adjustment")
+    edit(layout, case_id, review=review, status="needs_adjustment")
+    assert land_corrections(layout).cases == [case_id]
+    assert layout.eval_cases.samefile(own)
+    assert case_of(layout, case_id).status == "needs_adjustment"
+
+
 def test_all_faults_are_listed_and_nothing_is_taken(layout: Layout) -> None:
     """An invalid answer, a changed input, a status that contradicts its review, an unknown row."""
     case_id = disagreeing(layout)
@@ -339,14 +354,14 @@ def test_a_faulty_reference_is_one_fault_and_a_status_is_set_in_two_places(layou
 
 
 def test_what_stands_in_the_way_of_landing_is_named(layout: Layout) -> None:
-    """A blank line among the cases, a table that someone cleaned up."""
+    """A case that is none, a table that someone cleaned up."""
     case_id = disagreeing(layout)
     better(layout, collected(layout).candidates[0])
     edit(layout, case_id, status="needs_adjustment")
-    layout.eval_cases.write_text("\n" + layout.eval_cases.read_text())
+    layout.eval_cases.write_text("7\n" + layout.eval_cases.read_text())
     said = refused(layout)
     assert f"The evaluation cases {str(layout.eval_cases)!r} have 1 fault. Correct the file and materialize" in said
-    assert said.endswith("line 1: blank line: the line holds nothing but white space; delete it.")
+    assert "line 1: not a JSON object: the line holds a number" in said
 
     layout.normalized.unlink()
     assert "po_teacher_normalized.jsonl': materialize normalized_teacher" in refused(layout)

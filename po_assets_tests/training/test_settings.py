@@ -58,7 +58,7 @@ def test_all_faults_are_reported_at_once():
         "did you mean 'learning_rate'?",
         "rank is 0",
         "target_modules is []",
-        "gradient_accumulation is '8'; it must be a whole number.",
+        "gradient_accumulation is '8', which is text; it must be a whole number: write 8, without quotes.",
     ):
         assert expected in str(raised.value)
     assert "num_workers" not in str(raised.value)
@@ -101,6 +101,11 @@ def test_a_wrong_setting_fails_a_run_before_its_first_step():
         launched({"rank": 0})
     assert "rank is 0; it must be at least 1." in str(failed.value.__cause__)
     assert launched({"epochs": None, "rank": 8}) == [0.9, 2e-3, 4]
+
+
+def test_a_settings_file_may_set_what_another_profile_sets():
+    """`epochs: 4` and no lessons are meant where somebody wrote them."""
+    assert launched({}, comparisons=0.0, documents=0.0, epochs=4.0) == [4.0, 2e-3, 4]
 
 
 def test_settings_that_do_not_change_the_weights_are_not_in_the_digest():
