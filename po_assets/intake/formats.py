@@ -44,7 +44,7 @@ _REQUEST = ("body", "request", "params", "modelInput", "input", "inputs")
 _RESPONSE = ("response", "result", "modelOutput", "message", "output", "outputs")
 """Where services and loggers put what was asked, and what came back."""
 _ASKED = ("messages", "contents", "input", "prompt")
-_ENVELOPE = ("id", "custom_id", "recordId", "method", "url", "choices", "error")
+_ENVELOPE = ("id", "custom_id", "recordId", "method", "url", "choices", "candidates", "error")
 
 
 class RecordFormat(Protocol):
@@ -161,7 +161,7 @@ class ChatFormat:
         messages = text_or_messages(row[key], key)
         record.read.add(key)
         if not any(message.role == "assistant" for message in messages):
-            messages += record.answer_of(row, _FINISHED)
+            messages += record.answer_of(row, (*_FINISHED, "chosen"))
         record.take_exchange(exchange_of(messages))
 
 
@@ -173,10 +173,12 @@ class BatchFormat:
 
     name = "batch"
     looks_like = "custom_id, body {messages}, response {body {choices}}"
-    signs = frozenset(("custom_id", "choices", *_REQUEST, *_RESPONSE))
+    signs = frozenset(("custom_id", "choices", "candidates", *_REQUEST, *_RESPONSE))
 
     def matches(self, row: Row) -> bool:
-        if "custom_id" in row or is_there(row, "choices") or object_of(row, "response", "message"):
+        if "custom_id" in row or is_there(row, "choices") or is_there(row, "candidates"):
+            return True
+        if object_of(row, "response", "message") or "message" in object_of(row, "output"):
             return True
         return not {"messages", "contents"}.isdisjoint(object_of(row, *_REQUEST))
 
@@ -198,6 +200,8 @@ class BatchFormat:
             m for name in _INSTRUCTIONS for m in text_or_messages(request.get(name), f"the request's {name}", "system")
         ]
         answer = choice_of(object_of(response, "body") or response) or record.answer_of(row, _FINISHED)
+        if not answer and answered_in:
+            record.name_unread(response, (), f"{answered_in}.")
         exchange = exchange_of([*told, *text_or_messages(request.get(key), f"the request's {key}", "user"), *answer])
         if exchange.question is None:
             way_out = "put the body of the same custom_id from the input file into this line, as body"

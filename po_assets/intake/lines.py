@@ -38,6 +38,7 @@ _BINARY = (
     ((b"7z\xbc\xaf\x27\x1c",), f"a 7z archive; unpack it (7z x) {_LAND}"),
     ((b"Rar!",), f"a rar archive; unpack it (unrar x) {_LAND}"),
     ((b"\x04\x22\x4d\x18",), f"compressed with lz4; unpack it (lz4 -d) {_LAND}"),
+    ((b"x\x01", b"x\x9c", b"x\xda"), f"compressed with zlib; unpack it {_LAND}"),
     ((b"BZh",), f"compressed with bzip2; unpack it (bunzip2) {_LAND}"),
     ((b"\xfd7zXZ",), f"compressed with xz; unpack it (unxz) {_LAND}"),
     ((b"PAR1",), f"Parquet (PAR1); {_AS_LINES}"),
@@ -74,7 +75,7 @@ _OTHER_FORMS = (
 )
 """How lines begin that are not JSON, and the way out."""
 _OTHER_FILES = (
-    (re.compile(r'"?\w+"?[,;\t|] ?"?\w'), f"the file looks like a table (CSV); {_AS_LINES}"),
+    (re.compile(r'(?:"?\w[\w .-]{0,40}"?)?[,;\t|] ?"?\w'), f"the file looks like a table (CSV); {_AS_LINES}"),
     (re.compile(r"(?:---|-|[\w-]+:)(?:\s|\Z)"), "the file looks like YAML; land JSON lines"),
 )
 """How files begin that are not JSON lines, but text, and the way out."""

@@ -25,6 +25,8 @@ _REASONING = ("reasoning", "reasoning_content", "reasoning_details", "thinking",
 _ASIDE = ("analysis", "commentary")
 """Channels of a model that answers in another one."""
 _CALLS = ("tool_calls", "function_call", "tool_use", "server_tool_use", "functionCall")
+_SPOKEN = re.compile(r"message|\w+_call")
+"""Types of a response's items: what was said, and calls of tools that it rests on."""
 _CONTENT = ("content", "value", "parts", "text")
 _READ = frozenset(
     (
@@ -47,8 +49,9 @@ _WEIGHTS = (
 _REASONS = re.compile(
     r"\w*(?:finish|stop|done|completion)[_ -]?reasons?|(?:finish|incomplete)_details|stop_type", re.IGNORECASE
 )
-_ENDS = re.compile(rf"{_REASONS.pattern}|(?:is_|was_)?truncated", re.IGNORECASE)
+_ENDS = re.compile(rf"{_REASONS.pattern}|(?:is_|was_)?truncated|stopped_limit", re.IGNORECASE)
 """Keys that say how an answer ended."""
+_ON_CALLS = "the answer rests on tool calls, which are not taken; only a user's text and the answer to it are read"
 _SHOWN = 100
 _KEY_SHOWN = 30
 
@@ -112,9 +115,10 @@ def exchange_of(messages: Sequence[Message]) -> Exchange:
     before = spoken[: end or None]
     said = [*takewhile(lambda message: message.role in {"assistant", "tool"}, reversed(before))][::-1] if end else []
     asked = [*takewhile(lambda message: message.role == "user", reversed(before[: len(before) - len(said)]))][::-1]
-    if any(message.role == "tool" or (message.calls_tools and not message.text) for message in said):
-        detail = "the answer rests on tool calls, which are not taken; only a user's text and the answer to it are read"
-        raise Rejected(Reason.MISSING_PART, detail)
+    if any(message.role == "tool" for message in (said if answers else spoken)) or any(
+        message.calls_tools and not message.text for message in said
+    ):
+        raise Rejected(Reason.MISSING_PART, _ON_CALLS)
     for message in said:
         refuse_flags(message.flags, f"{message.place}: ")
         for name, one in message.flags.items():
@@ -143,8 +147,11 @@ def choice_of(body: Mapping[str, Any]) -> list[Message]:
     """
     if body.get("status") == "incomplete":
         raise Rejected(Reason.ANSWER_CUT, "the response's status is 'incomplete': the answer was cut; ask for it again")
+    if isinstance(body.get("output"), dict):
+        refuse_flags(body, "the response's ")
+        body = body["output"]
     items = body["output"] if isinstance(body.get("output"), list) else []
-    spoken = [item for item in items if isinstance(item, dict) and item.get("type") == "message"]
+    spoken = [item for item in items if isinstance(item, dict) and _SPOKEN.fullmatch(str(item.get("type")))]
     choices = body.get("choices") or body.get("candidates") or ([{"message": spoken}] if spoken else [body])
     answers: list[list[Message]] = []
     for choice in choices if isinstance(choices, list) else []:
@@ -189,7 +196,9 @@ def _refuse_ends(flags: Mapping[str, Any], place: str, ends: re.Pattern[str]) ->
         value = flags[name]
         parts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
         ended = {str(one).lower().rpartition(".")[2] for one in parts}  # a service's enum says its own name, too
-        if not ended.isdisjoint(_CUT) or ("truncated" in name and not ended.isdisjoint(("true", "1", "yes"))):
+        if not ended.isdisjoint(_CUT) or (
+            name.endswith(("truncated", "limit")) and not ended.isdisjoint(("true", "1", "yes"))
+        ):
             raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the answer was cut; ask for it again")
         if not ended.isdisjoint(_STOPPED):
             raise Rejected(Reason.ANSWER_CUT, f"{place}{name} is {value!r}: the service stopped the answer")
@@ -216,7 +225,8 @@ def _message(message: object, place: str, default_role: str) -> Message:
     if not isinstance(message, dict):
         raise Rejected(Reason.SCHEMA, f"{wanted}, got {message!r:.60}")
     kind = message.get("type")
-    default_role = kind if isinstance(kind, str) and kind in _ROLE_OF else default_role
+    if isinstance(kind, str):
+        default_role = "tool" if kind.endswith("_call") else kind if kind in _ROLE_OF else default_role
     said_role = message.get("role", message.get("from", default_role))
     role = _ROLE_OF.get(said_role.strip().lower(), "") if isinstance(said_role, str) else ""
     if isinstance(said_role, str) and said_role and not role:
@@ -224,7 +234,7 @@ def _message(message: object, place: str, default_role: str) -> Message:
         raise Rejected(Reason.SCHEMA, f"{place} has the role {said_role!r:.40}; known roles are {known}")
     left_out = [key for key, value in message.items() if key not in _READ and value not in ("", [], {})]
     content = next((message[key] for key in _CONTENT if key in message), None)
-    text = _text("" if content is None and role in {"assistant", "system"} else content, place, left_out)
+    text = _text("" if content is None and role in {"assistant", "system", "tool"} else content, place, left_out)
     if text is None or not role:
         shape = ", ".join(f"{key[:_KEY_SHOWN]} {value!r:.{_KEY_SHOWN}}" for key, value in message.items())
         raise Rejected(Reason.SCHEMA, f"{wanted}, got {shape or 'no keys at all'}")

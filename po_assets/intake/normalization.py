@@ -53,7 +53,17 @@ _LATIN_LOOK_ALIKES = str.maketrans(
 """Cyrillic, Greek and Armenian letters that look like Latin ones, which hide a text from every comparison."""
 _OF_PROMPT = re.compile(r"rules|instructions|guidelines|(?:output|answer|response)[_ ]format")
 """Keys in small letters that are no part of a requirements document."""
-_NOTHING = re.compile(r"|\W{0,5}(?:none|n/?a|tbd|todo|null)?\W{0,5}", re.IGNORECASE)
+_NOTHING = re.compile(
+    r"|\W{0,5}(?:none|n/?a|tb[ad]|todo|null|nothing|unknown|pending|no requirements(?: yet)?"
+    r"|to be (?:defined|determined|done))?\W{0,5}|<[^<>\n]{0,60}>",
+    re.IGNORECASE,
+)
+_ABOUT_ENTRY = frozenset(("id", "priority", "type", "category", "status"))
+"""Keys of a requirement that ask for nothing by themselves."""
+_CUT_MARK = re.compile(
+    r"(?:[\[(<](?:output |text )?(?:truncated|cut off|to be continued)[\])>]|\[(?:\.\.\.|\u2026)\])['\"]?\s*\Z",
+    re.IGNORECASE,
+)
 _RECORD_ID = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number written as text. (Python's own `float` also takes 0.8_5, and digits of other scripts.)"""
@@ -174,6 +184,8 @@ def _read_documents(record: TeacherRecord, aliases: Mapping[str, str]) -> tuple[
     ]
     if errors:
         raise Rejected(Reason.BAD_YAML, "; ".join(errors))
+    if cut := next((name for name in ("VISION", "REVIEW") if _CUT_MARK.search(texts[name][-40:])), ""):
+        raise Rejected(Reason.ANSWER_CUT, f"the {cut} ends in {texts[cut].strip()[-20:]!r}; ask for it again")
     requirements, review = read["REQUIREMENTS"].value, read["REVIEW"].value
     if not holds_anything(requirements):
         raise Rejected(Reason.SCHEMA, f"the REQUIREMENTS {record.requirements_yaml[:_SHOWN]!r} ask for nothing")
@@ -228,17 +240,19 @@ def _doubts(requirements: Mapping[Any, Any], record: TeacherRecord) -> Iterator[
         plain = [to_text(entry) for entry in entries if not isinstance(entry, dict)]
         if 0 < len(plain) < len(entries):
             yield f"one of the {section} is plain text beside entries with an id: {plain[0][:_SHOWN]!r}"
-    if not (
-        any(holds_anything(requirements.get(key)) for key in REQUIREMENT_SECTIONS)
-        or cited_ids(record.requirements_yaml)
-    ):
+    others = {key: value for key, value in requirements.items() if key not in REQUIREMENT_SECTIONS}
+    if not (any(holds_anything(requirements.get(key)) for key in REQUIREMENT_SECTIONS) or cited_ids(to_text(others))):
         yield "the REQUIREMENTS name no requirement by an id (such as FR001)"
 
 
 def holds_anything(value: object) -> bool:
     """Whether a document says anything; an id or a priority alone says nothing, nor does *none* or *tbd*."""
     if isinstance(value, dict):
-        return any(holds_anything(item) for key, item in value.items() if key not in {"id", "priority"})
+        return any(
+            holds_anything(item)
+            for key, item in value.items()
+            if key not in _ABOUT_ENTRY or isinstance(item, dict | list)
+        )
     if isinstance(value, list):
         return any(map(holds_anything, value))
     return not _NOTHING.fullmatch(to_text(value).strip())

@@ -23,7 +23,7 @@ EXISTING_VISION = "existing_vision_yaml"
 """Key in a normalized row's metadata: the vision that was given as part of the input."""
 _SHOWN = 40
 _NAMED = 12
-_NOTHING = frozenset(("", "null", "none", "nan", "<na>"))
+_NOTHING = frozenset(("", "null", "none", "nan", "<na>", "n/a", "#n/a", "undefined"))
 """Texts that exports write for a value that is absent."""
 _NO_VISION = re.compile(
     r"|null|n/a|~|empty|(?:there (?:is|was) )?(?:no|none|not|nothing|nil|ninguna|keine|aucune)(?:\b[^\n:]{0,60}"
@@ -135,14 +135,14 @@ class TeacherRecord:
                 value = orjson.loads(value)
         if isinstance(value, dict):
             return dict(value)
-        if value and present(value):
+        if is_there(row, "metadata") and present(value):
             self.notes.append(f"{place}metadata must be an object, got {row['metadata']!r:.60}; it was not read")
         return {}
 
     def name_unread(self, row: Row, known: Iterable[str], place: str = "") -> None:
         """Name the keys that nothing reads, with what stands there if it is short; empty ones are not worth a word."""
         for key, value in row.items():
-            if key not in known and value not in ("", [], {}):
+            if key not in known and (is_there(row, key) or value in (0, False)):
                 short = isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _SHOWN)
                 self.unread.append(f"{place}{key[:_SHOWN]}" + (f" {value!r}" if short else ""))
 
@@ -207,8 +207,8 @@ def is_there(row: Row, key: str) -> bool:
 
 
 def is_text(row: Row, key: str) -> bool:
-    """Whether a text, or messages, stand under the key."""
-    return is_there(row, key) and not isinstance(row[key], dict)
+    """Whether a text, or messages, or one message, stand under the key."""
+    return is_there(row, key) and not (isinstance(row[key], dict) and {"role", "from"}.isdisjoint(row[key]))
 
 
 def is_answer(row: Row, key: str) -> bool:
@@ -237,7 +237,7 @@ def _asked(exchange: Exchange) -> tuple[PromptParts, list[str]]:
 
 def existing_vision(vision_yaml: object) -> str:
     """An existing vision, empty where the text says that there is none."""
-    text = vision_yaml.strip() if isinstance(vision_yaml, str) else ""
+    text = present(vision_yaml).strip() if isinstance(vision_yaml, str) else ""
     return "" if _NO_VISION.fullmatch(text.strip("()[]{}<>.-")) else text
 
 

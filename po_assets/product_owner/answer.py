@@ -34,11 +34,15 @@ from po_assets.text import verb
 
 # "Here is the vision:" is a key without a value for YAML.
 _INTRODUCTION = re.compile(r"(?:Here|Sure|Certainly|Below|This|The|My)\b[^:]{0,200}[.:!]")
+_SENTENCE = re.compile(r"[A-Z\u00a1\u00bf-\u00de][^ :\n]*[ ][^:\n]{0,200}[.:!]")
+_SMALL_KEY = re.compile(r"[a-z_]+:(?:[ \t]|\Z)")
+_KEY_IN_INFO = re.compile(r"\w:[ \t]+\S")
+_NO_WORDS = re.compile(r"(?:</?[\w-]{1,30}>|\W)*")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n(?=\S)")
 _ANSWER_KEY = re.compile(rf"(?:{'|'.join((*VISION_KEYS, *REVIEW_KEYS))}):(?:[ \t]|\Z)")
 _DEEP_FENCE = re.compile(r"^(?: {4,}| *\t[ \t]*)(`{3,}|~{3,})[ \t]*\w", re.MULTILINE)
 _ODD_LINE_END = re.compile(r"[\x0b\x0c\x85\u2028\u2029]")
-_LABEL_LINE = re.compile(r"[*\s]*(?:(?:PRODUCT|OWNER|PO)[ _]){0,2}(?:VISION|REVIEW)[*\s]*:?[*\s]*", re.IGNORECASE)
+_LABEL_LINE = re.compile(r"[#*\s]*(?:(?:PRODUCT|OWNER|PO)[ _]){0,2}(?:VISION|REVIEW)[*\s]*:?[*\s]*", re.IGNORECASE)
 _END_OF_DOCUMENT = re.compile(r"(?:\n(?:---|\.\.\.)[ \t]*)+\s*\Z")
 NOTE_OF_REASONING = "reasoning before the answer was left out"
 
@@ -122,8 +126,15 @@ def parse_answer(text: str) -> ParsedAnswer:
         place = f"{lines[behind[0]][:40]!r} in line {behind[0] + 1}"
         fault = f"a document goes on, or is written anew, outside the fences ({place}); put it into a fence of its own"
         return ParsedAnswer(None, None, (fault,), tuple(notes))
-    if unfenced:
-        notes.append(f"text outside the fences was left out: {lines[unfenced[-1]][:60]!r}")
+    if part := _part(chosen, answers):
+        return ParsedAnswer(None, None, (part,), tuple(notes))
+    end = max(block.end for block in chosen.values())
+    after = " ".join(
+        line.strip() for number, line in enumerate(lines) if number >= end and number not in fenced
+    ).strip()
+    if unfenced or not _NO_WORDS.fullmatch(after):
+        said = lines[unfenced[-1]] if unfenced else after
+        notes.append(f"text outside the fences was left out: {said[:60]!r}")
     return ParsedAnswer(*_texts(chosen), missing, tuple(notes))
 
 
@@ -138,8 +149,8 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
     if bare.lstrip("\r\n")[:1] in {" ", "\t"}:  # all lines move to the left margin with the first, as far as they can
         bare = dedent(bare.replace("\r\n", "\n"))
     whole = _without_label(bare.replace("\r\n", "\n").strip())
-    # Prose begins with a capital letter, or stands at the margin behind a blank line. (One pattern for both is slow.)
-    may_be_prose = "A" <= whole[:1] <= "Z" or _BLANK_LINE.search(whole)
+    # Prose begins with no small letter, or stands at the margin behind a blank line. (One pattern for both is slow.)
+    may_be_prose = not "a" <= whole[:1] <= "z" or _BLANK_LINE.search(whole)
     if "```" not in whole and "~~~" not in whole and not may_be_prose:
         return whole.lstrip("]").strip(), tuple(notes)
     lines = lines_of(whole)
@@ -148,16 +159,7 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
         blocks, lines = [], lines[: blocks[0].start]
         notes.append("a closing fence without an opening one was left out")
     if blocks:
-        block = blocks[0]
-        if len(blocks) > 1:
-            raise ValueError(f"it holds {len(blocks)} fenced blocks; leave the one that is the document")
-        if block.text is None:
-            raise ValueError(f"the code fence in line {block.start + 1} is not closed; close it, or take it off")
-        document = block.text
-        left_out = {"before the fenced": lines[: block.start], "after the fenced": lines[block.end :]}
-        for place, around in left_out.items():
-            if len(read_yaml("\n".join(around)).value) > 1:
-                raise ValueError(f"it holds a document {place} one; leave one of them")
+        document, left_out = _fenced_document(lines, blocks)
     else:
         lines, beside = _bare_document(lines)
         keys = sum(bool(_ANSWER_KEY.match(line)) for line in beside)
@@ -190,6 +192,20 @@ def _answers(blocks: Sequence[Block]) -> list[dict[str, Block]]:
     return answers
 
 
+def _part(chosen: Mapping[str, Block], answers: Sequence[Mapping[str, Block]]) -> str:
+    """Why a block does not take the place of one before: it holds less than half of its keys. Else nothing."""
+    known = {VISION: VISION_KEYS, REVIEW: REVIEW_KEYS}
+    for label, block in chosen.items() if len(answers) > 1 else ():
+        blocks = [block, *(answer[label] for answer in answers if label in answer)]
+        readings = [read_yaml(_text(one), unique_keys=False) for one in blocks]
+        keys = [len(set(known[label]) & set(reading.value)) for reading in readings]
+        if 2 * keys[0] < max(keys) and not readings[0].error:
+            return (
+                f"the {label} block in line {block.start + 1} holds only a part of one; leave one whole {label} block"
+            )
+    return ""
+
+
 def _not_read(text: str, blocks: Sequence[Block], unfenced: Sequence[int]) -> list[str]:
     """What stands in an incomplete answer and was not read, with the way out."""
     found: list[str] = []
@@ -220,16 +236,35 @@ def _without_label(text: str) -> str:
     if text.rstrip()[-3:] in {"---", "..."}:
         text = _END_OF_DOCUMENT.sub("", text)
     first, _, rest = text.partition("\n")
+    rest = rest.lstrip("\n")
     if not _LABEL_LINE.fullmatch(first):
         return text
     document = dedent(rest) if rest[:1] == " " else rest
     return document if document[:1].isalpha() else text
 
 
+def _fenced_document(lines: list[str], blocks: Sequence[Block]) -> tuple[str, dict[str, list[str]]]:
+    """The document of the one block, and the lines before and behind it."""
+    block = blocks[0]
+    if len(blocks) > 1:
+        raise ValueError(f"it holds {len(blocks)} fenced blocks; leave the one that is the document")
+    if block.text is None:
+        raise ValueError(f"the code fence in line {block.start + 1} is not closed; close it, or take it off")
+    if _KEY_IN_INFO.search(block.info):
+        raise ValueError(f"text stands behind the code fence in line {block.start + 1}; put it on a line of its own")
+    left_out = {"before the fenced": lines[: block.start], "after the fenced": lines[block.end :]}
+    for place, around in left_out.items():
+        if len(read_yaml("\n".join(around)).value) > 1:
+            raise ValueError(f"it holds a document {place} one; leave one of them")
+    return without_outer_fence(block.text), left_out
+
+
 def _bare_document(lines: list[str]) -> tuple[list[str], list[str]]:
     """The lines of a bare document, and those of the sentences around it, which would be keys or errors in it."""
     beside: list[str] = []
-    if len(lines) > 1 and _INTRODUCTION.fullmatch(lines[0]):
+    follows = next((line for line in lines[1:] if line.strip()), "")
+    sentence = _SENTENCE.fullmatch(lines[0]) and _SMALL_KEY.match(follows)
+    if sentence or (len(lines) > 1 and _INTRODUCTION.fullmatch(lines[0])):
         beside, lines = lines[:1], lines[1:]
     if any(line[:1].strip() and not before.strip() for before, line in itertools.pairwise(lines)):
         text, rest = yaml_part(lines)
@@ -242,8 +277,16 @@ def _is_complete(answer: dict[str, Block]) -> bool:
 
 
 def _texts(answer: dict[str, Block]) -> tuple[str | None, str | None]:
-    vision, review = (answer[label].text if label in answer else None for label in (VISION, REVIEW))
-    return vision and _without_label(vision), review and _without_label(review)
+    vision, review = (_text(answer[label]) if label in answer else None for label in (VISION, REVIEW))
+    return vision, review
+
+
+def _text(block: Block) -> str | None:
+    """The document in a block, without its label and without a second fence around it."""
+    text = block.text
+    if text and text.lstrip().startswith(("```", "~~~")):
+        text = without_outer_fence(text)
+    return text and _without_label(text)
 
 
 def _faults(texts: Mapping[str, str | None]) -> Iterator[str]:

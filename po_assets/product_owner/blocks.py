@@ -47,6 +47,8 @@ _MARK = re.compile(
 )
 _HINTS = ("<", "◁", "THINK]", "THINKING]", "Thinking...", "assistantfinal", "done thinking.")
 _KINDS = ("channel", "think", "thought", "reason", "reflect", "scratch", "analysis", "monologue")
+_COMMON_WORDS = re.compile(r"</?(?:analysis|critique|deliberation|draft|plan(?:ning)?)\b", re.IGNORECASE)
+"""Names of tags that a document may hold as well, such as `the <plan>basic</plan> tariff`."""
 _END_OF_TURN = re.compile(
     r"(?:<\|\w{1,30}\|>(?:assistant)?|\[/INST\]|</s>|<eos>|<end_of_turn>|<start_of_turn>model|(?<=[`~])</\w{1,20}>)\Z"
 )
@@ -68,6 +70,8 @@ _PROMPT_WORD = re.compile(
 )
 _SURE_PROMPT_WORD = re.compile(r"instructions?:|guidelines:|(?:output|response|answer) format:")
 REQUIREMENT_LINE = re.compile(r"[ \t]*- id:|(?:non_)?functional_requirements:|constraints:|(?:- )?(?:N?FR|REQ)-?[0-9]")
+_CUE = re.compile(r"(?:Output|Answer|Response|Result|Assistant|AI|A)[ \t]*:[ \t]*")
+"""The last line of a prompt, behind which the model writes on."""
 _RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}")
 """A line across the page."""
 
@@ -166,6 +170,9 @@ def strip_reasoning(text: str) -> tuple[str, bool]:
         if mark.lastgroup == "close":
             if mark[0].lower() != "assistantfinal" or text.lstrip().startswith("analysis"):
                 kept, start = [], mark.end()
+        elif closing and _is_within_a_line(text, mark, closing):
+            kept.append(text[start : closing.end()])
+            start = closing.end()
         elif closing or _begins_or_ends_a_line(text, start, mark):
             kept.append(text[start : mark.start()])
             start = closing.end() if closing else len(text)
@@ -216,6 +223,14 @@ def _closing(marks: Sequence[re.Match[str]]) -> list[re.Match[str] | None]:
     return found[::-1]
 
 
+def _is_within_a_line(text: str, mark: re.Match[str], closing: re.Match[str]) -> bool:
+    """A tag of a common word with its end tag in the middle of one line is a word of the text."""
+    if not _COMMON_WORDS.match(mark[0]) or "\n" in text[mark.start() : closing.end()]:
+        return False
+    before, after = text[: mark.start()].rpartition("\n")[2], text[closing.end() :].partition("\n")[0]
+    return bool(before.strip() and after.strip())
+
+
 def _begins_or_ends_a_line(text: str, start: int, mark: re.Match[str]) -> bool:
     """A mark in the middle of a line that is never closed is only spoken of."""
     return (
@@ -240,10 +255,12 @@ def yaml_part(lines: list[str]) -> tuple[str, list[str]]:
     """
     last = max((number for number, line in enumerate(lines) if REQUIREMENT_LINE.match(line)), default=-1)
     has_key, plain, mapped_items = False, True, set[bool]()
+    end = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
     for number, line in enumerate(lines):
         if number > last and has_key and line[:1].strip():
             apart = not lines[number - 1].strip()
-            if _ends_document(line, apart=apart, plain=plain, mapped=mapped_items == {True}):
+            cue = number == end and _CUE.fullmatch(line)
+            if cue or _ends_document(line, apart=apart, plain=plain, mapped=mapped_items == {True}):
                 return "\n".join(lines[:number]).strip(), lines[number:]
         if line.startswith("- "):
             mapped_items.add(bool(_KEY.match(line[2:])))

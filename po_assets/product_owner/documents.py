@@ -102,7 +102,8 @@ def _read(text: str) -> YamlReading:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        return YamlReading(error=_reason(error, bare) + _invisible(bare))
+        fences = "; it was read without the code fences in it, as the metric reads it" if "```" in text else ""
+        return YamlReading(error=_reason(error, bare) + _invisible(bare) + fences)
     except Exception as error:  # noqa: BLE001 - PyYAML's constructors raise many kinds for odd dates and integers
         return YamlReading(error=f"it holds a value that YAML cannot read: {str(error)[:200]}")
     if not isinstance(value, dict):
@@ -324,6 +325,13 @@ def _reason(error: yaml.YAMLError, text: str) -> str:
     begun, shown = getattr(error, "context_mark", None), ""
     if begun and problem == "could not find expected ':'" and (rest := text.splitlines()[begun.line :]):
         shown = f"; line {begun.line + 1} is neither a key nor an item: {rest[0][:60]!r}"
+    elif (
+        mark
+        and problem.startswith("mapping values")
+        and (above := [number for number, line in enumerate(text.split("\n")[: mark.line]) if line.strip()])
+        and ":" not in (line := text.split("\n")[above[-1]])
+    ):
+        shown = f"; line {above[-1] + 1} is neither a key nor an item: {line[:60]!r}"
     return f"{where}{problem}{f' ({context})' if context else ''}{shown}"
 
 

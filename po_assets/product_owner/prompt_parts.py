@@ -8,6 +8,7 @@ to be decided, is noted; what is not found is None, never guessed.
 
 import itertools
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from textwrap import dedent
@@ -42,7 +43,7 @@ _NAME = (
     r"|REQUIREMENTS(?:[ _-](?:DOCUMENT|YAML))?))"
 )
 _HEADING = re.compile(
-    rf"(?P<mark>[ \t]{{0,3}}(?:#{{1,6}}[ \t]*)?(?:[0-9]{{1,2}}[.)][ \t]+)?(?:\*\*|__|[*_])?){_NAME}"
+    rf"(?P<mark>[ \t\u200b\ufeff]{{0,3}}(?:#{{1,6}}[ \t]*)?(?:[0-9]{{1,2}}[.)][ \t]+)?(?:\*\*|__|[*_])?){_NAME}"
     r"(?:[ ]\([^()\n]{1,20}\))?(?P<end>\*\*|__|[*_])?[ \t\u00a0]*(?P<colon>[:\uff1a])?(?:\*\*|__|[*_])?[ \t\u00a0]*"
     r"#{0,6}(?P<rest>\S.*)?",
     re.IGNORECASE,
@@ -54,6 +55,7 @@ _END_TAG = re.compile(
     r"[=*~-]{2,20})[ \t]*",
     re.IGNORECASE,
 )
+_FENCED_SECTION = re.compile(r"[ \t]*(?:`{3,}|~{3,}).*(?:VISION|REVIEW|REQUIREMENTS)", re.IGNORECASE)
 _UNDERLINE = re.compile(r"(?:={3,}|-{3,})[ \t]*")
 _NAME_ALONE = re.compile(rf"[ \t]{{0,3}}{_NAME}[ \t]*", re.IGNORECASE)
 _EXAMPLE = re.compile(
@@ -74,6 +76,8 @@ _DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,
 _NOTHING = frozenset(("none", "(none)", "n/a", "null", "-", "{}", "(empty)", "empty", "''", '""'))
 _BLOCK_SCALAR = frozenset(("|", "|-", "|+", ">", ">-"))
 _PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
+_QUOTED = re.compile(r"\s*(\"\"\"|\'\'\')[ \t]*\n?(.*?)\n?[ \t]*\1(.*)", re.DOTALL)
+"""A text between triple quotes, as between fences."""
 _FEWEST_KEYS = 3
 """So many keys of a vision tell one in a text; a single one may be a word of the concept."""
 _VERDICT = re.compile(r"[a-z_]+", re.IGNORECASE)
@@ -126,8 +130,10 @@ def split_prompt(prompt: str) -> PromptParts:
 
 def _foreign_parts(prompt: str) -> PromptParts:
     notes: list[str] = []
-    sections = _with_prose_put_back(_sections(lines_of(without_end_of_turn(prompt)), notes))
+    found_ones = map(_unquoted, _sections(lines_of(without_end_of_turn(prompt)), notes))
+    sections = _with_prose_put_back(found_ones)
     sections = _without_last_example([one for section in sections for one in _parted(section)], notes)
+    sections = list(_without_example_requirements(sections, notes))
     found = [(section, _text(section, notes, last=section is sections[-1])) for section in sections]
     concepts = [text for section, text in found if section.name == CONCEPT and text]
     requirements = [text for section, text in found if section.name == REQUIREMENTS and (text or section.cut)]
@@ -174,6 +180,13 @@ def _parted(section: _Section) -> Iterator[_Section]:
     yield vision
 
 
+def _unquoted(section: _Section) -> _Section:
+    """The section with the text between triple quotes as its fenced block."""
+    if section.fenced is None and (match := _QUOTED.fullmatch("\n".join(section.lines))):
+        section.fenced, section.lines, section.after = dedent(match[2]), [], match[3].split("\n")
+    return section
+
+
 def _announcement(section: _Section) -> str:
     """The last line of a text where it only announces what follows, which is then taken off; else nothing."""
     lines = section.lines
@@ -196,6 +209,17 @@ def _without_last_example(sections: list[_Section], notes: list[str]) -> list[_S
     return sections[: concepts[task + 1]]
 
 
+def _without_example_requirements(sections: Sequence[_Section], notes: list[str]) -> Iterator[_Section]:
+    """Without REQUIREMENTS that are called an example behind those of the task."""
+    asked = False
+    for section in sections:
+        if section.name == REQUIREMENTS and section.example and asked:
+            notes.append("the example behind the task was left out")
+            continue
+        asked = asked or section.name == REQUIREMENTS
+        yield section
+
+
 def _holds_requirements(text: str) -> bool:
     """Whether it is a document, readable or not, and no prose."""
     return bool(read_yaml(text, unique_keys=False).value) or any(map(REQUIREMENT_LINE.match, text.split("\n")))
@@ -212,6 +236,7 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
     blocks = {block.start: block for block in fenced_blocks(lines)}
     current: _Section | None = None
     outside = _Section("", "")
+    ends: dict[str, list[int]] = {}
     number = 0
     while number < len(lines):
         block = blocks.get(number)
@@ -223,16 +248,19 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
             yield current
             current, number = None, end
             continue
-        begun = _begun_by_block(block, current, notes) if block else _heading(line, current)
+        inside = block is not None and current is not None and current.is_open and _is_deeper(line, current)
+        begun = None if inside else _begun_by_block(block, current, notes) if block else _heading(line, current)
         if begun is not None and begun is not current:
             if current is not None:
-                if block and current.name == CONCEPT and current.fenced is None:
-                    begun.add(_announcement(current))
+                _hand_on(current, begun, by_block=block is not None)
                 yield current
             above = next((one for one in reversed(lines[max(0, number - 3) : number]) if one.strip()), "")
             begun.example = bool(_EXAMPLE.fullmatch(above))
             current = begun
-        elif begun is None and block and block.label == REVIEW:
+            if not block and (closing := _closing_line(current, lines, end, ends)):
+                current.add(*lines[end : closing + 1])
+                end = closing + 1
+        elif begun is None and block and block.label == REVIEW and not inside:
             verdict = to_text(read_yaml(block.text).value.get("status"))
             (current or outside).reviewed = bool(_VERDICT.fullmatch(verdict))
         elif begun is None:
@@ -245,6 +273,39 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
         yield current
     if current is not None and (remark := remark_in(outside.lines, usual=_USUAL)):
         notes.append(f"text outside the sections was left out: {remark[:_SHOWN]!r}")
+
+
+def _hand_on(section: _Section, begun: _Section, *, by_block: bool) -> None:
+    """Give the next section what is its own: the line that announces its block, the tag whose name it says again."""
+    if by_block and section.name == CONCEPT and section.fenced is None:
+        begun.add(_announcement(section))
+    if section.name == begun.name and not section.started:
+        begun.tag = begun.tag or section.tag
+
+
+def _closing_line(section: _Section, lines: Sequence[str], start: int, ends: dict[str, list[int]]) -> int:
+    """The line with the end tag of a CONCEPT, all of whose lines are its own, headings and all; 0 where there is none.
+
+    `ends` remembers where the end tags stand.
+    """
+    tag = section.tag
+    if not tag or section.name != CONCEPT or section.lines[-1].rstrip().lower().endswith(tag):
+        return 0
+    if tag not in ends:
+        ends[tag] = [number for number, line in enumerate(lines) if line.rstrip().lower().endswith(tag)]
+    place = bisect_left(ends[tag], start)
+    closing = ends[tag][place] if place < len(ends[tag]) else 0
+    inside = lines[start:closing]
+    named = next((line for line in inside if line.strip()), "")
+    if _heading(named, None) or any(map(_FENCED_SECTION.match, inside)):
+        return 0
+    return closing
+
+
+def _is_deeper(line: str, document: _Section) -> bool:
+    """Whether a line is indented more than the document that is being read, and so belongs to one of its texts."""
+    first = next((one for one in document.lines if one.strip()), line)
+    return len(line) - len(line.lstrip(" ")) > len(first) - len(first.lstrip(" "))
 
 
 def _begun_by_block(block: Block, current: _Section | None, notes: list[str]) -> _Section | None:
@@ -275,8 +336,10 @@ def _takes_end_off(section: _Section) -> bool:
 def _heading(line: str, current: _Section | None) -> _Section | None:
     match, rest, tag = _HEADING.fullmatch(line), "", ""
     if match is not None:
-        rest, marked = match["rest"] or "", bool(match["mark"].strip(" \t0123456789.)"))
+        rest, marked = match["rest"] or "", bool(match["mark"].strip(" \t\u200b\ufeff0123456789.)"))
         if not match["colon"] and (rest or not marked):
+            return None
+        if current is not None and current.name == CONCEPT and rest and _goes_on(match, current):
             return None
         if current is not None and current.is_open and not _stands_out(match, current, marked=marked):
             return None
@@ -291,6 +354,14 @@ def _heading(line: str, current: _Section | None) -> _Section | None:
     section = _Section(kind, line, tag=tag)
     section.add("" if rest in _BLOCK_SCALAR else rest)
     return section
+
+
+def _goes_on(match: re.Match[str], concept: _Section) -> bool:
+    """Whether `Concept: proven` below a line of a concept, named in another form, is its text."""
+    first = _HEADING.fullmatch(concept.heading)
+    forms = [one and (one["name"], bool(one["mark"].strip())) for one in (match, first)]
+    goes_on = bool("".join(concept.lines[-1:]).strip()) and concept.fenced is None
+    return goes_on and "CONCEPT" in match["name"].upper() and forms[0] != forms[1]
 
 
 def _stands_out(match: re.Match[str], document: _Section, *, marked: bool) -> bool:

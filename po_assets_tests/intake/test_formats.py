@@ -97,6 +97,7 @@ PARTS = [{"type": "text", "text": TEXT}]
 IN_PARTS = ANSWER | {"content": PARTS}
 THINKING = ANSWER | {"content": [{"type": "thinking", "thinking": "Hm."}, *PARTS]}
 WITH_CALL = ANSWER | {"content": [*PARTS, {"type": "tool_use", "name": "search", "input": {}}]}
+CALL = {"type": "web_search_call", "id": "1"}
 MESSAGE = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": TEXT}]}
 UNTYPED = [said | {"role": None, "type": kind} for said, kind in ((USER, "human"), (ANSWER, "ai"))]
 NOT_THE_ANSWER = {"role": "assistant", "content": "Hm.", "weight": 0}
@@ -190,6 +191,16 @@ READ: list[tuple[dict[str, Any], str, str]] = [
     ({"input": ASKED, "output": ANSWER}, "batch", ""),
     (ASKED | {"message": ANSWER}, "batch", ""),
     ({"modelInput": ASKED, "modelOutput": IN_PARTS | {"stop_reason": "end_turn"}}, "batch", ""),
+    ({"contents": GEMINI[:1], "candidates": [{"content": GEMINI[1]}]}, "batch", ""),
+    (ASKED | {"output": {"message": ANSWER}}, "batch", ""),
+    ({"request": ASKED, "response": {"output": {"message": ANSWER}, "stopReason": "end_turn"}}, "batch", ""),
+    ({"prompt": PROMPT, "chosen": ANSWER}, "preference", ""),
+    ({"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}, "sharegpt", "not read: rejected"),
+    (
+        chat(USER, ANSWER) | {"teacher_product_vision": "N/A", "split": "nan", "flag": "bad"},
+        "chat",
+        "not read: flag 'bad'",
+    ),
     (chat(*UNTYPED), "chat", ""),
     (chat(system(None), USER, ANSWER), "chat", ""),
     (chat(USER, WITH_CALL), "chat", "left out of the messages: tool_use"),
@@ -234,6 +245,12 @@ REFUSED: dict[str, dict[str, Any]] = {
     "missing part: the service gave no answer but an error: {'code': 'x'}": batch_row(
         response=None, error={"code": "x"}
     ),
+    "missing part: there is no answer (roles found: user); not read: response.type 'expired'": {
+        "request": ASKED,
+        "response": {"type": "expired"},
+    },
+    "missing part: the answer rests on tool calls": {"request": ASKED, "response": {"output": [CALL, MESSAGE]}},
+    "missing part: the answer rests on tool calls, which": {"input": PROMPT, "output": [CALL]},
     "missing part: but an error: 429": batch_row(response={"status_code": 429}),
     "missing part: the line has no request (body.messages): put the body of the same custom_id": batch_row(body=None),
     "missing part: message 2: the answer is a refusal: 'I cannot.'": chat(
@@ -281,6 +298,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "weight 0: label is 'false'": completion_row(label="false"),
     "answer cut: finish_reason is 'MAX_TOKENS': the answer was cut": pair_row(finish_reason="MAX_TOKENS"),
     "answer cut: truncated is True": pair_row(truncated=True),
+    "answer cut: stopped_limit is True": pair_row(stopped_limit=True),
+    "answer cut: the response's stopReason": {
+        "request": ASKED,
+        "response": {"output": {"message": ANSWER}, "stopReason": "max_tokens"},
+    },
     "answer cut: is_truncated is 'true'": pair_row(is_truncated="true"),
     "answer cut: metadata.review_finish_reason": teacher_row(metadata={"review_finish_reason": "length"}),
     "answer cut: metadata.finish_reason": teacher_row(
@@ -334,7 +356,7 @@ def test_logs_of_the_running_agent_are_read(existing: str) -> None:
         kept({"prompt": prompt, "output": TEXT}),
         kept(pair_row(prompt=build_prompt(CONCEPT, REQUIREMENTS, existing))),
         kept(teacher_row(existing_vision_yaml=existing or "(none)", metadata={})),
-        kept(teacher_row(metadata={"existing_vision_yaml": existing})),
+        kept(teacher_row(metadata={"existing_vision_yaml": existing.replace("\n", "\r\n")})),
     ]
     for row in rows:
         assert row.row["metadata"] == ({"existing_vision_yaml": existing} if existing else {})

@@ -44,6 +44,8 @@ def test_a_score_that_is_no_number_from_0_to_1_rejects_the_row(value: object) ->
         ({"vision": "a: " + "9" * 5000}, "VISION: it holds an integer of 5000 digits; put it in quotes or correct it"),
         ({"vision": "last_updated: 2024-99-99"}, "a value that YAML cannot read: month must be in 1..12"),
         ({"vision": "a: b\nc: \x07"}, "VISION: line 2 holds U+0007 (a control character), which YAML does not allow"),
+        ({"vision": f"<answer>\n\n{VISION}"}, "line 1 is neither a key nor an item: '<answer>'"),
+        ({"vision": "a: |\n  ```yaml VISION\n  b: 1\n  ```"}, "it was read without the code fences in it"),
         # The line that is prose, the colon that is none, line ends that were escaped twice.
         ({"vision": f"{VISION}Hope it helps."}, "line 19 is neither a key nor an item: 'Hope it helps.'"),
         ({"vision": VISION.replace("name:", "name\uff1a", 1)}, "line 1 holds U+FF1A (fullwidth colon)"),
@@ -69,6 +71,14 @@ def test_a_nul_in_the_concept_is_refused() -> None:
     """Some tokenizers end a text there."""
     with pytest.raises(Rejected, match="the concept holds a NUL character"):
         normalize(line_of(teacher_row({"concept": "a\x00b"})))
+
+
+@pytest.mark.parametrize("mark", ["[truncated]", "(cut off)", "[...]"])
+def test_an_answer_that_says_it_was_cut_is_refused(mark: str) -> None:
+    """As loggers shorten what they write down."""
+    with pytest.raises(Rejected, match="the REVIEW ends in") as rejected:
+        normalize(line_of(teacher_row({"review": f"{REVIEW.strip()} {mark}\n"})))
+    assert rejected.value.reason == Reason.ANSWER_CUT
 
 
 def test_the_record_id_depends_on_the_line_alone() -> None:
@@ -189,15 +199,17 @@ def test_a_status_of_none_of_the_three_kinds_is_refused_and_shown_as_it_stands(s
             "constraints: [{id: C01, description: ''}]",
         ),
         *("functional_requirements: none", "functional_requirements: N/A\nconstraints: ['-', (none)]"),
-        "constraints: [{id: C01, priority: High, description: TBD}]",
+        "constraints: [{id: C01, priority: High, type: legal, description: TBD}]",
+        *("functional_requirements: [no requirements yet]", "constraints: [{id: C01, description: <description>}]"),
     ],
 )
 def test_requirements_that_ask_for_nothing_are_refused(requirements: str) -> None:
     """Nothing can be reviewed there."""
     with pytest.raises(Rejected, match="ask for nothing"):
         normalize(line_of(teacher_row({"requirements": requirements})))
-    titled = "title: X\nfunctional_requirements: none"
-    assert "name no requirement by an id" in normalize(line_of(teacher_row({"requirements": titled}))).notes
+    for empty in ("none", "[{id: FR001, description: null}]"):
+        titled = f"title: X\nfunctional_requirements: {empty}"
+        assert "name no requirement by an id" in normalize(line_of(teacher_row({"requirements": titled}))).notes
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ def test_a_label_may_stand_on_a_line_of_its_own_in_the_fence() -> None:
         f"<answer>{blocks()}</answer>",
         blocks("product_vision:\n  a: 1", "product_owner_review:\n  b: 2"),
         blocks("a: 1\n---", "b: 2\n..."),
+        blocks("## Vision\n\na: 1", "# Review\nb: 2"),
+        blocks("```yaml\na: 1\n```", "```yaml\nb: 2\n```", fence="````"),
     ],
 )
 def test_blocks_are_found_however_models_fence_them(text: str) -> None:
@@ -133,7 +135,15 @@ def test_reasoning_is_never_the_answer(marks: tuple[str, str], way: str) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a < b > c", "write <b>think</b> twice", "a tag <think> in a line", "[thinking]: #", "assistantfinal"],
+    [
+        "",
+        "- the <plan>basic</plan> tariff\n</b>",
+        "a < b > c",
+        "write <b>think</b> twice",
+        "a tag <think> in a line",
+        "[thinking]: #",
+        "assistantfinal",
+    ],
 )
 def test_what_only_looks_like_reasoning_stays(text: str) -> None:
     """A mark in the middle of a line that is never closed is spoken of, not used."""
@@ -198,6 +208,14 @@ AROUND = "text {} the fenced document was left out: {!r}"
         ("]a: 1", "a: 1", ""),
         (f"REVIEW:\n{REVIEW}---\n", REVIEW.strip(), ""),  # its label, and the end mark of YAML
         (f"Here is the vision:\n{VISION}", VISION.strip(), f"{BESIDE}'Here is the vision:'"),
+        (f"Of course. Here you are:\n{VISION}", VISION.strip(), f"{BESIDE}'Of course. Here you are:'"),
+        (
+            f"\u00a1Claro! Aqu\u00ed est\u00e1:\n\n{REVIEW}",
+            REVIEW.strip(),
+            f"{BESIDE}'\u00a1Claro! Aqu\u00ed est\u00e1:'",
+        ),
+        (f"**Product Vision**\n\n{VISION}", VISION.strip(), ""),
+        (f"````yaml\n```yaml\n{VISION}```\n````", VISION.strip(), ""),
         (f"{REVIEW}\nI hope: this helps!", REVIEW.strip(), f"{BESIDE}'I hope: this helps!'"),
         ("a: 1\n\nb:\n- c\n\n# d\ne: 2", "a: 1\n\nb:\n- c\n\n# d\ne: 2", ""),
         ("a: 1\n```\n", "a: 1", "a closing fence without an opening one was left out"),
@@ -220,6 +238,7 @@ def test_a_column_holds_one_document(text: str, document: str, notes: str) -> No
     [
         ("```yaml\na: 1", "the code fence in line 1 is not closed; close it, or take it off"),
         ("a: 1\n\n```yaml\nb: 1", "the code fence in line 3 is not closed"),
+        ("```yaml a: 1\nb: 2\n```", "text stands behind the code fence in line 1; put it on a line of its own"),
         (blocks(), "it holds 2 fenced blocks; leave the one that is the document"),
         (f"{VISION}\n```\nb: 2\n```", "it holds a document before the fenced one; leave one of them"),
         (f"{REVIEW}\nCorrected version:\n\n{REVIEW}", "it holds two documents; leave one of them"),
@@ -306,9 +325,19 @@ def test_a_document_outside_the_fences_is_never_dropped_silently(text: str) -> N
     assert re.search(r"outside the fences .*; put it into a fence of its own", parsed.missing[0])
 
 
+@pytest.mark.parametrize("part", ["```yaml REVIEW\nstatus: aligned\n```", '```json\n{"status": "aligned"}\n```'])
+def test_a_part_of_a_document_does_not_take_the_place_of_the_whole(part: str) -> None:
+    """It may be a correction or a summary; before the answer it is a draft."""
+    assert parse_answer(f"{ANSWER}\n{part}").missing == (
+        "the REVIEW block in line 43 holds only a part of one; leave one whole REVIEW block",
+    )
+    assert parse_answer(f"{part}\n{ANSWER}").review_yaml == REVIEW.strip()
+
+
 @pytest.mark.parametrize(
     ("text", "note"),
     [
+        (f"{ANSWER}\n\nWait: it conflicts.\n</output>", "text outside the fences was left out: 'Wait: it conflicts."),
         # The answer behind a draft counts; a single line with a key may be prose.
         (f"{VISION}\n{ANSWER}", "text outside the fences was left out: "),
         (f"{ANSWER}\nsummary: I wrote both.", "text outside the fences was left out: "),

@@ -126,6 +126,7 @@ def test_closing_instructions_are_no_part_of_the_requirements(closing: str, gap:
     [
         *("Rules:\n- Be short\n- Cite ids", "Format: YAML", "Be concise and cite ids.", "- Be short\n- Cite ids"),
         *("## Output\nTwo blocks.", "**Important**\nTwo blocks", "instructions:\n- Cite ids", "===\nThe end of it."),
+        "Output:",
     ],
 )
 @pytest.mark.parametrize("form", ["{}\n", "```yaml\n{}```\n\n"])
@@ -146,6 +147,7 @@ def test_rules_behind_the_requirements_are_left_out_and_named(rules: str, form: 
         "Title: P\n\nFunctional Requirements:\n- id: FR001\n  description: Do: it",
         "title: P\n\nvision: the first\nconcept: a planner\nrequirements:\n- id: FR001",
         "title: P\nnotes: |\n  ```yaml\n  REQUIREMENTS:\n  ```\n\n  Follow it.\nconstraints: []",
+        "title: P\nnotes: |\n  ```yaml VISION\n  a: 1\n  ```\nconstraints: []",
         "title: P\n\nRules:\n- Be fair\n\nconstraints:\n- id: C001\n  description: x",
     ],
 )
@@ -187,6 +189,14 @@ GIVEN_AWAY = (
         (build_prompt(CONCEPT, REQUIREMENTS).replace("\n", "\r\n") + "\r\n", CONCEPT, REQUIREMENTS, None),
         # `VISION: be the first choice` is a line of the concept, and so is `Requirements: few`.
         (f"CONCEPT:\n{PROSE}\n\nREQUIREMENTS:\n{REQUIREMENTS}", PROSE, REQUIREMENTS, None),
+        # Between tags everything is the concept; below its text a heading of another form is a line of it.
+        *(
+            (f"{before}\n{text}\n{after}\n## Requirements\n{REQUIREMENTS}", text, REQUIREMENTS, None)
+            for before, text, after in (
+                ("<concept>", f"{PROSE}\n\n## Vision\nTo be first.", "</concept>"),
+                ("## Concept", "A planner.\nConcept: proven by 3 pilots.", ""),
+            )
+        ),
         # The form of hand-made records, whose prompt holds the vision that the student should write.
         (f"Review the requirements.\n\n{GIVEN_AWAY}", None, "FR001: Do it", "product_name: X"),
         # A template of the answer shows the form that is wanted, and gives nothing away.
@@ -299,6 +309,9 @@ def test_no_prompt_takes_long(text: str) -> None:
         ('<concept id="1">{}</concept>', "<requirements format='yaml'>\n{}\n</requirements>"),
         ("CONCEPT:\n```text\n{}\n```", "REQUIREMENTS:\n{}"),
         ("concept: {}", "requirements_yaml: |\n{}"),
+        ('CONCEPT:\n"""\n{}\n"""', "REQUIREMENTS:\n'''\n{}\n'''"),
+        ("\u200bCONCEPT:\n{}", "\ufeffREQUIREMENTS:\n{}"),
+        ("<concept>\n# Concept\n{}\n</concept>", "<requirements>\n## Requirements\n{}\n</requirements>"),
         ("CONCEPT (idea): {}", "REQUIREMENTS (as YAML):\n{}"),
         ("<s>[INST]\nCONCEPT: {}", "REQUIREMENTS:\n{}\n[/INST]"),
         ("<|im_start|>user\nCONCEPT: {}", "REQUIREMENTS:\n{}<|im_end|>\n<|im_start|>assistant\n"),
@@ -317,6 +330,9 @@ def test_an_example_behind_the_task_and_rules_in_a_concept_are_named() -> None:
     parts = split_prompt(f"{ASKED}\nExample of an input:\nCONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n")
     assert replace(parts, notes=()) == QUESTION
     assert parts.notes[0] == "the example behind the task was left out"
+    parts = split_prompt(f"{ASKED}\nExample of requirements:\nREQUIREMENTS:\ntitle: Desk\n")
+    assert replace(parts, notes=()) == QUESTION
+    assert "the example behind the task was left out" in parts.notes
     answered = f"CONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n{format_answer(VISION, REVIEW)}"
     for words in ("Ejemplo", "For reference, what was said of another product"):
         parts = split_prompt(f"{ASKED}\n{words}:\n{answered}")
