@@ -9,7 +9,7 @@ command that was given is imported, so that `--help` answers at once. The functi
         parser.set_defaults(handle=land)
 
 A `UserError`, or a disk that is full or closed, becomes a line on standard error here and nowhere else; the exit status
-is then 1, or the default `error_status` that the parser was given.
+is then 1, or the default `error_status` that the parser was given. A command with actions returns their parsers.
 """
 
 import argparse
@@ -48,8 +48,8 @@ COMMANDS = {
     "ui-ray": ("po_assets.automation.ray:add_ui_ray", "Ray on this machine, and the Dagster UI on it"),
     "sample-data": ("po_assets.cli:add_sample_data", "write the committed sample data anew"),
 }
-ON_PROJECT = {"ask", "export", "push", "serve"}
-"""Those that use the student, on the artifacts and settings of a project."""
+ON_PROJECT = {"ask", "export", "push", "rejected", "rescore", "review", "serve"}
+"""Those that work on the artifacts and settings of a project."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,11 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = commands.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
             if name in given[:1]:
                 module, _, function = where.partition(":")
-                getattr(importlib.import_module(module), function)(command)
+                actions = getattr(importlib.import_module(module), function)(command)
                 if name in ON_PROJECT:
                     from po_assets.automation.run import add_project
 
-                    add_project(command)
+                    for one in actions or [command]:
+                        add_project(one)
         parser.parse_args(given, options)
         return int(options.handle(options))
     except UserError as error:

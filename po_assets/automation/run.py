@@ -66,9 +66,10 @@ def add_project(parser: argparse.ArgumentParser) -> None:
     handle = parser.get_default("handle")
 
     def on_project(options: argparse.Namespace) -> int:
+        own_status = options.error_status
         _enter(options, enter_project)
         options.spec = BaseModel(**options.location().given["base_model"])
-        options.error_status = 1
+        options.error_status = own_status
         return int(handle(options))
 
     parser.set_defaults(handle=on_project)
@@ -110,7 +111,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _enter(options: argparse.Namespace, enter: Callable[[Path, Path | None], object]) -> None:
-    options.error_status = 2 if options.data or options.config else 1
+    options.error_status = 2 if options.data or options.config else options.error_status
     if options.config and not options.config.is_file():
         raise UserError(f"The settings {options.config} do not exist.")
     if options.data:

@@ -230,7 +230,7 @@ def _base_model(spec: BaseModel, layout: Layout, decoding: Decoding) -> tuple[Pa
 
 def add_rescore(parser: argparse.ArgumentParser) -> None:
     """The arguments of `po-assets rescore`."""
-    layout = Artifacts().layout
+    parser.description = f"{parser.description} The gate is that of the settings."
     parser.add_argument(
         "answers",
         type=Path,
@@ -238,9 +238,9 @@ def add_rescore(parser: argparse.ArgumentParser) -> None:
         "review_yaml} or {case_id, text}; tokens, seconds and finish_reason may be there. The answers table of "
         "eval_report has that form: given it, the report is built again",
     )
-    parser.add_argument("--cases", type=UPath, default=layout.eval_cases, help="evaluation cases (%(default)s)")
+    parser.add_argument("--cases", type=UPath, help="evaluation cases (default: those of the artifacts)")
     parser.add_argument("--baseline", type=Path, help="answers to compare with (default: those of baseline_report)")
-    parser.add_argument("--output", type=UPath, default=layout.report_json.parent, help="folder of the report")
+    parser.add_argument("--output", type=UPath, metavar="FOLDER", help="of the report (default: that of eval_report)")
     parser.set_defaults(handle=_rescore_command, error_status=2)
 
 
@@ -249,17 +249,19 @@ def _rescore_command(options: argparse.Namespace) -> int:
 
     0 when the gate passed, 1 when it failed; 2 when the answers cannot be read.
     """
-    if not options.cases.is_file():
-        raise UserError(f"Not scored: there are no evaluation cases in {options.cases}; give them with --cases.")
-    cases = read_eval_cases(options.cases)
+    layout = Artifacts().layout
+    place, folder = options.cases or layout.eval_cases, options.output or layout.report_json.parent
+    if not place.is_file():
+        raise UserError(f"Not scored: there are no evaluation cases in {place}; give them with --cases.")
+    cases = read_eval_cases(place)
     answers, digest = read_answers(options.answers, cases), file_digest(options.answers)
-    baseline = _baseline(options.baseline, cases, Artifacts().layout.baseline_answers)
+    baseline = _baseline(options.baseline, cases, layout.baseline_answers)
     # Whoever made the answers decides how; against which baseline is said in the report.
     decoding = baseline[0].decoding if baseline else _ELSEWHERE
     student = score_answers(cases, answers, model="student", model_digest=digest, decoding=decoding)
-    found = Evidence(baseline, student)
-    record = judge(found, digest, cases_sha256=file_digest(options.cases), decoding="answers made elsewhere")
-    document, page = (options.output / f"po_rescored_report.{suffix}" for suffix in ("json", "html"))
+    found = Evidence(baseline, student, GateProfile(**options.location().given["gate"]))
+    record = judge(found, digest, cases_sha256=file_digest(place), decoding="answers made elsewhere")
+    document, page = (folder / f"po_rescored_report.{suffix}" for suffix in ("json", "html"))
     models = {"baseline": baseline[0].model_digest[:12], "student": f"answers file {digest[:12]}"}
     report = build_report(cases, found, record, models=models, previous=read_report(document))
     write_report(report, found, document, page)
@@ -317,9 +319,9 @@ def _baseline(path: Path | None, cases: Sequence[EvalCase], answers_table: UPath
 def _records(path: Path) -> list[Any]:
     """The entries of the file, whatever they are."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            document: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":  # U+2028 and its like, on which splitlines() cuts, may stand in a text
+            document: Any = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             document = json.loads(text)
     except (OSError, ValueError) as error:

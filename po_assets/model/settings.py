@@ -83,7 +83,8 @@ class BaseModel(Settings):
         if self.base_model and self.kind == "hub" and not _COMMIT.fullmatch(self.revision or self._own_revision or ""):
             raise ValueError(
                 f"revision of base_model {self.name!r} is {self.revision!r}; pin it to a commit hash (40 hex digits, "
-                f"see https://huggingface.co/{self.name}/commits), since a branch or tag can change its weights."
+                f"see https://huggingface.co/{self.name}/commits), since a branch or tag can change its weights. If a "
+                f"folder is meant: there is none at {str(Path(self.name).absolute())!r}; give its absolute path."
             )
         return self
 

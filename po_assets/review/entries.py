@@ -23,13 +23,18 @@ Action = Callable[[Layout, Callable[[str], object]], int]
 """Gets the artifacts and what prints a line; gives the exit status."""
 
 
-def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, tuple[Action, str]]) -> None:
-    """What can be done with a file of entries, by name, each with its line of help."""
+def add_actions(
+    parser: argparse.ArgumentParser, actions: Mapping[str, tuple[Action, str]]
+) -> list[argparse.ArgumentParser]:
+    """What can be done with a file of entries, by name, each with its line of help; their parsers."""
+    parsers = []
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, (act, line) in actions.items():
         command = commands.add_parser(name, help=line, description=f"{first_upper(line)}.")
         command.add_argument("--root", help="artifacts root (default: PO_ARTIFACTS_ROOT, else artifacts/)")
         command.set_defaults(handle=lambda options, act=act: act(_layout(options.root), say))
+        parsers.append(command)
+    return parsers
 
 
 def _layout(root: str | None) -> Layout:

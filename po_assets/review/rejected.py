@@ -49,11 +49,11 @@ _HEADER = """\
 """
 
 
-def add_rejected(parser: argparse.ArgumentParser) -> None:
+def add_rejected(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """Landed lines that could not be used."""
     written = "write the rejected lines with their reasons into a file, and open it in $EDITOR"
     landed = "land the corrected lines, and take the old ones out of their files"
-    add_actions(parser, {"edit": (edit_rejected, written), "land": (land_rejected, landed)})
+    return add_actions(parser, {"edit": (edit_rejected, written), "land": (land_rejected, landed)})
 
 
 def rejected_file(layout: Layout) -> UPath:
@@ -128,7 +128,7 @@ def edit_rejected(layout: Layout, say: Callable[[str], object]) -> int:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if editor and sys.stdin.isatty():
         subprocess.run([*shlex.split(editor), str(path)], check=False)  # noqa: S603 - the user's own editor
-    say(f"The rejected lines stand in {path}. Correct them, then run: po-assets rejected land")
+    say(f"The rejected lines stand in {path}. Correct them, then run, with the same options: po-assets rejected land")
     return 0
 
 

@@ -181,9 +181,9 @@ def _word(entry: Mapping[str, Any], key: str) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def add_review(parser: argparse.ArgumentParser) -> None:
+def add_review(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """Answers that people corrected in the file of `review_candidates`."""
-    add_actions(parser, {"land": (land, "take the corrections of the review file")})
+    return add_actions(parser, {"land": (land, "take the corrections of the review file")})
 
 
 def land(layout: Layout, say: Callable[[str], object]) -> int:

@@ -147,6 +147,8 @@ def described(answer: ScoredAnswer) -> str:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.parity < 0:
+        raise UserError(f"--parity is {options.parity}; it must be a number of cases, or 0 for no comparison.")
     layout, spec = Artifacts().layout, _spec(options)
     target = options.to or layout.exported
     export_student(layout, target, adapter=options.adapter, spec=spec, forms=options.format, say=say)

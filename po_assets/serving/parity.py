@@ -191,7 +191,10 @@ def ask_gguf(gguf: Path, asked: Sequence[Turns], *, max_tokens: int = MAX_TOKENS
     settings.n_ctx, settings.n_parallel, settings.warmup, settings.use_jinja = _CONTEXT, 1, False, True
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = available_cpus()
     settings.verbosity = -1
-    server = xllamacpp.Server(settings)
+    try:
+        server = xllamacpp.Server(settings)
+    except RuntimeError as error:
+        raise UserError(f"llama.cpp cannot load {gguf.name} ({error}); serve the safetensors form instead.") from error
 
     def post(path: str, **request: Any) -> Any:
         return httpx.post(f"{server.listening_address}{path}", json=request, trust_env=False, timeout=60).json()

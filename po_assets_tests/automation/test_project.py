@@ -257,6 +257,11 @@ def test_wrong_use_is_refused_with_status_2(tmp_path: Path, capsys: pytest.Captu
     status, said = refused(capsys, "run", "--data", tmp_path / "nowhere")
     assert status == 2
     assert "does not exist. `po-assets init" in said
+    status, said = refused(capsys, "review", "land", "--data", tmp_path)
+    assert (status, f"{tmp_path}/artifacts/curation/po_review_candidates.yaml" in said) == (1, True)
+    os.environ["PO_ARTIFACTS_ROOT"] = ""
+    status, said = refused(capsys, "rejected", "edit", "--data", tmp_path)
+    assert (status, f"{tmp_path}/artifacts/distillation" in said) == (1, True)
     wrong = command("run", "--data", tmp_path, "--config", tmp_path / "wrong.yaml")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "min_score is 2; it must be at most 1." in wrong.stderr

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,24 @@ def test_good_answers_pass_against_a_given_baseline(folder: Path, capsys: pytest
     assert f"The gate passed. Report: {folder / 'out' / 'po_rescored_report.html'}" in printed
     assert "The gate passed" in (folder / "out" / "po_rescored_report.html").read_text()
     assert len(json.loads((folder / "out" / "po_rescored_report.json").read_text())["cases"]) == 40
+
+
+def test_the_gate_is_that_of_the_settings(folder: Path) -> None:
+    """A project of its own has a gate of its own; 40 cases are not asked of it."""
+    settings, cases_file, answers = folder / "ours.yaml", folder / "three.jsonl", folder / "answers.json"
+    settings.write_text("gate: {name: ours, case_count: 3, blocking: [case_count]}\n")
+    stage_frames(UPath(cases_file), [cases_table(cases(3))]).publish()
+    answers.write_text(json.dumps(good()[:3]))
+    given = ["--config", settings, "--cases", cases_file, "--baseline", answers, "--output", folder / "out", answers]
+    done = subprocess.run(
+        [sys.executable, "-m", "po_assets.cli", "rescore", *map(str, given)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.splitlines()[0].split()) == (0, ["case_count", "=", "3", "3", "pass"])
+    settings.write_text("gat: {}\n")
+    assert main(["rescore", str(answers), "--config", str(folder / "nowhere.yaml")]) == 2
 
 
 def test_missing_answers_count_and_fail_the_gate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,8 +113,9 @@ def test_the_answers_table_gives_the_report_again(folder: Path, capsys: pytest.C
 
     Where no folder is given, the report stands beside the evaluation's own.
     """
-    lines = [json.dumps({"case_id": r["case_id"], "text": GOOD, "tokens": 7, "seconds": None}) for r in good()]
-    (folder / "po_student_answers.jsonl").write_text("\n".join(lines) + "\n")
+    one = {"text": f"{GOOD}\u2028", "tokens": 7, "seconds": None}
+    lines = [json.dumps({"case_id": r["case_id"], **one}, ensure_ascii=False) for r in good()]
+    (folder / "po_student_answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
     (folder / "before.json").write_text(json.dumps(good()))
     answers, baseline = str(folder / "po_student_answers.jsonl"), str(folder / "before.json")
     main(["rescore", answers, "--baseline", baseline])

@@ -43,7 +43,7 @@ def test_a_wrong_profile_of_the_environment_is_named(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "0123abc"])
 def test_a_hub_model_needs_a_pinned_revision(revision) -> None:
     """A branch or a tag can come to mean other weights."""
-    with pytest.raises(UserError, match="pin it to a commit hash"):
+    with pytest.raises(UserError, match=r"pin it to a commit hash.* If a folder is meant: there is none at '/"):
         BaseModel(base_model="owner/model", revision=revision).resolved()
 
 

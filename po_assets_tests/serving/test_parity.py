@@ -1,5 +1,6 @@
 """Exported forms are asked by the runtimes that serve them: a healthy one passes, each kind of damage is found."""
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -11,6 +12,7 @@ import dagster as dg
 import pytest
 from upath import UPath
 
+from po_assets import cli
 from po_assets.dag import Artifacts, Verdict, read_gate
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
@@ -18,7 +20,7 @@ from po_assets.model import BaseModel, base_model_digest
 from po_assets.product_owner import format_answer
 from po_assets.serving.assets import ExportSettings, exported_student, exported_student_checks
 from po_assets.serving.gguf_file import write_gguf
-from po_assets.serving.parity import Exported, Said, exported_checks, parity
+from po_assets.serving.parity import Exported, Said, ask_gguf, exported_checks, parity
 from po_assets.storage import Layout, Manifest, file_digest, write_manifest
 from po_assets_tests.model.tiny_model import CHAT_TEMPLATE, edit_json, random_adapter
 from po_assets_tests.sample_data.sample_rows import ARTIFACTS
@@ -252,6 +254,15 @@ def test_what_cannot_be_judged_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(UserError, match=r"needs the extra `export`: make setup EXTRAS=export"):
         module.ask_gguf(tmp_path / "x.gguf", [])
+    assert cli.main(["export", "--parity", "-1"]) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs the extra `export`")
+def test_a_file_that_llama_cpp_cannot_load_is_one_sentence(tmp_path: Path) -> None:
+    """Whatever makes it so."""
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"llama.cpp cannot load x.gguf \(.*serve the safetensors form instead"):
+        ask_gguf(tmp_path / "x.gguf", [])
 
 
 def test_settings_of_the_export_are_refused_with_what_is_known() -> None:

@@ -318,6 +318,8 @@ def test_a_taken_port_is_one_sentence() -> None:
     """With the way out."""
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="Take another port with --port"):
         listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(UserError, match=r"cannot listen at 127.0.0.1:99999 \(.*0-65535\)\. Take another port"):
+        listen("127.0.0.1", 99999)
 
 
 def test_a_newly_promoted_model_answers_from_the_next_request_on(monkeypatch: pytest.MonkeyPatch) -> None:
