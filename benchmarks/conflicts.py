@@ -81,10 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="a markdown file with the two markers")
     given = parser.parse_args(arguments)
     base_model = BaseModel(base_model=given.base_model, max_length=given.max_length)
-    lessons = {"comparisons": 0.0, "documents": 0.0} if given.words else {}
+    changes = {"comparisons": 0.0, "documents": 0.0} if given.words else {}
+    changes |= {"epochs": given.epochs} if given.epochs is not None else {}
     study = Study(
         base_model=base_model,
-        recipe=TrainingSettings(base_model=base_model, epochs=given.epochs, **lessons).resolved(),
+        recipe=TrainingSettings(base_model=base_model, **changes).resolved(),
         decoding=Decoding(mode=given.mode, max_new_tokens=given.max_new_tokens),
         target=given.target,
         first_cases=given.cases,
