@@ -17,6 +17,7 @@ from po_assets.intake.formats import read_record
 from po_assets.intake.lines import Line, Reason, Rejected, odd_characters, read_object
 from po_assets.intake.record import TeacherRecord
 from po_assets.product_owner import STATUSES, cited_ids, read_yaml, score_product_owner, validate_answer
+from po_assets.product_owner.blocks import strip_reasoning
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, STATUS_ALIASES
 from po_assets.product_owner.documents import as_list, canonical_status, to_text, with_status, written_value
 
@@ -228,6 +229,8 @@ def _doubts(requirements: Mapping[Any, Any], record: TeacherRecord) -> Iterator[
     for name, text in answer.items():
         if foreign := [key for key in map(to_text, read_yaml(text).value) if key[:1].isupper() or " " in key]:
             yield f"the {name} has keys that no answer has: {', '.join(foreign[:3])[:_SHOWN]!r}"
+    if strip_reasoning(record.concept)[1]:
+        yield "the concept holds marks as of a model's reasoning (such as <think>)"
     keys = [to_text(key) for key in requirements]
     small = any(key[:1].islower() for key in keys)
     of_prompt = (

@@ -26,8 +26,9 @@ _NAMED = 12
 _NOTHING = frozenset(("", "null", "none", "nan", "<na>", "n/a", "#n/a", "undefined"))
 """Texts that exports write for a value that is absent."""
 _NO_VISION = re.compile(
-    r"|null|n/a|~|empty|(?:there (?:is|was) )?(?:no|none|not|nothing|nil|ninguna|keine|aucune)(?:\b[^\n:]{0,60}"
-    r"\b(?:vision|yet|so far|available|provided|given|defined|specified|applicable|exists?)\b[^\n:]{0,60})?",
+    r"|null|n/a|~|empty|none[.,;][^\n:]{0,60}|(?:there (?:is|was) )?(?:no|none|not|nothing|nil|ninguna|keine|aucune)"
+    r"(?:\b[^\n:]{0,60}\b(?:visi[o\u00f3]n|yet|so far|available|provided|given|defined|specified|applicable|exists?)\b"
+    r"[^\n:]{0,60})?",
     re.IGNORECASE,
 )
 

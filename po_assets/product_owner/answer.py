@@ -20,6 +20,7 @@ from po_assets.product_owner.blocks import (
 )
 from po_assets.product_owner.contract import (
     ALIGNMENT_KEYS,
+    CONCEPT,
     MAX_NARRATIVE_WORDS,
     MIN_ACTIONS,
     NEEDED_VISION_KEYS,
@@ -37,6 +38,7 @@ _INTRODUCTION = re.compile(r"(?:Here|Sure|Certainly|Below|This|The|My)\b[^:]{0,2
 _SENTENCE = re.compile(r"[A-Z\u00a1\u00bf-\u00de][^ :\n]*[ ][^:\n]{0,200}[.:!]")
 _SMALL_KEY = re.compile(r"[a-z_]+:(?:[ \t]|\Z)")
 _KEY_IN_INFO = re.compile(r"\w:[ \t]+\S")
+_QUESTION = re.compile(r"[^\w\n]{0,8}(?:ya?ml )?(?:CONCEPT|Concept)[^\w\n:]{0,4}(?::|\Z)")
 _NO_WORDS = re.compile(r"(?:</?[\w-]{1,30}>|\W)*")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n(?=\S)")
 _ANSWER_KEY = re.compile(rf"(?:{'|'.join((*VISION_KEYS, *REVIEW_KEYS))}):(?:[ \t]|\Z)")
@@ -120,14 +122,12 @@ def parse_answer(text: str) -> ParsedAnswer:
     unfenced = [number for number, line in enumerate(lines) if number not in fenced and _ANSWER_KEY.match(line)]
     if missing:
         return ParsedAnswer(*_texts(chosen), missing, (*notes, *_not_read(bare, blocks, unfenced)))
-    first = min(block.start for block in chosen.values())
-    behind = [number for number in unfenced if number > first]
-    if len(behind) > 1:
-        place = f"{lines[behind[0]][:40]!r} in line {behind[0] + 1}"
-        fault = f"a document goes on, or is written anew, outside the fences ({place}); put it into a fence of its own"
+    if (
+        fault := _another_text(lines, unfenced, chosen)
+        or _another_question(lines, blocks, answers)
+        or _part(chosen, answers)
+    ):
         return ParsedAnswer(None, None, (fault,), tuple(notes))
-    if part := _part(chosen, answers):
-        return ParsedAnswer(None, None, (part,), tuple(notes))
     end = max(block.end for block in chosen.values())
     after = " ".join(
         line.strip() for number, line in enumerate(lines) if number >= end and number not in fenced
@@ -190,6 +190,34 @@ def _answers(blocks: Sequence[Block]) -> list[dict[str, Block]]:
         # A VISION or REVIEW alone corrects that of the answer before.
         answers[-1] = answers[-2] | answers[-1]
     return answers
+
+
+def _another_text(lines: Sequence[str], unfenced: Sequence[int], chosen: Mapping[str, Block]) -> str:
+    """What is wrong where a document stands behind the fences, or only the key that a fenced one lacks."""
+    behind = [number for number in unfenced if number > min(block.start for block in chosen.values())]
+    if not behind:
+        return ""
+    key = lines[behind[0]].partition(":")[0]
+    block = chosen[VISION if key in VISION_KEYS else REVIEW]
+    if len(behind) == 1 and key in read_yaml(_text(block), unique_keys=False).value:
+        return ""
+    place = f"{lines[behind[0]][:40]!r} in line {behind[0] + 1}"
+    return f"a document goes on, or is written anew, outside the fences ({place}); put it into a fence of its own"
+
+
+def _another_question(lines: Sequence[str], blocks: Sequence[Block], answers: Sequence[Mapping[str, Block]]) -> str:
+    """What is wrong where a question stands between answers: a model that did not stop made it up, and its answer."""
+    if len(answers) < 2:
+        return ""
+    first, last = min(block.start for block in answers[0].values()), max(block.start for block in answers[-1].values())
+    inside = {number for block in blocks for number in range(block.start, block.end) if block.label != CONCEPT}
+    asked = (number for number in range(first, last) if number not in inside and _QUESTION.match(lines[number]))
+    line = next(asked, None)
+    return (
+        ""
+        if line is None
+        else f"another question begins in line {line + 1}; leave the answer to the one that was asked"
+    )
 
 
 def _part(chosen: Mapping[str, Block], answers: Sequence[Mapping[str, Block]]) -> str:

@@ -6,6 +6,7 @@ time explode (an alias bomb of 300 bytes expands to gigabytes). A concept is rea
 there: empty where none is found, never a guess.
 """
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,8 @@ _ODD_INDENTATION = re.compile(
 )
 _INVISIBLE = re.compile(rf"[\u0085\u00ad\u200c-\u200f\u2028-\u202e{_ODD_SPACES}]")
 _NO_COLON = re.compile(r"[\ufe55\uff1a\ua789\u2236](?=\s)")
+_PROSE_ABOVE = re.compile(r"^([A-Za-z<(][^:\n]*)\n\s*[^\n]*\Z", re.MULTILINE)
+"""A line at the margin without a colon, above the line where a text ends."""
 # Nesting needs flow brackets, indicators on one line ("- - - x") or deep indentation; without them it cannot be deep.
 _MAY_NEST_DEEPLY = re.compile(r"(?:[-?:][ \t]+){8}|^[ \t]{40}", re.MULTILINE)
 
@@ -236,11 +239,11 @@ def _top_level(text: str, key: str) -> yaml.ScalarNode | None:
     """The scalar of a top-level key, by PyYAML's own parser, whose marks count characters."""
     if read_yaml(text).error:
         return None
-    try:
-        # Code fences, which `read_yaml` leaves out, become as many spaces, so that the marks fit the text.
-        root = yaml.compose(_FENCE.sub(lambda fence: " " * len(fence[0]), text), Loader=yaml.SafeLoader)
-    except yaml.YAMLError:  # a leading bracket, which it leaves out too
-        return None
+    root = None
+    # Code fences, which `read_yaml` leaves out, stay or become as many spaces, so that the marks fit the text.
+    for written in dict.fromkeys((text, _FENCE.sub(lambda fence: " " * len(fence[0]), text))):
+        with contextlib.suppress(yaml.YAMLError):  # also a leading bracket, which it leaves out too
+            root = root or yaml.compose(written, Loader=yaml.SafeLoader)
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     found = [value for name, value in pairs if isinstance(name, yaml.ScalarNode) and name.value == key]
     return found[0] if found and isinstance(found[0], yaml.ScalarNode) else None
@@ -325,13 +328,8 @@ def _reason(error: yaml.YAMLError, text: str) -> str:
     begun, shown = getattr(error, "context_mark", None), ""
     if begun and problem == "could not find expected ':'" and (rest := text.splitlines()[begun.line :]):
         shown = f"; line {begun.line + 1} is neither a key nor an item: {rest[0][:60]!r}"
-    elif (
-        mark
-        and problem.startswith("mapping values")
-        and (above := [number for number, line in enumerate(text.split("\n")[: mark.line]) if line.strip()])
-        and ":" not in (line := text.split("\n")[above[-1]])
-    ):
-        shown = f"; line {above[-1] + 1} is neither a key nor an item: {line[:60]!r}"
+    elif mark and problem.startswith("mapping values") and (prose := _PROSE_ABOVE.search(text[: mark.index])):
+        shown = f"; line {_line(text, prose.start(1))} is neither a key nor an item: {prose[1][:60]!r}"
     return f"{where}{problem}{f' ({context})' if context else ''}{shown}"
 
 

@@ -367,7 +367,15 @@ def test_logs_of_the_running_agent_are_read(existing: str) -> None:
 
 @pytest.mark.parametrize(
     "existing",
-    ["No existing vision.", "(none yet)", "There is no vision yet", "Not provided", "None so far; it is new."],
+    [
+        "No existing vision.",
+        "(none yet)",
+        "There is no vision yet",
+        "Not provided",
+        "None so far; it is new.",
+        "None. Write one.",
+        "No hay visi\u00f3n",
+    ],
 )
 def test_an_existing_vision_may_be_said_to_be_none(existing: str) -> None:
     """In words, too; a vision that begins with *No* is one."""

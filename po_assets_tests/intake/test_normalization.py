@@ -150,7 +150,10 @@ def test_any_row_gives_a_row_that_json_can_carry_or_a_reason(row: dict[str, obje
         assert rejected.detail  # noqa: PT017
 
 
-@pytest.mark.parametrize("written", ["misaligned", "'Misaligned'", '"misaligned"', "MISALIGNED  # sic"])
+@pytest.mark.parametrize(
+    "written",
+    ["misaligned", "'Misaligned'", '"misaligned"', "MISALIGNED  # sic", "misaligned\nnotes: |\n  ```\n  a\n  ```"],
+)
 def test_an_alias_of_a_status_is_read_as_that_status(written: str) -> None:
     """The agent that the student is trained for says it; the row teaches our word, and the ledger tells."""
     review = REVIEW.replace("needs_adjustment", written)
@@ -220,6 +223,7 @@ def test_requirements_that_ask_for_nothing_are_refused(requirements: str) -> Non
             "in the VISION stands U+200B (zero width space)",
         ),
         ({"concept": "A tool\u2028for all"}, "in the concept stands U+2028 (line separator), which cannot be seen"),
+        ({"concept": "<think>Hm.</think> A tool"}, "the concept holds marks as of a model's reasoning"),
         ({"review": f"{REVIEW}Note: I assumed much.\n"}, "the REVIEW has keys that no answer has: 'Note'"),
         ({"requirements": f"{REQUIREMENTS}Rules:\n- Be brief.\n"}, "the REQUIREMENTS have the key 'Rules'"),
         ({"requirements": f"{REQUIREMENTS}output_format: YAML\n"}, "the REQUIREMENTS have the key 'output_format'"),

@@ -316,6 +316,7 @@ def test_no_text_takes_long(text: str) -> None:
     [
         f"{DRAFT}\n\nCorrected:\n\n{VISION}\n{REVIEW}",
         ANSWER.replace("non_goals:", "notes: |\n  like\n```\n  route: 7\n```\nnon_goals:"),
+        ANSWER.replace("last_updated:", "notes: |\n  like\n```\n  route: 7\n```\nlast_updated:"),
     ],
 )
 def test_a_document_outside_the_fences_is_never_dropped_silently(text: str) -> None:
@@ -323,6 +324,15 @@ def test_a_document_outside_the_fences_is_never_dropped_silently(text: str) -> N
     parsed = parse_answer(text)
     assert (parsed.vision_yaml, parsed.review_yaml) == (None, None)
     assert re.search(r"outside the fences .*; put it into a fence of its own", parsed.missing[0])
+
+
+@pytest.mark.parametrize("named", ["CONCEPT:\nA desk", "## Concept\n\nA desk", "```yaml CONCEPT\nA desk\n```"])
+def test_the_answer_to_another_question_is_not_taken(named: str) -> None:
+    """A model that does not stop makes up the next question, and answers it."""
+    asked = f"User: Next.\n\n{named}\n\nREQUIREMENTS:\ntitle: Desk\n\n"
+    assert "another question begins in line 45; leave" in parse_answer(f"{ANSWER}\n{asked}{DRAFT}").missing[0]
+    assert "another question" in parse_answer(f"{ANSWER}\n{asked}```yaml REVIEW\n{REVIEW}```").missing[0]
+    assert parse_answer(f"{asked}{ANSWER}\n{asked}").vision_yaml == VISION.strip()
 
 
 @pytest.mark.parametrize("part", ["```yaml REVIEW\nstatus: aligned\n```", '```json\n{"status": "aligned"}\n```'])
