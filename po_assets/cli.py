@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(printable(str(error)), file=sys.stderr)  # noqa: T201
         return int(options.error_status)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)  # noqa: T201
+        return 130  # as shells say it
     except BrokenPipeError:  # whoever read what is printed has enough of it, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

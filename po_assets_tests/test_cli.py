@@ -49,6 +49,17 @@ def test_a_user_error_is_a_line_on_standard_error(
     assert capsys.readouterr().err == "The disk is full. Make room.\n"
 
 
+def test_an_interrupt_is_a_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C in whatever the command is at; the status is the one that shells give."""
+
+    def interrupted(_options: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "add_base_model", lambda parser: parser.set_defaults(handle=interrupted))
+    assert cli.main(["base-model"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
 def test_no_module_is_a_command_of_its_own() -> None:
     """But for the worker process of storage and what `make ui` asks first, which nobody types, and the table itself."""
     modules = {

@@ -241,10 +241,7 @@ def open_project(folder: Path, settings: Path | None) -> None:
     layout = enter_project(folder, settings)
     folder = folder.resolve()
     is_project = _is_project(folder)
-    try:
-        top, landed, own = (_files(place) for place in (folder, folder / "incoming", folder / "cases"))
-    except OSError as error:
-        raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
+    top, landed, own = (_files(place) for place in (folder, folder / "incoming", folder / "cases"))
     rows = [path for path in top if path.suffix.lower() == ".jsonl" and not _holds_cases(path)]
     rows += [path for path in landed if path.suffix.lower() == ".jsonl"]
     named = [path for path in top if _holds_cases(path)] + own

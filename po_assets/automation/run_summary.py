@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from po_assets.dag.pages import unescaped
 from po_assets.text import printable
@@ -94,6 +95,8 @@ def error_text(error: Any) -> str:
         return "no reason was recorded"
     while error.cause and error.cls_name != "UserError":
         error = error.cause
+    if error.cls_name == DagsterExecutionInterruptedError.__name__:
+        return "It was interrupted (Ctrl-C, or a signal to end). Start it again: it goes on where it was."
     return printable(str(error.message)).strip().removeprefix("po_assets.errors.UserError: ")
 
 

@@ -198,5 +198,6 @@ def _serve(options: argparse.Namespace) -> int:
         engine = load_engine(layout, **model)
         another = promotions(layout, engine.digest)
         newer = None if options.adapter or options.base else lambda: load_engine(layout, **model) if another() else None
-        serve(engine, listening, key=key, say=say, newer=newer)
+        with contextlib.suppress(KeyboardInterrupt):  # how it is ended
+            serve(engine, listening, key=key, say=say, newer=newer)
     return 0

@@ -1,6 +1,7 @@
 """How a run's failures are put in words: on the console of `make run`, and in messages to a real local server."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import dagster as dg
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from po_assets.automation import notifications
 from po_assets.automation.notifications import failure_messages
-from po_assets.automation.run_summary import console, run_summary
+from po_assets.automation.run_summary import console, error_text, run_summary
 from po_assets.dag import Settings
 from po_assets_tests.automation.webhook import Webhook, webhook
 
@@ -66,6 +67,13 @@ def test_a_summary_tells_verdicts_from_accidents(result: dg.ExecuteInProcessResu
     assert [check.name for check in summary.warnings] == ["odd"]
     assert summary.steps == [("broken", "The disk is full.")]
     assert summary.refusal == ""
+
+
+def test_an_interrupted_step_says_that_it_goes_on() -> None:
+    """Ctrl-C reaches a step as an error of Dagster's without a word."""
+    error = SimpleNamespace(cls_name="DagsterExecutionInterruptedError", cause=None, message="")
+    assert error_text(error).startswith("It was interrupted")
+    assert error_text(error).endswith("Start it again: it goes on where it was.")
 
 
 def test_a_run_that_was_refused_for_its_settings_says_all_faults() -> None:
