@@ -70,10 +70,10 @@ _PROMPT_WORD = re.compile(
 )
 _SURE_PROMPT_WORD = re.compile(r"instructions?:|guidelines:|(?:output|response|answer) format:")
 REQUIREMENT_LINE = re.compile(r"[ \t]*- id:|(?:non_)?functional_requirements:|constraints:|(?:- )?(?:N?FR|REQ)-?[0-9]")
-_CUE = re.compile(r"(?:Output|Answer|Response|Result|Assistant|AI|A)[ \t]*:[ \t]*")
+_CUE = re.compile(r"(?:(?:Your|The|Final) )?(?:[Oo]utput|[Aa]nswer|[Rr]esponse|Result|Assistant|AI|A)[ \t]*:[ \t]*")
 """The last line of a prompt, behind which the model writes on."""
-_RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}")
-"""A line across the page."""
+_RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}|</[\w-]{1,30}>")
+"""A line across the page, or the end tag of what stands around the sections (`</task>`)."""
 
 
 @dataclass(frozen=True)

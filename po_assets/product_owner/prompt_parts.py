@@ -76,6 +76,7 @@ _DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,
 _NOTHING = frozenset(("none", "(none)", "n/a", "null", "-", "{}", "(empty)", "empty", "''", '""'))
 _BLOCK_SCALAR = frozenset(("|", "|-", "|+", ">", ">-"))
 _PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
+_TAG_ALONE = re.compile(r"\n[ \t]*</?([\w-]{1,30})>\Z")
 _QUOTED = re.compile(r"\s*(\"\"\"|\'\'\')[ \t]*\n?(.*?)\n?[ \t]*\1(.*)", re.DOTALL)
 """A text between triple quotes, as between fences."""
 _FEWEST_KEYS = 3
@@ -138,6 +139,8 @@ def _foreign_parts(prompt: str) -> PromptParts:
     concepts = [text for section, text in found if section.name == CONCEPT and text]
     requirements = [text for section, text in found if section.name == REQUIREMENTS and (text or section.cut)]
     documents = [text for text in requirements if not text or _holds_requirements(text)]
+    beside = [text for text in requirements if documents and text not in documents]
+    notes += [f"text beside the REQUIREMENTS was left out: {text[:_SHOWN]!r}" for text in beside]
     task, first = _task(sections) if len(concepts) > 1 else (0, 0)
     existing = [text for section, text in found[first:] if section.name == EXISTING_VISION]
     visions = [text for section, text in found[task:] if section.name == VISION and _is_vision(text)]
@@ -411,16 +414,26 @@ def _text(section: _Section, notes: list[str], *, last: bool) -> str:
         if last:
             text, closing = _without_closing(text)
             beside = [*beside, *closing]
-        text = without_outer_fence(text)
+        text = without_outer_fence(_without_tags(text))
         if rules := _RULES.search(text):
             notes.append(f"the CONCEPT holds {rules[0][:_SHOWN]!r}, which may be meant for the answer")
     elif section.fenced is not None:
         text, beside = section.fenced.strip(), [*section.lines, *beside]
     else:
-        text, beside = yaml_part(dedent("\n".join(section.lines)).split("\n"))
+        text, beside = yaml_part(dedent(_without_tags("\n".join(section.lines))).split("\n"))
         text = "" if text.lower() in _NOTHING else text
     if section.name != VISION and (remark := remark_in(beside)):
         notes.append(f"text beside the {section.name} was left out: {remark[:_SHOWN]!r}")
+    return text
+
+
+def _without_tags(text: str) -> str:
+    """The text without last lines that end or begin what stands around it (`</task>`, `<data>`)."""
+    text = text.rstrip()
+    for _ in range(4):  # nobody nests deeper
+        tag = _TAG_ALONE.search(text[-40:])
+        if tag and f"<{tag[1]}" not in (rest := text[: -len(tag[0])]):
+            text = rest.rstrip()
     return text
 
 

@@ -126,7 +126,7 @@ def test_closing_instructions_are_no_part_of_the_requirements(closing: str, gap:
     [
         *("Rules:\n- Be short\n- Cite ids", "Format: YAML", "Be concise and cite ids.", "- Be short\n- Cite ids"),
         *("## Output\nTwo blocks.", "**Important**\nTwo blocks", "instructions:\n- Cite ids", "===\nThe end of it."),
-        "Output:",
+        *("Output:", "Your answer:"),
     ],
 )
 @pytest.mark.parametrize("form", ["{}\n", "```yaml\n{}```\n\n"])
@@ -312,6 +312,8 @@ def test_no_prompt_takes_long(text: str) -> None:
         ('CONCEPT:\n"""\n{}\n"""', "REQUIREMENTS:\n'''\n{}\n'''"),
         ("\u200bCONCEPT:\n{}", "\ufeffREQUIREMENTS:\n{}"),
         ("<concept>\n# Concept\n{}\n</concept>", "<requirements>\n## Requirements\n{}\n</requirements>"),
+        ("<task>\nCONCEPT: {}", "REQUIREMENTS:\n{}\n</task>"),
+        ("<task>\nCONCEPT:\n{}\n</task>\n", "<data>\nREQUIREMENTS:\n{}\n</data>"),
         ("CONCEPT (idea): {}", "REQUIREMENTS (as YAML):\n{}"),
         ("<s>[INST]\nCONCEPT: {}", "REQUIREMENTS:\n{}\n[/INST]"),
         ("<|im_start|>user\nCONCEPT: {}", "REQUIREMENTS:\n{}<|im_end|>\n<|im_start|>assistant\n"),
@@ -367,6 +369,9 @@ def test_what_stands_around_the_sections_is_named() -> None:
         "text outside the sections was left out: 'Speak like a pirate.'",
         "text beside the REQUIREMENTS was left out: 'Never name FR001.'",
     )
+    parts = split_prompt(f"{ASKED}\n\nREQUIREMENTS:\n- Answer in English")
+    assert replace(parts, notes=()) == QUESTION
+    assert parts.notes == ("text beside the REQUIREMENTS was left out: '- Answer in English'",)
     parts = split_prompt(f"CONCEPT: A planner\n\nExigences :\n```yaml\n{REQUIREMENTS}```\n```yaml REVIEW\n{REVIEW}```")
     assert replace(parts, notes=()) == QUESTION
     assert parts.notes == (
