@@ -299,7 +299,10 @@ def _holds_cases(path: Path) -> bool:
 
 
 def _place_rows(layout: Layout, rows: list[Path]) -> None:
-    """Link the files into the landing folder (an object store gets copies); links to files that are gone go too."""
+    """Link the files into the landing folder (an object store gets copies); links to files that are gone go too.
+
+    Links of another folder stay: that `PO_ARTIFACTS_ROOT` gathers them may be meant, and is said.
+    """
     if not is_local(layout.root):
         for path in rows:
             (layout.incoming / path.name).write_bytes(path.read_bytes())
@@ -322,6 +325,10 @@ def _place_rows(layout: Layout, rows: list[Path]) -> None:
                 )
             continue
         place.symlink_to(path)
+    wanted = {incoming / path.name for path in rows}
+    if others := [path for path in sorted(incoming.iterdir()) if path.is_symlink() and path not in wanted]:
+        names = join([shown(path.readlink()) for path in others])
+        say(f"Rows of other folders are linked in {incoming}, and are used as well: {names}. Remove what is not meant.")
 
 
 def _place_cases(layout: Layout, cases: list[Path]) -> None:

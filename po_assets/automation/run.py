@@ -155,7 +155,9 @@ def _run(options: argparse.Namespace) -> int:
         # Who started it here is looking at it: the daemon of an open UI is not to start it again.
         tags = {**process_tag(), **root_tag(layout), **NEVER_RETRIED}
         result = job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False, tags=tags)
-    return _report(result, layout, time.monotonic() - started, options.data)
+    given = [(name, value) for name in ("--data", "--config") if (value := vars(options)[name[2:]])]
+    ui = " ".join(["po-assets ui", *(f"{name} {shlex.quote(str(value))}" for name, value in given)])
+    return _report(result, layout, time.monotonic() - started, ui if given else "make ui")
 
 
 def _find_instance() -> None:
@@ -176,7 +178,7 @@ def _find_instance() -> None:
     os.environ[HOME_VARIABLE] = str(home)
 
 
-def _report(result: dg.ExecuteInProcessResult, layout: Layout, seconds: float, data: Path | None) -> int:
+def _report(result: dg.ExecuteInProcessResult, layout: Layout, seconds: float, ui: str) -> int:
     console = Console(width=120, highlight=False, emoji=False)  # `:key:` in a name is none
     summary = run_summary(result.all_events)
     console.print()
@@ -201,7 +203,6 @@ def _report(result: dg.ExecuteInProcessResult, layout: Layout, seconds: float, d
     console.print(f"\n{verdict} after {seconds / 60:.1f} minutes.")
     if produced:
         console.print(f"Report: {layout.report_html}", markup=False, soft_wrap=True)  # to be copied in one piece
-    ui = f"po-assets ui --data {shlex.quote(str(data))}" if data else "make ui"
     console.print(f"UI, with every check, its table and pictures: {ui}", markup=False, soft_wrap=True)
     return 0 if passed else 1
 

@@ -16,6 +16,7 @@ from upath import UPath
 from po_assets.dag import Artifacts
 from po_assets.errors import UserError
 from po_assets.storage import Layout, replace_file
+from po_assets.storage.strict_yaml import read_strict_yaml
 from po_assets.text import first_upper, say
 
 _SEAL = "# digest of this file as it was written: "
@@ -72,8 +73,8 @@ def read_entries(path: UPath, first: str) -> list[Any]:
     if not path.exists():
         raise UserError(f"There is no review file {str(path)!r}. {first}")
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        entries = read_strict_yaml(path.read_text(encoding="utf-8"), any_escape=True)
+    except ValueError as error:
         raise UserError(f"{str(path)!r} is not YAML any more: {error}. Mind the indentation of the blocks.") from error
     if not isinstance(entries, list):
         raise UserError(

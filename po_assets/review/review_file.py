@@ -6,6 +6,7 @@ keeps being held out of training.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -150,6 +151,8 @@ def read_review_file(path: UPath) -> list[Entry]:
     """
     entries = read_entries(path, "Materialize review_candidates first.")
     faults = [fault for number, entry in enumerate(entries, start=1) for fault in _faults(number, entry)]
+    often = Counter((entry["candidate"], str(entry["id"])) for entry in ([] if faults else entries))
+    faults += [f"{shown(name)} has {times} entries; keep one" for (_, name), times in often.items() if times > 1]
     if faults:
         raise UserError(f"{str(path)!r} has {amount(len(faults), 'fault')}: {'; '.join(faults)}.")
     return [

@@ -5,19 +5,23 @@ from typing import Any
 import yaml
 
 
-def read_strict_yaml(content: bytes | str) -> Any:
+def read_strict_yaml(content: bytes | str, *, any_escape: bool = False) -> Any:
     """What the document says.
+
+    Args:
+        content: of the file.
+        any_escape: also of characters that no UTF-8 file can hold, as rows may bring them; much slower.
 
     Raises:
         ValueError: it is not YAML, or a key stands twice in it, of which a lenient reader takes the last; one line.
     """
     try:
-        return yaml.load(content, _StrictLoader)  # noqa: S506 - a safe loader
+        return yaml.load(content, _SlowLoader if any_escape else _FastLoader)  # noqa: S506 - safe loaders
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-class _StrictLoader(yaml.CSafeLoader):
+class _Strict(yaml.constructor.SafeConstructor):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         seen: set[str] = set()
         for key, _ in node.value:
@@ -34,3 +38,11 @@ class _StrictLoader(yaml.CSafeLoader):
                 raise
             place = f"line {node.start_mark.line + 1}: {node.value!r:.60}"
             raise ValueError(f"{place} cannot be read ({error}); quote it to have it as text") from None
+
+
+class _FastLoader(_Strict, yaml.CSafeLoader):
+    pass
+
+
+class _SlowLoader(_Strict, yaml.SafeLoader):
+    pass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,10 +76,12 @@ def test_a_new_project_takes_rows_and_cases_to_a_verdict(tmp_path: Path) -> None
         "recipe": {"rank": 4, "alpha": 8, "epochs": 2.0, "learning_rate": 1e-2, "precision": "float32"},
         "decoding": {"mode": "free", "max_new_tokens": 8, "free_cases": 0},
     }
-    (project / "settings.yaml").write_text(yaml.safe_dump(settings))
-    result = command("run", "--data", project)
+    settings_file = tmp_path / "ours.yaml"
+    settings_file.write_text(yaml.safe_dump(settings))
+    result = command("run", "--data", project, "--config", settings_file)
     shown = " ".join(result.stdout.split())
     assert result.returncode == 1, result.stderr
+    assert result.stdout.endswith(f"po-assets ui --data {shlex.quote(str(project))} --config {settings_file}\n")
     assert "3 cases were evaluated, 40 are wanted" in shown
     assert (project / "models" / "po_student_v2" / "adapter_model.safetensors").is_file()
     assert len((project / "evaluation" / "po_eval_cases.jsonl").read_text().splitlines()) == 3
@@ -174,6 +177,19 @@ def test_any_folder_of_files_will_do(tmp_path: Path) -> None:
     assert (incoming / "rows.jsonl").read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
     assert os.environ["DAGSTER_HOME"] == str(tmp_path / "artifacts" / "dagster")
     assert os.environ["PO_SETTINGS"] == ""
+
+
+def test_rows_of_another_folder_in_the_same_root_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PO_ARTIFACTS_ROOT wins over --data, so that the next folder's rows join those that are there."""
+    monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(tmp_path / "root"))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        fill(tmp_path / name / f"{name}.jsonl", tmp_path / name / "cases.jsonl")
+        open_project(tmp_path / name, None)
+    told = f"are linked in {tmp_path}/root/incoming, and are used as well: {tmp_path}/one/one.jsonl. Remove"
+    assert told in capsys.readouterr().out
 
 
 def test_a_link_of_ones_own_in_the_landing_folder_stays(tmp_path: Path) -> None:
