@@ -50,7 +50,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_ui(parser: argparse.ArgumentParser) -> None:
     """The command `po-assets ui`."""
     _add_data(parser)
-    parser.add_argument("--port", type=int, default=3000, help="on 127.0.0.1 (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=3000, help="on 127.0.0.1; 0 takes a free one (default: %(default)s)"
+    )
     parser.set_defaults(handle=_ui)
 
 
@@ -122,11 +124,15 @@ def _enter(options: argparse.Namespace, enter: Callable[[Path, Path | None], obj
 
 def _ui(options: argparse.Namespace) -> int:
     """Start webserver, daemon and code server; they end with Ctrl-C."""
+    from po_assets.serving.server import listen
+
+    with listen("127.0.0.1", options.port) as free:  # else daemons that launch runs would go on without a UI
+        port = str(free.getsockname()[1])
     _prepare(options)
     make_history()  # Dagster's own processes, which all open it at once, take no lock to make its databases
     command = [sys.executable, "-m", "dagster", "dev", "--module-name", "po_assets.definitions"]
     with contextlib.suppress(KeyboardInterrupt):
-        return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(options.port)])  # noqa: S603
+        return subprocess.call([*command, "--host", "127.0.0.1", "--port", port])  # noqa: S603
     return 0
 
 

@@ -18,6 +18,7 @@ from po_assets.automation.project import make_project, open_project, read_settin
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.definitions import SETTINGS
 from po_assets.errors import UserError
+from po_assets.serving.server import listen
 from po_assets.storage import Layout
 from po_assets_tests.automation.workplace import good_rows
 from po_assets_tests.evaluation.scenes import cases, cases_table
@@ -282,6 +283,15 @@ def test_wrong_use_is_refused_with_status_2(tmp_path: Path, capsys: pytest.Captu
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "min_score is 2; it must be at most 1." in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_ui_whose_port_is_taken_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Dagster's own start goes on without a page, and its daemons launch runs."""
+    fill(tmp_path / "rows.jsonl", tmp_path / "eval_cases.jsonl")
+    with listen("127.0.0.1", 0) as taken:
+        status, said = refused(capsys, "ui", "--data", tmp_path, "--port", str(taken.getsockname()[1]))
+    assert (status, "Take another port with --port" in said) == (1, True)
+    assert not (tmp_path / "artifacts").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="needs a folder nobody can write to")
