@@ -93,10 +93,13 @@ def land_rejected(layout: Layout, say: Callable[[str], object]) -> int:
     entries = read_entries(path, "Write it with `po-assets rejected edit`.")
     originals = {_place(record): record for record in _quarantine(layout)}
     corrected: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
-    faults, unchanged = list[str](), 0
+    faults, unchanged, places = list[str](), 0, set[str]()
     for number, entry in enumerate(entries, start=1):
         place = entry.get("from") if isinstance(entry, dict) else None
         record = originals.get(str(place))
+        if str(place) in places:
+            faults.append(f"entry {number} ({place}) is a second one of that line; keep one.")
+        places.add(str(place))
         if record is None or entry.get("id") != _entry(record)["id"]:
             faults.append(f"entry {number} ({place}) is not a rejected line of the last normalization.")
         elif all(entry.get(key) == value for key, value in _entry(record).items()):
@@ -168,7 +171,8 @@ def _take_out(layout: Layout, corrected: Sequence[Mapping[str, Any]]) -> list[st
         by_file[record["file"]][record["text"].encode().strip()] += 1
     said = []
     for name, wanted in by_file.items():
-        path, left = layout.incoming / name, list[bytes]()
+        landed, left = layout.incoming / name, list[bytes]()
+        path = landed.resolve()  # a file that is linked from elsewhere brought them all the same
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         for line in lines:
             bare = line.strip().removeprefix(codecs.BOM_UTF8)
@@ -180,6 +184,7 @@ def _take_out(layout: Layout, corrected: Sequence[Mapping[str, Any]]) -> list[st
             said.append(f"{name} has changed since: {amount(wanted.total(), 'line')} to take out of it not found.")
         if lines and not left:
             path.unlink()
+            landed.unlink(missing_ok=True)
         elif len(left) < len(lines):
             replace_file(path, b"".join(left))
     return said

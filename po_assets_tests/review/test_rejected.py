@@ -107,6 +107,24 @@ def test_edits_are_not_overwritten(layout: Layout) -> None:
     export_rejected(layout)
 
 
+def test_a_linked_file_is_corrected_where_it_lies(layout: Layout) -> None:
+    """As a project's rows are; no line is corrected twice."""
+    link = Path(str(layout.incoming / "mixed.jsonl"))
+    own = link.rename(Path(str(layout.root)) / "ours.jsonl")
+    link.symlink_to(own)
+    before = own.read_bytes().splitlines()
+    path = export_rejected(take_in(layout))
+    edit(layout, "YAML", row=OTHER)
+    written = path.read_text()
+    path.write_text(yaml.safe_dump(yaml.safe_load(written) * 2, sort_keys=False))
+    with pytest.raises(UserError, match=r"\(mixed.jsonl:2\) is a second one of that line; keep one"):
+        land_rejected(layout, lambda _: None)
+    path.write_text(written)
+    land_rejected(layout, lambda _: None)
+    assert link.is_symlink()
+    assert own.read_bytes().splitlines() == [before[0], *before[2:]]
+
+
 def test_a_file_that_changed_since_is_left_alone_and_named(layout: Layout) -> None:
     """Someone deleted the line already: the correction lands, and that nothing was taken out is said."""
     export_rejected(layout)
