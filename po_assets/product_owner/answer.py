@@ -224,10 +224,10 @@ def _part(chosen: Mapping[str, Block], answers: Sequence[Mapping[str, Block]]) -
     """Why a block does not take the place of one before: it holds less than half of its keys. Else nothing."""
     known = {VISION: VISION_KEYS, REVIEW: REVIEW_KEYS}
     for label, block in chosen.items() if len(answers) > 1 else ():
-        blocks = [block, *(answer[label] for answer in answers if label in answer)]
-        readings = [read_yaml(_text(one), unique_keys=False) for one in blocks]
-        keys = [len(set(known[label]) & set(reading.value)) for reading in readings]
-        if 2 * keys[0] < max(keys) and not readings[0].error:
+        longest = max((_text(answer[label]) or "" for answer in answers if label in answer), key=len)
+        readings = [read_yaml(text, unique_keys=False) for text in (_text(block), longest)]
+        keys, most = (len(set(known[label]) & set(reading.value)) for reading in readings)
+        if 2 * keys < most and not readings[0].error:
             return (
                 f"the {label} block in line {block.start + 1} holds only a part of one; leave one whole {label} block"
             )

@@ -55,7 +55,7 @@ _END_TAG = re.compile(
     r"[=*~-]{2,20})[ \t]*",
     re.IGNORECASE,
 )
-_FENCED_SECTION = re.compile(r"[ \t]*(?:`{3,}|~{3,}).*(?:VISION|REVIEW|REQUIREMENTS)", re.IGNORECASE)
+_FENCED_SECTION = re.compile(r"[ \t]*(?:```|~~~).*(?:VISION|REVIEW|REQUIREMENTS)", re.IGNORECASE)
 _UNDERLINE = re.compile(r"(?:={3,}|-{3,})[ \t]*")
 _NAME_ALONE = re.compile(rf"[ \t]{{0,3}}{_NAME}[ \t]*", re.IGNORECASE)
 _EXAMPLE = re.compile(
@@ -76,9 +76,17 @@ _DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,
 _NOTHING = frozenset(("none", "(none)", "n/a", "null", "-", "{}", "(empty)", "empty", "''", '""'))
 _BLOCK_SCALAR = frozenset(("|", "|-", "|+", ">", ">-"))
 _PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
-_TAG_ALONE = re.compile(r"\n[ \t]*</?([\w-]{1,30})>\Z")
+_SPEAKER = re.compile(
+    r"^[ \t]*(?:Human|User|Question|Input|Q):[ \t]+(?=[#*_\[<= ]{0,6}(?:PRODUCT )?CONCEPT\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Who asks, as transcripts have it before each question, on its line."""
+_KEY_AT_MARGIN = re.compile(r"[a-z_]+:|- ")
+_TAG_ALONE = re.compile(r"\n[ \t]*(?:</?([\w-]{1,30})>|[-=*_]{3,30}|<!--[^\n]{0,30}-->)\Z")
 _QUOTED = re.compile(r"\s*(\"\"\"|\'\'\')[ \t]*\n?(.*?)\n?[ \t]*\1(.*)", re.DOTALL)
 """A text between triple quotes, as between fences."""
+_FIRST = 40
+"""A vision has a key of its own within so many lines."""
 _FEWEST_KEYS = 3
 """So many keys of a vision tell one in a text; a single one may be a word of the concept."""
 _VERDICT = re.compile(r"[a-z_]+", re.IGNORECASE)
@@ -131,8 +139,8 @@ def split_prompt(prompt: str) -> PromptParts:
 
 def _foreign_parts(prompt: str) -> PromptParts:
     notes: list[str] = []
-    found_ones = map(_unquoted, _sections(lines_of(without_end_of_turn(prompt)), notes))
-    sections = _with_prose_put_back(found_ones)
+    read = map(_unquoted, _sections(lines_of(_SPEAKER.sub("", without_end_of_turn(prompt))), notes))
+    sections = [_unquoted(section) for section in _with_prose_put_back(read)]
     sections = _without_last_example([one for section in sections for one in _parted(section)], notes)
     sections = list(_without_example_requirements(sections, notes))
     found = [(section, _text(section, notes, last=section is sections[-1])) for section in sections]
@@ -245,7 +253,12 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
         block = blocks.get(number)
         end = block.end if block else number + 1
         line = lines[number]
-        if not block and end < len(lines) and _UNDERLINE.fullmatch(lines[end]) and _NAME_ALONE.fullmatch(line):
+        if (
+            not block
+            and end < len(lines)
+            and _UNDERLINE.fullmatch(lines[end])
+            and _NAME_ALONE.fullmatch(line.rstrip(": "))
+        ):
             line, end = f"## {line.strip()}", end + 1
         if not block and current is not None and _END_TAG.fullmatch(line):
             yield current
@@ -280,7 +293,8 @@ def _sections(lines: Sequence[str], notes: list[str]) -> Iterator[_Section]:
 
 def _hand_on(section: _Section, begun: _Section, *, by_block: bool) -> None:
     """Give the next section what is its own: the line that announces its block, the tag whose name it says again."""
-    if by_block and section.name == CONCEPT and section.fenced is None:
+    prose = section.name == CONCEPT or (section.is_document and not _is_vision_form(section))
+    if by_block and prose and section.fenced is None:
         begun.add(_announcement(section))
     if section.name == begun.name and not section.started:
         begun.tag = begun.tag or section.tag
@@ -289,20 +303,23 @@ def _hand_on(section: _Section, begun: _Section, *, by_block: bool) -> None:
 def _closing_line(section: _Section, lines: Sequence[str], start: int, ends: dict[str, list[int]]) -> int:
     """The line with the end tag of a CONCEPT, all of whose lines are its own, headings and all; 0 where there is none.
 
-    `ends` remembers where the end tags stand.
+    `ends` remembers where the end tags stand, and under no name where fenced sections do.
     """
     tag = section.tag
     if not tag or section.name != CONCEPT or section.lines[-1].rstrip().lower().endswith(tag):
         return 0
     if tag not in ends:
         ends[tag] = [number for number, line in enumerate(lines) if line.rstrip().lower().endswith(tag)]
-    place = bisect_left(ends[tag], start)
-    closing = ends[tag][place] if place < len(ends[tag]) else 0
-    inside = lines[start:closing]
-    named = next((line for line in inside if line.strip()), "")
-    if _heading(named, None) or any(map(_FENCED_SECTION.match, inside)):
-        return 0
-    return closing
+        ends[""] = [number for number, line in enumerate(lines) if _FENCED_SECTION.match(line)]
+    closing, fenced = (_from(places, start) for places in (ends[tag], ends[""]))
+    named = next((lines[number] for number in range(start, closing) if lines[number].strip()), "")
+    return 0 if _heading(named, None) or 0 < fenced < closing else closing
+
+
+def _from(places: Sequence[int], start: int) -> int:
+    """The first of the places that is not before `start`; 0 where there is none."""
+    place = bisect_left(places, start)
+    return places[place] if place < len(places) else 0
 
 
 def _is_deeper(line: str, document: _Section) -> bool:
@@ -367,9 +384,17 @@ def _goes_on(match: re.Match[str], concept: _Section) -> bool:
     return goes_on and "CONCEPT" in match["name"].upper() and forms[0] != forms[1]
 
 
+def _is_vision_form(document: _Section) -> bool:
+    """Whether a document may be more than a line of prose behind `Vision:`."""
+    keys = {line.partition(":")[0].strip() for line in document.lines[:_FIRST]}
+    return document.name == REQUIREMENTS or not keys.isdisjoint(VISION_KEYS)
+
+
 def _stands_out(match: re.Match[str], document: _Section, *, marked: bool) -> bool:
     """Whether a heading inside a document is one: there, `vision:` is a key as well, and `# Vision` a comment."""
     apart = not document.lines[-1].strip()
+    if "REQUIREMENTS" in match["name"].upper() and not match["rest"] and not _is_vision_form(document):
+        return True
     if marked or not match["name"].isupper():
         capital = match["name"][0].isupper() and document.plain
         foreign = document.name != REQUIREMENTS or bool(match["old"])
@@ -420,19 +445,31 @@ def _text(section: _Section, notes: list[str], *, last: bool) -> str:
     elif section.fenced is not None:
         text, beside = section.fenced.strip(), [*section.lines, *beside]
     else:
-        text, beside = yaml_part(dedent(_without_tags("\n".join(section.lines))).split("\n"))
+        lines, behind = _at_the_margin(_without_tags("\n".join(section.lines)).split("\n"))
+        text, beside = yaml_part(lines)
+        beside = [*beside, *behind]
         text = "" if text.lower() in _NOTHING else text
     if section.name != VISION and (remark := remark_in(beside)):
         notes.append(f"text beside the {section.name} was left out: {remark[:_SHOWN]!r}")
     return text
 
 
+def _at_the_margin(lines: list[str]) -> tuple[list[str], list[str]]:
+    """The lines of a document moved to the margin with its first one, and the prose behind it that stands there."""
+    first = next((line for line in lines if line.strip()), "")
+    indent = first[: len(first) - len(first.lstrip(" "))]
+    end = next((n for n, line in enumerate(lines) if line.strip() and not line.startswith(indent)), len(lines))
+    if any(map(_KEY_AT_MARGIN.match, lines[end:])):
+        end = len(lines)
+    return dedent("\n".join(lines[:end])).split("\n"), lines[end:]
+
+
 def _without_tags(text: str) -> str:
-    """The text without last lines that end or begin what stands around it (`</task>`, `<data>`)."""
+    """The text without last lines that end or begin what stands around it (`</task>`, `<data>`, a line across)."""
     text = text.rstrip()
     for _ in range(4):  # nobody nests deeper
         tag = _TAG_ALONE.search(text[-40:])
-        if tag and f"<{tag[1]}" not in (rest := text[: -len(tag[0])]):
+        if tag and f"<{tag[1] or tag[0]}" not in (rest := text[: -len(tag[0])]):
             text = rest.rstrip()
     return text
 

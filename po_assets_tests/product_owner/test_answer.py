@@ -302,6 +302,7 @@ def test_the_first_fault_is_named(vision: str | None, review: str | None, reason
         "</think>" * 30_000 + "<|channel|>" + " " * 100_000,
         "x" + "<eos>\n" * 100_000,
         "```yaml VISION\n" * 20_000,
+        "```yaml VISION\nx\n```\n" * 20_000,
     ],
 )
 def test_no_text_takes_long(text: str) -> None:

@@ -195,6 +195,7 @@ GIVEN_AWAY = (
             for before, text, after in (
                 ("<concept>", f"{PROSE}\n\n## Vision\nTo be first.", "</concept>"),
                 ("## Concept", "A planner.\nConcept: proven by 3 pilots.", ""),
+                ("## Concept", "A planner.\n1. Vision: be first\n2. Mission: be fair", ""),
             )
         ),
         # The form of hand-made records, whose prompt holds the vision that the student should write.
@@ -287,6 +288,10 @@ def test_any_text_is_split_without_an_exception(text: str) -> None:
         "REQUIREMENTS:\na: 1\n" + "Please x\n" * 20_000 + "- id: FR001",
         "REQUIREMENTS:\n" + "a: 1\n\nB: 2\n\n" * 20_000,
         "CONCEPT: a\n" * 10_000,
+        "<concept>\nx\n" * 20_000 + "```VISION\n</concept>",
+        "<concept>\n# Concept\n" * 10_000 + "</concept>",
+        "EXISTING_VISION:\nproduct_name: x\n" + "requirements:\n" * 20_000,
+        "CONCEPT:\na\n" + "</task>\n" * 20_000 + "`" * 50_000,
         "CONCEPT:\n" + "\n\n \n" * 30_000 + "x",
     ],
 )
@@ -314,6 +319,9 @@ def test_no_prompt_takes_long(text: str) -> None:
         ("<concept>\n# Concept\n{}\n</concept>", "<requirements>\n## Requirements\n{}\n</requirements>"),
         ("<task>\nCONCEPT: {}", "REQUIREMENTS:\n{}\n</task>"),
         ("<task>\nCONCEPT:\n{}\n</task>\n", "<data>\nREQUIREMENTS:\n{}\n</data>"),
+        ("CONCEPT:\n{}\n\n---\n", "REQUIREMENTS:\n{}\n\n---\n"),
+        ("CONCEPT:\n========\n{}\n***", "REQUIREMENTS:\n=============\n{}"),
+        ("\n\nHuman: CONCEPT: {}", "REQUIREMENTS:\n{}\n\nAssistant:"),
         ("CONCEPT (idea): {}", "REQUIREMENTS (as YAML):\n{}"),
         ("<s>[INST]\nCONCEPT: {}", "REQUIREMENTS:\n{}\n[/INST]"),
         ("<|im_start|>user\nCONCEPT: {}", "REQUIREMENTS:\n{}<|im_end|>\n<|im_start|>assistant\n"),
