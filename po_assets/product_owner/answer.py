@@ -163,12 +163,13 @@ def column_document(text: str) -> tuple[str, tuple[str, ...]]:
     else:
         lines, beside = _bare_document(lines)
         keys = sum(bool(_ANSWER_KEY.match(line)) for line in beside)
-        if keys > 1 or len(read_yaml("\n".join(beside), unique_keys=False).value) > 1:
+        said = "\n".join(line for line in beside if not _SENTENCE.fullmatch(line))
+        if keys > 1 or len(read_yaml(said, unique_keys=False).value) > 1:
             raise ValueError("it holds two documents; leave one of them")
         document, left_out = "\n".join(lines), {"beside the": beside}
     for place, around in left_out.items():
-        if said := " ".join(" ".join(around).split()):
-            notes.append(f"text {place} document was left out: {said[:60]!r}")
+        if left := " ".join(" ".join(around).split()):
+            notes.append(f"text {place} document was left out: {left[:60]!r}")
     return document.lstrip("]").strip(), tuple(notes)
 
 

@@ -214,6 +214,7 @@ AROUND = "text {} the fenced document was left out: {!r}"
             REVIEW.strip(),
             f"{BESIDE}'\u00a1Claro! Aqu\u00ed est\u00e1:'",
         ),
+        (f"Here it is:\n{REVIEW}\nNote: short.", REVIEW.strip(), f"{BESIDE}'Here it is: Note: short.'"),
         (f"**Product Vision**\n\n{VISION}", VISION.strip(), ""),
         (f"````yaml\n```yaml\n{VISION}```\n````", VISION.strip(), ""),
         (f"{REVIEW}\nI hope: this helps!", REVIEW.strip(), f"{BESIDE}'I hope: this helps!'"),
