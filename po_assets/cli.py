@@ -85,7 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from po_assets.storage import disk_fault
 
-        if (sentence := disk_fault(error)) is None:
+        # In a step of a run such an error keeps its traceback, and is tried again.
+        store = type(error).__module__.startswith("botocore.") and os.environ.get("PO_ARTIFACTS_ROOT")
+        refused = (
+            f"The object store {store} refused: {error}. Mind the name in PO_ARTIFACTS_ROOT and the AWS_* variables."
+        )
+        if (sentence := refused if store else disk_fault(error)) is None:
             raise
         print(printable(sentence), file=sys.stderr)  # noqa: T201
         return int(options.error_status)

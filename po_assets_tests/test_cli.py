@@ -49,6 +49,28 @@ def test_a_user_error_is_a_line_on_standard_error(
     assert capsys.readouterr().err == "The disk is full. Make room.\n"
 
 
+def test_a_folder_that_is_a_file_and_a_store_without_a_key_are_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is wrong with the program."""
+    (tmp_path / "file").write_text("")
+    assert cli.main(["sample-data", "--root", str(tmp_path / "file")]) == 1
+    assert f"since '{tmp_path}/file' is no folder. Give another path" in capsys.readouterr().err
+
+    class NoCredentialsError(Exception):
+        __module__ = "botocore.exceptions"
+
+    def refused(_options: argparse.Namespace) -> int:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setenv("PO_ARTIFACTS_ROOT", "s3://ours/x")
+    monkeypatch.setattr(cli, "add_base_model", lambda parser: parser.set_defaults(handle=refused))
+    assert cli.main(["base-model"]) == 1
+    assert (
+        "The object store s3://ours/x refused: Unable to locate credentials. Mind the name" in capsys.readouterr().err
+    )
+
+
 def test_an_interrupt_is_a_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C in whatever the command is at; the status is the one that shells give."""
 

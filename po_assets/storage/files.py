@@ -166,7 +166,8 @@ def _in_words(size: int) -> str:
 def disk_fault(error: Exception) -> str | None:
     """What a person does about a disk or a right that refused: path, reason and way out; None for any other error."""
     full, number, named = is_disk_full(error), getattr(error, "errno", None), getattr(error, "filename", None)
-    if not full and not (isinstance(error, OSError) and named and number in (errno.EROFS, errno.EACCES, errno.EPERM)):
+    refused = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+    if not full and not (isinstance(error, OSError) and named and number in refused):
         return None
     path = Path(os.fsdecode(named) if isinstance(named, str | bytes) else tempfile.gettempdir()).absolute()
     there = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), path)
@@ -178,6 +179,8 @@ def disk_fault(error: Exception) -> str | None:
         # A library that took its half-written file away again leaves nothing to measure.
         needed = f", more than {_in_words(wanted)} needed" if wanted > free * 0.9 else ", and more is needed"
         return f"The disk of '{path}' is full ({_in_words(free)} free{needed}). Make room there, or {way_out}. {kept}"
+    if number == errno.ENOTDIR:
+        return f"'{path}' cannot be there, since '{there}' is no folder. Give another path, then start this again."
     if number == errno.EROFS:
         return f"'{path}' is on a disk that can only be read. Mount it for writing, or {way_out}. {kept}"
     return (
