@@ -248,7 +248,7 @@ def open_project(folder: Path, settings: Path | None) -> None:
     cases = [path for path in named if path.suffix.lower() in SUFFIXES]
     others = join([shown(path.relative_to(folder)) for path in named if path not in cases])
     faults = []
-    if not rows:
+    if not rows and not any(layout.incoming.glob("*.jsonl")):  # as corrections that replaced all others
         faults.append(f"There are no rows: put *.jsonl files into {folder / 'incoming' if is_project else folder}.")
     if not cases:
         faults.append(
@@ -273,6 +273,8 @@ def enter_project(folder: Path, settings: Path | None) -> Layout:
     Raises:
         UserError: there is no such folder.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; --data wants the folder that it is in, {folder.resolve().parent}.")
     if not folder.is_dir():
         raise UserError(f"The folder {folder} does not exist. `po-assets init {folder}` makes one.")
     folder = folder.resolve()

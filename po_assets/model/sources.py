@@ -62,7 +62,8 @@ def _ensure(spec: BaseModel, layout: Layout, *, weights: bool) -> Path:
         if not folder.is_dir():
             raise UserError(
                 f"The base model {spec.name!r} is neither a folder on this machine nor a Hub id (owner/model); correct "
-                "base_model, or leave it empty for the profile's model."
+                f"base_model (a path is from the current folder: {str(folder.absolute())!r} is none), or leave it "
+                "empty for the profile's model."
             )
     else:
         folder = _from_hub(spec, weights=weights)

@@ -173,6 +173,10 @@ def test_any_folder_of_files_will_do(tmp_path: Path) -> None:
     assert sorted(path.name for path in incoming.iterdir()) == ["old.jsonl", "rows.jsonl"]
     (incoming / "landed.jsonl").write_text(lines(good_rows(1)))
     (tmp_path / "old.jsonl").unlink()
+    rows = (tmp_path / "rows.jsonl").rename(tmp_path / "rows.json")
+    open_project(tmp_path, None)
+    assert [path.name for path in incoming.iterdir()] == ["landed.jsonl"]
+    rows.rename(tmp_path / "rows.jsonl")
     open_project(tmp_path, None)
     assert sorted(path.name for path in incoming.iterdir()) == ["landed.jsonl", "rows.jsonl"]
     assert (incoming / "rows.jsonl").read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
@@ -271,6 +275,8 @@ def test_wrong_use_is_refused_with_status_2(tmp_path: Path, capsys: pytest.Captu
     assert "There are no evaluation cases" in said
     fill(tmp_path / "rows.jsonl", tmp_path / "eval_cases.jsonl")
     (tmp_path / "wrong.yaml").write_text("selection: {min_score: 2}\n")
+    status, said = refused(capsys, "run", "--data", tmp_path / "rows.jsonl")
+    assert (status, f"is a file; --data wants the folder that it is in, {tmp_path}." in said) == (2, True)
     status, said = refused(capsys, "run", "--data", tmp_path / "nowhere")
     assert status == 2
     assert "does not exist. `po-assets init" in said

@@ -42,7 +42,7 @@ def test_a_local_folder_is_used_where_it_is(tiny_folder: Path, layout: Layout) -
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "smollm"])
 def test_a_missing_folder_names_the_value_and_the_way_out(layout: Layout, name) -> None:
     """A misspelt path is not taken for anything else."""
-    with pytest.raises(UserError, match=rf"'{name}' is neither a folder.*correct base_model"):
+    with pytest.raises(UserError, match=rf"'{name}' is neither a folder.*correct base_model .*: '/.*' is none\)"):
         ensure_base_model(BaseModel(base_model=name).resolved(), layout)
 
 
