@@ -48,8 +48,10 @@ _LONGEST_WORD: Final = 5
 """`false` is the longest word that PyYAML takes for something else; what is longer and does so begins with none of the
 letters that such words begin with."""
 _FIRSTS: Final = frozenset(_PATTERNS) - frozenset("yYnNtTfFoO")
-_TIMESTAMP: Final = yaml.SafeLoader.timestamp_regexp.match
 _TIMESTAMP_TAG: Final = "tag:yaml.org,2002:timestamp"
+_TIMESTAMP: Final = next(  # the constructor's own pattern takes 2024-10-1 too, which no document is read by
+    pattern.match for tag, pattern in yaml.SafeLoader.yaml_implicit_resolvers["2"] if tag == _TIMESTAMP_TAG
+)
 _SIMPLE_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -50,7 +50,7 @@ a: [2024-01-01]|a: "2024\\x2d01-01"|a: 2024-01-01 # c|a: 2024-99-99|a: '2024-01-
 SURE_DOCUMENTS = r"""
 a: null|a: ~|a:|a: NULL|a: nUll|a: ''|a: y|a: 99.9%|a: Great!|a: R & D|a: 3 * 4|last: 2024-01-01|last: '2024-01-01'
 last: 2024-01-01 10:00:00+00:00|last: "2024-01-01T10:00:00Z"|a: >-\n  x\n  y\n|a: 'it''s'|a: "x\\ty"|a: b # c|a: 😀
-a: b\r\nlast: 2024-01-01\r\n|a: {b: c, d}|a: [b: c]|a: []|{}|a: 2024-1-1x|a: .|a: -x|a: "Wait!" # so
+a: b\r\nlast: 2024-01-01\r\n|a: {b: c, d}|a: [b: c]|a: []|{}|a: 2024-1-1x|last: 2024-10-1|a: .|a: -x|a: "Wait!" # so
 """
 
 
