@@ -5,9 +5,10 @@
     python -m benchmarks.conflicts --words --root build/words    in the teacher's words, without lessons: 10 min an arm
     python -m benchmarks.conflicts --write docs/conflicts.md
 
-The recipe is the default one but for what the options say. Each arm is an artifact root of its own under --root with the sample data and the evaluation cases, taken through the
-project's own functions: selection, gate, training, decoding, scores. An interrupted arm goes on from its
-last checkpoint and its last finished answers when it is started again; a finished one costs seconds.
+The recipe is the default one but for what the options say. Each arm is an artifact root of its own under --root with
+the sample data and the evaluation cases, taken through the project's own functions: selection, gate, training,
+decoding, scores. An interrupted arm goes on from its last checkpoint and its last finished answers when it is started
+again; a finished one costs seconds.
 
 * `none`: every conflicts row is left out of the landed files.
 * `landed`: as the files are.
@@ -134,7 +135,8 @@ def tables(root: Path) -> str:
     lines = [
         (
             "| arm | training rows | conflicts among them | steps | right status | conflicts found "
-            "| conflicts said wrongly | macro F1 | contrast consistency | of pairs made a conflict | mean score | valid |"
+            "| conflicts said wrongly | macro F1 | contrast consistency | of pairs made a conflict "
+            "| mean score | valid |"
         ),
         "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]

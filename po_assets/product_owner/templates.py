@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
 from po_assets.errors import all_faults
@@ -83,7 +83,12 @@ def read_prompt(text: str, name: str) -> Prompt:
     source = _SYSTEM.sub("", text, count=1).strip()
     faults: list[str] = []
     try:
-        _ENVIRONMENT.from_string(text)
+        blocks = [block.name for block in _ENVIRONMENT.parse(text).find_all(nodes.Block)]
+        faults += [
+            f"its block {name!r} would stand in the user's text; did you mean {{% block system %}}?"
+            for name in blocks
+            if name != "system" and difflib.get_close_matches(name.lower(), ["system"])
+        ]
         named = _variables(source)
         faults += [f"{missing} does not stand in it." for missing in _NEEDED if missing not in named]
         faults += [_unknown(variable) for variable in sorted(named - set(VARIABLES))]

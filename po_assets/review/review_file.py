@@ -29,7 +29,7 @@ from po_assets.review.entries import (
     write_entries,
 )
 from po_assets.storage import Layout, digest_of, read_rows
-from po_assets.text import amount, shown
+from po_assets.text import amount, shown, verb
 
 _HEADER = """\
 # Answers to look at, the worst first; `why` says what caught the eye.
@@ -198,19 +198,21 @@ def land(layout: Layout, say: Callable[[str], object]) -> int:
     landed = land_corrections(layout)
     if landed.rows:
         say(
-            f"{len(landed.rows)} corrected rows landed in incoming/{landed.file}; each replaces its old row when the "
-            "graph runs (the sensor starts it)."
+            f"{amount(len(landed.rows), 'corrected row')} landed in incoming/{landed.file}; each replaces its old row "
+            "when the graph runs (the sensor starts it)."
         )
     if landed.cases:
         say(
-            f"{len(landed.cases)} evaluation cases ({', '.join(landed.cases)}) changed in "
+            f"{amount(len(landed.cases), 'evaluation case')} ({', '.join(landed.cases)}) changed in "
             f"{layout.eval_cases.resolve()}: commit the file. The next evaluation uses them; none is trained on."
         )
     if landed.approved:
         name = layout.approved_answers.name
-        say(f"{len(landed.approved)} answers were approved and are not shown again (curation/{name}).")
+        answers, were = amount(len(landed.approved), "answer"), verb(len(landed.approved), "was", "were")
+        say(f"{answers} {were} approved and not shown again (curation/{name}).")
     if landed.untouched:
-        say(f"{landed.untouched} answers were left as they are.")
+        left = verb(landed.untouched, "was left as it is", "were left as they are")
+        say(f"{amount(landed.untouched, 'answer')} {left}.")
     for note in landed.notes:
         say(note)
     return 0

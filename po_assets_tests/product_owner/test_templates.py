@@ -79,6 +79,10 @@ def test_another_system_text_is_another_prompt() -> None:
         ("{{ concept }}\n{{ requirements_yaml }\n", ["it is no Jinja template: line 2:"]),
         ("{{ concept }} / {{ requirements_yaml | yaml }}", ["No filter named 'yaml'."]),
         ("{{ concept }} / {{ requirements_yaml | upper }}", ["cannot be found again in what it writes"]),
+        (
+            "{% block systm %}You guard.{% endblock %}{{ concept }} / {{ requirements_yaml }}",
+            ["its block 'systm' would stand in the user's text; did you mean {% block system %}?"],
+        ),
         ("{{ concept }}{{ requirements_yaml }}", ["cannot be found again in what it writes"]),
         (
             "{{ concept }} / {{ requirements_yaml }}{{ concept.__class__.__mro__ }}",

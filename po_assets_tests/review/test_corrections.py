@@ -144,8 +144,8 @@ def test_a_corrected_row_lands_once_and_replaces_the_old_one(layout: Layout) -> 
     review = better(layout, one)
     told: list[str] = []
     assert review_file.land(layout, told.append) == 0
-    assert told[0].startswith("1 corrected rows landed in incoming/corrections-")
-    assert told[1] == "1 answers were left as they are."
+    assert told[0].startswith("1 corrected row landed in incoming/corrections-")
+    assert told[1] == "1 answer was left as it is."
     (landed,) = layout.incoming.glob("corrections-*.jsonl")
     row = json.loads(landed.read_text())
     assert row["metadata"] == row["metadata"] | {"replaces": one.identifier, "corrected_from": one.place}
@@ -381,7 +381,7 @@ def test_an_approved_answer_makes_room_for_the_next(layout: Layout) -> None:
     edit(layout, one.identifier, verdict="right")
     told: list[str] = []
     assert review_file.land(layout, told.append) == 0
-    assert told == ["1 answers were approved and are not shown again (curation/po_found_right.jsonl)."]
+    assert told == ["1 answer was approved and not shown again (curation/po_found_right.jsonl)."]
     assert not layout.review_file.exists()
     assert not list(layout.incoming.glob("corrections-*"))
     found = collected(layout, max_candidates=1)
