@@ -104,9 +104,9 @@ def train(
     if recipe.num_workers > 1:
         engine = DataParallelEngine(engine, list(parameters.values()))
     made = f", {len(comparisons):,} comparisons and {len(documents):,} documents of lessons" if len(rows) > own else ""
-    planned = f"{amount(len(steps), 'step')} of {amount(recipe.rows_per_step, 'row')}"
     progress.say(
-        f"Training on {amount(own, 'row')}{made} in {planned} ({recipe.epochs:g} epochs); {engine.description}."
+        f"Training on {amount(own, 'row')}{made} in {amount(len(steps), 'step')} of "
+        f"{amount(recipe.rows_per_step, 'row')} ({recipe.epochs:g} epochs); {engine.description}."
         + (f" {amount(len(held), 'row')} of other prompts are held out for the validation loss." if held else "")
     )
     with _algorithms(recipe), checkpoints or contextlib.nullcontext(), engine:
