@@ -62,7 +62,7 @@ _NOTHING = re.compile(
 _ABOUT_ENTRY = frozenset(("id", "priority", "type", "category", "status"))
 """Keys of a requirement that ask for nothing by themselves."""
 _CUT_MARK = re.compile(
-    r"(?:[\[(<](?:output |text )?(?:truncated|cut off|to be continued)[\])>]|\[(?:\.\.\.|\u2026)\])['\"]?\s*\Z",
+    r"(?:[\[<](?:output |text )?(?:truncated|cut off|to be continued)[\]>]|\[(?:\.\.\.|\u2026)\])['\"]?\s*\Z",
     re.IGNORECASE,
 )
 _RECORD_ID = re.compile(r"[0-9a-f]{16}")

@@ -37,14 +37,14 @@ from po_assets.text import verb
 _INTRODUCTION = re.compile(r"(?:Here|Sure|Certainly|Below|This|The|My)\b[^:]{0,200}[.:!]")
 _SENTENCE = re.compile(r"[A-Z\u00a1\u00bf-\u00de][^ :\n]*[ ][^:\n]{0,200}[.:!]")
 _SMALL_KEY = re.compile(r"[a-z_]+:(?:[ \t]|\Z)")
-_KEY_IN_INFO = re.compile(r"\w:[ \t]+\S")
+_KEY_IN_INFO = re.compile(r"(?:ya?ml[ \t]+)?[a-z_]+:[ \t]+\S")
 _QUESTION = re.compile(r"[^\w\n]{0,8}(?:ya?ml )?(?:CONCEPT|Concept)[^\w\n:]{0,4}(?::|\Z)")
-_NO_WORDS = re.compile(r"(?:</?[\w-]{1,30}>|\W)*")
+_NO_WORDS = re.compile(r"(?:</?\w[\w-]{0,30}>|\W)*")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n(?=\S)")
 _ANSWER_KEY = re.compile(rf"(?:{'|'.join((*VISION_KEYS, *REVIEW_KEYS))}):(?:[ \t]|\Z)")
 _DEEP_FENCE = re.compile(r"^(?: {4,}| *\t[ \t]*)(`{3,}|~{3,})[ \t]*\w", re.MULTILINE)
 _ODD_LINE_END = re.compile(r"[\x0b\x0c\x85\u2028\u2029]")
-_LABEL_LINE = re.compile(r"[#*\s]*(?:(?:PRODUCT|OWNER|PO)[ _]){0,2}(?:VISION|REVIEW)[*\s]*:?[*\s]*", re.IGNORECASE)
+_LABEL_LINE = re.compile(r"[#*\s]*(?:(?:PRODUCT|OWNER|PO)[ _]){0,2}(?:VISION|REVIEW)[*\s]*(?::[*\s]*)?", re.IGNORECASE)
 _END_OF_DOCUMENT = re.compile(r"(?:\n(?:---|\.\.\.)[ \t]*)+\s*\Z")
 NOTE_OF_REASONING = "reasoning before the answer was left out"
 
@@ -213,12 +213,8 @@ def _another_question(lines: Sequence[str], blocks: Sequence[Block], answers: Se
     first, last = min(block.start for block in answers[0].values()), max(block.start for block in answers[-1].values())
     inside = {number for block in blocks for number in range(block.start, block.end) if block.label != CONCEPT}
     asked = (number for number in range(first, last) if number not in inside and _QUESTION.match(lines[number]))
-    line = next(asked, None)
-    return (
-        ""
-        if line is None
-        else f"another question begins in line {line + 1}; leave the answer to the one that was asked"
-    )
+    fault = "another question begins in line {}; leave the answer to the one that was asked"
+    return next((fault.format(number + 1) for number in asked), "")
 
 
 def _part(chosen: Mapping[str, Block], answers: Sequence[Mapping[str, Block]]) -> str:
@@ -279,7 +275,7 @@ def _fenced_document(lines: list[str], blocks: Sequence[Block]) -> tuple[str, di
         raise ValueError(f"it holds {len(blocks)} fenced blocks; leave the one that is the document")
     if block.text is None:
         raise ValueError(f"the code fence in line {block.start + 1} is not closed; close it, or take it off")
-    if _KEY_IN_INFO.search(block.info):
+    if _KEY_IN_INFO.match(block.info):
         raise ValueError(f"text stands behind the code fence in line {block.start + 1}; put it on a line of its own")
     left_out = {"before the fenced": lines[: block.start], "after the fenced": lines[block.end :]}
     for place, around in left_out.items():

@@ -49,6 +49,7 @@ _HINTS = ("<", "◁", "THINK]", "THINKING]", "Thinking...", "assistantfinal", "d
 _KINDS = ("channel", "think", "thought", "reason", "reflect", "scratch", "analysis", "monologue")
 _COMMON_WORDS = re.compile(r"</?(?:analysis|critique|deliberation|draft|plan(?:ning)?)\b", re.IGNORECASE)
 """Names of tags that a document may hold as well, such as `the <plan>basic</plan> tariff`."""
+_LINE_END = re.compile(r"[^\S\n]*(?:\n|\Z)")
 _END_OF_TURN = re.compile(
     r"(?:<\|\w{1,30}\|>(?:assistant)?|\[/INST\]|</s>|<eos>|<end_of_turn>|<start_of_turn>model|(?<=[`~])</\w{1,20}>)\Z"
 )
@@ -170,7 +171,7 @@ def strip_reasoning(text: str) -> tuple[str, bool]:
         if mark.lastgroup == "close":
             if mark[0].lower() != "assistantfinal" or text.lstrip().startswith("analysis"):
                 kept, start = [], mark.end()
-        elif closing and _is_within_a_line(text, mark, closing):
+        elif closing and _is_within_a_line(text, "".join([*kept[-1:], text[start : mark.start()]]), mark, closing):
             kept.append(text[start : closing.end()])
             start = closing.end()
         elif closing or _begins_or_ends_a_line(text, start, mark):
@@ -223,12 +224,11 @@ def _closing(marks: Sequence[re.Match[str]]) -> list[re.Match[str] | None]:
     return found[::-1]
 
 
-def _is_within_a_line(text: str, mark: re.Match[str], closing: re.Match[str]) -> bool:
+def _is_within_a_line(text: str, before: str, mark: re.Match[str], closing: re.Match[str]) -> bool:
     """A tag of a common word with its end tag in the middle of one line is a word of the text."""
     if not _COMMON_WORDS.match(mark[0]) or "\n" in text[mark.start() : closing.end()]:
         return False
-    before, after = text[: mark.start()].rpartition("\n")[2], text[closing.end() :].partition("\n")[0]
-    return bool(before.strip() and after.strip())
+    return bool(before.rpartition("\n")[2].strip()) and not _LINE_END.match(text, closing.end())
 
 
 def _begins_or_ends_a_line(text: str, start: int, mark: re.Match[str]) -> bool:

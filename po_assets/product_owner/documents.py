@@ -40,7 +40,7 @@ _ODD_INDENTATION = re.compile(
 )
 _INVISIBLE = re.compile(rf"[\u0085\u00ad\u200c-\u200f\u2028-\u202e{_ODD_SPACES}]")
 _NO_COLON = re.compile(r"[\ufe55\uff1a\ua789\u2236](?=\s)")
-_PROSE_ABOVE = re.compile(r"^([A-Za-z<(][^:\n]*)\n\s*[^\n]*\Z", re.MULTILINE)
+_PROSE_ABOVE = re.compile(r"^([A-Za-z<(][^:\n]*)\n(?:[ \t]*\n)*[^\n]*\Z", re.MULTILINE)
 """A line at the margin without a colon, above the line where a text ends."""
 # Nesting needs flow brackets, indicators on one line ("- - - x") or deep indentation; without them it cannot be deep.
 _MAY_NEST_DEEPLY = re.compile(r"(?:[-?:][ \t]+){8}|^[ \t]{40}", re.MULTILINE)

@@ -77,14 +77,12 @@ _NOTHING = frozenset(("none", "(none)", "n/a", "null", "-", "{}", "(empty)", "em
 _BLOCK_SCALAR = frozenset(("|", "|-", "|+", ">", ">-"))
 _PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
 _SPEAKER = re.compile(
-    r"^[ \t]*(?:Human|User|Question|Input|Q):[ \t]+(?=[#*_\[<= ]{0,6}(?:PRODUCT )?CONCEPT\b)",
+    r"^[ \t]*(?:Human|User|Question|Input|Q):[ \t]+(?=[#*_\[<=]{1,6} ?CONCEPT\b|(?:PRODUCT )?CONCEPT:)",
     re.IGNORECASE | re.MULTILINE,
 )
 """Who asks, as transcripts have it before each question, on its line."""
-_KEY_AT_MARGIN = re.compile(r"[a-z_]+:|- ")
+_KEY_AT_MARGIN = re.compile(rf"[a-z_]+:|- |{REQUIREMENT_LINE.pattern}")
 _TAG_ALONE = re.compile(r"\n[ \t]*(?:</?([\w-]{1,30})>|[-=*_]{3,30}|<!--[^\n]{0,30}-->)\Z")
-_QUOTED = re.compile(r"\s*(\"\"\"|\'\'\')[ \t]*\n?(.*?)\n?[ \t]*\1(.*)", re.DOTALL)
-"""A text between triple quotes, as between fences."""
 _FIRST = 40
 """A vision has a key of its own within so many lines."""
 _FEWEST_KEYS = 3
@@ -193,8 +191,10 @@ def _parted(section: _Section) -> Iterator[_Section]:
 
 def _unquoted(section: _Section) -> _Section:
     """The section with the text between triple quotes as its fenced block."""
-    if section.fenced is None and (match := _QUOTED.fullmatch("\n".join(section.lines))):
-        section.fenced, section.lines, section.after = dedent(match[2]), [], match[3].split("\n")
+    text = "\n".join(section.lines).strip() if section.fenced is None else ""
+    inside, closed, after = text[3:].partition(text[:3] or " ")
+    if text.startswith(('"""', "'''")) and closed and not after.partition("\n")[0].strip():
+        section.fenced, section.lines, section.after = dedent(inside), [], after.split("\n")
     return section
 
 
@@ -303,29 +303,29 @@ def _hand_on(section: _Section, begun: _Section, *, by_block: bool) -> None:
 def _closing_line(section: _Section, lines: Sequence[str], start: int, ends: dict[str, list[int]]) -> int:
     """The line with the end tag of a CONCEPT, all of whose lines are its own, headings and all; 0 where there is none.
 
-    `ends` remembers where the end tags stand, and under no name where fenced sections do.
+    `ends` remembers where the end tags stand, and under no name where fences and tags of other sections do.
     """
     tag = section.tag
     if not tag or section.name != CONCEPT or section.lines[-1].rstrip().lower().endswith(tag):
         return 0
     if tag not in ends:
         ends[tag] = [number for number, line in enumerate(lines) if line.rstrip().lower().endswith(tag)]
-        ends[""] = [number for number, line in enumerate(lines) if _FENCED_SECTION.match(line)]
-    closing, fenced = (_from(places, start) for places in (ends[tag], ends[""]))
+        ends[""] = [number for number, line in enumerate(lines) if _FENCED_SECTION.match(line) or _TAG.match(line)]
+    closing, other = (_first_from(places, start) for places in (ends[tag], ends[""]))
     named = next((lines[number] for number in range(start, closing) if lines[number].strip()), "")
-    return 0 if _heading(named, None) or 0 < fenced < closing else closing
+    return 0 if _heading(named, None) or 0 < other < closing else closing
 
 
-def _from(places: Sequence[int], start: int) -> int:
+def _first_from(places: Sequence[int], start: int) -> int:
     """The first of the places that is not before `start`; 0 where there is none."""
     place = bisect_left(places, start)
     return places[place] if place < len(places) else 0
 
 
 def _is_deeper(line: str, document: _Section) -> bool:
-    """Whether a line is indented more than the document that is being read, and so belongs to one of its texts."""
+    """Whether a line is indented more than the keys that are being read, and so belongs to one of their texts."""
     first = next((one for one in document.lines if one.strip()), line)
-    return len(line) - len(line.lstrip(" ")) > len(first) - len(first.lstrip(" "))
+    return ":" in first and len(line) - len(line.lstrip(" ")) > len(first) - len(first.lstrip(" "))
 
 
 def _begun_by_block(block: Block, current: _Section | None, notes: list[str]) -> _Section | None:
@@ -445,7 +445,7 @@ def _text(section: _Section, notes: list[str], *, last: bool) -> str:
     elif section.fenced is not None:
         text, beside = section.fenced.strip(), [*section.lines, *beside]
     else:
-        lines, behind = _at_the_margin(_without_tags("\n".join(section.lines)).split("\n"))
+        lines, behind = _at_the_margin(section.lines)
         text, beside = yaml_part(lines)
         beside = [*beside, *behind]
         text = "" if text.lower() in _NOTHING else text

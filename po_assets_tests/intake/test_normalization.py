@@ -73,12 +73,13 @@ def test_a_nul_in_the_concept_is_refused() -> None:
         normalize(line_of(teacher_row({"concept": "a\x00b"})))
 
 
-@pytest.mark.parametrize("mark", ["[truncated]", "(cut off)", "[...]"])
+@pytest.mark.parametrize("mark", ["[truncated]", "<cut off>", "[...]"])
 def test_an_answer_that_says_it_was_cut_is_refused(mark: str) -> None:
     """As loggers shorten what they write down."""
     with pytest.raises(Rejected, match="the REVIEW ends in") as rejected:
         normalize(line_of(teacher_row({"review": f"{REVIEW.strip()} {mark}\n"})))
     assert rejected.value.reason == Reason.ANSWER_CUT
+    assert normalize(line_of(teacher_row({"vision": f"{VISION}notes: long names are shown (truncated)\n"})))
 
 
 def test_the_record_id_depends_on_the_line_alone() -> None:

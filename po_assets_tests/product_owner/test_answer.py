@@ -137,7 +137,7 @@ def test_reasoning_is_never_the_answer(marks: tuple[str, str], way: str) -> None
     "text",
     [
         "",
-        "- the <plan>basic</plan> tariff\n</b>",
+        "- the <plan>basic</plan> <plan>full</plan> tariff\n</b>",
         "a < b > c",
         "write <b>think</b> twice",
         "a tag <think> in a line",
@@ -220,6 +220,7 @@ AROUND = "text {} the fenced document was left out: {!r}"
         (f"{REVIEW}\nI hope: this helps!", REVIEW.strip(), f"{BESIDE}'I hope: this helps!'"),
         ("a: 1\n\nb:\n- c\n\n# d\ne: 2", "a: 1\n\nb:\n- c\n\n# d\ne: 2", ""),
         ("a: 1\n```\n", "a: 1", "a closing fence without an opening one was left out"),
+        ("```yaml # VISION: the final one\na: 1\n```", "a: 1", ""),
         ("<think>\nplan\n</think>\na: 1", "a: 1", "reasoning before the answer was left out"),
         (
             "Here it is:\n```yaml\na: 1\n```\n  I hope this helps!",
@@ -302,6 +303,8 @@ def test_the_first_fault_is_named(vision: str | None, review: str | None, reason
         "<think></reflection>" * 30_000,
         "</think>" * 30_000 + "<|channel|>" + " " * 100_000,
         "x" + "<eos>\n" * 100_000,
+        "x <plan>b</plan> y" * 50_000,
+        "```yaml VISION\nVISION" + "*" * 100_000 + "x\na: 1\n```",
         "```yaml VISION\n" * 20_000,
         "```yaml VISION\nx\n```\n" * 20_000,
     ],
@@ -310,6 +313,7 @@ def test_no_text_takes_long(text: str) -> None:
     """Blanks that patterns could divide among them, marks that open and never close, ends of turns."""
     start = time.process_time()
     assert parse_answer(text).missing
+    assert parse_answer(f"{ANSWER}\n{'<->' * 40}x").notes
     assert time.process_time() - start < 2
 
 

@@ -148,6 +148,7 @@ def test_rules_behind_the_requirements_are_left_out_and_named(rules: str, form: 
         "title: P\n\nvision: the first\nconcept: a planner\nrequirements:\n- id: FR001",
         "title: P\nnotes: |\n  ```yaml\n  REQUIREMENTS:\n  ```\n\n  Follow it.\nconstraints: []",
         "title: P\nnotes: |\n  ```yaml VISION\n  a: 1\n  ```\nconstraints: []",
+        "title: P\ninput: concept notes\nconstraints:\n- id: C001\n  description: |\n    x\n    ---\n    </div>",
         "title: P\n\nRules:\n- Be fair\n\nconstraints:\n- id: C001\n  description: x",
     ],
 )
@@ -155,6 +156,8 @@ def test_no_requirement_is_lost(requirements: str) -> None:
     """Blank lines, comments, keys in capitals and keys that are names of sections belong to a document."""
     parts = split_prompt(f"CONCEPT:\nA planner\n\nREQUIREMENTS:\n{requirements}\n\nRespond with YAML blocks.")
     assert parts == PromptParts("A planner", requirements.strip())
+    wrapped = split_prompt("CONCEPT: x\nREQUIREMENTS:\n  constraints:\n  - C001: y\nz\n  - id: C002")
+    assert "C002" in str(wrapped.requirements_yaml)
 
 
 @pytest.mark.parametrize("fenced", [True, False])
@@ -196,6 +199,7 @@ GIVEN_AWAY = (
                 ("<concept>", f"{PROSE}\n\n## Vision\nTo be first.", "</concept>"),
                 ("## Concept", "A planner.\nConcept: proven by 3 pilots.", ""),
                 ("## Concept", "A planner.\n1. Vision: be first\n2. Mission: be fair", ""),
+                ("## Concept", '"""Smart""" is a form.\nInput: concept notes.', ""),
             )
         ),
         # The form of hand-made records, whose prompt holds the vision that the student should write.
@@ -291,6 +295,7 @@ def test_any_text_is_split_without_an_exception(text: str) -> None:
         "<concept>\nx\n" * 20_000 + "```VISION\n</concept>",
         "<concept>\n# Concept\n" * 10_000 + "</concept>",
         "EXISTING_VISION:\nproduct_name: x\n" + "requirements:\n" * 20_000,
+        'CONCEPT:\n"""\n' + " " * 100_000,
         "CONCEPT:\na\n" + "</task>\n" * 20_000 + "`" * 50_000,
         "CONCEPT:\n" + "\n\n \n" * 30_000 + "x",
     ],
@@ -319,6 +324,9 @@ def test_no_prompt_takes_long(text: str) -> None:
         ("<concept>\n# Concept\n{}\n</concept>", "<requirements>\n## Requirements\n{}\n</requirements>"),
         ("<task>\nCONCEPT: {}", "REQUIREMENTS:\n{}\n</task>"),
         ("<task>\nCONCEPT:\n{}\n</task>\n", "<data>\nREQUIREMENTS:\n{}\n</data>"),
+        ("<concept>\n{}\n", "<requirements>\n{}\n</requirements>\n</concept>"),
+        ("<concept>\nA desk\n\nNow:\n<concept>\n{}\n</concept>", "REQUIREMENTS:\n{}"),
+        ("CONCEPT: {}\n\nEXISTING_VISION: none", "  ```yaml REQUIREMENTS\n{}\n  ```"),
         ("CONCEPT:\n{}\n\n---\n", "REQUIREMENTS:\n{}\n\n---\n"),
         ("CONCEPT:\n========\n{}\n***", "REQUIREMENTS:\n=============\n{}"),
         ("\n\nHuman: CONCEPT: {}", "REQUIREMENTS:\n{}\n\nAssistant:"),
