@@ -29,7 +29,7 @@ from po_assets.dataset.cases import SUFFIXES, case_lines, read_cases
 from po_assets.errors import UserError, all_faults
 from po_assets.model import BaseModel
 from po_assets.model.settings import Profile
-from po_assets.storage import Layout, artifact_root, digest_of, is_local, replace_file
+from po_assets.storage import Layout, artifact_root, file_digest, is_local, replace_file
 from po_assets.storage.layout import HOME_VARIABLE, ROOT_VARIABLE
 from po_assets.storage.strict_yaml import read_strict_yaml
 from po_assets.text import join, say, shown
@@ -42,12 +42,15 @@ _TEMPLATES = (Path(__file__).with_name("dagster.yaml"), REPOSITORY / "deploy" / 
 """Of the installed package, and of the repository."""
 
 
-def read_settings(path: str | None, kinds: Mapping[str, type[Settings]]) -> dict[str, dict[str, Any]]:
+def read_settings(
+    path: str | None, kinds: Mapping[str, type[Settings]], *, partly: bool = False
+) -> dict[str, dict[str, Any]]:
     """The settings of each resource that a YAML file gives, with resource names as keys.
 
     Args:
         path: of the file; None or empty for defaults only.
         kinds: the known resources.
+        partly: there are others, which do not matter here.
 
     Raises:
         UserError: the file cannot be read, or it names unknown resources or settings, or wrong values; all at once.
@@ -67,6 +70,8 @@ def read_settings(path: str | None, kinds: Mapping[str, type[Settings]]) -> dict
         values = {} if said is None else said
         if name not in kinds:
             close = get_close_matches(str(name), kinds, n=1)
+            if partly and not close:
+                continue
             known = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(kinds)}."
             faults.append(f"{name!r} is not a resource with settings; {known}")
         elif not isinstance(values, dict):
@@ -342,7 +347,7 @@ def _place_cases(layout: Layout, cases: list[Path]) -> None:
     folder = layout.eval_cases.parent
     linked = len(cases) == 1 and is_local(layout.root)
     target = folder / f"po_eval_cases{cases[0].suffix.lower() if linked else SUFFIXES[0]}"
-    written, lines = folder / "po_eval_cases.digest", list[bytes]()
+    written, lines = folder / "po_eval_cases.sha256", list[bytes]()
     for path in [] if linked else cases:
         try:
             read_cases(UPath(path))  # a fault has the name and the line of the file that it is in
@@ -351,20 +356,19 @@ def _place_cases(layout: Layout, cases: list[Path]) -> None:
             raise UserError(f"The cases {path} cannot be read: {error.strerror}.") from error
     content = b"".join(line.rstrip(b"\r") + b"\n" for line in lines)
     for place in (folder / f"po_eval_cases{suffix}" for suffix in SUFFIXES):
-        if not place.is_symlink() and place.exists() and (there := place.read_bytes()) != content:
-            if written.exists() and written.read_text() != digest_of(there.hex()):
-                raise UserError(
-                    f"{place} was changed since it was made of {join(list(map(str, cases)))} (as `po-assets review "
-                    "land` does). To keep the changes, move it over there in place of these; to drop them, delete it."
-                )
-            if linked or place != target:
-                place.unlink()
-        elif place.is_symlink() and not (linked and place == target and place.samefile(cases[0])):
+        if linked and place.resolve() == UPath(cases[0]).resolve():  # linked already, maybe the other way round
+            return
+        own = place.exists() and not place.is_symlink()
+        if own and written.exists() and place.read_bytes() != content and written.read_text() != file_digest(place):
+            raise UserError(
+                f"{place} was changed since it was made of {join(list(map(str, cases)))} (as `po-assets review "
+                "land` does). To keep the changes, move it over there in place of these; to drop them, delete it."
+            )
+        if place.is_symlink() or (own and (linked or place != target)):
             place.unlink()
-    if not linked:
-        if not target.exists() or target.read_bytes() != content:
-            replace_file(target, content)
-        replace_file(written, digest_of(content.hex()).encode())
-    elif not target.is_symlink():
+    if linked:
         folder.mkdir(parents=True, exist_ok=True)
-        Path(str(target)).symlink_to(os.path.relpath(cases[0], str(folder)))
+        Path(str(target)).symlink_to(os.path.relpath(cases[0], str(folder.resolve())))
+    elif not target.exists() or not written.exists() or target.read_bytes() != content:
+        replace_file(target, content)
+        replace_file(written, file_digest(target).encode())

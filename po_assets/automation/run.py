@@ -29,6 +29,7 @@ from po_assets.automation.project import (
     enter_project,
     make_project,
     open_project,
+    read_settings,
 )
 from po_assets.automation.run_summary import run_summary
 from po_assets.dag import Artifacts, read_gate
@@ -70,7 +71,9 @@ def add_project(parser: argparse.ArgumentParser) -> None:
     def on_project(options: argparse.Namespace) -> int:
         own_status = options.error_status
         _enter(options, enter_project)
-        options.spec = BaseModel(**options.location().given["base_model"])
+        # What else stands in the settings, such as a prompt's file that is gone, is no matter of these commands.
+        given = read_settings(os.environ.get(SETTINGS_VARIABLE), {"base_model": BaseModel}, partly=True)
+        options.spec = BaseModel(**given["base_model"])
         options.error_status = own_status
         return int(handle(options))
 

@@ -220,9 +220,29 @@ def test_a_single_file_of_cases_is_the_one_that_is_read_and_corrected(tmp_path: 
     path.write_text("\n{}\n")
     with pytest.raises(UserError, match=r"(?s)cases/ours.jsonl' have 1 fault.*line 2: unknown format"):
         read_eval_cases(layout.eval_cases)
+    path = path.rename(path.with_name("renamed.jsonl"))
+    open_project(tmp_path, None)
+    assert layout.eval_cases.samefile(path)
     path.rename(path.with_suffix(".yaml"))
     open_project(tmp_path, None)
     assert layout.eval_cases.name == "po_eval_cases.yaml"
+
+
+def test_links_by_hand_cost_no_case(tmp_path: Path) -> None:
+    """Artifacts on another disk; a file of cases that is only a link to the one that the graph reads."""
+    own, (folder, disk) = tmp_path / "my_cases.jsonl", (tmp_path / "artifacts", tmp_path / "mnt" / "deep" / "disk")
+    fill(tmp_path / "rows.jsonl", own)
+    (tmp_path / "more_cases.yaml").unlink()
+    disk.mkdir(parents=True)
+    folder.symlink_to(disk)
+    open_project(tmp_path, None)
+    read = Layout(UPath(folder)).eval_cases
+    assert read.samefile(own)
+    read.unlink()
+    own.rename(str(read))
+    own.symlink_to(str(read))
+    open_project(tmp_path, None)
+    assert len(read_eval_cases(read)) == 2
 
 
 def test_the_file_made_of_several_is_not_written_over_where_it_was_changed(

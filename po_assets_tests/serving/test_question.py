@@ -120,7 +120,6 @@ def test_the_projects_settings_choose_the_base_model(
     for name in ("PO_ARTIFACTS_ROOT", "PO_SETTINGS"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(commands, "ask", refuse)
-    monkeypatch.setattr(cli, "_code_location", fresh_code_location)
     (tmp_path / "incoming").mkdir()
     for name in ("own", "other", "third"):
         (tmp_path / name).mkdir()
@@ -133,15 +132,10 @@ def test_the_projects_settings_choose_the_base_model(
         monkeypatch.setenv("PO_ARTIFACTS_ROOT", "")
         assert cli.main(arguments) == 1
     assert asked == [(own, 512, str(tmp_path)), (other, 2048, str(tmp_path)), (third, 512, str(tmp_path))]
-    (tmp_path / "settings.yaml").write_text("base_model:\n  max_lenght: 512\n")
-    assert cli.main(data) == 2
-
-
-def fresh_code_location() -> Any:
-    """As the command loads it: a process of its own reads the settings once."""
-    import os
-
-    from po_assets import definitions
-    from po_assets.automation.project import read_settings
-
-    return SimpleNamespace(given=read_settings(os.environ.get("PO_SETTINGS"), definitions.SETTINGS))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"{settings.read_text()}prompt: {{template: gone.jinja}}\n")  # the adapter has its own
+    piped(BOTH)
+    assert (cli.main(data), len(asked)) == (1, 4)
+    for wrong in ("base_model:\n  max_lenght: 512\n", "base_modl:\n  max_length: 512\n"):
+        settings.write_text(wrong)
+        assert cli.main(data) == 2
