@@ -1,6 +1,6 @@
 """What conflicts rows do: the same student trained with none, with those that landed, and with the share filled up.
 
-    python -m benchmarks.conflicts                     about 25 min an arm on 2 cores: training, 40 answers, contrasts
+    python -m benchmarks.conflicts                     about 20 min an arm on 2 cores: training, 40 answers, contrasts
     python -m benchmarks.conflicts --arms filled       one arm; the others can follow, in any order
     python -m benchmarks.conflicts --words --root build/words    in the teacher's words, without lessons: 10 min an arm
     python -m benchmarks.conflicts --write docs/conflicts.md

@@ -119,9 +119,9 @@ class ConflictsShare(RowCheck):
         missing = numbers["missing_conflicts"] = self._missing()
         summary = f"{said}, at least {least:.1%} are needed: {amount(missing, 'row')} more.{more}"
         next_step = (
-            f"{self._gone()}Land more conflicts examples: with fewer the student never learns to say conflicts. The "
-            "job conflicts_on_demand makes them from rows that are there; what a share was measured to buy stands in "
-            "docs/conflicts.md."
+            f"{self._gone()}Land more conflicts examples; the job conflicts_on_demand makes them from rows that are "
+            "there. What a share was measured to buy, with the recipe's lessons and without, stands in "
+            "docs/conflicts.md; conflicts_share: warn in the resource selection goes on without."
         )
         return Verdict(False, summary, next_step, (), numbers, severity)
 
