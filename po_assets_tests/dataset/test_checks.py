@@ -244,7 +244,7 @@ def test_conflicts_share_says_what_is_missing_and_which_file_is_gone(tmp_path: P
         )
         assert found.metadata["missing_conflicts"].value == 3
         assert "Gone from incoming/ since an earlier run: conflicts.jsonl (2 conflicts rows)." in found.description
-        assert "The job conflicts_on_demand makes them" in found.description
+        assert "the job conflicts_on_demand makes them" in found.description
 
 
 NOT_VALID = texts(30, "conflicts")
