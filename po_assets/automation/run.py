@@ -226,7 +226,7 @@ def _print_gate(console: Console, layout: Layout, *, produced: bool) -> None:
     for column in rows[0]:
         table.add_column(column, justify="right" if column in ("required", "value") else "left")
     for row in rows:
-        color = {"pass": "green", "FAIL": "red"}.get(row["verdict"], "yellow")
+        color = {"pass": "green", "FAIL": "red", "-": "dim"}.get(row["verdict"], "yellow")
         table.add_row(row["criterion"], row["required"], row["value"], f"[{color}]{row['verdict']}[/{color}]")
     console.print()
     console.print(record.context["sentence"], style="bold", markup=False)

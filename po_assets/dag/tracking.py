@@ -111,7 +111,7 @@ class Tracking(Settings):
     @contextlib.contextmanager
     def run(self, context: dg.AssetExecutionContext, params: Mapping[str, Any]) -> Iterator["Tracked"]:
         """A tracked step; it exists in the tracker, with its params, from its first numbers on."""
-        tracked = Tracked(self, context.asset_key.to_user_string(), context.run_id, context.log.info, params)
+        tracked = Tracked(self, context.asset_key.to_user_string(), context.run.run_id, context.log.info, params)
         try:
             yield tracked
         except BaseException:

@@ -222,7 +222,7 @@ def _report_metadata(evaluation: Evaluation, html: UPath, report: UPath) -> dict
 
 def _criteria(record: GateRecord) -> list[str]:
     """A line for each criterion: what failed first, then what only warns."""
-    order = ("FAIL", "warning", "pass")
+    order = ("FAIL", "warning", "pass", "-")
     rows = sorted(verdict_rows(record), key=lambda row: order.index(row["verdict"]))
     return [f"**{one['verdict']}** {one['criterion']}: {one['value']} (required {one['required']})" for one in rows]
 

@@ -26,6 +26,8 @@ from po_assets.evaluation.statistics import (
 )
 from po_assets.text import amount, shown, verb
 
+NOT_ASKED = "not asked"
+"""The value of a criterion of which nothing is known."""
 _SHOWN_CASES = 10
 _NAME = 24
 """Characters of a case's name or tier in a table: longer ones would push the rest off the page."""
@@ -312,7 +314,7 @@ def consumer_prompts(found: Evidence) -> Verdict:
         # Where nothing was asked, nothing is known; only a profile that wants to know fails for it.
         passed=len(good) == len(found.consumers) if found.consumers else not found.profile.blocks("consumer_prompts"),
         required=f">= {least:.2f}, {valid:.0%} valid",
-        value=f"{lowest.summary.mean:.3f}, {lowest.summary.valid_share:.0%}" if lowest else "not asked",
+        value=f"{lowest.summary.mean:.3f}, {lowest.summary.valid_share:.0%}" if lowest else NOT_ASKED,
         summary=" ".join([*said, *faults]) or nothing,
         next_step="The check's table has the answers that lost most beside those under the own prompt. Ask the student "
         "with the prompt that travels with it; or train it under these prompts too (prompt_mix in the resource "

@@ -93,6 +93,7 @@ def test_the_gates_record_is_read_back_for_the_table(layout: Layout) -> None:
     assert verdict_rows(written)[1] == {
         "criterion": "mean_score", "required": ">= 0.82", "value": "0.900", "verdict": "pass",
     }  # fmt: skip
+    assert {row["criterion"]: row["verdict"] for row in verdict_rows(written)}["consumer_prompts"] == "-", "not asked"
     path.write_text(json.dumps({"sha256": "a"}))
     assert read_gate(path) is None
 
