@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Threads that wait by spinning are slow where other processes want the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup lock audit run test test-slow test-computing test-waiting test-all test-browser fuzz ui ui-ray bench lint clean
+.PHONY: help setup lock audit run test test-slow test-computing test-daemons test-deploy test-all test-browser fuzz ui ui-ray bench lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,18 +48,23 @@ run: .venv/.runtime ## materialize the whole graph with its checks, then print t
 test: .venv/.dev ## run the tests of every stage with real components (six to twelve minutes on two cores)
 	@$(BIN)/pytest -n auto --maxprocesses 8 --dist loadscope -m 'not slow'
 
-# Those that compute (whole runs, students served) beside those that wait for daemons, Ray and Kubernetes in the main.
-WAITING := $(addprefix po_assets_tests/,automation browser dag deploy)
+# Three groups side by side: those that compute (whole runs, students served), and two that wait for others in the main.
+DEPLOY := po_assets_tests/deploy
+DAEMONS := $(addprefix po_assets_tests/,automation browser dag)
 SLOW := $(BIN)/pytest -m slow --durations 12
-test-slow: .venv/.dev ## run the other tests: whole runs, Ray, Kubernetes, servers (half an hour)
-	@echo "Two groups of tests side by side, one by one in each; what they say is shown when a group has ended."
-	@$(MAKE) --no-print-directory --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-computing test-waiting
+test-slow: .venv/.dev ## run the other tests: whole runs, Ray, Kubernetes, servers (some twenty-five minutes)
+	@echo "Three groups of tests side by side, one by one in each; what they say is shown when a group has ended."
+	@$(MAKE) --no-print-directory --jobs 3 $(if $(filter output-sync,$(.FEATURES)),--output-sync) \
+	  test-computing test-daemons test-deploy
 
 test-computing: .venv/.dev
-	@$(SLOW) po_assets_tests $(addprefix --ignore=,$(WAITING))
+	@$(SLOW) po_assets_tests $(addprefix --ignore=,$(DAEMONS) $(DEPLOY))
 
-test-waiting: .venv/.dev
-	@$(SLOW) $(WAITING)
+test-daemons: .venv/.dev
+	@$(SLOW) $(DAEMONS)
+
+test-deploy: .venv/.dev
+	@$(SLOW) $(DEPLOY)
 
 test-all: test test-slow ## run all of them
 
