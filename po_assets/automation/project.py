@@ -36,6 +36,7 @@ from po_assets.text import join, say, shown
 
 SETTINGS_VARIABLE = "PO_SETTINGS"
 REPOSITORY = Path(__file__).resolve().parents[2]
+_NAMED = 5
 _TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text", list: "list", dict: "mapping"}
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
 _TEMPLATES = (Path(__file__).with_name("dagster.yaml"), REPOSITORY / "deploy" / "local" / "dagster.yaml")
@@ -334,7 +335,8 @@ def _place_rows(layout: Layout, rows: list[Path]) -> None:
         place.symlink_to(path)
     wanted = {incoming / path.name for path in rows}
     if others := [path for path in sorted(incoming.iterdir()) if path.is_symlink() and path not in wanted]:
-        names = join([shown(path.readlink()) for path in others])
+        more = [f"{len(others) - _NAMED:,} more"] if len(others) > _NAMED else []
+        names = join([shown(path.readlink(), limit=4096) for path in others[:_NAMED]] + more)
         say(f"Rows of other folders are linked in {incoming}, and are used as well: {names}. Remove what is not meant.")
 
 

@@ -187,13 +187,13 @@ def test_any_folder_of_files_will_do(tmp_path: Path) -> None:
 def test_rows_of_another_folder_in_the_same_root_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PO_ARTIFACTS_ROOT wins over --data, so that the next folder's rows join those that are there."""
+    """PO_ARTIFACTS_ROOT wins over --data, so that the next folder's rows join those that are there; the path is whole."""
     monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(tmp_path / "root"))
-    for name in ("one", "two"):
+    for name in ("one" * 30, "two"):
         (tmp_path / name).mkdir()
         fill(tmp_path / name / f"{name}.jsonl", tmp_path / name / "cases.jsonl")
         open_project(tmp_path / name, None)
-    told = f"are linked in {tmp_path}/root/incoming, and are used as well: {tmp_path}/one/one.jsonl. Remove"
+    told = f"are linked in {tmp_path}/root/incoming, and are used as well: {tmp_path}/{'one' * 30}/{'one' * 30}.jsonl. Remove"
     assert told in capsys.readouterr().out
 
 
