@@ -105,7 +105,7 @@ def train(
         engine = DataParallelEngine(engine, list(parameters.values()))
     made = f", {len(comparisons):,} comparisons and {len(documents):,} documents of lessons" if len(rows) > own else ""
     progress.say(
-        f"Training on {amount(own, 'row')}{made} in {amount(len(steps), 'step')} of "
+        f"Training on {_shown_rows(steps, own)}{made} in {amount(len(steps), 'step')} of "
         f"{amount(recipe.rows_per_step, 'row')} ({recipe.epochs:g} epochs); {engine.description}."
         + (f" {amount(len(held), 'row')} of other prompts are held out for the validation loss." if held else "")
     )
@@ -291,6 +291,12 @@ class Step:
     rows: tuple[int, ...]
     """Indices of its rows, in seeded order."""
     learning_rate: float
+
+
+def _shown_rows(steps: Sequence[Step], own: int) -> str:
+    """How many of the `own` rows the steps show; documents of lessons take the place of the others."""
+    shown = len({row for step in steps for row in step.rows if row < own})
+    return amount(own, "row") if shown == own else f"{shown:,} of {amount(own, 'row')}"
 
 
 def plan_steps(row_count: int, recipe: TrainingSettings, *, comparisons: int = 0, documents: int = 0) -> list[Step]:

@@ -140,6 +140,16 @@ def test_other_errors_are_not_taken_for_memory(tiny: Path, monkeypatch: pytest.M
         run_training(tiny)
 
 
+def test_lessons_take_the_place_of_rows_and_the_first_line_says_of_how_many(tiny: Path):
+    """24 rows would be shown, two passes over 12; 18 documents leave room for six of them."""
+    lines: list[str] = []
+    recipe, rows = tiny_recipe(tiny), tiny_rows(tiny)
+    train(tiny_student(tiny, recipe), rows, recipe, Progress(lines.append), documents=[*rows, *rows[:6]])
+    told = "Training on 6 of 12 rows, 0 comparisons and 18 documents of lessons in 6 steps of 4 rows (2 epochs)"
+    assert lines[0].startswith(told)
+    assert "epoch 0.50" in lines[-1]
+
+
 def test_progress_is_told_in_throttled_lines_and_numbers(tiny: Path):
     """Step, loss, speed, time left and memory; the last step always; nothing between two lines that are too close."""
     lines: list[str] = []
