@@ -83,17 +83,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        from po_assets.storage import disk_fault
-
-        # In a step of a run such an error keeps its traceback, and is tried again.
-        store = type(error).__module__.startswith("botocore.") and os.environ.get("PO_ARTIFACTS_ROOT")
-        refused = (
-            f"The object store {store} refused: {error}. Mind the name in PO_ARTIFACTS_ROOT and the AWS_* variables."
-        )
-        if (sentence := refused if store else disk_fault(error)) is None:
+        if (sentence := _storage_fault(error)) is None:
             raise
         print(printable(sentence), file=sys.stderr)  # noqa: T201
         return int(options.error_status)
+
+
+def _storage_fault(error: Exception) -> str | None:
+    """What a person does about a disk, a right or an object store that refused; None for any other error."""
+    from po_assets.storage import disk_fault
+
+    # In a step of a run an error of the store keeps its traceback, and is tried again.
+    if type(error).__module__.startswith("botocore.") and (store := os.environ.get("PO_ARTIFACTS_ROOT")):
+        return f"The object store {store} refused: {error}. Mind the name in PO_ARTIFACTS_ROOT and the AWS_* variables."
+    return disk_fault(error)
 
 
 def _prepare_environment() -> None:

@@ -4,7 +4,7 @@ Computed from scored answers alone. Which of them block is the gate profile's ch
 (the record, the promotion) belongs to `gate`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from typing import Any
@@ -26,7 +26,7 @@ from po_assets.evaluation.statistics import (
 )
 from po_assets.text import amount, shown, verb
 
-NOT_ASKED = "not asked"
+_NOT_ASKED = "not asked"
 """The value of a criterion of which nothing is known."""
 _SHOWN_CASES = 10
 _NAME = 24
@@ -314,7 +314,7 @@ def consumer_prompts(found: Evidence) -> Verdict:
         # Where nothing was asked, nothing is known; only a profile that wants to know fails for it.
         passed=len(good) == len(found.consumers) if found.consumers else not found.profile.blocks("consumer_prompts"),
         required=f">= {least:.2f}, {valid:.0%} valid",
-        value=f"{lowest.summary.mean:.3f}, {lowest.summary.valid_share:.0%}" if lowest else NOT_ASKED,
+        value=f"{lowest.summary.mean:.3f}, {lowest.summary.valid_share:.0%}" if lowest else _NOT_ASKED,
         summary=" ".join([*said, *faults]) or nothing,
         next_step="The check's table has the answers that lost most beside those under the own prompt. Ask the student "
         "with the prompt that travels with it; or train it under these prompts too (prompt_mix in the resource "
@@ -346,6 +346,13 @@ def eval_report_gate(artifacts: Artifacts, gate: GateProfile) -> Evidence:
 
 
 evaluation_checks = [eval_report_gate]
+
+
+def criterion_verdict(check: Mapping[str, Any]) -> str:
+    """The word for a criterion as the gate's record has it: pass, FAIL, warning, or - where nothing was asked."""
+    if check["passed"]:
+        return "-" if check["value"] == _NOT_ASKED else "pass"
+    return "FAIL" if check["severity"] == "ERROR" else "warning"
 
 
 def _refuse_unpaired(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer]) -> None:

@@ -8,16 +8,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from upath import UPath
 
 from po_assets.dag import GateRecord, gate_record, read_gate, write_gate
 from po_assets.errors import UserError
-from po_assets.evaluation.checks import NOT_ASKED, Evidence, checks
+from po_assets.evaluation.checks import Evidence, checks, criterion_verdict
 from po_assets.evaluation.consumers import consumer_rows
 from po_assets.evaluation.settings import SCORES
 from po_assets.storage import (
@@ -83,15 +82,9 @@ def gate_path(layout: Layout) -> UPath:
 def verdict_rows(record: GateRecord) -> list[dict[str, str]]:
     """The record as a narrow table: criterion, required, value, verdict (pass, FAIL, warning, or - where not asked)."""
     return [
-        {"criterion": name, "required": check["required"], "value": check["value"], "verdict": _verdict(check)}
+        {"criterion": name, "required": check["required"], "value": check["value"], "verdict": criterion_verdict(check)}
         for name, check in record.checks.items()
     ]
-
-
-def _verdict(check: Mapping[str, Any]) -> str:
-    if check["passed"]:
-        return "-" if check["value"] == NOT_ASKED else "pass"
-    return "FAIL" if check["severity"] == "ERROR" else "warning"
 
 
 def settle(layout: Layout, record: GateRecord, adapter: Path) -> str:

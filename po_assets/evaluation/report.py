@@ -17,7 +17,7 @@ from upath import UPath
 
 from po_assets.dag import GateRecord, data_uri
 from po_assets.dataset.cases import EvalCase
-from po_assets.evaluation.checks import Evidence, checks
+from po_assets.evaluation.checks import Evidence, checks, criterion_verdict
 from po_assets.evaluation.consumers import consumer_rows, worst_answers
 from po_assets.evaluation.contrast import ContrastResult
 from po_assets.evaluation.scoring import ScoredAnswer
@@ -137,6 +137,7 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_plain
     )
+    environment.filters["verdict"] = criterion_verdict
     page, script = (
         files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("report.html.j2", "report.js")
     )

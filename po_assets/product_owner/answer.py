@@ -129,9 +129,7 @@ def parse_answer(text: str) -> ParsedAnswer:
     ):
         return ParsedAnswer(None, None, (fault,), tuple(notes))
     end = max(block.end for block in chosen.values())
-    after = " ".join(
-        line.strip() for number, line in enumerate(lines) if number >= end and number not in fenced
-    ).strip()
+    after = " ".join(lines[number].strip() for number in range(end, len(lines)) if number not in fenced).strip()
     if unfenced or not _NO_WORDS.fullmatch(after):
         said = lines[unfenced[-1]] if unfenced else after
         notes.append(f"text outside the fences was left out: {said[:60]!r}")
