@@ -1,0 +1,260 @@
+"""From the lines of a prompt to its sections: where each begins and ends, whatever form its name has.
+
+What the sections hold, and which of them are the task's, belongs to `prompt_parts`.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from po_assets.product_owner.blocks import Block, fenced_blocks, is_plain_key, label_in, remark_in
+from po_assets.product_owner.contract import CONCEPT, EXISTING_VISION, REQUIREMENTS, REVIEW, VISION, VISION_KEYS
+from po_assets.product_owner.documents import read_yaml, to_text
+
+_NAME = (
+    r"(?P<name>(?:PRODUCT[ _-])?(?:CONCEPT"
+    r"|(?:(?P<old>EXISTING|CURRENT|PREVIOUS|PRIOR|OLD)[ _-](?:PRODUCT[ _-])?)?VISION"
+    r"|REQUIREMENTS(?:[ _-](?:DOCUMENT|YAML))?))"
+)
+_HEADING = re.compile(
+    rf"(?P<mark>[ \t\u200b\ufeff]{{0,3}}(?:#{{1,6}}[ \t]*)?(?:[0-9]{{1,2}}[.)][ \t]+)?(?:\*\*|__|[*_])?){_NAME}"
+    r"(?:[ ]\([^()\n]{1,20}\))?(?P<end>\*\*|__|[*_])?[ \t\u00a0]*(?P<colon>[:\uff1a])?(?:\*\*|__|[*_])?[ \t\u00a0]*"
+    r"#{0,6}(?P<rest>\S.*)?",
+    re.IGNORECASE,
+)
+# <concept>, [CONCEPT], === CONCEPT ===; what follows a tag on its line belongs to the section.
+_TAG = re.compile(rf"[ \t]{{0,3}}<{_NAME}(?:[ \t][^<>]*)?>(?P<rest>.*)", re.IGNORECASE)
+_END_TAG = re.compile(
+    rf"[ \t]{{0,3}}(?:\[/{_NAME}\]|[=*~-]{{2,20}} ?END(?: OF)?(?: (?:CONCEPT|REQUIREMENTS|VISION))? ?"
+    r"[=*~-]{2,20})[ \t]*",
+    re.IGNORECASE,
+)
+_FENCED_SECTION = re.compile(r"[ \t]*(?:```|~~~).*(?:VISION|REVIEW|REQUIREMENTS)", re.IGNORECASE)
+_UNDERLINE = re.compile(r"(?:={3,}|-{3,})[ \t]*")
+_NAME_ALONE = re.compile(rf"[ \t]{{0,3}}{_NAME}[ \t]*", re.IGNORECASE)
+_EXAMPLE = re.compile(
+    r"\W{0,6}(?:(?:an?|one|another|for) )?(?:example|sample|instance|ejemplo|beispiel|exemple|esempio)\b.{0,60}",
+    re.IGNORECASE,
+)
+_ANNOUNCES = re.compile(r"#{1,6}[ \t].{1,60}|(\*\*|__).{1,60}\1:?|\S.{0,40}[:\uff1a]")
+"""A line that only says what follows it, in any words (`Specification:`)."""
+OLD = re.compile(r"existing|current|previous|prior|old|former", re.IGNORECASE)
+"""Words of a heading that calls a vision the one that is there already."""
+_USUAL = re.compile(r"(?:You are|You're|Act as)\b|[^:]{1,40}:\Z")
+"""How prompts begin before their first section: with the role, or a line that announces the sections."""
+_DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,20}}:?", re.IGNORECASE)
+_BLOCK_SCALAR = frozenset(("|", "|-", "|+", ">", ">-"))
+_FIRST = 40
+"""A vision has a key of its own within so many lines."""
+_VERDICT = re.compile(r"[a-z_]+", re.IGNORECASE)
+SHOWN = 60
+"""Characters of a text that a note quotes."""
+
+
+@dataclass
+class Section:
+    """One section as it stands: its lines, the first of which is what follows the name on its line."""
+
+    name: str
+    heading: str
+    lines: list[str] = field(default_factory=list)
+    fenced: str | None = None
+    """The text of its fenced block, where it has one."""
+    after: list[str] = field(default_factory=list)
+    """What stands behind that block."""
+    plain: bool = True
+    """No key at the left margin begins with a capital letter."""
+    started: bool = False
+    tag: str = ""
+    """What ends the section, where a tag begins it."""
+    example: bool = False
+    """The line above its name says that an example follows."""
+    reviewed: bool = False
+    """A REVIEW with a verdict stands behind it."""
+    cut: bool = False
+    """Its fence is not closed, so that nobody knows what is missing."""
+
+    def add(self, *lines: str) -> None:
+        """Put lines behind those that are there."""
+        (self.lines if self.fenced is None else self.after).extend(lines)
+        self.plain = self.plain and all(map(is_plain_key, lines))
+        self.started = self.started or any(line.strip() for line in lines)
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is YAML, and no text."""
+        return self.name != CONCEPT
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a line of YAML may follow."""
+        return self.is_document and self.fenced is None and self.started
+
+
+def announcement(section: Section) -> str:
+    """The last line of a text where it only announces what follows, which is then taken off; else nothing."""
+    lines = section.lines
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines.pop() if "".join(lines[:-1]).strip() and _ANNOUNCES.fullmatch(lines[-1].strip()) else ""
+
+
+def read_sections(lines: Sequence[str], notes: list[str]) -> Iterator[Section]:
+    """The sections in their order; a fenced block with a label is one of its own."""
+    blocks = {block.start: block for block in fenced_blocks(lines)}
+    current: Section | None = None
+    outside = Section("", "")
+    ends: dict[str, list[int]] = {}
+    number = 0
+    while number < len(lines):
+        block = blocks.get(number)
+        end = block.end if block else number + 1
+        line = lines[number]
+        if (
+            not block
+            and end < len(lines)
+            and _UNDERLINE.fullmatch(lines[end])
+            and _NAME_ALONE.fullmatch(line.rstrip(": "))
+        ):
+            line, end = f"## {line.strip()}", end + 1
+        if not block and current is not None and _END_TAG.fullmatch(line):
+            yield current
+            current, number = None, end
+            continue
+        inside = block is not None and current is not None and current.is_open and _is_deeper(line, current)
+        begun = None if inside else _begun_by_block(block, current, notes) if block else _heading(line, current)
+        if begun is not None and begun is not current:
+            if current is not None:
+                _hand_on(current, begun, by_block=block is not None)
+                yield current
+            above = next((one for one in reversed(lines[max(0, number - 3) : number]) if one.strip()), "")
+            begun.example = bool(_EXAMPLE.fullmatch(above))
+            current = begun
+            if not block and (closing := _closing_line(current, lines, end, ends)):
+                current.add(*lines[end : closing + 1])
+                end = closing + 1
+        elif begun is None and block and block.label == REVIEW and not inside:
+            verdict = to_text(read_yaml(block.text).value.get("status"))
+            (current or outside).reviewed = bool(_VERDICT.fullmatch(verdict))
+        elif begun is None:
+            (current or outside).add(*lines[number:end])
+        number = end
+        if current is not None and current.tag and _takes_end_off(current):
+            yield current
+            current = None
+    if current is not None:
+        yield current
+    if current is not None and (remark := remark_in(outside.lines, usual=_USUAL)):
+        notes.append(f"text outside the sections was left out: {remark[:SHOWN]!r}")
+
+
+def _hand_on(section: Section, begun: Section, *, by_block: bool) -> None:
+    """Give the next section what is its own: the line that announces its block, the tag whose name it says again."""
+    prose = section.name == CONCEPT or (section.is_document and not _is_vision_form(section))
+    if by_block and prose and section.fenced is None:
+        begun.add(announcement(section))
+    if section.name == begun.name and not section.started:
+        begun.tag = begun.tag or section.tag
+
+
+def _closing_line(section: Section, lines: Sequence[str], start: int, ends: dict[str, list[int]]) -> int:
+    """The line with the end tag of a CONCEPT, all of whose lines are its own, headings and all; 0 where there is none.
+
+    `ends` remembers where the end tags stand, and under no name where fences and tags of other sections do.
+    """
+    tag = section.tag
+    if not tag or section.name != CONCEPT or section.lines[-1].rstrip().lower().endswith(tag):
+        return 0
+    if tag not in ends:
+        ends[tag] = [number for number, line in enumerate(lines) if line.rstrip().lower().endswith(tag)]
+        ends[""] = [number for number, line in enumerate(lines) if _FENCED_SECTION.match(line) or _TAG.match(line)]
+    closing, other = (_first_from(places, start) for places in (ends[tag], ends[""]))
+    named = next((lines[number] for number in range(start, closing) if lines[number].strip()), "")
+    return 0 if _heading(named, None) or 0 < other < closing else closing
+
+
+def _first_from(places: Sequence[int], start: int) -> int:
+    """The first of the places that is not before `start`; 0 where there is none."""
+    place = bisect_left(places, start)
+    return places[place] if place < len(places) else 0
+
+
+def _is_deeper(line: str, document: Section) -> bool:
+    """Whether a line is indented more than the keys that are being read, and so belongs to one of their texts."""
+    first = next((one for one in document.lines if one.strip()), line)
+    return ":" in first and len(line) - len(line.lstrip(" ")) > len(first) - len(first.lstrip(" "))
+
+
+def _begun_by_block(block: Block, current: Section | None, notes: list[str]) -> Section | None:
+    """The section that a block is or belongs to, with the block's text; None for a block that is only text."""
+    label = label_in(block.info)
+    if not label and current is not None and current.is_document and current.fenced is None and not current.is_open:
+        section = current
+    else:
+        label = label or block.label
+        if not label or label == REVIEW:
+            return None
+        section = Section(label, "")
+    if block.text is None:
+        notes.append(f"the fence of the {section.name} in line {block.start + 1} is not closed")
+    section.fenced, section.cut = block.text or "", block.text is None
+    return section
+
+
+def _takes_end_off(section: Section) -> bool:
+    """Whether the last line ends the section with its tag, which is then taken off."""
+    lines = section.lines if section.fenced is None else section.after
+    if not (lines and lines[-1].rstrip().lower().endswith(section.tag)):
+        return False
+    lines[-1] = lines[-1].rstrip()[: -len(section.tag)]
+    return True
+
+
+def _heading(line: str, current: Section | None) -> Section | None:
+    match, rest, tag = _HEADING.fullmatch(line), "", ""
+    if match is not None:
+        rest, marked = match["rest"] or "", bool(match["mark"].strip(" \t\u200b\ufeff0123456789.)"))
+        if not match["colon"] and (rest or not marked):
+            return None
+        if current is not None and current.name == CONCEPT and rest and _goes_on(match, current):
+            return None
+        if current is not None and current.is_open and not _stands_out(match, current, marked=marked):
+            return None
+    elif match := _TAG.fullmatch(line):
+        rest, tag = match["rest"], f"</{match['name'].lower()}>"
+    elif not (match := _DECORATED.fullmatch(line)):
+        return None
+    word = match["name"].upper()
+    kind = next(name for name in (CONCEPT, VISION, REQUIREMENTS) if name in word)
+    if kind == VISION and OLD.search(line.removesuffix(rest)):
+        kind = EXISTING_VISION
+    section = Section(kind, line, tag=tag)
+    section.add("" if rest in _BLOCK_SCALAR else rest)
+    return section
+
+
+def _goes_on(match: re.Match[str], concept: Section) -> bool:
+    """Whether `Concept: proven` below a line of a concept, named in another form, is its text."""
+    first = _HEADING.fullmatch(concept.heading)
+    forms = [one and (one["name"], bool(one["mark"].strip())) for one in (match, first)]
+    goes_on = bool("".join(concept.lines[-1:]).strip()) and concept.fenced is None
+    return goes_on and "CONCEPT" in match["name"].upper() and forms[0] != forms[1]
+
+
+def _is_vision_form(document: Section) -> bool:
+    """Whether a document may be more than a line of prose behind `Vision:`."""
+    keys = {line.partition(":")[0].strip() for line in document.lines[:_FIRST]}
+    return document.name == REQUIREMENTS or not keys.isdisjoint(VISION_KEYS)
+
+
+def _stands_out(match: re.Match[str], document: Section, *, marked: bool) -> bool:
+    """Whether a heading inside a document is one: there, `vision:` is a key as well, and `# Vision` a comment."""
+    apart = not document.lines[-1].strip()
+    if "REQUIREMENTS" in match["name"].upper() and not match["rest"] and not _is_vision_form(document):
+        return True
+    if marked or not match["name"].isupper():
+        capital = match["name"][0].isupper() and document.plain
+        foreign = document.name != REQUIREMENTS or bool(match["old"])
+        return apart and (marked or capital or foreign)
+    return True
