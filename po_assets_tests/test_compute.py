@@ -145,6 +145,7 @@ def test_a_whole_run_refuses_before_its_first_step(tmp_path: Path) -> None:
 def test_the_embedded_profile_takes_what_there_is(monkeypatch: pytest.MonkeyPatch, gpu: bool, device: str) -> None:
     """It refuses nowhere, and loads its model onto a GPU where PyTorch sees one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     require_hardware(BaseModel(profile="embedded").resolved())
     assert best_device() == device
 

@@ -123,7 +123,8 @@ def test_the_gpus_memory_decides_between_16_and_4_bits(
     """Only where it is left open; then 4-bit weights need bitsandbytes, asked for before any download, 16-bit not."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(total_memory=memory))
+    card = SimpleNamespace(total_memory=memory, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     monkeypatch.setenv("PO_GPUS", gpus)
     spec = BaseModel(profile="paper").resolved()
