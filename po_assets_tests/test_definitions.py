@@ -58,6 +58,7 @@ CHECKS = {
         "non_inferiority": True,
         "status_accuracy": True,
         "worst_case": True,
+        "own_questions": True,
         "consumer_prompts": True,
     },
     "exported_student": {"export_parity": True},

@@ -41,7 +41,7 @@ from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
 from po_assets.storage import digest_of, file_digest, recorded_digest, replace_file
 from po_assets.text import amount
 
-CODE_VERSION = f"2+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
+CODE_VERSION = f"3+engine.{ENGINE_VERSION}+metric.{METRIC_VERSION}+prompt.{PROMPT_VERSION}"
 
 GROUP = "evaluation"
 KINDS = {"python", "pytorch", "huggingface"}
@@ -171,8 +171,11 @@ def _answers_result(
             "mean_score": round(summary.mean, 3),
             "score_std": round(summary.std, 3),
             "valid_share": round(summary.valid_share, 3),
-            "status_accuracy": round(summary.status_accuracy, 3),
-            "macro_f1": round(summary.macro_f1, 3),
+            **(
+                {"status_accuracy": round(summary.status_accuracy, 3), "macro_f1": round(summary.macro_f1, 3)}
+                if summary.cases_with_status
+                else {}
+            ),
             "tokens_per_second": round(summary.tokens_per_second, 1),
             "lowest_cases": page_table(
                 [

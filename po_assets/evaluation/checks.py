@@ -28,6 +28,8 @@ from po_assets.text import amount, shown, verb
 
 _NOT_ASKED = "not asked"
 """The value of a criterion of which nothing is known."""
+_NO_STATUS = "No case has a right status, so nothing is known of the student's judgement."
+_GIVE_STATUS = "Give the cases a reference answer or a status."
 _SHOWN_CASES = 10
 _NAME = 24
 """Characters of a case's name or tier in a table: longer ones would push the rest off the page."""
@@ -81,6 +83,14 @@ class Evidence:
         """Whether the student's statuses are right."""
         return judgement(self.student)
 
+    @cached_property
+    def about_others(self) -> str:
+        """Half a sentence where more answers are about something else than may be invalid; else empty."""
+        count = sum(bool(answer.about) for answer in self.student)
+        if 1 - count / len(self.student) >= self.profile.valid_answers:
+            return ""
+        return f"{count} of {amount(len(self.student), 'answer')} {verb(count, 'is', 'are')} not about the own case"
+
 
 checks = AssetChecks[Evidence]("eval_report")
 
@@ -127,9 +137,9 @@ def mean_score(found: Evidence) -> Verdict:
     return Verdict(
         passed=mean >= least,
         required=f">= {least:.2f}",
-        value=f"{mean:.3f}",
-        summary=f"The student scores {mean:.3f} on average over all {found.summary.cases} cases, at least {least:.2f} "
-        "is asked for.",
+        value=(value := _told(mean, least, ".3f")),
+        summary=f"The student scores {value} on average over {amount(found.summary.cases, 'case')}, none left out; at "
+        f"least {least:.2f} is asked for.",
         next_step="The check's table lists the lowest cases with what cost them points; open them in the HTML report. "
         "Where blocks do not parse or sections are missing, train longer; where requirements are not covered, look at "
         "the data.",
@@ -146,8 +156,8 @@ def score_std(found: Evidence) -> Verdict:
     return Verdict(
         passed=std <= most,
         required=f"<= {most:.2f}",
-        value=f"{std:.3f}",
-        summary=f"The scores spread by {std:.3f} (sample standard deviation) around {mean:.3f}, at most {most:.2f} is "
+        value=(value := _told(std, most, ".3f")),
+        summary=f"The scores spread by {value} (sample standard deviation) around {mean:.3f}, at most {most:.2f} is "
         "allowed.",
         next_step="The check's table lists the cases farthest from the mean. A few very low ones are usually answers "
         "that were cut or do not parse; see their problems.",
@@ -166,11 +176,11 @@ def delta_vs_baseline(found: Evidence) -> Verdict:
     return Verdict(
         passed=delta >= least,
         required=f">= {least:+.2f}",
-        value=f"{delta:+.3f}",
+        value=(value := _told(delta, least, "+.3f")),
         summary=f"The student scores {student:.3f}, the baseline {baseline:.3f} on the same cases: a difference of "
-        f"{delta:+.3f}, at least {least:+.2f} is asked for.",
-        next_step="Training made the model worse than its base: look at the loss curve of lora_adapter and at the "
-        "cases in the check's table, which lost most.",
+        f"{value}, at least {least:+.2f} is asked for.",
+        next_step=f"Training {'made the model worse than its base' if delta < 0 else 'brought too little'}: look at "
+        "the loss curve of lora_adapter and at the cases in the check's table, which lost most.",
         rows=[
             {
                 "case": shown(answer.case_id, _NAME),
@@ -194,8 +204,8 @@ def valid_answers(found: Evidence) -> Verdict:
     return Verdict(
         passed=share >= least,
         required=f">= {least:.0%}",
-        value=f"{share:.1%}",
-        summary=f"{len(found.student) - len(invalid)} of {len(found.student)} answers are valid ({share:.1%}); at "
+        value=(value := _told(share, least, ".1%")),
+        summary=f"{len(found.student) - len(invalid)} of {len(found.student)} answers are valid ({value}); at "
         f"least {least:.0%} is asked for.",
         next_step="The check's table gives the validator's reason for each. Nothing downstream can use such an answer: "
         "train until the form is learnt, or decode with the grammar (mode constrained).",
@@ -223,16 +233,14 @@ def judges(found: Evidence) -> Verdict:
     return Verdict(
         passed=judged.judges,
         required="p < 0.05",
-        value=f"p = {judged.p_value:.2g}" if judged.cases else "no status",
-        summary=(
-            f"The student {judged.described}. {judged.figures}{left_out}"
-            if judged.cases
-            else "No case has a right status, so nothing is known of the student's judgement."
-        ),
+        value=f"p = {_told(judged.p_value, 0.05, '.2g')}" if judged.cases else "no status",
+        summary=f"The student {judged.described}. {judged.figures}{left_out}" if judged.cases else _NO_STATUS,
         next_step="Do not rely on the status of this student's reviews: have a person judge. More training rows of the "
         "statuses that it misses, and cases to see it by, are what helps."
+        if judged.known
+        else f"Add cases of other statuses, {judged.usual} apart."
         if judged.cases
-        else "Give the cases a reference answer or a status.",
+        else _GIVE_STATUS,
         rows=_status_rows(found.student),
         numbers={"right statuses": judged.right, "p value": judged.p_value, "macro-F1": judged.macro_f1},
     )
@@ -248,8 +256,8 @@ def non_inferiority(found: Evidence) -> Verdict:
         required=f"95 % CI >= {margin:+.2f}",
         value=f"[{difference.low:+.3f}, {difference.high:+.3f}]",
         summary=f"With 95 % confidence the student differs from the baseline by {difference.low:+.3f} to "
-        f"{difference.high:+.3f} (paired bootstrap over {difference.cases} cases); the lower end should not be under "
-        f"{margin:+.2f}. This many cases resolve a difference of {difference.smallest_resolvable:.3f}.",
+        f"{difference.high:+.3f} (paired bootstrap over {amount(difference.cases, 'case')}); the lower end should not "
+        f"be under {margin:+.2f}. This many cases resolve a difference of {difference.smallest_resolvable:.3f}.",
         next_step=f"The student is worse by more than the margin, not by chance: see {lost_most}"
         if difference.high < margin
         else "The cases leave open whether the student is worse by more than the margin. Add evaluation cases, or look "
@@ -258,7 +266,7 @@ def non_inferiority(found: Evidence) -> Verdict:
             "difference": difference.mean,
             "interval low": difference.low,
             "interval high": difference.high,
-            "smallest resolvable difference": min(difference.smallest_resolvable, 1.0),
+            "smallest resolvable difference": difference.smallest_resolvable,
         },
     )
 
@@ -267,15 +275,17 @@ def non_inferiority(found: Evidence) -> Verdict:
 def status_accuracy(found: Evidence) -> Verdict:
     """The status is right more often than by always giving the most frequent one; the metric does not see this."""
     summary, judged = found.summary, found.judgement
-    guess = judged.guessed / judged.cases if judged.cases else 1.0
-    missed = ", ".join(f"{hits} of {of} {status}" for status, (hits, of, _, _) in judged.recalls.items())
+    if not judged.cases:
+        return Verdict(False, _NO_STATUS, _GIVE_STATUS, required="a right status", value="no status")
+    guess = judged.guessed / judged.cases
+    right = ", ".join(f"{hits} of {of} {status}" for status, (hits, of, _, _) in judged.recalls.items())
     return Verdict(
-        passed=summary.status_accuracy > guess,
+        passed=judged.right > judged.guessed,
         required=f"more than {guess:.1%}",
-        value=f"{summary.status_accuracy:.1%}",
+        value=(value := _told(summary.status_accuracy, guess, ".1%")),
         summary=f"{judged.right} of {judged.cases} answers give the right status "
-        f"({summary.status_accuracy:.1%}, macro-F1 {summary.macro_f1:.2f}); always giving the most frequent one would "
-        f"be right in {guess:.1%}. Right were {missed or 'none: no case has a right status'}.",
+        f"({value}, macro-F1 {summary.macro_f1:.2f}); always giving the most frequent one would "
+        f"be right in {guess:.1%}. Right were {right}.",
         next_step="The metric does not see this. The check's table lists the wrong ones; more training rows of the "
         "status that is missed most usually help.",
         rows=_status_rows(found.student),
@@ -292,12 +302,31 @@ def worst_case(found: Evidence) -> Verdict:
     return Verdict(
         passed=not low,
         required=f">= {line:.2f}",
-        value=f"{worst.total:.3f}",
-        summary=f"{len(low) or 'None'} of {len(ordered)} cases {verb(len(low), 'scores', 'score')} under {line:.2f}; "
-        f"the lowest is {shown(worst.case_id)} with {worst.total:.3f}.",
+        value=(value := _told(worst.total, line, ".3f")),
+        summary=f"{len(low) or 'None'} of {amount(len(ordered), 'case')} {verb(len(low), 'scores', 'score')} under "
+        f"{line:.2f}; the lowest is {shown(worst.case_id)} with {value}.",
         next_step="Open these cases in the HTML report: prompt, both answers, the reference and what cost points.",
         rows=_case_rows(low),
         numbers={"worst score": worst.total, "cases under the line": len(low)},
+    )
+
+
+@criterion
+def own_questions(found: Evidence) -> Verdict:
+    """Answers are about their own case, by the words that they share with its question; no score sees this."""
+    least, answers = found.profile.valid_answers, amount(len(found.student), "answer")
+    others = [answer for answer in found.student if answer.about]
+    share = 1 - len(others) / len(found.student)
+    return Verdict(
+        passed=not found.about_others,
+        required=f">= {least:.0%}",
+        value=_told(share, least, ".1%"),
+        summary=f"{len(others) or 'None'} of {answers} {verb(len(others), 'shares', 'share')} at least twice as much "
+        "with the question of another case as with the own one, rare words counting most.",
+        next_step="Open these cases in the HTML report: such an answer was learnt by heart, or belongs to another "
+        "case. Train with rows of more different products, or put the answers back to their cases.",
+        rows=[{"case": shown(a.case_id, _NAME), "shares more with": shown(a.about, _NAME)} for a in others],
+        numbers={"answers about something else": len(others)},
     )
 
 
@@ -361,9 +390,8 @@ def _refuse_unpaired(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredA
     one, other = ({answer.case_id for answer in side} for side in (baseline, student))
     if one != other:
         only = sorted(one ^ other)
-        faults.append(
-            f"{len(only)} cases were answered by one side only ({', '.join(only[:3])}{', …' * (len(only) > 3)})"
-        )
+        count = f"{amount(len(only), 'case')} {verb(len(only), 'was', 'were')}"
+        faults.append(f"{count} answered by one side only ({', '.join(only[:3])}{', …' * (len(only) > 3)})")
     for name, of in (("decoding settings", "decoding"), ("metric version", "metric_version")):
         values = [{str(getattr(answer, of))[:12] for answer in side} for side in (baseline, student)]
         if values[0] != values[1] or len(values[0]) > 1:
@@ -373,6 +401,13 @@ def _refuse_unpaired(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredA
             f"Baseline and student cannot be compared: {'; '.join(faults)}. Materialize baseline_report and "
             "eval_report together, with the same settings."
         )
+
+
+def _told(value: float, limit: float, form: str) -> str:
+    """The value in this form, with as many digits more as it takes to tell it from the limit."""
+    head, digits, kind = form[:-2], int(form[-2]), form[-1]
+    forms = [f"{head}{more}{kind}" for more in range(digits, 10)]
+    return next((f"{value:{one}}" for one in forms if f"{value:{one}}" != f"{limit:{one}}"), f"{value:{form}}")
 
 
 def _status_rows(answers: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from po_assets.product_owner.contract import REQUIREMENT_SECTIONS, REVIEW
 from po_assets.product_owner.documents import stated_exclusion, stated_needs, write_yaml
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar
 from po_assets.storage import digest_of
+from po_assets.text import amount
 
 SEED = 42
 _REVIEW = f"```yaml {REVIEW}\n"
@@ -185,8 +186,6 @@ def judge_contrasts(
     answers = {answer.case_id: answer for answer in student}
     visions = {case_id: _own_vision(answer.text) for case_id, answer in answers.items()}
     pairs = [pair for pair in contrasts if visions.get(pair.original.case_id)]
-    if not pairs:
-        return None
     said = {pair.original.prompt: answers[pair.original.case_id].status for pair in pairs if pair.as_asked}
     asked = {
         one.prompt: (one, visions[pair.original.case_id])
@@ -213,13 +212,14 @@ def judge_contrasts(
     )
     right = right_by_kind.total()
     low, high = wilson(right, len(pairs))
+    left_out = f"; {len(contrasts) - len(pairs)} more could not be asked" if len(contrasts) > len(pairs) else ""
     return ContrastResult(
         pairs=len(pairs),
         consistent=right,
         interval=(low, high),
         by_kind={kind: (right_by_kind[kind], of) for kind, of in all_by_kind.items()},
         described=f"Contrast consistency {right / len(pairs):.2f} ({low:.2f} to {high:.2f}): in {right} of "
-        f"{len(pairs)} pairs of a case and its changed twin both statuses are right.",
+        f"{amount(len(pairs), 'pair')} of a case and its changed twin both statuses are right{left_out}.",
     )
 
 

@@ -71,7 +71,8 @@ def _sentence(found: Evidence, failed: Sequence[str], missed: Sequence[str]) -> 
     first = f"fails the gate ({', '.join(scores)})" if scores else "passes the score thresholds"
     of = "" if found.profile.name == "literal" else f" of the profile {found.profile.name}"
     but = "" if scores or not missed else f" but for {', '.join(missed)}, which only warn there"
-    return f"The student {first}{of}{but}; {found.judgement.described}."
+    others = f"; {said}" if (said := found.about_others) else ""
+    return f"The student {first}{of}{but}; {found.judgement.described}{others}."
 
 
 def gate_path(layout: Layout) -> UPath:

@@ -5,10 +5,12 @@ lines and can be rebuilt from them without a model.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, get_type_hints
 
+import numpy as np
 import pandas as pd
 from upath import UPath
 
@@ -26,8 +28,11 @@ from po_assets.product_owner import (
 )
 from po_assets.storage import read_rows
 
-# "None identified", "No conflicts found": what language models write into a list that they should leave empty.
-_PLACEHOLDER = re.compile(r"^\W*(?:none|no(?:thing| conflicts?)?|n/a)\b", re.IGNORECASE)
+# "None identified", "No direct conflicts found": what language models write into a list that they should leave empty.
+_PLACEHOLDER = re.compile(r"^\W*(?:(?:none|nothing|n/a|no(?: \w+){0,2} conflicts?)\b|no\W*$)", re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_ANOTHERS = 2
+"""So many times as much as with its own question an answer shares with another, if it is not about its own."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class ScoredAnswer:
     decoding: Annotated[str, "Fingerprint of the decoding settings."]
     model_digest: Annotated[str, "Digest of the weights that answered."]
     metric_version: Annotated[str, "Version of the metric."] = METRIC_VERSION
+    about: Annotated[str, "A case with whose question it shares twice as much as with its own; empty for none."] = ""
 
     @property
     def status_is_right(self) -> bool:
@@ -105,16 +111,35 @@ def score_answers(
 ) -> list[ScoredAnswer]:
     """One scored answer per case, in the order of the cases; a case without answer scores as an empty one."""
     by_case = {answer.case_id: answer for answer in answers}
+    given = [by_case.get(case.case_id) or Answer(case.case_id, "", "missing", 0, 0.0, 0) for case in cases]
+    others = about_others(cases, [answer.text for answer in given])
     return [
-        score_answer(
-            case,
-            by_case.get(case.case_id) or Answer(case.case_id, "", "missing", 0, 0.0, 0),
-            model=model,
-            model_digest=model_digest,
-            decoding=decoding,
+        replace(
+            score_answer(case, answer, model=model, model_digest=model_digest, decoding=decoding),
+            about=cases[others[at]].case_id if at in others else "",
         )
-        for case in cases
+        for at, (case, answer) in enumerate(zip(cases, given, strict=True))
     ]
+
+
+def about_others(cases: Sequence[EvalCase], texts: Sequence[str]) -> dict[int, int]:
+    """Which of the texts, one answer per case, are about another case's question, and about which.
+
+    The metric does not see it: an answer to another question has the same form and cites the same ids. A shared word
+    counts the more, the fewer questions hold it; so keys that all hold, and siblings of one product, tell nothing.
+    """
+    places: dict[str, list[int]] = defaultdict(list)
+    for at, case in enumerate(cases):
+        for word in _words(f"{case.concept}\n{case.requirements_yaml}"):
+            places[word].append(at)
+    found: dict[int, int] = {}
+    for at, text in enumerate(texts):
+        if shared := [places[word] for word in sorted(_words(text)) if word in places]:
+            weights = [1 / len(of) for of in shared for _ in of]
+            likeness = np.bincount(np.concatenate(shared), weights, len(cases))
+            if (best := int(likeness.argmax())) != at and likeness[best] >= _ANOTHERS * likeness[at]:
+                found[at] = best
+    return found
 
 
 def answers_frame(scored: Sequence[ScoredAnswer]) -> pd.DataFrame:
@@ -134,6 +159,10 @@ def read_scored(path: UPath) -> list[ScoredAnswer]:
         raise UserError(
             f"{path} was written by another version of po_assets ({error}): materialize it again."
         ) from error
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.casefold()))
 
 
 def _conflicts(review_yaml: str) -> list[str]:

@@ -118,6 +118,7 @@ CRITERIA = (
     "non_inferiority",
     "status_accuracy",
     "worst_case",
+    "own_questions",
     "consumer_prompts",
 )
 """The gate's criteria, each a check of `eval_report`."""

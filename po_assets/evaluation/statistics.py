@@ -12,10 +12,13 @@ import numpy as np
 
 from po_assets.evaluation.scoring import ScoredAnswer
 from po_assets.product_owner import STATUSES
+from po_assets.text import amount
 
 CONFIDENCE = 0.95
 POWER = 0.80
 RESAMPLES = 10_000
+_NUMBERS_AT_ONCE = 10_000_000
+"""Drawn at once by the bootstrap, 80 MB of them, however many cases there are."""
 SEED = 42
 OTHER_STATUS = "other or none"
 
@@ -33,7 +36,7 @@ class Summary:
     median: float
     valid_share: float
     cases_with_status: int
-    """Cases that have a right status; the next two are over these."""
+    """Cases that have a right status; the next two are over these, and 0 where there is none."""
     status_accuracy: float
     macro_f1: float
     answers_with_unknown_ids: int
@@ -52,7 +55,8 @@ class PairedDifference:
     """Lower end of the two-sided 95 % interval of the mean (bootstrap, BCa)."""
     high: float
     smallest_resolvable: float
-    """The true difference that this many cases would find with 80 % probability at the two-sided 5 % level."""
+    """The true difference that this many cases would find with 80 % probability at the two-sided 5 % level; at most 1,
+    the greatest there is."""
     cases: int
 
 
@@ -84,10 +88,18 @@ class Judgement:
         return self.p_value < 1 - CONFIDENCE
 
     @property
+    def known(self) -> bool:
+        """Whether a student that is always right would be told from one that always says the most frequent status."""
+        return self.cases > 0 and (self.guessed / self.cases) ** self.cases < 1 - CONFIDENCE
+
+    @property
     def described(self) -> str:
         """Half a sentence: `does not judge: says aligned to every document`."""
         if not self.cases:
-            return "whether it judges is not known: no case has a right status"
+            return "is not known to judge: no case has a right status"
+        if not self.known:
+            usual = f"the right status is {self.usual} in {self.guessed} of {amount(self.cases, 'case')}"
+            return f"is not known to judge: {usual}, too few others to tell"
         right = f"{self.right} of {self.cases} statuses are right"
         if self.judges:
             return f"judges: {right}, always saying {self.usual} gets {self.guessed}"
@@ -154,19 +166,22 @@ def paired_difference(baseline: Sequence[float], student: Sequence[float]) -> Pa
         raise ValueError(f"{len(student)} student scores cannot be paired with {len(baseline)} baseline scores")
     differences = np.asarray(student, dtype=float) - np.asarray(baseline, dtype=float)
     mean, count = float(differences.mean()), len(differences)
-    if np.ptp(differences) < 1e-12:  # no spread (or one case): nothing to resample
-        return PairedDifference(mean, mean, mean, math.inf if count == 1 else 0.0, count)
+    if count == 1:  # which says nothing of others: any mean is possible
+        return PairedDifference(mean, -1.0, 1.0, 1.0, count)
+    if np.ptp(differences) < 1e-12:  # no spread: nothing to resample
+        return PairedDifference(mean, mean, mean, 0.0, count)
     interval = stats.bootstrap(
         (differences,),
         np.mean,
         confidence_level=CONFIDENCE,
         n_resamples=RESAMPLES,
+        batch=max(1, _NUMBERS_AT_ONCE // count),
         method="BCa",
         rng=np.random.default_rng(SEED),
     ).confidence_interval
     quantiles = stats.norm.ppf(1 - (1 - CONFIDENCE) / 2) + stats.norm.ppf(POWER)
     smallest = float(quantiles * differences.std(ddof=1) / math.sqrt(count))
-    return PairedDifference(mean, float(interval.low), float(interval.high), smallest, count)
+    return PairedDifference(mean, float(interval.low), float(interval.high), min(smallest, 1.0), count)
 
 
 def confusion_matrix(answers: Sequence[ScoredAnswer]) -> dict[str, dict[str, int]]:
@@ -215,7 +230,7 @@ def judgement(answers: Sequence[ScoredAnswer]) -> Judgement:
         p_value=float(test.pvalue),
         accuracy=wilson(right, len(known)),
         macro_f1=macro_f1(matrix),
-        macro_f1_interval=_macro_f1_interval(known),
+        macro_f1_interval=_macro_f1_interval(matrix),
         recalls=recalls,
         said=dict(Counter(answer.status or "nothing readable" for answer in known).most_common()),
     )
@@ -223,10 +238,9 @@ def judgement(answers: Sequence[ScoredAnswer]) -> Judgement:
 
 def judgement_rows(judged: Judgement) -> list[dict[str, str]]:
     """A table for people: what, its value, its 95 % interval."""
-    rows = [
-        ("right statuses", f"{judged.right} of {judged.cases}", judged.accuracy, ".0%"),
-        ("macro-F1", f"{judged.macro_f1:.2f}", judged.macro_f1_interval, ".2f"),
-    ]
+    rows = [("right statuses", f"{judged.right} of {judged.cases}", judged.accuracy, ".0%")]
+    if judged.cases:
+        rows.append(("macro-F1", f"{judged.macro_f1:.2f}", judged.macro_f1_interval, ".2f"))
     for status, (hits, of, low, high) in judged.recalls.items():
         rows.append((f"found: {status}", f"{hits} of {of}", (low, high), ".0%"))
     return [
@@ -245,24 +259,20 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _macro_f1_interval(known: Sequence[ScoredAnswer]) -> tuple[float, float]:
-    columns = (*STATUSES, OTHER_STATUS)
-    truth = np.array([columns.index(answer.reference_status) for answer in known])
-    said = np.array([columns.index(answer.status if answer.status in STATUSES else OTHER_STATUS) for answer in known])
-    draws = np.random.default_rng(SEED).integers(0, len(known), (RESAMPLES // 5, len(known)))
-    truths, saids = truth[draws], said[draws]
-    scores, present = np.zeros(len(draws)), np.zeros(len(draws))
-    for status in range(len(STATUSES)):
-        actual, answered = (truths == status).sum(1), (saids == status).sum(1)
-        hits = ((truths == status) & (saids == status)).sum(1)
-        scores += np.where(actual > 0, 2 * hits / np.maximum(actual + answered, 1), 0.0)
-        present += actual > 0
-    low, high = np.quantile(scores / present, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+def _macro_f1_interval(matrix: Mapping[str, Mapping[str, int]]) -> tuple[float, float]:
+    counts = np.array([list(row.values()) for row in matrix.values()])
+    draws = np.random.default_rng(SEED).multinomial(counts.sum(), counts.ravel() / counts.sum(), RESAMPLES // 5)
+    drawn = draws.reshape(-1, *counts.shape)  # draw, right status, answered status
+    actual, answered = drawn.sum(2), drawn.sum(1)[:, : len(matrix)]
+    scores = 2 * drawn.diagonal(axis1=1, axis2=2) / np.maximum(actual + answered, 1)
+    low, high = np.quantile(
+        (scores * (actual > 0)).sum(1) / (actual > 0).sum(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    )
     return float(low), float(high)
 
 
-def breakdown(answers: Sequence[ScoredAnswer], by: str) -> dict[str, dict[str, float]]:
-    """Cases, mean, valid share and status accuracy by `tier` or `reference_status`."""
+def breakdown(answers: Sequence[ScoredAnswer], by: str) -> dict[str, dict[str, float | None]]:
+    """Cases, mean, valid share and status accuracy (None: no case has a right one) by `tier` or `reference_status`."""
     groups: dict[str, list[ScoredAnswer]] = {}
     for answer in answers:
         groups.setdefault(str(getattr(answer, by) or "not given"), []).append(answer)
@@ -271,7 +281,9 @@ def breakdown(answers: Sequence[ScoredAnswer], by: str) -> dict[str, dict[str, f
             "cases": len(group),
             "mean": float(np.mean([answer.total for answer in group])),
             "valid_share": _share(answer.valid for answer in group),
-            "status_accuracy": _share(answer.status_is_right for answer in group if answer.reference_status),
+            "status_accuracy": _share(answer.status_is_right for answer in group if answer.reference_status)
+            if any(answer.reference_status for answer in group)
+            else None,
         }
         for name, group in sorted(groups.items())
     }

@@ -43,7 +43,7 @@ def test_a_good_student_passes_every_criterion() -> None:
     assert tuple(name for name, verdict in found.items() if verdict.severity == "ERROR") == SCORES
     assert " ".join(CRITERIA) == (
         "case_count mean_score score_std delta_vs_baseline valid_answers "
-        "judges non_inferiority status_accuracy worst_case consumer_prompts"
+        "judges non_inferiority status_accuracy worst_case own_questions consumer_prompts"
     )
     assert record(sides()).passed
 
@@ -52,12 +52,16 @@ def test_a_good_student_passes_every_criterion() -> None:
     ("name", "given", "passed", "required", "value"),
     [
         ("mean_score", {"totals": [0.82] * 40}, True, ">= 0.82", "0.820"),
-        ("mean_score", {"totals": [0.8199] * 40}, False, ">= 0.82", "0.820"),
+        ("mean_score", {"totals": [0.8199] * 40}, False, ">= 0.82", "0.8199"),
         ("delta_vs_baseline", {"totals": [0.85] * 40, "baseline": [0.75] * 40}, True, ">= -0.03", "+0.100"),
         ("delta_vs_baseline", {"totals": [0.85] * 40, "baseline": [0.879] * 40}, True, ">= -0.03", "-0.029"),
         ("delta_vs_baseline", {"totals": [0.85] * 40, "baseline": [0.881] * 40}, False, ">= -0.03", "-0.031"),
         ("valid_answers", {"first": 4, "valid": False}, True, ">= 90%", "90.0%"),
         ("valid_answers", {"first": 5, "valid": False}, False, ">= 90%", "87.5%"),
+        ("valid_answers", {"totals": GOOD * 25, "first": 101, "valid": False}, False, ">= 90%", "89.9%"),
+        ("valid_answers", {"totals": GOOD * 75, "first": 301, "valid": False}, False, ">= 90%", "89.97%"),
+        ("own_questions", {"first": 4, "about": "EVAL-40"}, True, ">= 90%", "90.0%"),
+        ("own_questions", {"first": 5, "about": "EVAL-40"}, False, ">= 90%", "87.5%"),
         ("judges", {"first": 2, "status": "conflicts"}, True, "p < 0.05", "p = 0.0079"),
         ("judges", {"first": 4, "status": "conflicts"}, False, "p < 0.05", "p = 0.076"),
     ],
@@ -65,7 +69,7 @@ def test_a_good_student_passes_every_criterion() -> None:
 def test_each_threshold_is_exactly_where_it_is_written(
     name: str, given: dict[str, Any], passed: bool, required: str, value: str
 ) -> None:
-    """The limit itself is enough; a student may be better than the baseline by any amount."""
+    """The limit itself is enough, and no value is rounded to it; a student may be better by any amount."""
     found = verdicts(sides(**given))[name]
     assert (found.passed, found.required, found.value) == (passed, required, value)
 
@@ -173,6 +177,39 @@ def test_judging_is_more_than_luck(wrong: int, judges: str) -> None:
     assert said in record(given).context["sentence"]
 
 
+def test_of_a_student_that_is_always_right_nobody_says_that_it_does_not_judge() -> None:
+    """Where cases want one status, or are few, it cannot be told from one that always says the most frequent status."""
+    for count, usual in [(4, "4 of 4 cases"), (5, "4 of 5 cases"), (1, "1 of 1 case")]:
+        found = verdicts(sides(GOOD[:count]))["judges"]
+        assert not found.passed
+        said = f"The student is not known to judge: the right status is aligned in {usual}, too few others to tell."
+        assert found.summary.startswith(said)
+        assert "Add cases of other statuses" in found.next_step
+
+
+def test_answers_to_other_questions_are_told_in_the_first_sentence() -> None:
+    """No score sees it; a profile may block on it."""
+    given = sides(about="EVAL-40", first=39)
+    found = verdicts(given)["own_questions"]
+    assert (found.passed, found.severity, len(found.rows)) == (False, "WARN", 39)
+    assert record(given).context["sentence"].endswith("; 39 of 40 answers are not about the own case.")
+    strict = record(given, GateProfile(name="strict", blocking=["own_questions"]))
+    assert "fails the gate (own_questions)" in strict.context["sentence"]
+
+
+def test_a_gain_that_is_too_small_is_not_called_a_loss() -> None:
+    """A profile may ask for a gain."""
+    found = verdicts(sides([0.85] * 40, [0.84] * 40), GateProfile(name="gain", delta_vs_baseline=0.05))
+    assert "Training brought too little" in found["delta_vs_baseline"].next_step
+
+
+def test_one_case_tells_nothing_of_others() -> None:
+    """Its difference has no interval; the figures stay numbers that JSON can hold."""
+    found = verdicts(sides([0.9], [0.5]))["non_inferiority"]
+    assert (found.passed, found.value) == (False, "[-1.000, +1.000]")
+    assert "resolve a difference of 1.000" in found.summary
+
+
 def test_cases_without_a_right_status_are_counted_and_left_out() -> None:
     """Where none has one, nothing is known of the judgement."""
     found = verdicts(sides(first=10, reference_status=""))
@@ -180,8 +217,8 @@ def test_cases_without_a_right_status_are_counted_and_left_out() -> None:
     assert "30 of 30 answers give the right status" in found["status_accuracy"].summary
     none = sides(reference_status="")
     assert not verdicts(none)["judges"].passed
-    assert "Right were none: no case has a right status" in verdicts(none)["status_accuracy"].summary
-    assert "whether it judges is not known: no case has a right status" in record(none).context["sentence"]
+    assert "No case has a right status" in verdicts(none)["status_accuracy"].summary
+    assert "is not known to judge: no case has a right status" in record(none).context["sentence"]
     assert record(none).passed
 
 

@@ -195,9 +195,10 @@ def test_cases_without_a_reference_are_shown_as_such() -> None:
     """With how many have one; nothing is called wrong that nobody said."""
     nothing = {"reference_vision_yaml": "", "reference_review_yaml": "", "status": None, "tier": ""}
     baseline, student = both_sides([0.9] * 3)
-    student = [replace(answer, reference_status="", tier="") for answer in student]
+    baseline, student = ([replace(one, reference_status="", tier="") for one in side] for side in (baseline, student))
     page = render_html(report_of(baseline, student, of=[case(number, **nothing) for number in (1, 2, 3)]), {})
     for text in ("0 of 3 cases have a reference answer", "0 have a right status", "(no reference answer)"):
         assert text in page, text
     assert page.count("right: not given") == 3
+    assert page.count('<td class="number">-</td>') == 4  # by tier and by status, of both sides
     assert "✗ wrong" not in page

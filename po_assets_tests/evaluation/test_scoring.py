@@ -6,9 +6,10 @@ import pytest
 from upath import UPath
 
 from po_assets.dag import stage_frames
+from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.evaluation.answering import Answer
-from po_assets.evaluation.scoring import answers_frame, read_scored, score_answers
+from po_assets.evaluation.scoring import about_others, answers_frame, read_scored, score_answers
 from po_assets_tests.evaluation.scenes import GOOD, REVIEW, case, cases, scored
 
 
@@ -59,16 +60,48 @@ def test_ids_that_the_case_does_not_have_are_named() -> None:
         ("  conflicts:\n  - FR001 is against the concept\n  - FR002 too", REVIEW, 2),
         ("  conflicts:\n  - None identified; all fits", REVIEW, 0),
         ("  conflicts:\n  - No conflicts", REVIEW, 0),
+        ("  conflicts:\n  - No direct conflicts were found\n  - 'No.'", REVIEW, 0),
+        ("  conflicts:\n  - No fuel is sold, but FR001 asks for it", REVIEW, 1),
         ("  conflicts: none", REVIEW, 0),
         ("  conflicts:\n  - FR001 is wrong", REVIEW.replace("  conflicts: []", "  conflicts:\n  - FR002 is wrong"), 0),
         ("  conflicts:\n  - FR001 is wrong", "", 0),
     ],
-    ids=["two", "a placeholder", "another", "a text", "the reference has some", "no reference"],
+    ids=[
+        "two",
+        "a placeholder",
+        "another",
+        "more placeholders",
+        "a sentence that begins with no",
+        "a text",
+        "the reference has some",
+        "no reference",
+    ],
 )
 def test_conflicts_that_the_reference_does_not_have_are_counted(conflicts: str, reference: str, invented: int) -> None:
     """The metric pays for them. Whether those of the reference are the same ones is for people to judge."""
     of = case(reference_review_yaml=reference)
     assert scored(of, GOOD.replace("  conflicts: []", conflicts)).invented_conflicts == invented
+
+
+def test_an_answer_to_another_case_is_known_by_its_words() -> None:
+    """Whatever its score; an empty one, one about the own case and one about a sibling of it are not."""
+    loan = "PennyShelf lends library books to pupils, who must reserve novels and renew loans."
+    wanted = [case(1), case(2), case(3, concept=loan, requirements_yaml="title: PennyShelf\ndescription: Renew loans")]
+    given = [loan, GOOD, loan]
+    answers = [Answer(item.case_id, text, "stop", 1, 1.0) for item, text in zip(wanted, given, strict=True)]
+    found = score_answers(wanted, answers, model="student", model_digest="m", decoding="d")
+    assert [answer.about for answer in found] == ["EVAL-03", "", ""]
+    assert [answer.about for answer in score_answers(wanted, [], model="student", model_digest="m", decoding="d")] == [
+        ""
+    ] * 3
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_no_reference_of_the_sample_cases_is_about_another_case_unless_it_is_given_to_one(shift: int) -> None:
+    """The forty references in their places, and each in the place of the next."""
+    wanted = read_eval_cases(UPath(Path(__file__).resolve().parents[2] / "artifacts/evaluation/po_eval_cases.jsonl"))
+    texts = [f"{item.reference_vision_yaml}\n{item.reference_review_yaml}" for item in wanted]
+    assert (len(about_others(wanted, texts[shift:] + texts[:shift])) > 35) == bool(shift)
 
 
 def test_answers_keep_the_order_of_the_cases() -> None:

@@ -1,6 +1,7 @@
 """The statistics, against figures worked out by hand or by another route."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from po_assets.evaluation.statistics import (
     paired_difference,
     summarize,
 )
+from po_assets.product_owner import STATUSES
 from po_assets_tests.evaluation.scenes import case, cases, scored
 
 
@@ -54,11 +56,41 @@ def test_the_interval_is_the_same_every_time_and_pairs_matter() -> None:
 
 
 def test_the_smallest_resolvable_difference_follows_the_formula() -> None:
-    """(1.960 + 0.842) * sd / sqrt(n); one pair resolves nothing, rather than with an interval that looks certain."""
+    """(1.960 + 0.842) * sd / sqrt(n), at most 1; one pair resolves nothing."""
     differences = [0.1, -0.1] * 20
     found = paired_difference([0.5] * 40, [0.5 + d for d in differences]).smallest_resolvable
     assert found == pytest.approx(2.8016 * float(np.std(differences, ddof=1)) / math.sqrt(40), rel=1e-3)
-    assert paired_difference([0.5], [0.6]).smallest_resolvable == math.inf
+    assert paired_difference([0.5], [0.6]).smallest_resolvable == 1.0
+    assert paired_difference([0.0, 1.0], [1.0, 0.0]).smallest_resolvable == 1.0
+
+
+def test_the_interval_of_macro_f1_is_that_of_cases_drawn_one_by_one() -> None:
+    """A cell of the confusion matrix is drawn as often as its cases would be."""
+    random = np.random.default_rng(3)
+    truth, said = random.integers(0, 3, 40), random.integers(0, 4, 40)
+    names = [*STATUSES, "maybe"]
+    answers = [
+        scored(case(i), reference_status=STATUSES[t], status=names[s])
+        for i, (t, s) in enumerate(zip(truth, said, strict=True))
+    ]
+    scores = []
+    for _ in range(2_000):
+        drawn = random.integers(0, 40, 40)
+        t, s = truth[drawn], said[drawn]
+        of = [2 * ((t == k) & (s == k)).sum() / ((t == k).sum() + (s == k).sum()) for k in set(t.tolist())]
+        scores.append(sum(of) / len(of))
+    assert judgement(answers).macro_f1_interval == pytest.approx(np.quantile(scores, [0.025, 0.975]), abs=0.02)
+
+
+def test_many_cases_take_no_more_memory() -> None:
+    """The same interval, drawn in parts."""
+    random = np.random.default_rng(4)
+    one, other = random.random(3_000), random.random(3_000)
+    tracemalloc.start()
+    found = paired_difference(list(one), list(other))
+    assert tracemalloc.get_traced_memory()[1] < 500_000_000
+    tracemalloc.stop()
+    assert found.low < found.mean < found.high
 
 
 @pytest.mark.parametrize("student", [[], [0.5, 0.6]])
@@ -100,4 +132,10 @@ def test_the_breakdown_covers_every_answer_once() -> None:
     answers = [scored(item) for item in cases(7)]
     groups = breakdown(answers, "tier")
     assert set(groups) == {"simple", "medium", "corporate"}
-    assert sum(group["cases"] for group in groups.values()) == 7
+    assert sum(group["cases"] or 0 for group in groups.values()) == 7
+
+
+def test_no_share_of_right_statuses_is_given_where_no_case_has_one() -> None:
+    """Nothing is known, which is not 0 %."""
+    groups = breakdown([scored(case(1)), scored(case(2), reference_status="")], "reference_status")
+    assert {name: group["status_accuracy"] for name, group in groups.items()} == {"aligned": 1.0, "not given": None}
