@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -37,7 +38,8 @@ def add_adapter(model: PreTrainedModel, recipe: TrainingSettings, base_folder: P
     """Wrap `model` with fresh LoRA matrices in float32, seeded by the recipe; all other weights are frozen.
 
     float32 because an optimizer step changes a weight by less than bfloat16 can show; the matrices are rounded to the
-    compute type where they are used. Raises `UserError` for target modules that the model does not have.
+    compute type where they are used. Raises `UserError` for target modules that the model does not have, or that
+    cannot be merged.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -64,11 +66,18 @@ def add_adapter(model: PreTrainedModel, recipe: TrainingSettings, base_folder: P
     try:
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
+        way_out = "name linear layers that do" if targets == ALL_LINEAR else f"leave them at ['{ALL_LINEAR}']"
         raise UserError(
-            f"target_modules {recipe.target_modules!r} do not fit the base model "
-            f"({str(error).splitlines()[0][:200]}); leave them at ['{ALL_LINEAR}'], or name linear layers that it has."
+            f"target_modules {recipe.target_modules!r} do not fit the base model and recipe "
+            f"({str(error).splitlines()[0][:200]}); {way_out}, or change the recipe where that is what is said."
         ) from error
     adapted = _adapted(wrapped)
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    if tied := [name for name in adapted if uses[id(model.get_submodule(name).get_base_layer().weight)] > 1]:
+        raise UserError(
+            f"target_modules {sorted(tied)!r} share their weights with another layer of the base model (tied "
+            "embeddings), which would change too where the adapter is merged: leave them out."
+        )
     unmatched = [name for name in recipe.target_modules if name != ALL_LINEAR and not _matches(name, adapted)]
     if unmatched:
         raise UserError(

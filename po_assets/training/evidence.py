@@ -33,7 +33,7 @@ from po_assets.product_owner.templates import Prompt
 from po_assets.sample_data.answers import draw_shape, write_vision
 from po_assets.sample_data.domains import Domain, Exclusion, forms, load_domains
 from po_assets.sample_data.scenario import Requirement, Scenario, Status, draw_case, worded
-from po_assets.text import amount, first_upper, join
+from po_assets.text import amount, first_upper, join, verb
 
 Pair = tuple[str, str]
 """Prompt and answer."""
@@ -111,12 +111,17 @@ def with_evidence(pairs: Sequence[Pair], prompt: Prompt, fits: Callable[[Pair], 
     Where fewer than `_LEAST_ROWS` state it, all rows stay the teacher's words, with the keys in the contract's order.
     """
     fitting = [row for case in read_cases(pairs, prompt) if fits(((row := _row(case)).prompt, row.text))]
-    found = f"{len(fitting):,} of {amount(len(pairs), 'row')} state what each requirement is for"
+    state = verb(len(fitting), "states", "state")
+    found = f"{len(fitting):,} of {amount(len(pairs), 'row')} {state} what each requirement is for"
     if len(fitting) < _LEAST_ROWS:
         few = f"{found}: too few to train with that evidence. All are trained in the teacher's words."
         return Evidence(teachers_words(pairs), stated=False, described=few)
     others = f"; the other {len(pairs) - len(fitting):,} are not trained" if len(fitting) < len(pairs) else ""
-    return Evidence(fitting, stated=True, described=f"{found} and are trained with that evidence{others}.")
+    return Evidence(
+        fitting,
+        stated=True,
+        described=f"{found} and {verb(len(fitting), 'is', 'are')} trained with that evidence{others}.",
+    )
 
 
 def teachers_words(pairs: Iterable[Pair]) -> list[WeightedText]:

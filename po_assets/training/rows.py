@@ -122,8 +122,8 @@ def split_rows(
     if not held or len(held) == len(prompts):
         raise UserError(
             f"validation_share is {recipe.validation_share:g}, and {amount(len(rows), 'row')} of "
-            f"{amount(len(prompts), 'prompt')} cannot be split so that no prompt is on both sides: raise it, add rows "
-            "of other prompts, or set it to 0. The previous adapter is still in place."
+            f"{amount(len(prompts), 'prompt')} cannot be split so that no prompt is on both sides: add rows of other "
+            "prompts, set it to 0, or to more where prompts have many rows. The previous adapter is still in place."
         )
     trained = [row for row in rows if row.ids[: row.prompt_length] not in held]
     return trained, [row for row in rows if row.ids[: row.prompt_length] in held]

@@ -107,7 +107,7 @@ def train(
     progress.say(
         f"Training on {_shown_rows(steps, own)}{made} in {amount(len(steps), 'step')} of "
         f"{amount(recipe.rows_per_step, 'row')} ({recipe.epochs:g} epochs); {engine.description}."
-        + (f" {amount(len(held), 'row')} of other prompts are held out for the validation loss." if held else "")
+        + (f" Held out for the validation loss: {amount(len(held), 'row')} of other prompts." if held else "")
     )
     with _algorithms(recipe), checkpoints or contextlib.nullcontext(), engine:
         for step in steps[start:]:

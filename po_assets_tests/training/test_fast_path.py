@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from po_assets.model import load_base_model
 from po_assets.model.cpu import FastPath, fast_training
 from po_assets.training.adapter import add_adapter, trainable
 from po_assets.training.gradients import PlainEngine, StepRow, make_engine
@@ -139,9 +141,15 @@ def test_dropout_is_drawn_from_the_seed(tiny: Path):
         ({"target_modules": [*LINEARS, "lm_head"]}, "a layer outside the decoder layers carries a LoRA"),
     ],
 )
-def test_models_that_do_not_fit_are_trained_the_plain_way(tiny: Path, settings: dict[str, object], reason: str):
+def test_models_that_do_not_fit_are_trained_the_plain_way(
+    tiny: Path, tmp_path: Path, settings: dict[str, object], reason: str
+):
     """And the description says why."""
-    student = tiny_student(tiny, tiny_recipe(tiny, **settings))
+    untied = load_base_model(tiny, "float32", device="cpu")
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.clone())
+    untied.save_pretrained(shutil.copytree(tiny, tmp_path / "untied"))
+    student = tiny_student(tmp_path / "untied", tiny_recipe(tiny, **settings))
     engine = make_engine(student, list(trainable(student).values()), fast=True, workers=1)
     assert reason in engine.description
     with engine:

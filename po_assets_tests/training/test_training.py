@@ -76,12 +76,17 @@ def test_variants_of_the_recipe_train(tiny: Path, settings: dict[str, bool]):
     ("modules", "said"),
     [
         (["q_proj", "nonexist"], r"target_modules \['nonexist'\] match no linear layer.*'q_proj'"),
+        (
+            ["q_proj", "lm_head"],
+            r"target_modules \['lm_head'\] share their weights with another layer.* leave them out",
+        ),
+        (["embed_tokens"], r"\['model.embed_tokens'\] share their weights"),
         (["nonsense"], r"\['nonsense'\] do not fit the base model.*all-linear"),
     ],
-    ids=["one of several, over which PEFT passes", "all"],
+    ids=["one of several, over which PEFT passes", "the tied output layer", "the tied embedding", "all"],
 )
-def test_unknown_target_modules_are_refused(tiny: Path, modules: list[str], said: str):
-    """With the names that were asked for: the student would train less than its recipe says."""
+def test_target_modules_that_are_not_there_or_cannot_be_merged_are_refused(tiny: Path, modules: list[str], said: str):
+    """With the names that were asked for: the student would train less than its recipe says, or be merged wrongly."""
     with pytest.raises(UserError, match=said):
         tiny_student(tiny, tiny_recipe(tiny, target_modules=modules))
 

@@ -43,7 +43,7 @@ def test_the_validation_loss_is_the_models_own_without_dropout(tiny: Path, setti
     loss = run.trained.log[-1].validation_loss
     assert len(held) == run.trained.validation_rows == 3
     assert loss == pytest.approx(reference_loss(run.model, held), rel=1e-5)
-    assert "3 rows of other prompts are held out" in run.said[0]
+    assert "Held out for the validation loss: 3 rows of other prompts." in run.said[0]
     assert f"validation loss {loss:.3f}" in run.said[-1]
     assert run.observed[-1]["train/validation_loss"] == loss
 
