@@ -149,8 +149,9 @@ def acceptance_rate(found: Evidence) -> Verdict:
     numbers = {"acceptance_rate": report.acceptance, "answers": report.answers, "accepted": report.accepted}
     if not report.answers:
         fine = report.payloads == 0 or report.stop_reason == StopReason.BUDGET
-        said = f"No answer came: {report.stop_detail}."
-        return Verdict(fine, said, next_step="See the reasons in the check's table.", rows=table, numbers=numbers)
+        reason = f"{table[0]['reason']} ({table[0]['example']})" if table else report.stop_detail
+        next_step = "The check's table has all reasons."
+        return Verdict(fine, f"No answer came: {reason}.", next_step=next_step, rows=table, numbers=numbers)
     said = f"{report.accepted:,} of {amount(report.answers, 'answer')} ({report.acceptance:.1%}) were accepted"
     if report.acceptance >= report.min_acceptance:
         return Verdict(True, f"{said}.", numbers=numbers)

@@ -12,11 +12,12 @@ import datetime as dt
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
+from po_assets.errors import UserError
 from po_assets.teacher.journal import Attempt
 from po_assets.teacher.settings import TeacherLLM
 
@@ -24,15 +25,18 @@ BYTES_PER_TOKEN = 2
 """At least, in text of any language with the usual tokenizers; English has 4. What is reserved is an upper bound."""
 _DETAIL_CHARACTERS = 300
 _REQUEST_TIMEOUT, _CONFLICT, _RATE_LIMITED, _SERVER_ERROR = 408, 409, 429, 500
-_USELESS = {401: "key refused", 403: "not permitted", 404: "no such model or address"}
-"""What no other payload would change."""
+_USELESS = {401: "key refused", 402: "account without credit", 404: "no such model or address"}
+"""What no other payload would change. (403 may be about this one: OpenRouter's moderation answers so.)"""
 _OUT_OF_MONEY = "insufficient_quota"
 """OpenAI's code for an account without credit, under 429."""
 # Names, because the exception classes are those of httpx or httpx2, as the openai package has it.
-_NEVER_ARRIVED = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+_NEVER_ARRIVED = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}
 _NEVER_SENT, _NEVER_ENCODED = "LocalProtocolError", "UnicodeEncodeError"
 """Our own side refuses the request, a header above all, before a byte has left."""
 _TIME_OUT, _TRANSPORT = "TimeoutException", "TransportError"
+_WRONG_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
+_BROKEN_OFF = {"error", "abort", "insufficient_system_resource"}
+"""Finish reasons of answers that are not whole (OpenRouter, vLLM, DeepSeek)."""
 
 
 class Usage(NamedTuple):
@@ -74,14 +78,16 @@ class TeacherClient:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self._llm, self._key = llm, llm.api_key
-        self._client = AsyncOpenAI(
-            base_url=llm.base_url,
-            api_key=self._key,
-            # Retried by us: each request is to have its own row in the ledger.
-            max_retries=0,
-            timeout=llm.timeout_seconds,
-            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_stay_at_this_origin]}),
-        )
+        try:
+            http = DefaultAsyncHttpxClient(event_hooks={"response": [_stay_at_this_origin]})
+        except (ImportError, OSError, ValueError) as error:
+            raise UserError(
+                "The proxy or certificates that the environment names (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and their "
+                f"kin) cannot be used: {str(error).rstrip('.')}. Set them right or unset them."
+            ) from error
+        # Retried by us: each request is to have its own row in the ledger.
+        options: dict[str, Any] = {"max_retries": 0, "timeout": llm.timeout_seconds, "http_client": http}
+        self._client = AsyncOpenAI(base_url=llm.base_url, api_key=self._key, **options)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -109,7 +115,11 @@ class TeacherClient:
             case _RedirectError():
                 return self._fault("redirected elsewhere", error, stops=True, free=True)
             case AnswerError():
+                if error.code:
+                    return self._refused_by_status(error.code, error.code, error)
                 return self._fault("server error in the answer", error, cut=True, again=True)
+            case json.JSONDecodeError():
+                return Fault("not a chat completion", self._redacted(f"no JSON came: {error.doc[:100]!r}"), again=True)
         # The client wraps what happens before the response begins; what happens after it comes as it is.
         wrapped = isinstance(error, openai.APIConnectionError)
         cause = error.__cause__ or error if wrapped else error
@@ -118,7 +128,11 @@ class TeacherClient:
         if isinstance(error, TimeoutError | openai.APITimeoutError) or _TIME_OUT in kinds:
             if never_arrived:
                 return Fault("no connection", "the server did not accept it in time", again=True, free=True)
-            return Fault("time-out", f"no whole answer within {self._llm.timeout_seconds:g} s", again=True)
+            detail = f"no whole answer within {self._llm.timeout_seconds:g} s (timeout_seconds)"
+            return Fault("time-out", detail, again=True)
+        if never_arrived and _WRONG_CERTIFICATE in said:
+            detail = f"{self._llm.base_url}: {cause}; SSL_CERT_FILE names a file with certificates of your own"
+            return Fault("certificate refused", self._redacted(detail), stops=True, free=True)
         if never_arrived:
             return Fault("no connection", self._redacted(f"{self._llm.base_url}: {cause}"), again=True, free=True)
         if _NEVER_ENCODED in kinds or (wrapped and _NEVER_SENT in kinds):
@@ -144,13 +158,13 @@ class TeacherClient:
         async with send(model=llm.model, messages=messages, **options) as response:
             # What came decides, not what was asked for: a server that does not stream has answered all the same.
             if "text/event-stream" in response.headers.get("content-type", ""):
-                async for line in response.iter_lines():
+                async for line in _lines(response):
                     if line.startswith("data:") and (event := line[5:].strip()) != "[DONE]":
                         received.take(json.loads(event))
             else:
                 received.take(json.loads(await response.read()))
 
-    def _refused_by_status(self, status: int, code: object, error: Exception, wait: float | None = None) -> Fault:
+    def _refused_by_status(self, status: Any, code: object, error: Exception, wait: float | None = None) -> Fault:
         if code == _OUT_OF_MONEY:
             return self._fault("account without credit", error, stops=True, free=True)
         if status in _USELESS:
@@ -191,8 +205,26 @@ async def _stay_at_this_origin(response: Any) -> None:
         )
 
 
+async def _lines(response: Any) -> AsyncIterator[str]:
+    """The lines of a stream; those of the HTTP library end at U+2028 too, which JSON may hold as it is."""
+    rest = b""
+    async for piece in response.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+    yield rest.decode("utf-8", "replace")
+
+
 class AnswerError(Exception):
     """A response of status 200 that reports an error."""
+
+    def __init__(self, error: Any, *, begun: bool) -> None:
+        record = error if isinstance(error, dict) else {}
+        super().__init__(record.get("message") or str(error))
+        code = record.get("code")
+        known = code == _OUT_OF_MONEY or (isinstance(code, int) and code >= 400)
+        self.code = code if known and not begun else None
+        """The status, or OpenAI's code, that it would have been refused with before an answer had begun."""
 
 
 class Received:
@@ -213,32 +245,38 @@ class Received:
         """
         if not isinstance(record, dict):
             return
-        if error := record.get("error"):
-            raise AnswerError(error.get("message") or str(error) if isinstance(error, dict) else str(error))
         if isinstance(model := record.get("model"), str):
             self.model = model
         self.usage = _usage(record.get("usage")) or self.usage
         choices = record.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            return
-        content = choices[0].get("delta") or choices[0].get("message")
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        if error := record.get("error") or choice.get("error"):
+            raise AnswerError(error, begun=any(self.parts))
+        content = choice.get("delta") or choice.get("message")
         if isinstance(content, dict):
-            for name, target in (("content", self.parts), ("refusal", self.refusal)):
-                if isinstance(text := content.get(name), str):
-                    target.append(text)
-        if isinstance(reason := choices[0].get("finish_reason"), str):
+            self.parts.append(_text(content.get("content")))
+            self.refusal.append(_text(content.get("refusal")))
+        if isinstance(reason := choice.get("finish_reason"), str):
             self.finish_reason = reason
 
     def reply(self, redacted: Callable[[str], str]) -> Reply:
         """What it amounts to, once nothing more comes."""
         text, refusal = "".join(self.parts), "".join(self.refusal)
-        if self.finish_reason:
+        if self.finish_reason and self.finish_reason not in _BROKEN_OFF:
             return Reply(text, self.finish_reason, redacted(refusal), self.model, self.usage)
-        if text or refusal:
-            fault = Fault("ended early", "the answer broke off without a finish reason", cut=True, again=True)
+        if text or refusal or self.finish_reason:
+            detail = f"the answer broke off with the finish reason {self.finish_reason or None!r}"
+            fault = Fault("ended early", detail, cut=True, again=True)
         else:
             fault = Fault("not a chat completion", "the response holds no answer", again=True)
         return Reply(text, model=self.model, usage=self.usage, fault=fault)
+
+
+def _text(content: Any) -> str:
+    """A text, or that of its parts; reasoning is a part of another type (Mistral)."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = (part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text")
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def retry_after(headers: Any) -> float | None:

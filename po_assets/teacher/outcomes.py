@@ -17,6 +17,8 @@ from po_assets.teacher.settings import TeacherLLM
 
 QUESTION, REMINDER = "question", "reminder"
 TOKEN_LIMIT = "token limit"  # noqa: S105 - no password
+_CUT = {"length", "max_tokens", "model_length"}
+"""Finish reasons of what the token limit cut: OpenAI's, and as Cohere and Mistral call it."""
 BLOCK_MISSING = "block missing"
 INTERRUPTED = "interrupted"
 
@@ -71,9 +73,9 @@ def score_attempt(attempt: Attempt, min_score: float) -> Scored:
         return Scored(attempt, outcome, attempt.fault, attempt.detail)
     if attempt.refusal:
         return Scored(attempt, AttemptOutcome.REFUSED, "refusal", attempt.refusal)
-    if attempt.finish_reason == "content_filter":
+    if attempt.finish_reason.startswith("content_filter"):  # Gemini adds why
         return Scored(attempt, AttemptOutcome.REFUSED, "content filter", "the provider's filter ended the answer")
-    if attempt.finish_reason == "length":
+    if attempt.finish_reason.lower() in _CUT:
         detail = f"the answer was longer than {attempt.max_output_tokens:,} tokens"
         return Scored(attempt, AttemptOutcome.CUT, TOKEN_LIMIT, detail)
     return _score_text(attempt, min_score)
@@ -82,7 +84,8 @@ def score_attempt(attempt: Attempt, min_score: float) -> Scored:
 def _score_text(attempt: Attempt, min_score: float) -> Scored:
     parsed = parse_answer(attempt.text)
     if parsed.missing or parsed.vision_yaml is None or parsed.review_yaml is None:
-        return Scored(attempt, AttemptOutcome.UNPARSABLE, BLOCK_MISSING, " and ".join(parsed.missing))
+        detail = " and ".join(parsed.missing) if attempt.text.strip() else "the answer is empty"
+        return Scored(attempt, AttemptOutcome.UNPARSABLE, BLOCK_MISSING, detail)
     if not (verdict := validate_answer(parsed.vision_yaml, parsed.review_yaml)):
         return Scored(attempt, AttemptOutcome.UNPARSABLE, "fails the validator", verdict.reason)
     documents = {"teacher_product_vision": parsed.vision_yaml, "teacher_product_owner_review": parsed.review_yaml}

@@ -90,14 +90,18 @@ class TeacherLLM(Settings):
     @field_validator("base_url")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
-        url = urlsplit(value)
+        try:
+            url = urlsplit(value)
+            _ = url.port  # read when it is asked for
+        except ValueError as error:
+            raise ValueError(f"base_url is no URL ({error}); give one such as https://api.openai.com/v1.") from None
         if url.username or url.password or url.query:  # not quoted: it would end up in logs
             raise ValueError(
                 "base_url carries a user, password or query, which would end up in logs; put the key into the "
                 "environment variable that api_key_variable names."
             )
-        if url.scheme not in {"http", "https"} or not url.hostname:
-            raise ValueError(f"base_url is {value!r}; give a URL such as https://api.openai.com/v1.")
+        if url.scheme not in {"http", "https"} or not url.hostname or url.path.endswith("/chat/completions"):
+            raise ValueError(f"base_url is {value!r}; give a URL up to /v1, such as https://api.openai.com/v1.")
         return value.rstrip("/")
 
     @field_validator("extra_body")

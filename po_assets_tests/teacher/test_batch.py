@@ -208,6 +208,19 @@ def test_a_ledger_or_landed_file_that_does_not_balance_is_found_out(scene: Scene
     assert batch_verdicts(scene.layout)["ledger_balances"].passed
 
 
+def test_where_no_answer_came_the_check_says_why(scene: Scene) -> None:
+    """Six payloads are no outage yet; that the batch came to its end says nothing."""
+    refused = Does(status=400, error={"message": "Use 'max_completion_tokens' instead.", "code": None})
+    with teacher(lambda _asked: refused) as server:
+        assert scene.run(one_at_a_time(server.url)).stop_reason == "finished"
+    verdict = batch_verdicts(scene.layout)["acceptance_rate"]
+    assert not verdict.passed
+    assert verdict.summary == (
+        "No answer came: request refused (400) (P-001, attempt 1: Error code: 400 - Use 'max_completion_tokens' "
+        "instead.)."
+    )
+
+
 def test_an_outage_ends_the_batch_after_ten_payloads_in_a_row(tmp_path: Path) -> None:
     """The ledger has every request; the rest is asked when the teacher is back."""
     scene = Scene(tmp_path, payloads=15)

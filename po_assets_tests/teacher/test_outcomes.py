@@ -24,6 +24,28 @@ def test_a_status_that_no_row_may_have_does_not_pass_for_an_answer(status: str) 
     assert found.detail.endswith("expected is aligned, needs_adjustment or conflicts")
 
 
+@pytest.mark.parametrize(
+    ("finish_reason", "outcome", "reason"),
+    [
+        *((reason, AttemptOutcome.CUT, "token limit") for reason in ("length", "MAX_TOKENS", "model_length")),
+        ("content_filter: RECITATION", AttemptOutcome.REFUSED, "content filter"),
+        ("end_turn", AttemptOutcome.ACCEPTED, ""),
+    ],
+)
+def test_how_an_answer_ended_is_read_in_the_words_of_any_provider(
+    finish_reason: str, outcome: AttemptOutcome, reason: str
+) -> None:
+    """What was cut is not asked for again with a reminder, and an unknown word is judged by the answer."""
+    found = score_attempt(done(1, text=ACCEPTED, finish_reason=finish_reason), 0.82)
+    assert (found.outcome, found.reason) == (outcome, reason)
+
+
+def test_an_empty_answer_is_called_so() -> None:
+    """Its blocks are missing as well, which says nothing of a server that puts all into the reasoning."""
+    found = score_attempt(done(1, text=" \n"), 0.82)
+    assert (found.reason, found.detail) == ("block missing", "the answer is empty")
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     status=st.sampled_from([*STATUSES, " Conflicts ", "misaligned", "[aligned]", "2026-01-01", "", "null", "~"]),

@@ -36,6 +36,15 @@ def test_every_wrong_setting_is_named_at_once() -> None:
             assert name in str(caught.value), name
 
 
+@pytest.mark.parametrize(
+    "address", ["http://host:99999/v1", "http://host:port/v1", "http://[::1/v1", "https://host/v1/chat/completions"]
+)
+def test_an_address_that_cannot_be_asked_is_refused_by_its_name(address: str) -> None:
+    """Not by the first request."""
+    with pytest.raises(UserError, match=r"base_url is .*; give .* such as https://api\.openai\.com/v1"):
+        good(base_url=address)
+
+
 def test_what_only_the_run_can_know_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Model and key of the environment, and settings that do not go together."""
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
