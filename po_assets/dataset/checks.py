@@ -128,10 +128,10 @@ class ConflictsShare(RowCheck):
     def _missing(self) -> int:
         """How many conflicts rows have to be added; where the number of rows is at its limit, they replace others."""
         least, limit = self.found.settings.min_conflicts_share, self.found.settings.max_samples
-        added = math.ceil((least * self.rows - self.conflicts) / (1 - least)) if least < 1 else self.rows
+        added = (least * self.rows - self.conflicts) / (1 - least) if least < 1 else self.rows
         if limit and self.rows + added > limit:
-            added = math.ceil(least * max(limit, self.rows)) - self.conflicts
-        return max(1, added)
+            added = least * max(limit, self.rows) - self.conflicts
+        return max(1, math.ceil(round(added, 9)))  # 3.0000000000000004 is three
 
     def _gone(self) -> str:
         if not (gone := self.found.recorded.get("conflicts_gone", {})):

@@ -257,6 +257,7 @@ MANY = [*GOOD, *(row(number, "conflicts") for number in range(20, 26))]
     [
         (GOOD[:9], {}, False, "0 of 9 training rows (0.0%) are conflicts, at least 2.5% are needed: 1 row more."),
         (GOOD[:9], {"conflicts_share": "warn"}, False, "at least 2.5% are needed: 1 row more."),
+        (GOOD[:7], {"min_conflicts_share": 0.3}, False, "at least 30.0% are needed: 3 rows more."),
         # Where there are enough rows, they replace others.
         (GOOD[:9], {"max_samples": 9, "min_conflicts_share": 0.2}, False, "at least 20.0% are needed: 2 rows more."),
         # What is left out on purpose is said and not missed.
