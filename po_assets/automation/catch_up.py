@@ -30,6 +30,8 @@ ROOT_TAG = ".dagster/po_assets_root"
 _CODE = "dagster/code_version"
 _DATA = "dagster/data_version"
 _INPUT = "dagster/input_data_version"
+_VERDICTS = 20
+"""Of a check, the last of which are looked at."""
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -92,19 +94,18 @@ def works_elsewhere(run: dg.DagsterRun, layout: Layout) -> bool:
 def _evaluation(
     instance: dg.DagsterInstance, check: dg.AssetCheckKey, made: dg.EventLogRecord | None
 ) -> dg.AssetCheckEvaluation | None:
-    """The last verdict of the check, if it is about this materialization, as Dagster's UI has it."""
-    # A check that was planned and never reached takes no verdict back.
-    records = instance.event_log_storage.get_asset_check_execution_history(
-        check, limit=1, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
-    )
-    if not records:
-        return None
-    record, evaluation = records[0], records[0].evaluation
-    if made is None or record.run_id == made.run_id:
-        return evaluation
-    target = evaluation.target_materialization_data if evaluation else None
-    is_about = target.storage_id == made.storage_id if target else record.create_timestamp > made.timestamp
-    return evaluation if is_about else None
+    """The last verdict of the check on this materialization; on any, where none is known."""
+    # A check that was planned and never reached takes no verdict back. Dagster sorts by when the runs were made: the
+    # one whose verdict counts may have waited in the queue while others, made after it, went by.
+    for record in instance.event_log_storage.get_asset_check_execution_history(
+        check, limit=_VERDICTS, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+    ):
+        if made is None or record.run_id == made.run_id:
+            return record.evaluation
+        target = record.evaluation.target_materialization_data if record.evaluation else None
+        if target.storage_id == made.storage_id if target else record.create_timestamp > made.timestamp:
+            return record.evaluation
+    return None
 
 
 def refuse_below_failed_gate(

@@ -15,6 +15,7 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.execution.api import execute_run
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.test_utils import create_run_for_test
 
@@ -372,6 +373,19 @@ def test_a_check_that_was_planned_and_not_reached_takes_no_verdict_back(scene: S
     )
     assert planned.status.value == "PLANNED"
     assert scene.refusal("lora_adapter") == ""
+
+
+def test_a_run_that_waited_while_one_made_after_it_went_by_has_its_own_verdict(scene: Scene, live: Any) -> None:
+    """As a run in the UI's queue does while `make run` is at work; Dagster's own list has that one's verdict first."""
+    raw = dg.AssetKey("raw_teacher")
+    job = live.get_subset(asset_selection={raw})
+    waiting = scene.instance.create_run_for_job(job.get_definition(), asset_selection={raw})
+    assert scene.run("raw_teacher").success
+    assert execute_run(job, waiting, scene.instance).success
+    made = scene.instance.get_latest_materialization_event(raw)
+    assert made is not None
+    assert made.run_id == waiting.run_id
+    assert scene.refusal("normalized_teacher") == ""
 
 
 def test_what_this_instance_never_made_is_not_refused(scene: Scene, tmp_path: Path) -> None:
