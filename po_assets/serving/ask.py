@@ -65,13 +65,14 @@ def split_documents(text: str) -> Documents:
 
 def read_text(name: str) -> str:
     """The text of a file, `-` for standard input; `UserError` where it cannot be read."""
+    place = "Standard input" if name == "-" else f"The file {name!r}"
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return content.decode()
+        return content.decode("utf-8-sig")  # some editors put a mark in front
     except OSError as error:
-        raise UserError(f"The file {name!r} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{place} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"The file {name!r} must be UTF-8 text: {error}.") from error
+        raise UserError(f"{place} must be UTF-8 text: {error}.") from error
 
 
 @contextlib.contextmanager

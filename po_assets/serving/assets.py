@@ -11,7 +11,7 @@ from po_assets.intake.assets import OWNERS
 from po_assets.model import BaseModel
 from po_assets.product_owner import PROMPT_VERSION
 from po_assets.serving.export import DEFAULT_FORMS, FORMS, Form, export_student
-from po_assets.serving.parity import Exported, exported_checks, keep_verdict
+from po_assets.serving.parity import FEWEST_CASES, Exported, exported_checks, keep_verdict
 from po_assets.storage import digest_of
 
 
@@ -22,7 +22,7 @@ class ExportSettings(Settings):
 
     forms: list[str] = Field(default=list(DEFAULT_FORMS), min_length=1)
     """`safetensors` (merged, for vLLM), and the GGUF files `f16`, `q8_0` and `q4_0` (llama.cpp)."""
-    cases: int = Field(default=10, ge=5)
+    cases: int = Field(default=10, ge=FEWEST_CASES)
     """Evaluation cases that the check export_parity asks of each form; more resolve smaller damage."""
 
     @field_validator("forms")

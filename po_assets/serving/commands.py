@@ -17,7 +17,7 @@ from po_assets.model import BaseModel
 from po_assets.serving.ask import Documents, ask, edited, read_question, read_text
 from po_assets.serving.engine import load_engine, promotions, student_folder
 from po_assets.serving.export import DEFAULT_FORMS, FORMS, export_student
-from po_assets.serving.parity import Exported, exported_checks, keep_verdict
+from po_assets.serving.parity import FEWEST_CASES, Exported, exported_checks, keep_verdict
 from po_assets.storage import local_copy
 from po_assets.text import amount, printable, say
 
@@ -147,8 +147,8 @@ def described(answer: ScoredAnswer) -> str:
 
 
 def _export(options: argparse.Namespace) -> int:
-    if options.parity < 0:
-        raise UserError(f"--parity is {options.parity}; it must be a number of cases, or 0 for no comparison.")
+    if options.parity != 0 and options.parity < FEWEST_CASES:
+        raise UserError(f"--parity is {options.parity}; give {FEWEST_CASES} cases or more, or 0 for no comparison.")
     layout, spec = Artifacts().layout, _spec(options)
     target = options.to or layout.exported
     export_student(layout, target, adapter=options.adapter, spec=spec, forms=options.format, say=say)

@@ -105,19 +105,18 @@ class ModelEngine:
             UserError: the chat template knows no such turns, or question and answer do not fit the model's context.
         """
         prompt_ids = self._answering.chat.conversation_ids(turns)
-        ids = self._ids_to_cite(turns)
-        grammar = None if ids is None else answer_grammar(ids, self._limits)
         context = context_of(self._answering.model.config) or 1 << 30
         room = context - len(prompt_ids)
-        most = sampling.max_tokens
-        if most is None:
-            free = Decoding.model_fields["free_max_new_tokens"].default
-            most = max(1, min(room, free if ids is None else self._limits.longest_answer(len(ids))))
-        if room < most:
+        if room < (least := sampling.max_tokens or 1):
             raise UserError(
-                f"The prompt has {len(prompt_ids):,} tokens and max_tokens is {most:,}; together that is more than the "
-                f"model's context of {context:,}."
+                f"The prompt has {len(prompt_ids):,} tokens and an answer needs room for {least:,} (max_tokens); "
+                f"together that is more than the model's context of {context:,}."
             )
+        ids = self._ids_to_cite(turns)
+        grammar = None if ids is None else answer_grammar(ids, self._limits)
+        free = Decoding.model_fields["free_max_new_tokens"].default
+        longest = free if ids is None else self._limits.longest_answer(len(ids))
+        most = sampling.max_tokens or min(room, longest)
         decoding = Decoding(max_new_tokens=most, temperature=sampling.temperature, top_p=sampling.top_p)
         return Question(prompt_ids, grammar, decoding, sampling)
 

@@ -27,6 +27,8 @@ from po_assets.storage.workers import available_cpus
 from po_assets.text import amount
 from po_assets.training.handover import travelled_prompt
 
+FEWEST_CASES = 5
+"""All of fewer answers may score lower by chance alone."""
 MAX_TOKENS = 1_024
 RECORD, MERGED, VERDICT = "export.json", "merged", "parity.json"
 """In an exported folder: what it is, the merged model, and what `export_parity` said of it."""

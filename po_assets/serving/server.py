@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
@@ -49,6 +50,8 @@ KEEP_ALIVE_SECONDS = 10.0
 """After so long without a word a comment line keeps a stream open: proxies cut silent ones."""
 RENEW_SECONDS = 5.0
 """How often it is asked whether another model is to answer."""
+STOPPING_SECONDS = 5
+"""In which answers that are being written may come to their end, once the server is to stop."""
 _POLL_SECONDS = 0.5
 
 
@@ -123,14 +126,14 @@ def make_app(
     Every request but `/health` must carry the `key`, where there is one; with `any_host` it need not be addressed to a
     name of this machine. `newer` is asked now and then for another engine, of which `say` gets a line.
     """
-    desk = _Desk(engine)
+    desk, started = _Desk(engine), int(time.time())
 
     async def health(_request: Request) -> Response:
         return JSONResponse({"status": "ok", "model": desk.engine.name, "digest": desk.engine.digest})
 
     async def models(_request: Request) -> Response:
-        served = {"id": desk.engine.name, "object": "model", "owned_by": "po-assets", "digest": desk.engine.digest}
-        return JSONResponse({"object": "list", "data": [served]})
+        served = {"id": desk.engine.name, "object": "model", "created": started, "owned_by": "po-assets"}
+        return JSONResponse({"object": "list", "data": [served | {"digest": desk.engine.digest}]})
 
     async def chat(request: Request) -> Response:
         engine = desk.engine
@@ -184,10 +187,13 @@ async def _unless_gone(request: Request, desk: _Desk, engine: ModelEngine, quest
     """The answer; given up when the client is gone."""
     gone = threading.Event()
     task = asyncio.create_task(desk.answer(engine, question, gone))
-    while not task.done():
-        await asyncio.wait([task], timeout=_POLL_SECONDS)
-        if not task.done() and await request.is_disconnected():
-            gone.set()
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=_POLL_SECONDS)
+            if not task.done() and await request.is_disconnected():
+                gone.set()
+    except asyncio.CancelledError:  # by the server, which is being stopped; streams just break off
+        raise Refused(503, "The server is being stopped; ask again later.") from None
     return task.result()
 
 
@@ -363,6 +369,6 @@ def serve(
         server_header=False,
         limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=STOPPING_SECONDS,
     )
     uvicorn.Server(config).run(sockets=[listening])

@@ -89,7 +89,7 @@ def test_seed_and_temperature_decide_the_draws(engine: ModelEngine) -> None:
 
 def test_what_does_not_fit_the_context_is_refused(engine: ModelEngine) -> None:
     """Nothing is cut without a word."""
-    with pytest.raises(UserError, match="max_tokens is 8,192; together that is more than the model's context of 8,192"):
+    with pytest.raises(UserError, match=r"room for 8,192 \(max_tokens\); together .* model's context of 8,192"):
         engine.prepare(HELLO, Sampling(8192))
     with pytest.raises(UserError, match="more than the model's context"):
         engine.prepare([{"role": "user", "content": "word " * 9000}], Sampling())

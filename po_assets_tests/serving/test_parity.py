@@ -254,7 +254,13 @@ def test_what_cannot_be_judged_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(UserError, match=r"needs the extra `export`: make setup EXTRAS=export"):
         module.ask_gguf(tmp_path / "x.gguf", [])
-    assert cli.main(["export", "--parity", "-1"]) == 1
+
+
+@pytest.mark.parametrize("cases", ["-1", "4"])
+def test_so_few_cases_that_chance_decides_are_refused(cases: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is exported."""
+    assert cli.main(["export", "--parity", cases]) == 1
+    assert f"--parity is {cases}; give 5 cases or more" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs the extra `export`")

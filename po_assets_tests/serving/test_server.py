@@ -78,7 +78,10 @@ def test_models_and_health_name_what_is_served() -> None:
     """As clients ask before they begin."""
     assert client().get("/health").json() == {"status": "ok", "model": "echo", "digest": "d" * 64}
     (served,) = client().get("/v1/models").json()["data"]
-    assert (served["id"], served["digest"]) == ("echo", "d" * 64)
+    assert (served.pop("created") <= time.time(), served) == (
+        True,
+        {"id": "echo", "object": "model", "owned_by": "po-assets", "digest": "d" * 64},
+    )
 
 
 def test_an_answer_comes_whole_with_its_tokens() -> None:
@@ -118,7 +121,7 @@ def test_what_is_asked_reaches_the_engine() -> None:
     messages = [
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "one", "name": None},
+        {"role": "assistant", "content": "one", "name": None, "tool_calls": []},
         {"role": "user", "content": parts},
     ]
     options = {"max_completion_tokens": 7, "temperature": 1, "top_p": 0.5, "seed": 3, "stop": ["x", "y"], "n": 1}
@@ -312,6 +315,22 @@ def test_one_answer_is_written_at_a_time_and_a_client_that_leaves_ends_its_own()
     assert engine.written.count("short") == 3
     assert engine.written.count("left") < 400
     assert engine.most_at_once == 1
+
+
+def test_a_server_that_is_stopped_tells_who_waits_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the few seconds in which answers may come to their end."""
+    monkeypatch.setattr(server, "STOPPING_SECONDS", 0.2)
+    body = json.dumps(asking("word " * 100)).encode()
+    request = POST + b"content-length: %d\r\n\r\n" % len(body) + body
+    with ThreadPoolExecutor(1) as clients:
+        with running(EchoEngine(before=lambda: time.sleep(0.05))) as port:
+            waiting = clients.submit(exchange, port, request)
+            time.sleep(0.5)
+        assert waiting.result().startswith(b"HTTP/1.1 503")
+        assert b"The server is being stopped; ask again later." in waiting.result()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_taken_port_is_one_sentence() -> None:
