@@ -68,7 +68,7 @@ def read_entries(path: UPath, first: str) -> list[Any]:
     """What a person left of such a file.
 
     Raises:
-        UserError: there is none (`first` says how to come by one), or it is not a YAML list any more.
+        UserError: there is none (`first` says how to come by one), it is not a YAML list any more, or an empty one.
     """
     if not path.exists():
         raise UserError(f"There is no review file {str(path)!r}. {first}")
@@ -80,6 +80,8 @@ def read_entries(path: UPath, first: str) -> list[Any]:
         raise UserError(
             f"{str(path)!r} must hold a list of entries, each starting with `-`, got {str(entries)[:40]!r}."
         )
+    if not entries:
+        raise UserError(f"{str(path)!r} holds no entry: there is nothing to take.")
     return entries
 
 

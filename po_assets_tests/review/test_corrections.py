@@ -263,8 +263,9 @@ def test_a_correction_that_scores_too_little_lands_with_a_warning(layout: Layout
     [
         ("- candidate: [", "is not YAML any more"),
         ("just text", "must hold a list of entries"),
+        ("[]\n", "holds no entry: there is nothing to take"),
         ("- id: x\n  verdict: right\n  verdict: ''\n", "is not YAML any more: line 3: the key 'verdict' stands twice"),
-        ("- id: 2026-13-45\n", "line 1: '2026-13-45' cannot be read (month must be in 1..12); quote it"),
+        ("- id: 2026-13-45\n", "line 1: '2026-13-45' cannot be read (month must be in 1..12"),
         (
             "- &a {candidate: teacher_row, id: x, concept: c, requirements: r, vision: v, review: w}\n- *a\n",
             "has 1 fault: x has 2 entries; keep one",
