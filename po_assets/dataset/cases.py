@@ -17,7 +17,7 @@ import yaml
 from upath import UPath
 
 from po_assets.errors import UserError, all_faults
-from po_assets.intake.formats import read_record
+from po_assets.intake.formats import FINISHED, read_record
 from po_assets.intake.lines import Reason, Rejected, read_object
 from po_assets.intake.normalization import holds_anything, input_digest
 from po_assets.intake.record import TeacherRecord
@@ -223,7 +223,7 @@ def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
         raise _FaultyCase(f"it must be a mapping, got {row!r:.60}")
     row = _with_documents_as_text(row)
     own = any(key in row for key in _REFERENCE) or (
-        "requirements_yaml" in row and not any(key in row for key in _TEACHERS_ANSWER)
+        "requirements_yaml" in row and not any(key in row for key in (*_TEACHERS_ANSWER, *FINISHED))
     )
     case, concept_id, notes = _of_own_form(row) if own else _of_record(row)
     faults = [
@@ -262,7 +262,7 @@ def _of_own_form(row: Mapping[str, Any]) -> tuple[EvalCase, str, list[str]]:
             close = difflib.get_close_matches(name, COLUMNS, n=1)
             faults.append(f"unknown key {name!r}; " + (f"did you mean {close[0]!r}?" if close else "remove it"))
         elif name in ("case_id", "tier", "status") and not isinstance(value, str):
-            faults.append(f"{name} must be a string, got {value!r:.60}")
+            faults.append(f"{name} must be a string, got {value!r:.60}; put it in quotes")
     if faults:
         raise _FaultyCase(*faults)
     return _case(row, record, row.get("tier", "")), str(row.get("concept_id", "")), record.notes

@@ -34,7 +34,7 @@ from po_assets.product_owner import ParsedAnswer, parse_answer
 from po_assets.text import shown
 
 _QUESTION = ("concept", "requirements_yaml", EXISTING_VISION)
-_FINISHED = ("output", "response", "completion", "answer")
+FINISHED = ("output", "response", "completion", "answer")
 """Keys of an answer with both blocks, beside the columns of a question."""
 _ABOUT = ("score", "concept_id", "tier", "metadata", "finish_reason", "stop_reason")
 """Keys that are read in every format."""
@@ -81,7 +81,7 @@ class TeacherFormat:
 
     def convert(self, row: Row, record: TeacherRecord) -> None:
         record.read.update((*_QUESTION, *self._answer))
-        finished = next((key for key in _FINISHED if is_answer(row, key)), "") if not self.matches(row) else ""
+        finished = next((key for key in FINISHED if is_answer(row, key)), "") if not self.matches(row) else ""
         record.read.add(finished)
         record.take_columns(row, row[finished] if finished else row, self._answer)
 
@@ -161,7 +161,7 @@ class ChatFormat:
         messages = text_or_messages(row[key], key)
         record.read.add(key)
         if not any(message.role == "assistant" for message in messages):
-            messages += record.answer_of(row, (*_FINISHED, "chosen"))
+            messages += record.answer_of(row, (*FINISHED, "chosen"))
         record.take_exchange(exchange_of(messages))
 
 
@@ -199,7 +199,7 @@ class BatchFormat:
         told = [
             m for name in _INSTRUCTIONS for m in text_or_messages(request.get(name), f"the request's {name}", "system")
         ]
-        answer = choice_of(object_of(response, "body") or response) or record.answer_of(row, _FINISHED)
+        answer = choice_of(object_of(response, "body") or response) or record.answer_of(row, FINISHED)
         if not answer and answered_in:
             record.name_unread(response, (), f"{answered_in}.")
         exchange = exchange_of([*told, *text_or_messages(request.get(key), f"the request's {key}", "user"), *answer])
@@ -251,7 +251,7 @@ def read_record(row: Row, *, answer_needed: bool = True) -> tuple[str, TeacherRe
         if fault := faults[first]:
             raise fault
         # A whole answer under a key that the row's format does not read is a second one, too.
-        for key in (*_FINISHED, "chosen"):
+        for key in (*FINISHED, "chosen"):
             if key not in record.read and is_answer(row, key) and not (answer := parse_answer(row[key])).missing:
                 _refuse_second_answer(known, record, f"in {key}", answer)
         refuse_flags(record.metadata, "metadata.")

@@ -234,7 +234,7 @@ def _message(message: object, place: str, default_role: str) -> Message:
         raise Rejected(Reason.SCHEMA, f"{place} has the role {said_role!r:.40}; known roles are {known}")
     left_out = [key for key, value in message.items() if key not in _READ and value not in ("", [], {})]
     content = next((message[key] for key in _CONTENT if key in message), None)
-    text = _text("" if content is None and role in {"assistant", "system", "tool"} else content, place, left_out)
+    text = _text("" if content is None and role in {"assistant", "system", "tool"} else content, place, left_out, role)
     if text is None or not role:
         shape = ", ".join(f"{key[:_KEY_SHOWN]} {value!r:.{_KEY_SHOWN}}" for key, value in message.items())
         raise Rejected(Reason.SCHEMA, f"{wanted}, got {shape or 'no keys at all'}")
@@ -243,7 +243,7 @@ def _message(message: object, place: str, default_role: str) -> Message:
     return Message(role, text, tuple(left_out), any(name in _CALLS for name in left_out), place, message)
 
 
-def _text(content: object, place: str, left_out: list[str]) -> str | None:
+def _text(content: object, place: str, left_out: list[str], role: str) -> str | None:
     """A message's text; some services split it into parts, of which only text is read."""
     if isinstance(content, str):
         return content
@@ -259,7 +259,9 @@ def _text(content: object, place: str, left_out: list[str]) -> str | None:
         elif kind in _CALLS:
             left_out.append(kind)
         elif kind in _TEXT_PARTS and isinstance(text, str):
-            texts.append(text)
+            glued = texts and not (texts[-1][-1:].isspace() or text[:1].isspace())
+            # A user's parts are paragraphs, and a fence begins a line; other parts may go on within a sentence.
+            texts.append(f"\n\n{text}" if glued and (role == "user" or text.startswith(("```", "~~~"))) else text)
         else:
             raise Rejected(Reason.SCHEMA, f"{place} holds a part of type {str(kind)[:40]!r}; only text is read")
     return "".join(texts)

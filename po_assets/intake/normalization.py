@@ -62,7 +62,8 @@ _NOTHING = re.compile(
 _ABOUT_ENTRY = frozenset(("id", "priority", "type", "category", "status"))
 """Keys of a requirement that ask for nothing by themselves."""
 _CUT_MARK = re.compile(
-    r"(?:[\[<](?:output |text )?(?:truncated|cut off|to be continued)[\]>]|\[(?:\.\.\.|\u2026)\])['\"]?\s*\Z",
+    r"(?:[\[<](?:output |text )?(?:truncated|cut off|to be continued)\b[^\[\]<>\n]{0,60}[\]>]"
+    r"|\[(?:\.\.\.|\u2026)\])['\"]?\s*\Z",
     re.IGNORECASE,
 )
 _RECORD_ID = re.compile(r"[0-9a-f]{16}")
@@ -185,7 +186,7 @@ def _read_documents(record: TeacherRecord, aliases: Mapping[str, str]) -> tuple[
     ]
     if errors:
         raise Rejected(Reason.BAD_YAML, "; ".join(errors))
-    if cut := next((name for name in ("VISION", "REVIEW") if _CUT_MARK.search(texts[name][-40:])), ""):
+    if cut := next((name for name in ("VISION", "REVIEW") if _CUT_MARK.search(texts[name][-100:])), ""):
         raise Rejected(Reason.ANSWER_CUT, f"the {cut} ends in {texts[cut].strip()[-20:]!r}; ask for it again")
     requirements, review = read["REQUIREMENTS"].value, read["REVIEW"].value
     if not holds_anything(requirements):

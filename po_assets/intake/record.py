@@ -239,7 +239,8 @@ def _asked(exchange: Exchange) -> tuple[PromptParts, list[str]]:
 def existing_vision(vision_yaml: object) -> str:
     """An existing vision, empty where the text says that there is none."""
     text = present(vision_yaml).strip() if isinstance(vision_yaml, str) else ""
-    return "" if _NO_VISION.fullmatch(text.strip("()[]{}<>.-")) else text
+    said = text.strip("()[]{}<>.-#*_` ")
+    return "" if said.lower() in _NOTHING or _NO_VISION.fullmatch(said) else text
 
 
 def label(value: object) -> str | None:

@@ -51,9 +51,11 @@ _COMMON_WORDS = re.compile(r"</?(?:analysis|critique|deliberation|draft|plan(?:n
 """Names of tags that a document may hold as well, such as `the <plan>basic</plan> tariff`."""
 _LINE_END = re.compile(r"[^\S\n]*(?:\n|\Z)")
 _END_OF_TURN = re.compile(
-    r"(?:<\|\w{1,30}\|>(?:assistant)?|\[/INST\]|</s>|<eos>|<end_of_turn>|<start_of_turn>model|(?<=[`~])</\w{1,20}>)\Z"
+    r"(?:<[|｜][\w▁]{1,30}[|｜]>(?:assistant)?|\[\|\w{1,30}\|\]|\[/INST\]|</s>|<eos>|<end_of_turn>|<start_of_turn>model)\Z"
 )
-"""Marks of a server or a chat template, and the end tag around an answer (`</answer>`) that touches the last fence."""
+"""Marks of a server or a chat template."""
+_MARKS = re.compile(r"(?:<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]|[\u200b-\u200d\u2060\ufeff])*")
+"""What may touch a closing fence: such marks of any model, end tags (`</answer>`), characters that nobody sees."""
 
 _INSTRUCTION = re.compile(
     r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"
@@ -64,14 +66,14 @@ _MANNER = re.compile(r"(?:Do not|Don't|Never|Always|Make sure|Ensure|Remember|Ke
 ABOUT_ANSWERS = re.compile(r"\b(?:YAML|VISION|REVIEW|JSON|format|fenced|blocks?)\b", re.IGNORECASE)
 _KEY = re.compile(r"([^\s:#\"'][^:]*):(?:[ \t]|$)")
 _ID = re.compile(r"[A-Z]{1,6}[-_ ]?[0-9]+\b")
-_PROMPT_WORD = re.compile(
+PROMPT_WORD = re.compile(
     r"(?:rules|instructions?|guidelines|(?:output|response|answer)(?: format)?|format|task|notes?|important|remember"
     r"|reminder|hints?|tips?)\b",
     re.IGNORECASE,
 )
 _SURE_PROMPT_WORD = re.compile(r"instructions?:|guidelines:|(?:output|response|answer) format:")
 REQUIREMENT_LINE = re.compile(r"[ \t]*- id:|(?:non_)?functional_requirements:|constraints:|(?:- )?(?:N?FR|REQ)-?[0-9]")
-_CUE = re.compile(r"(?:(?:Your|The|Final) )?(?:[Oo]utput|[Aa]nswer|[Rr]esponse|Result|Assistant|AI|A)[ \t]*:[ \t]*")
+CUE = re.compile(r"(?:(?:Your|The|Final) )?(?:[Oo]utput|[Aa]nswer|[Rr]esponse|Result|Assistant|AI|A)[ \t]*:[ \t]*")
 """The last line of a prompt, behind which the model writes on."""
 _RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}|</[\w-]{1,30}>")
 """A line across the page, or the end tag of what stands around the sections (`</task>`)."""
@@ -116,7 +118,7 @@ def fenced_blocks(lines: Sequence[str], *, most_indent: int = 3, glued: bool = F
                 opened = (indent, fence, info, number)
         elif fence and indent <= opened[0]:
             same = fence[0] == opened[1][0] and len(fence) >= len(opened[1])
-            if same and not info:
+            if same and _MARKS.fullmatch(info) and not label_in(info.split("<")[0]):
                 blocks.append(_block(lines, blocks, opened, number, closed=True))
                 opened = None
             elif label_in(info) or (
@@ -259,7 +261,7 @@ def yaml_part(lines: list[str]) -> tuple[str, list[str]]:
     for number, line in enumerate(lines):
         if number > last and has_key and line[:1].strip():
             apart = not lines[number - 1].strip()
-            cue = number == end and _CUE.fullmatch(line)
+            cue = number == end and CUE.fullmatch(line)
             if cue or _ends_document(line, apart=apart, plain=plain, mapped=mapped_items == {True}):
                 return "\n".join(lines[:number]).strip(), lines[number:]
         if line.startswith("- "):
@@ -288,11 +290,11 @@ def _ends_document(line: str, *, apart: bool, plain: bool, mapped: bool) -> bool
     if key is None:
         heading = re.match(r"(#{1,6}) +(?=\w)", line)
         if heading:  # one `#` may as well begin a comment
-            return len(heading[1]) > 1 or bool(_PROMPT_WORD.match(line, heading.end()))
+            return len(heading[1]) > 1 or bool(PROMPT_WORD.match(line, heading.end()))
         return line[0] not in "#\"'{[]}?"
     if not key[1][0].isupper():
         return bool(_SURE_PROMPT_WORD.match(line))
-    return not _ID.match(line) and (plain or bool(_PROMPT_WORD.match(line)))
+    return not _ID.match(line) and (plain or bool(PROMPT_WORD.match(line)))
 
 
 def is_plain_key(line: str) -> bool:

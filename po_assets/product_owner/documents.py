@@ -42,6 +42,7 @@ _INVISIBLE = re.compile(rf"[\u0085\u00ad\u200c-\u200f\u2028-\u202e{_ODD_SPACES}]
 _NO_COLON = re.compile(r"[\ufe55\uff1a\ua789\u2236](?=\s)")
 _PROSE_ABOVE = re.compile(r"^([A-Za-z<(][^:\n]*)\n(?:[ \t]*\n)*[^\n]*\Z", re.MULTILINE)
 """A line at the margin without a colon, above the line where a text ends."""
+_SHOWN = 60
 # Nesting needs flow brackets, indicators on one line ("- - - x") or deep indentation; without them it cannot be deep.
 _MAY_NEST_DEEPLY = re.compile(r"(?:[-?:][ \t]+){8}|^[ \t]{40}", re.MULTILINE)
 
@@ -327,12 +328,16 @@ def _reason(error: yaml.YAMLError, text: str) -> str:
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     begun, shown = getattr(error, "context_mark", None), ""
     if begun and problem == "could not find expected ':'" and (rest := text.splitlines()[begun.line :]):
-        shown = f"; line {begun.line + 1} is neither a key nor an item: {rest[0][:60]!r}"
+        shown = f"; line {begun.line + 1} is neither a key nor an item: {rest[0][:_SHOWN]!r}"
     elif mark and problem.startswith("mapping values") and (prose := _PROSE_ABOVE.search(text[: mark.index])):
-        shown = f"; line {_line(text, prose.start(1))} is neither a key nor an item: {prose[1][:60]!r}"
+        shown = f"; line {_line(text, prose.start(1))} is neither a key nor an item: {prose[1][:_SHOWN]!r}"
+    elif mark and "\n" not in problem and (lines := text.splitlines()[mark.line : mark.line + 1]):
+        shown = f"; the line is {lines[0].strip()[:_SHOWN]!r}"
     return f"{where}{problem}{f' ({context})' if context else ''}{shown}"
 
 
 def _kind(value: object) -> str:
-    names = {str: "plain text", list: "a list", type(None): "nothing"}
+    if isinstance(value, str):
+        return f"plain text {value[:_SHOWN]!r}"
+    names = {list: "a list", type(None): "nothing"}
     return names.get(type(value), f"a {type(value).__name__}")

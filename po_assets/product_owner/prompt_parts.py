@@ -14,6 +14,8 @@ from textwrap import dedent
 
 from po_assets.product_owner.blocks import (
     ABOUT_ANSWERS,
+    CUE,
+    PROMPT_WORD,
     REQUIREMENT_LINE,
     is_closing,
     lines_of,
@@ -24,7 +26,7 @@ from po_assets.product_owner.blocks import (
 )
 from po_assets.product_owner.contract import CONCEPT, EXISTING_VISION, REQUIREMENTS, VISION, VISION_KEYS
 from po_assets.product_owner.documents import read_yaml
-from po_assets.product_owner.prompt_sections import OLD, SHOWN, Section, announcement, read_sections
+from po_assets.product_owner.prompt_sections import KEY_AT_MARGIN, OLD, SHOWN, Section, announcement, read_sections
 from po_assets.product_owner.prompts import PromptParts, own_parts
 
 PROMPT_FORM = (
@@ -37,15 +39,15 @@ _RULES = re.compile(
     r"^[#*_ \t]*(?:rules|instructions?|guidelines|(?:output|answer|response) format)[*_]*:.*",
     re.IGNORECASE | re.MULTILINE,
 )
-_NOTHING = frozenset(("none", "(none)", "n/a", "null", "-", "{}", "(empty)", "empty", "''", '""'))
+_NOTHING = frozenset(("none", "(none)", "n/a", "nan", "null", "-", "{}", "(empty)", "empty", "''", '""'))
 _PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
 _SPEAKER = re.compile(
     r"^[ \t]*(?:Human|User|Question|Input|Q):[ \t]+(?=[#*_\[<=]{1,6} ?CONCEPT\b|(?:PRODUCT )?CONCEPT:)",
     re.IGNORECASE | re.MULTILINE,
 )
 """Who asks, as transcripts have it before each question, on its line."""
-_KEY_AT_MARGIN = re.compile(rf"[a-z_]+:|- |{REQUIREMENT_LINE.pattern}")
 _TAG_ALONE = re.compile(r"\n[ \t]*(?:</?([\w-]{1,30})>|[-=*_]{3,30}|<!--[^\n]{0,30}-->)\Z")
+_SURELY_ABOUT_ANSWERS = re.compile(r"\bfenced\b|\bVISION\b.*\bREVIEW\b", re.DOTALL)
 _FEWEST_KEYS = 3
 """So many keys of a vision tell one in a text; a single one may be a word of the concept."""
 
@@ -103,7 +105,7 @@ def _parted(section: Section) -> Iterator[Section]:
         yield section
         return
     section.lines = lines[:number]
-    if OLD.search(announcement(section)):
+    if OLD.search(" ".join(announcement(section))):
         vision.name = EXISTING_VISION
     yield section
     yield vision
@@ -162,7 +164,7 @@ def _with_prose_put_back(sections: Iterator[Section]) -> list[Section]:
     for section in found:
         replaceable = section.name == VISION or (section.name == REQUIREMENTS and has_requirements)
         if kept and kept[-1].name == CONCEPT and section.started and replaceable and _is_prose(section):
-            kept[-1].add(section.heading, *section.lines[1:])
+            kept[-1].add(*section.after, section.heading, *section.lines[1:])
         else:
             kept.append(section)
     return kept
@@ -180,7 +182,7 @@ def _is_prose(section: Section) -> bool:
 
 def _is_vision(text: str) -> bool:
     """Whether a vision is given away; a template to be filled in gives nothing away."""
-    name = read_yaml(text).value.get("product_name", "")
+    name = read_yaml(text).value.get("product_name", text)
     return bool(text) and isinstance(name, str) and not _PLACEHOLDER.fullmatch(name.strip())
 
 
@@ -192,15 +194,20 @@ def _text(section: Section, notes: list[str], *, last: bool) -> str:
             text, closing = _without_closing(text)
             beside = [*beside, *closing]
         text = without_outer_fence(_without_tags(text))
-        if rules := _RULES.search(text):
-            notes.append(f"the CONCEPT holds {rules[0][:SHOWN]!r}, which may be meant for the answer")
     elif section.fenced is not None:
         text, beside = section.fenced.strip(), [*section.lines, *beside]
     else:
         lines, behind = _at_the_margin(section.lines)
-        text, beside = yaml_part(lines)
-        beside = [*beside, *behind]
-        text = "" if text.lower() in _NOTHING else text
+        text, rest = yaml_part(lines)
+        beside = [*beside, *rest, *behind]
+        if last and (not _holds_requirements(text) or _closes(text, alone=True)):  # prose
+            text, closing = _without_closing(text)
+            beside = [*closing, *beside]
+        first, _, rest_of_text = text.partition("\n\n")
+        if first.strip().lower() in _NOTHING:
+            text, beside = "", [rest_of_text, *beside]
+    if section.name in {CONCEPT, EXISTING_VISION} and (rules := _RULES.search(text)):
+        notes.append(f"the {section.name} holds {rules[0][:SHOWN]!r}, which may be meant for the answer")
     if section.name != VISION and (remark := remark_in(beside)):
         notes.append(f"text beside the {section.name} was left out: {remark[:SHOWN]!r}")
     return text
@@ -211,7 +218,7 @@ def _at_the_margin(lines: list[str]) -> tuple[list[str], list[str]]:
     first = next((line for line in lines if line.strip()), "")
     indent = first[: len(first) - len(first.lstrip(" "))]
     end = next((n for n, line in enumerate(lines) if line.strip() and not line.startswith(indent)), len(lines))
-    if any(map(_KEY_AT_MARGIN.match, lines[end:])):
+    if any(map(KEY_AT_MARGIN.match, lines[end:])):
         end = len(lines)
     return dedent("\n".join(lines[:end])).split("\n"), lines[end:]
 
@@ -227,9 +234,18 @@ def _without_tags(text: str) -> str:
 
 
 def _without_closing(text: str) -> tuple[str, list[str]]:
-    """The text, and the instructions about the answer that end it."""
+    """The text, and the instructions about the answer that end it, or are all of it."""
     parts = re.split(r"(\n[ \t]*\n\s*)", text)
     end = len(parts)
-    while end > 1 and is_closing(parts[end - 1]) and ABOUT_ANSWERS.search(parts[end - 1]):
-        end -= 2
+    while end > 0 and _closes(parts[end - 1], alone=end == 1):
+        end = max(end - 2, 0)
     return "".join(parts[:end]).strip(), parts[end:]
+
+
+def _closes(paragraph: str, *, alone: bool) -> bool:
+    """Whether a paragraph tells how to answer; one that is `alone` may be the text itself, so that it must be sure."""
+    line, _, rest = paragraph.partition("\n")
+    if line.startswith("#") and PROMPT_WORD.fullmatch(line.strip("# :")):
+        paragraph = rest
+    about = _SURELY_ABOUT_ANSWERS if alone else ABOUT_ANSWERS
+    return bool(CUE.fullmatch(paragraph) or (is_closing(paragraph) and about.search(paragraph)))

@@ -8,8 +8,23 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from po_assets.product_owner.blocks import Block, fenced_blocks, is_plain_key, label_in, remark_in
-from po_assets.product_owner.contract import CONCEPT, EXISTING_VISION, REQUIREMENTS, REVIEW, VISION, VISION_KEYS
+from po_assets.product_owner.blocks import (
+    REQUIREMENT_LINE,
+    Block,
+    fenced_blocks,
+    is_plain_key,
+    label_in,
+    remark_in,
+)
+from po_assets.product_owner.contract import (
+    CONCEPT,
+    EXISTING_VISION,
+    REQUIREMENT_SECTIONS,
+    REQUIREMENTS,
+    REVIEW,
+    VISION,
+    VISION_KEYS,
+)
 from po_assets.product_owner.documents import read_yaml, to_text
 
 _NAME = (
@@ -44,9 +59,19 @@ OLD = re.compile(r"existing|current|previous|prior|old|former", re.IGNORECASE)
 _USUAL = re.compile(r"(?:You are|You're|Act as)\b|[^:]{1,40}:\Z")
 """How prompts begin before their first section: with the role, or a line that announces the sections."""
 _DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,20}}:?", re.IGNORECASE)
+_ANNOUNCES_BY_NAME = {
+    word: re.compile(
+        rf"(?!#).{{0,60}}\b{word}\b.{{0,40}}[:\uff1a]"
+        rf"|(?:Here|Below|These|The following) (?:is|are) (?:\w+ ){{0,3}}{word}\b[^:.]{{0,40}}\.",
+        re.IGNORECASE,
+    )
+    for word in ("requirements", "vision", "concept")
+}
+"""One that names the section that follows (`These are its requirements.`), whatever begins it."""
 _BLOCK_SCALAR = frozenset(("|", "|-", "|+", ">", ">-"))
 _FIRST = 40
-"""A vision has a key of its own within so many lines."""
+"""A vision has a key of its own within so many lines, and no prose above a document is longer."""
+KEY_AT_MARGIN = re.compile(rf"[a-z_]+:|- |{REQUIREMENT_LINE.pattern}")
 _VERDICT = re.compile(r"[a-z_]+", re.IGNORECASE)
 SHOWN = 60
 """Characters of a text that a note quotes."""
@@ -92,12 +117,15 @@ class Section:
         return self.is_document and self.fenced is None and self.started
 
 
-def announcement(section: Section) -> str:
+def announcement(section: Section, *patterns: re.Pattern[str]) -> list[str]:
     """The last line of a text where it only announces what follows, which is then taken off; else nothing."""
-    lines = section.lines
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines.pop() if "".join(lines[:-1]).strip() and _ANNOUNCES.fullmatch(lines[-1].strip()) else ""
+    last = next((number for number in reversed(range(len(section.lines))) if section.lines[number].strip()), 0)
+    before, line = section.lines[:last], section.lines[last:]
+    announces = any(pattern.fullmatch(line[0].strip()) for pattern in patterns or (_ANNOUNCES,) if line)
+    if not announces or not "".join(before).strip():
+        return []
+    section.lines = before
+    return line
 
 
 def read_sections(lines: Sequence[str], notes: list[str]) -> Iterator[Section]:
@@ -152,8 +180,9 @@ def read_sections(lines: Sequence[str], notes: list[str]) -> Iterator[Section]:
 def _hand_on(section: Section, begun: Section, *, by_block: bool) -> None:
     """Give the next section what is its own: the line that announces its block, the tag whose name it says again."""
     prose = section.name == CONCEPT or (section.is_document and not _is_vision_form(section))
-    if by_block and prose and section.fenced is None:
-        begun.add(announcement(section))
+    if prose and section.fenced is None:
+        named = _ANNOUNCES_BY_NAME[begun.name.lower().removeprefix("existing_")]
+        begun.after += announcement(section, named, *([_ANNOUNCES] if by_block else []))
     if section.name == begun.name and not section.started:
         begun.tag = begun.tag or section.tag
 
@@ -189,7 +218,16 @@ def _is_deeper(line: str, document: Section) -> bool:
 def _begun_by_block(block: Block, current: Section | None, notes: list[str]) -> Section | None:
     """The section that a block is or belongs to, with the block's text; None for a block that is only text."""
     label = label_in(block.info)
-    if not label and current is not None and current.is_document and current.fenced is None and not current.is_open:
+    if current is not None and current.name == REQUIREMENTS and _goes_on_in(block, current):
+        current.fenced = f"{(current.fenced or '').rstrip()}\n{block.text}"
+        return current
+    if (
+        not label
+        and current is not None
+        and current.is_document
+        and current.fenced is None
+        and (not current.is_open or _only_announces(current, block))
+    ):
         section = current
     else:
         label = label or block.label
@@ -200,6 +238,24 @@ def _begun_by_block(block: Block, current: Section | None, notes: list[str]) -> 
         notes.append(f"the fence of the {section.name} in line {block.start + 1} is not closed")
     section.fenced, section.cut = block.text or "", block.text is None
     return section
+
+
+def _goes_on_in(block: Block, document: Section) -> bool:
+    """Whether a block holds more sections of the REQUIREMENTS whose first ones stand in a block before it."""
+    if not document.fenced or not block.text or block.label not in {"", REQUIREMENTS} or block.info.startswith("json"):
+        return False
+    before, more = (set(read_yaml(text, unique_keys=False).value) for text in (document.fenced, block.text))
+    return bool(before) and not before & more and not more.isdisjoint(REQUIREMENT_SECTIONS)
+
+
+def _only_announces(document: Section, block: Block) -> bool:
+    """Whether nothing but prose stands between a document's name, alone on its line, and the block that it is in."""
+    lines = document.lines
+    if lines[0].strip() or len(lines) > _FIRST or any(map(KEY_AT_MARGIN.match, lines)):
+        return False
+    if document.name == REQUIREMENTS and not block.label:
+        return any(map(REQUIREMENT_LINE.match, (block.text or "").split("\n")))
+    return block.label == document.name or (block.label, document.name) == (VISION, EXISTING_VISION)
 
 
 def _takes_end_off(section: Section) -> bool:

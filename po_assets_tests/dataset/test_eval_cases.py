@@ -56,8 +56,9 @@ def test_the_right_status_may_be_known_without_a_reference_answer(tmp_path: Path
         (prompt_output_row(GIVEN), ""),
         (chat_row(GIVEN), "case-"),
         (pair_row(GIVEN) | {"case_id": "mine", "status": "aligned"}, "mine"),
+        (INPUT | {"case_id": "mine", "output": pair_row(GIVEN)["response"]}, "mine"),
     ],
-    ids=["nested", "teacher", "pair", "prompt/output", "chat", "pair with an id"],
+    ids=["nested", "teacher", "pair", "prompt/output", "chat", "pair with an id", "columns with a finished answer"],
 )
 def test_every_record_format_of_rows_is_one_of_cases(tmp_path: Path, row: dict[str, Any], case_id: str) -> None:
     """By the same code; the row's answer is the reference."""
@@ -212,7 +213,7 @@ def test_all_faults_of_the_file_are_named_at_once(tmp_path: Path) -> None:
         "line 3: concept is missing",
         "line 3: unknown key 'reference_visoin_yaml'; did you mean 'reference_vision_yaml'?",
         "line 3: unknown key 'note'; remove it",
-        "line 4: tier must be a string, got 3",
+        "line 4: tier must be a string, got 3; put it in quotes",
         "line 5: status is 'conflicts', but the reference review says 'aligned'",
         "line 6: requirements_yaml does not parse: ",
         "line 7: its reference answer has no VISION; give both documents, or none",

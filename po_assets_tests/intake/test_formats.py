@@ -155,6 +155,8 @@ READ: list[tuple[dict[str, Any], str, str]] = [
     (ASKED | {"response": TEXT}, "chat", ""),
     (chat(USER, ANSWER | {"reasoning_content": "Hm."}), "chat", "left out of the messages: reasoning_content"),
     (chat(USER, THINKING), "chat", "left out of the messages: thinking"),
+    # Parts that belong together without a line end between them.
+    (chat(USER | {"content": PROMPT.split("\n\n")}, ANSWER | {"content": TEXT.partition("\n\n")[::2]}), "chat", ""),
     (chat(USER, ANSWER | {"weight": 1}), "chat", ""),
     (chat(USER, NOT_THE_ANSWER, USER, ANSWER), "chat", "2 earlier messages before the last question were not read"),
     (
@@ -375,6 +377,10 @@ def test_logs_of_the_running_agent_are_read(existing: str) -> None:
         "None so far; it is new.",
         "None. Write one.",
         "No hay visi\u00f3n",
+        "NaN",
+        "undefined",
+        "# none yet",
+        "**None**",
     ],
 )
 def test_an_existing_vision_may_be_said_to_be_none(existing: str) -> None:

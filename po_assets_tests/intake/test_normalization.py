@@ -73,7 +73,7 @@ def test_a_nul_in_the_concept_is_refused() -> None:
         normalize(line_of(teacher_row({"concept": "a\x00b"})))
 
 
-@pytest.mark.parametrize("mark", ["[truncated]", "<cut off>", "[...]"])
+@pytest.mark.parametrize("mark", ["[truncated]", "<cut off>", "[...]", "[truncated 234 chars]", "<truncated by size>"])
 def test_an_answer_that_says_it_was_cut_is_refused(mark: str) -> None:
     """As loggers shorten what they write down."""
     with pytest.raises(Rejected, match="the REVIEW ends in") as rejected:

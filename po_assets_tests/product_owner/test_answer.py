@@ -60,6 +60,12 @@ def test_a_label_may_stand_on_a_line_of_its_own_in_the_fence() -> None:
         f"{blocks('a: 3', 'b: 4')}<channel|>{blocks()}",  # and to the fence before
         blocks().replace("```", "  ```"),  # only the fences are indented
         f"<answer>{blocks()}</answer>",
+        # Marks of any model, end tags and characters that nobody sees touch a closing fence.
+        f"{blocks()}<\uff5cend\u2581of\u2581sentence\uff5c>",
+        f"<review>{blocks()}</review></answer>[EOS]",
+        blocks().replace("\n```\n", "\n```</vision>\n"),
+        blocks().replace("\n```", "\n```\u200b"),
+        "```[VISION]\na: 1\n```\n```[REVIEW]\nb: 2\n```[|endofturn|]",
         blocks("product_vision:\n  a: 1", "product_owner_review:\n  b: 2"),
         blocks("a: 1\n---", "b: 2\n..."),
         blocks("## Vision\n\na: 1", "# Review\nb: 2"),

@@ -26,7 +26,8 @@ def test_fences_and_leading_brackets_are_stripped(fence: str) -> None:
     [
         ("", "it is empty"),
         (None, "it is empty"),
-        ("plain", "a mapping of keys to values, got plain text"),
+        ("plain", "a mapping of keys to values, got plain text 'plain'"),
+        ("a: 1\nb: `c`", "for the next token); the line is 'b: `c`'"),
         ("a: 2024-13-45", "a value that YAML cannot read: month must be in 1..12"),
         ("a: " + "9" * 5000, "a value that YAML cannot read"),
         ("a: b: c", "line 1, column 5: mapping values are not allowed"),

@@ -104,14 +104,14 @@ def test_any_text_gives_a_score_within_its_bounds(requirements: str, vision: str
 
 def test_a_document_that_does_not_parse_is_one_problem_with_all_it_cost() -> None:
     """The costliest document comes first, each with PyYAML's line and reason, and nothing is said twice."""
-    said = "did not parse as YAML: line 1, column {}: mapping values are not allowed in this context"
+    said = "did not parse as YAML: line {}: mapping values are not allowed in this context; the line is {!r}"
     score = score_product_owner(REQUIREMENTS, "product_name: a: b", UNPARSABLE_REVIEW)
     assert score.problems == [
-        f"the REVIEW {said.format(7).replace('line 1', 'line 3')} (-73.1 points)",
-        f"the VISION {said.format(16)} (-45.0 points)",
+        f"the REVIEW {said.format('3, column 7', '- a: b: c')} (-73.1 points)",
+        f"the VISION {said.format('1, column 16', 'product_name: a: b')} (-45.0 points)",
     ]
     problems = score_product_owner("- a: b: c", VISION, REVIEW).problems
-    assert problems == [f"the requirements {said.format(7)} (-30.0 points)"]
+    assert problems == [f"the requirements {said.format('1, column 7', '- a: b: c')} (-30.0 points)"]
 
 
 def test_many_requirements_and_many_remarks_are_compared_in_bounded_time() -> None:

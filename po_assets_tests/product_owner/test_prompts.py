@@ -394,3 +394,60 @@ def test_what_stands_around_the_sections_is_named() -> None:
         "text beside the REQUIREMENTS was left out: 'Exigences :'",
         "the prompt holds a REVIEW, which is part of the answer; it was left out of the prompt",
     )
+
+
+@pytest.mark.parametrize(
+    "lead", ["The team agreed on these.", "As of May:", "They were agreed in May.\n\nThree are new."]
+)
+@pytest.mark.parametrize("heading", ["REQUIREMENTS:", "## Requirements", "**Requirements**"])
+def test_prose_between_a_heading_and_its_block_is_no_part_of_anything(lead: str, heading: str) -> None:
+    """It is named; neither the concept nor the document holds it."""
+    parts = split_prompt(f"CONCEPT: A planner\n\n{heading}\n{lead}\n\n```yaml\n{REQUIREMENTS}```")
+    assert replace(parts, notes=()) == QUESTION
+    assert parts.notes == (f"text beside the REQUIREMENTS was left out: {' '.join(lead.split())!r}",) or "Three" in lead
+    existing = f"CONCEPT: A planner\n\nEXISTING_VISION:\n{lead}\n```yaml\n{VISION}```\n\nREQUIREMENTS:\n{REQUIREMENTS}"
+    assert replace(split_prompt(existing), notes=()) == replace(QUESTION, existing_vision_yaml=VISION.strip())
+
+
+def test_requirements_in_several_blocks_are_one_document() -> None:
+    """As long as no key comes twice: an example has the same keys."""
+    start = REQUIREMENTS.index("non_functional")
+    first, second = REQUIREMENTS[:start], REQUIREMENTS[start:]
+    for between in ("", "### Others\n"):
+        parts = split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n```yaml\n{first}```\n{between}```yaml\n{second}```")
+        assert replace(parts, notes=()) == QUESTION
+    sample = 'Cite as here:\n```yaml\n- id: FR001\n```\n```json\n{"constraints": []}\n```'
+    parts = split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n```yaml\n{REQUIREMENTS}```\n{sample}")
+    assert replace(parts, notes=()) == QUESTION
+
+
+@pytest.mark.parametrize("closing", ["Answer:", CLOSING, f"## Task\n{CLOSING}", "Return this: two fenced YAML blocks"])
+def test_a_closing_line_is_never_a_section(closing: str) -> None:
+    """Where the last section is empty or prose, too."""
+    asked = f"CONCEPT: A planner\n\nREQUIREMENTS:\n{REQUIREMENTS}\n\nEXISTING_VISION:\n"
+    for existing in ("", "None", "Be first.", "Be first.\n\nBe fair.", "- Be first"):
+        parts = split_prompt(f"{asked}{existing}\n\n{closing}")
+        expected = None if existing in {"", "None"} else existing
+        assert replace(parts, notes=()) == replace(QUESTION, existing_vision_yaml=expected)
+    assert split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n\n{closing}").requirements_yaml is None
+    assert split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\n\nCONCEPT:\n\n{closing}").concept is None
+    assert split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\n\nCONCEPT:\nA planner\n\n{closing}").concept == "A planner"
+    assert split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\n\nCONCEPT:\nReview tool for YAML").concept is not None
+
+
+@pytest.mark.parametrize("lead", ["Here are its requirements:", "These are the requirements to review."])
+@pytest.mark.parametrize("form", ["REQUIREMENTS:\n{}", "```yaml REQUIREMENTS\n{}```", "```yaml\n{}```"])
+def test_a_line_that_announces_the_requirements_is_no_part_of_the_concept(lead: str, form: str) -> None:
+    """It is named; a line of the concept that only holds the word stays."""
+    parts = split_prompt(f"CONCEPT:\nA planner\n\n{lead}\n\n{form.format(REQUIREMENTS)}")
+    assert replace(parts, notes=()) == QUESTION
+    assert parts.notes == (f"text beside the REQUIREMENTS was left out: {lead!r}",)
+    concept = "A planner\n\nThis is our vision:\n\nVISION:\nBe first.\n\nThese requirements of law bind it."
+    assert split_prompt(f"CONCEPT:\n{concept}\n\n{form.format(REQUIREMENTS)}").concept == concept
+
+
+def test_a_template_of_dots_gives_no_vision_away() -> None:
+    """Nothing is noted of it."""
+    form = "```yaml VISION\n...\n```\n\n```yaml REVIEW\n...\n```"
+    parts = split_prompt(f"{ASKED}\n\nAnswer in this form:\n\n{form}")
+    assert parts == replace(QUESTION, notes=("text beside the REQUIREMENTS was left out: 'Answer in this form:'",))
