@@ -197,7 +197,7 @@ def _refuse_other_prompt(trained: Prompt, own: Prompt) -> None:
 
 
 def spread(cases: Sequence[EvalCase], count: int) -> list[EvalCase]:
-    """`count` cases at even distances, so that every tier and status has its share; all when there are fewer."""
+    """`count` cases at even distances; all when there are fewer."""
     count = min(count, len(cases))
     return [cases[index * len(cases) // count] for index in range(count)]
 

@@ -32,8 +32,6 @@ class Summary:
     std: float
     """Sample standard deviation (n - 1): the cases stand for all that the student will meet. A little stricter than
     the population's; 0 for a single case."""
-    minimum: float
-    median: float
     valid_share: float
     cases_with_status: int
     """Cases that have a right status; the next two are over these, and 0 where there is none."""
@@ -42,7 +40,6 @@ class Summary:
     answers_with_unknown_ids: int
     answers_with_invented_conflicts: int
     cut_answers: int
-    mean_tokens: float
     tokens_per_second: float
 
 
@@ -138,8 +135,6 @@ def summarize(answers: Sequence[ScoredAnswer]) -> Summary:
         cases=len(answers),
         mean=float(totals.mean()),
         std=float(totals.std(ddof=1)) if len(answers) > 1 else 0.0,
-        minimum=float(totals.min()),
-        median=float(np.median(totals)),
         valid_share=_share(answer.valid for answer in answers),
         cases_with_status=len(known),
         status_accuracy=_share(answer.status_is_right for answer in known),
@@ -147,7 +142,6 @@ def summarize(answers: Sequence[ScoredAnswer]) -> Summary:
         answers_with_unknown_ids=sum(bool(answer.unknown_ids) for answer in answers),
         answers_with_invented_conflicts=sum(answer.invented_conflicts > 0 for answer in answers),
         cut_answers=sum(answer.finish_reason == "length" for answer in answers),
-        mean_tokens=float(np.mean([answer.tokens for answer in answers])),
         tokens_per_second=sum(answer.tokens for answer in answers) / seconds if seconds else 0.0,
     )
 

@@ -65,10 +65,12 @@ def test_the_page_shows_gate_scores_and_every_case() -> None:
     """
     baseline, student = both_sides([0.9] * 40)
     student = [replace(answer, status="aligned") for answer in student]
+    student[0] = replace(student[0], unknown_ids=["FR099"], invented_conflicts=2)
     free = free_run([scored(case(1)), scored(case(2), "nothing", finish_reason="length")])
     page = render_html(report_of(baseline, student, free=free), {})
     assert page.count('<details class="case') == 40
     for text in (
+        "ids which the case does not have: 1; that list conflicts where the reference has none: 1.",
         *("The gate passed", "Without grammar 1 of 2 answers are valid", "measured on 2 cases"),
         *("CONCEPT:", "Reference (aligned)", "What cost points", "TideTable7", "non_inferiority"),
         '<p class="sentence">The student passes the score thresholds; does not judge: says aligned',
