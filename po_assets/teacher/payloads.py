@@ -9,13 +9,13 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-import orjson
 from upath import UPath
 
 from po_assets.dataset.cases import EvalCase
 from po_assets.dataset.holdout import HoldOut
 from po_assets.dataset.settings import SelectionSettings
 from po_assets.errors import UserError, all_faults
+from po_assets.intake.lines import Rejected, read_object
 from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import read_yaml, requirement_entries
 from po_assets.product_owner.contract import REQUIREMENT_SECTIONS
@@ -46,10 +46,10 @@ def read_payloads(path: UPath) -> list[Payload]:
     Raises:
         UserError: the file is missing or empty, or lines are faulty; every faulty line is named.
     """
-    if not path.exists():
+    if not path.is_file():
         raise UserError(
-            f"The payloads {str(path)!r} do not exist. Give a JSONL file with concept and requirements_yaml per line, "
-            "or leave `payloads` empty for the project's own generator."
+            f"The payloads {str(path)!r} do not exist, or are no file. Give a JSONL file with concept and "
+            "requirements_yaml per line, or leave `payloads` empty for the project's own generator."
         )
     found: list[Payload] = []
     faults: list[str] = []
@@ -58,10 +58,10 @@ def read_payloads(path: UPath) -> list[Payload]:
             if not line.strip():
                 continue
             try:
-                row = orjson.loads(line)
+                row = read_object(line)
                 wrong = _faults(row)
-            except orjson.JSONDecodeError as error:
-                wrong = [f"it must be JSON ({error})"]
+            except Rejected as rejected:
+                wrong = [rejected.detail]
             if wrong:
                 faults += [f"line {number}: {fault}" for fault in wrong]
             else:
@@ -108,20 +108,18 @@ def choose(payloads: Iterable[Payload], cases: list[EvalCase]) -> tuple[list[Pay
     return list(wanted.values()), left_out
 
 
-def _faults(row: Any) -> list[str]:
+def _faults(row: dict[str, Any]) -> list[str]:
     """What is wrong with the record of a line."""
-    if not isinstance(row, dict):
-        return ["it must be a JSON object"]
     faults = []
     for name in ("concept", "requirements_yaml"):
         value = row.get(name)
         if value is None:
             faults.append(f"{name} is missing")
         elif not isinstance(value, str) or not value.strip():
-            faults.append(f"{name} must be a string that is not blank, got {value!r}")
+            faults.append(f"{name} must be a string that is not blank, got {value!r:.60}")
     optional = ("tier", "concept_id")
     faults += [
-        f"{key} must be a string, got {row[key]!r}" for key in optional if not isinstance(row.get(key), str | None)
+        f"{key} must be a string, got {row[key]!r:.60}" for key in optional if not isinstance(row.get(key), str | None)
     ]
     if faults:
         return faults

@@ -17,9 +17,12 @@ from po_assets_tests.teacher.scenes import make_layout, payload, write_payloads
 
 
 def test_payloads_are_read_as_they_were_written(tmp_path: Path) -> None:
-    """Tier and concept id may be missing."""
+    """Tier and concept id may be missing, and a byte order mark may stand in front."""
     wanted = [payload(1), replace(payload(2), tier=None, concept_id=None)]
-    assert read_payloads(UPath(write_payloads(tmp_path / "p.jsonl", wanted))) == wanted
+    path = write_payloads(tmp_path / "p.jsonl", wanted)
+    assert read_payloads(UPath(path)) == wanted
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read_payloads(UPath(path)) == wanted
 
 
 def test_every_faulty_line_is_named(tmp_path: Path) -> None:
@@ -41,8 +44,8 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
     head, *faults = str(caught.value).split("\n- ")
     assert head.endswith("cannot be used, and nothing was asked:")
     wanted = (
-        "line 1: it must be JSON",
-        "line 2: it must be a JSON object",
+        "line 1: invalid literal, expected 'null' at character 1: 'no json'",
+        "line 2: the line holds an array, a row is a JSON object",
         "line 3: requirements_yaml is missing",
         "line 4: concept must be a string that is not blank, got ' '",
         "line 4: tier must be a string, got 3",
@@ -53,11 +56,13 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
     assert all(fault.startswith(part) for fault, part in zip(faults, wanted, strict=True))
 
 
-@pytest.mark.parametrize("content", [None, "", "\n\n"])
+@pytest.mark.parametrize("content", [None, "folder", "", "\n\n"])
 def test_a_missing_or_empty_file_is_refused(tmp_path: Path, content: str | None) -> None:
     """With the way out."""
     path = tmp_path / "p.jsonl"
-    if content is not None:
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=r"do not exist|it is empty"):
         read_payloads(UPath(path))
