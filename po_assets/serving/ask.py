@@ -68,7 +68,7 @@ def read_text(name: str) -> str:
     place = "Standard input" if name == "-" else f"The file {name!r}"
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return content.decode("utf-8-sig")  # some editors put a mark in front
+        return content.decode("utf-8-sig").replace("\r\n", "\n")  # as Windows writes it
     except OSError as error:
         raise UserError(f"{place} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

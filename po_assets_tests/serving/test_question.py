@@ -37,13 +37,13 @@ def editor(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 def test_both_documents_may_come_from_standard_input(piped: Any, tmp_path: Path) -> None:
-    """As sections; an existing vision is taken along; one document may stand in a file, behind a byte order mark."""
+    """As sections; an existing vision is taken along; one document may stand in a file, also as Windows writes it."""
     piped(BOTH)
     assert read_question(None, None) == Documents(CONCEPT, REQUIREMENTS)
     piped(BOTH.replace("REQUIREMENTS:", f"EXISTING_VISION:\n{VISION}\n\nREQUIREMENTS:"))
     assert read_question(None, None) == Documents(CONCEPT, REQUIREMENTS, VISION)
     (tmp_path / "concept.txt").write_text(CONCEPT, encoding="utf-8-sig")
-    piped(REQUIREMENTS)
+    piped(REQUIREMENTS.replace("\n", "\r\n"))
     assert read_question(str(tmp_path / "concept.txt"), "-") == Documents(CONCEPT, REQUIREMENTS)
 
 
