@@ -8,12 +8,12 @@ import argparse
 import contextlib
 import os
 import shlex
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import dagster as dg
 from rich.console import Console
@@ -125,8 +125,8 @@ def _enter(options: argparse.Namespace, enter: Callable[[Path, Path | None], obj
         os.environ[SETTINGS_VARIABLE] = str(options.config.resolve())
 
 
-def _ui(options: argparse.Namespace) -> int:
-    """Start webserver, daemon and code server; they end with Ctrl-C."""
+def _ui(options: argparse.Namespace) -> NoReturn:
+    """Become Dagster's webserver, daemon and code server; they end with Ctrl-C, or as this process is told to."""
     from po_assets.serving.server import listen
 
     with listen("127.0.0.1", options.port) as free:  # else daemons that launch runs would go on without a UI
@@ -134,9 +134,9 @@ def _ui(options: argparse.Namespace) -> int:
     _prepare(options)
     make_history()  # Dagster's own processes, which all open it at once, take no lock to make its databases
     command = [sys.executable, "-m", "dagster", "dev", "--module-name", "po_assets.definitions"]
-    with contextlib.suppress(KeyboardInterrupt):
-        return subprocess.call([*command, "--host", "127.0.0.1", "--port", port])  # noqa: S603
-    return 0
+    # A background job of a script starts with SIGINT ignored; Dagster would then ignore SIGTERM, too.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", port])  # noqa: S606
 
 
 def _run(options: argparse.Namespace) -> int:

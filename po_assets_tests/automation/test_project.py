@@ -1,14 +1,17 @@
 """A project folder of one's own: made, filled, run to a verdict; wrong use is refused before any work."""
 
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 import yaml
 from upath import UPath
@@ -20,9 +23,11 @@ from po_assets.definitions import SETTINGS
 from po_assets.errors import UserError
 from po_assets.serving.server import listen
 from po_assets.storage import Layout
+from po_assets_tests.automation.live import serving
 from po_assets_tests.automation.workplace import good_rows
 from po_assets_tests.evaluation.scenes import cases, cases_table
 from po_assets_tests.model.tiny_model import make_tiny_model
+from po_assets_tests.processes import free_port
 
 VARIABLES = ("PO_ARTIFACTS_ROOT", "DAGSTER_HOME", "PO_SETTINGS")
 
@@ -318,6 +323,26 @@ def test_a_ui_whose_port_is_taken_starts_nothing(tmp_path: Path, capsys: pytest.
         status, said = refused(capsys, "ui", "--data", tmp_path, "--port", str(taken.getsockname()[1]))
     assert (status, "Take another port with --port" in said) == (1, True)
     assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.slow
+def test_a_ui_that_is_told_to_end_leaves_no_daemon(tmp_path: Path) -> None:
+    """By SIGTERM, also as the background job of a script, which begins with SIGINT ignored."""
+    fill(tmp_path / "rows.jsonl", tmp_path / "eval_cases.jsonl")
+    (tmp_path / "rows.jsonl").write_text("{}\n")  # nothing that the sensor could have trained on
+    port = str(free_port())
+    ui = [sys.executable, "-m", "po_assets.cli", "ui", "--data", str(tmp_path), "--port", port]
+
+    def page() -> bool:
+        with contextlib.suppress(OSError):
+            return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=5))
+        return False
+
+    with serving(["sh", "-c", 'trap "" INT; exec "$@"', "sh", *ui], tmp_path / "log", page) as process:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.terminate()
+        assert psutil.wait_procs(family, timeout=60)[1] == []
+    assert len(family) > 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="needs a folder nobody can write to")
