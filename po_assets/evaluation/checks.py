@@ -238,7 +238,7 @@ def judges(found: Evidence) -> Verdict:
         next_step="Do not rely on the status of this student's reviews: have a person judge. More training rows of the "
         "statuses that it misses, and cases to see it by, are what helps."
         if judged.known
-        else f"Add cases of other statuses, {judged.usual} apart."
+        else f"Add cases whose right status is another than {judged.usual}."
         if judged.cases
         else _GIVE_STATUS,
         rows=_status_rows(found.student),

@@ -15,6 +15,7 @@ from po_assets.product_owner import STATUSES
 from po_assets.text import amount
 
 CONFIDENCE = 0.95
+_LEVEL = 0.05
 POWER = 0.80
 RESAMPLES = 10_000
 _NUMBERS_AT_ONCE = 10_000_000
@@ -82,12 +83,12 @@ class Judgement:
     @property
     def judges(self) -> bool:
         """Whether it is better than always giving the most frequent status, at the 5 % level."""
-        return self.p_value < 1 - CONFIDENCE
+        return self.p_value < _LEVEL
 
     @property
     def known(self) -> bool:
-        """Whether a student that is always right would be told from one that always says the most frequent status."""
-        return self.cases > 0 and (self.guessed / self.cases) ** self.cases < 1 - CONFIDENCE
+        """Whether it does worse than always saying the most frequent status, or one that is always right could pass."""
+        return self.right < self.guessed or (self.cases > 0 and (self.guessed / self.cases) ** self.cases < _LEVEL)
 
     @property
     def described(self) -> str:

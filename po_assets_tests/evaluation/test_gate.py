@@ -184,7 +184,9 @@ def test_of_a_student_that_is_always_right_nobody_says_that_it_does_not_judge() 
         assert not found.passed
         said = f"The student is not known to judge: the right status is aligned in {usual}, too few others to tell."
         assert found.summary.startswith(said)
-        assert "Add cases of other statuses" in found.next_step
+        assert found.next_step == "Add cases whose right status is another than aligned."
+    worse = verdicts(sides(GOOD[:4], status="conflicts"))["judges"]
+    assert "does not judge: says conflicts to every document" in worse.summary
 
 
 def test_answers_to_other_questions_are_told_in_the_first_sentence() -> None:
