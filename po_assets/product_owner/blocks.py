@@ -59,7 +59,7 @@ _MARKS = re.compile(r"(?:<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]|[\u200b-\u200d\u206
 
 _INSTRUCTION = re.compile(
     r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"
-    r"|Don't|Never|Always|Make sure|Ensure|Remember|Now|Keep|Cite|Review|Your (?:answer|task|output)"
+    r"|Don't|Never|Always|Make sure|Ensure|Remember|Now|Keep|Cite|Review|Think|Your (?:answer|task|output)"
     r"|The (?:answer|output))\b[ ,]"
 )
 _MANNER = re.compile(r"(?:Do not|Don't|Never|Always|Make sure|Ensure|Remember|Keep|Use)\b")
@@ -73,9 +73,12 @@ PROMPT_WORD = re.compile(
 )
 _SURE_PROMPT_WORD = re.compile(r"instructions?:|guidelines:|(?:output|response|answer) format:")
 REQUIREMENT_LINE = re.compile(r"[ \t]*- id:|(?:non_)?functional_requirements:|constraints:|(?:- )?(?:N?FR|REQ)-?[0-9]")
-CUE = re.compile(r"(?:(?:Your|The|Final) )?(?:[Oo]utput|[Aa]nswer|[Rr]esponse|Result|Assistant|AI|A)[ \t]*:[ \t]*")
+CUE = re.compile(
+    r"(?:(?:Your|The|Final) )?(?:[Oo]utput|[Aa]nswer|[Rr]esponse|Result|Assistant|AI|A)[ \t]*:[ \t]*"
+    r"|#{1,6} (?:(?:Your|The|Final) )?(?:Output|Answer|Response|Result):?[ \t]*"
+)
 """The last line of a prompt, behind which the model writes on."""
-_RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}|</[\w-]{1,30}>")
+RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}|</[\w-]{1,30}>")
 """A line across the page, or the end tag of what stands around the sections (`</task>`)."""
 
 
@@ -281,7 +284,7 @@ def _ends_document(line: str, *, apart: bool, plain: bool, mapped: bool) -> bool
         mapped: all list items before it begin with a key, and there are some.
     """
     key = _KEY.match(line)
-    if _RULE.fullmatch(line.strip()) or is_closing(line):
+    if RULE.fullmatch(line.strip()) or is_closing(line):
         return True
     if not apart:
         return False
@@ -313,7 +316,7 @@ def remark_in(lines: Sequence[str], usual: re.Pattern[str] | None = None) -> str
 
     `usual` is how other paragraphs begin that are not worth a word.
     """
-    text = "\n".join("" if _RULE.fullmatch(line.strip()) else line.rstrip() for line in lines)
+    text = "\n".join("" if RULE.fullmatch(line.strip()) else line.rstrip() for line in lines)
     parts = (" ".join(part.split()) for part in re.split(r"\n{2,}", text))
     return next((part for part in parts if part and not _is_usual(part) and not (usual and usual.match(part))), "")
 

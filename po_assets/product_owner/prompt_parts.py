@@ -17,6 +17,7 @@ from po_assets.product_owner.blocks import (
     CUE,
     PROMPT_WORD,
     REQUIREMENT_LINE,
+    RULE,
     is_closing,
     lines_of,
     remark_in,
@@ -48,6 +49,7 @@ _SPEAKER = re.compile(
 """Who asks, as transcripts have it before each question, on its line."""
 _TAG_ALONE = re.compile(r"\n[ \t]*(?:</?([\w-]{1,30})>|[-=*_]{3,30}|<!--[^\n]{0,30}-->)\Z")
 _SURELY_ABOUT_ANSWERS = re.compile(r"\bfenced\b|\bVISION\b.*\bREVIEW\b", re.DOTALL)
+_ADDRESSES = re.compile(r"(?:Now|Please|Think|Remember|Do not|Don't|Never|Always|Make sure|Ensure|Keep|Cite)\b[ ,]")
 _FEWEST_KEYS = 3
 """So many keys of a vision tell one in a text; a single one may be a word of the concept."""
 
@@ -200,17 +202,27 @@ def _text(section: Section, notes: list[str], *, last: bool) -> str:
         lines, behind = _at_the_margin(section.lines)
         text, rest = yaml_part(lines)
         beside = [*beside, *rest, *behind]
-        if last and (not _holds_requirements(text) or _closes(text, alone=True)):  # prose
+        if last and (not read_yaml(text).value or _closes(text, alone=True)):
             text, closing = _without_closing(text)
             beside = [*closing, *beside]
         first, _, rest_of_text = text.partition("\n\n")
         if first.strip().lower() in _NOTHING:
             text, beside = "", [rest_of_text, *beside]
-    if section.name in {CONCEPT, EXISTING_VISION} and (rules := _RULES.search(text)):
-        notes.append(f"the {section.name} holds {rules[0][:SHOWN]!r}, which may be meant for the answer")
+    if section.name in {CONCEPT, EXISTING_VISION} and (
+        said := _of_prompt(text, last=last and (section.is_document or "\n\n" in text))
+    ):
+        notes.append(f"the {section.name} holds {said[:SHOWN]!r}, which may be meant for the answer")
     if section.name != VISION and (remark := remark_in(beside)):
         notes.append(f"text beside the {section.name} was left out: {remark[:SHOWN]!r}")
     return text
+
+
+def _of_prompt(text: str, *, last: bool) -> str:
+    """A line of a text that may tell how to answer: rules, and what ends the last one of a prompt."""
+    rules, end = _RULES.search(text), text.rpartition("\n\n")
+    if last and (_ADDRESSES.match(end[2]) or PROMPT_WORD.match(end[2])):
+        return end[2].split("\n")[0]
+    return rules[0] if rules else ""
 
 
 def _at_the_margin(lines: list[str]) -> tuple[list[str], list[str]]:
@@ -245,7 +257,9 @@ def _without_closing(text: str) -> tuple[str, list[str]]:
 def _closes(paragraph: str, *, alone: bool) -> bool:
     """Whether a paragraph tells how to answer; one that is `alone` may be the text itself, so that it must be sure."""
     line, _, rest = paragraph.partition("\n")
-    if line.startswith("#") and PROMPT_WORD.fullmatch(line.strip("# :")):
-        paragraph = rest
+    if RULE.fullmatch(line.strip()) or (line.startswith("#") and PROMPT_WORD.fullmatch(line.strip("# :"))):
+        if not rest:
+            return True
+        paragraph, alone = rest, False
     about = _SURELY_ABOUT_ANSWERS if alone else ABOUT_ANSWERS
     return bool(CUE.fullmatch(paragraph) or (is_closing(paragraph) and about.search(paragraph)))

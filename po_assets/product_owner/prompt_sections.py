@@ -71,6 +71,7 @@ _ANNOUNCES_BY_NAME = {
 _BLOCK_SCALAR = frozenset(("|", "|-", "|+", ">", ">-"))
 _FIRST = 40
 """A vision has a key of its own within so many lines, and no prose above a document is longer."""
+_FIRST_KEY = re.compile(r"[a-z_]+:[ \t]*")
 KEY_AT_MARGIN = re.compile(rf"[a-z_]+:|- |{REQUIREMENT_LINE.pattern}")
 _VERDICT = re.compile(r"[a-z_]+", re.IGNORECASE)
 SHOWN = 60
@@ -151,6 +152,7 @@ def read_sections(lines: Sequence[str], notes: list[str]) -> Iterator[Section]:
             current, number = None, end
             continue
         inside = block is not None and current is not None and current.is_open and _is_deeper(line, current)
+        inside = inside or _is_first_key(lines[number : end + 1], current)
         begun = None if inside else _begun_by_block(block, current, notes) if block else _heading(line, current)
         if begun is not None and begun is not current:
             if current is not None:
@@ -213,6 +215,12 @@ def _is_deeper(line: str, document: Section) -> bool:
     """Whether a line is indented more than the keys that are being read, and so belongs to one of their texts."""
     first = next((one for one in document.lines if one.strip()), line)
     return ":" in first and len(line) - len(line.lstrip(" ")) > len(first) - len(first.lstrip(" "))
+
+
+def _is_first_key(lines: Sequence[str], current: Section | None) -> bool:
+    """Whether a line is the key above all of a document (`requirements:`), and not the document's name once more."""
+    begins = current is not None and current.is_document and current.fenced is None and not current.started
+    return begins and len(lines) > 1 and bool(_FIRST_KEY.fullmatch(lines[0])) and lines[1].startswith((" ", "- "))
 
 
 def _begun_by_block(block: Block, current: Section | None, notes: list[str]) -> Section | None:

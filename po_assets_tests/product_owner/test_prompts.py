@@ -421,7 +421,13 @@ def test_requirements_in_several_blocks_are_one_document() -> None:
     assert replace(parts, notes=()) == QUESTION
 
 
-@pytest.mark.parametrize("closing", ["Answer:", CLOSING, f"## Task\n{CLOSING}", "Return this: two fenced YAML blocks"])
+@pytest.mark.parametrize(
+    "closing",
+    [
+        *("Answer:", "### Response:", CLOSING, f"## Task\n{CLOSING}", "---\nRespond in YAML."),
+        "Return this: two fenced YAML blocks",
+    ],
+)
 def test_a_closing_line_is_never_a_section(closing: str) -> None:
     """Where the last section is empty or prose, too."""
     asked = f"CONCEPT: A planner\n\nREQUIREMENTS:\n{REQUIREMENTS}\n\nEXISTING_VISION:\n"
@@ -451,3 +457,30 @@ def test_a_template_of_dots_gives_no_vision_away() -> None:
     form = "```yaml VISION\n...\n```\n\n```yaml REVIEW\n...\n```"
     parts = split_prompt(f"{ASKED}\n\nAnswer in this form:\n\n{form}")
     assert parts == replace(QUESTION, notes=("text beside the REQUIREMENTS was left out: 'Answer in this form:'",))
+
+
+@pytest.mark.parametrize(
+    "closing", ["Now write it.", "Important: name ids.", "Think step by step.", "Please be brief."]
+)
+def test_a_last_paragraph_that_may_be_meant_for_the_answer_is_named(closing: str) -> None:
+    """Nobody can tell whether it is the concept's; between sections it is."""
+    parts = split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\n\nCONCEPT:\nA planner\n\n{closing}")
+    assert parts.notes == (f"the CONCEPT holds {closing!r}, which may be meant for the answer",)
+    assert not split_prompt(f"CONCEPT:\nA planner\n\n{closing}\n\nREQUIREMENTS:\n{REQUIREMENTS}").notes
+
+
+@pytest.mark.parametrize("form", ["REQUIREMENTS:\n{}", "<requirements>\n{}\n</requirements>", "## Requirements\n\n{}"])
+def test_a_key_above_all_of_a_document_stays(form: str) -> None:
+    """`requirements:` with an indented document is no heading within its section."""
+    document = "requirements:\n  functional:\n  - id: FR001\n    text: Plan nights"
+    assert split_prompt(f"CONCEPT: A planner\n\n{form.format(document)}").requirements_yaml == document
+    assert (
+        split_prompt(f"concept: A planner\n{document}").requirements_yaml
+        == "functional:\n- id: FR001\n  text: Plan nights"
+    )
+
+
+def test_a_list_of_requirements_ends_before_the_closing_line() -> None:
+    """So that the reason why it is refused is the list."""
+    parts = split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n- FR001: Plan\n\n{CLOSING}")
+    assert parts.requirements_yaml == "- FR001: Plan"
