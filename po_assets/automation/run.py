@@ -133,10 +133,12 @@ def _ui(options: argparse.Namespace) -> NoReturn:
         port = str(free.getsockname()[1])
     _prepare(options)
     make_history()  # Dagster's own processes, which all open it at once, take no lock to make its databases
+    os.environ["PYTHONSAFEPATH"] = "1"  # a gql.py in the folder where this is started is not Dagster's
     command = [sys.executable, "-m", "dagster", "dev", "--module-name", "po_assets.definitions"]
+    command += ["--working-directory", str(REPOSITORY), "--host", "127.0.0.1", "--port", port]
     # A background job of a script starts with SIGINT ignored; Dagster would then ignore SIGTERM, too.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", port])  # noqa: S606
+    os.execv(sys.executable, command)  # noqa: S606
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -326,19 +326,22 @@ def test_a_ui_whose_port_is_taken_starts_nothing(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.slow
-def test_a_ui_that_is_told_to_end_leaves_no_daemon(tmp_path: Path) -> None:
+def test_a_ui_starts_beside_any_files_and_leaves_no_daemon_when_it_is_told_to_end(tmp_path: Path) -> None:
     """By SIGTERM, also as the background job of a script, which begins with SIGINT ignored."""
+    for module in ("gql", "httpx", "queue"):
+        (tmp_path / f"{module}.py").write_text("")
     fill(tmp_path / "rows.jsonl", tmp_path / "eval_cases.jsonl")
     (tmp_path / "rows.jsonl").write_text("{}\n")  # nothing that the sensor could have trained on
     port = str(free_port())
-    ui = [sys.executable, "-m", "po_assets.cli", "ui", "--data", str(tmp_path), "--port", port]
+    ui = ["ui", "--data", str(tmp_path), "--port", port]
 
     def page() -> bool:
         with contextlib.suppress(OSError):
             return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=5))
         return False
 
-    with serving(["sh", "-c", 'trap "" INT; exec "$@"', "sh", *ui], tmp_path / "log", page) as process:
+    ui = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", str(Path(sys.executable).with_name("po-assets")), *ui]
+    with serving(ui, tmp_path / "log", page, cwd=tmp_path) as process:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.terminate()
         assert psutil.wait_procs(family, timeout=60)[1] == []
