@@ -126,7 +126,7 @@ def _without_last_example(sections: list[Section], notes: list[str]) -> list[Sec
     """Without the example that a prompt gives behind its task: it is called one, or it has its answer beside it."""
     concepts = [number for number, section in enumerate(sections) if section.name == CONCEPT]
     examples = [
-        sections[start].example or any(section.reviewed for section in sections[start:end])
+        sections[start].example or any(section.reviewed or _is_answer(section) for section in sections[start:end])
         for start, end in itertools.pairwise([*concepts, len(sections)])
     ]
     if not examples or not examples[-1] or all(examples):
@@ -134,6 +134,11 @@ def _without_last_example(sections: list[Section], notes: list[str]) -> list[Sec
     notes.append("the example behind the task was left out")
     task = max(number for number, example in enumerate(examples) if not example)
     return sections[: concepts[task + 1]]
+
+
+def _is_answer(section: Section) -> bool:
+    """Whether it is a VISION that is filled in."""
+    return section.name == VISION and _is_vision(section.fenced or yaml_part(section.lines)[0])
 
 
 def _without_example_requirements(sections: Sequence[Section], notes: list[str]) -> Iterator[Section]:

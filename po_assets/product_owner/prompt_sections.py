@@ -49,7 +49,8 @@ _FENCED_SECTION = re.compile(r"[ \t]*(?:```|~~~).*(?:VISION|REVIEW|REQUIREMENTS)
 _UNDERLINE = re.compile(r"(?:={3,}|-{3,})[ \t]*")
 _NAME_ALONE = re.compile(rf"[ \t]{{0,3}}{_NAME}[ \t]*", re.IGNORECASE)
 _EXAMPLE = re.compile(
-    r"\W{0,6}(?:(?:an?|one|another|for) )?(?:example|sample|instance|ejemplo|beispiel|exemple|esempio)\b.{0,60}",
+    r"\W{0,6}(?:(?:here|below|this|the following|consider|see)(?:'s| is| are)? )?"
+    r"(?:(?:an?|one|another|for|some|this) )?(?:example|sample|instance|ejemplo|beispiel|exemple|esempio)\b.{0,60}",
     re.IGNORECASE,
 )
 _ANNOUNCES = re.compile(r"#{1,6}[ \t].{1,60}|(\*\*|__).{1,60}\1:?|\S.{0,40}[:\uff1a]")

@@ -356,6 +356,11 @@ def test_an_example_behind_the_task_and_rules_in_a_concept_are_named() -> None:
         parts = split_prompt(f"{ASKED}\n{words}:\n{answered}")
         assert replace(parts, notes=()) == QUESTION
         assert parts.notes[0] == "the example behind the task was left out"
+    bare = f"CONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n\nVISION:\n{VISION}\nREVIEW:\n{REVIEW}"
+    for answered in (f"---\n{bare}", f"Here is an example:\n{bare[: bare.index('VISION')]}"):
+        parts = split_prompt(f"{ASKED}\n\n{answered}")
+        assert replace(parts, notes=()) == QUESTION
+        assert "the example behind the task was left out" in parts.notes
     parts = split_prompt(ASKED.replace("A planner", "A planner\n\nRules:\n- Be brief"))
     assert parts.concept == "A planner\n\nRules:\n- Be brief"
     assert parts.notes == ("the CONCEPT holds 'Rules:', which may be meant for the answer",)
