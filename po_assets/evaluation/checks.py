@@ -322,7 +322,7 @@ def own_questions(found: Evidence) -> Verdict:
         required=f">= {least:.0%}",
         value=_told(share, least, ".1%"),
         summary=f"{len(others) or 'None'} of {answers} {verb(len(others), 'shares', 'share')} at least twice as much "
-        "with the question of another case as with the own one, rare words counting most.",
+        "with the question of another case as with the own one (rare words count most).",
         next_step="Open these cases in the HTML report: such an answer was learnt by heart, or belongs to another "
         "case. Train with rows of more different products, or put the answers back to their cases.",
         rows=[{"case": shown(a.case_id, _NAME), "shares more with": shown(a.about, _NAME)} for a in others],

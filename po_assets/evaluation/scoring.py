@@ -5,7 +5,7 @@ lines and can be rebuilt from them without a model.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, get_type_hints
@@ -126,19 +126,23 @@ def about_others(cases: Sequence[EvalCase], texts: Sequence[str]) -> dict[int, i
     """Which of the texts, one answer per case, are about another case's question, and about which.
 
     The metric does not see it: an answer to another question has the same form and cites the same ids. A shared word
-    counts the more, the fewer questions hold it; so keys that all hold, and siblings of one product, tell nothing.
+    counts the more, the fewer questions and the fewer answers hold it; so keys that all hold, the words of all reviews,
+    and siblings of one product tell nothing.
     """
     places: dict[str, list[int]] = defaultdict(list)
     for at, case in enumerate(cases):
         for word in _words(f"{case.concept}\n{case.requirements_yaml}"):
             places[word].append(at)
+    said = [_words(text) for text in texts]
+    often = Counter(word for words in said for word in words)
     found: dict[int, int] = {}
-    for at, text in enumerate(texts):
-        if shared := [places[word] for word in sorted(_words(text)) if word in places]:
-            weights = [1 / len(of) for of in shared for _ in of]
-            likeness = np.bincount(np.concatenate(shared), weights, len(cases))
-            if (best := int(likeness.argmax())) != at and likeness[best] >= _ANOTHERS * likeness[at]:
-                found[at] = best
+    for at, words in enumerate(said):
+        likeness = np.zeros(len(cases))
+        for word in sorted(words & places.keys()):
+            likeness[places[word]] += 1 / (often[word] * len(places[word]))
+        best = int(likeness.argmax())
+        if likeness[best] > 0 and likeness[best] >= _ANOTHERS * likeness[at]:
+            found[at] = best
     return found
 
 
