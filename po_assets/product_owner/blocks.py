@@ -54,8 +54,8 @@ _END_OF_TURN = re.compile(
     r"(?:<[|｜][\w▁]{1,30}[|｜]>(?:assistant)?|\[\|\w{1,30}\|\]|\[/INST\]|</s>|<eos>|<end_of_turn>|<start_of_turn>model)\Z"
 )
 """Marks of a server or a chat template."""
-_MARKS = re.compile(r"(?:<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]|[\u200b-\u200d\u2060\ufeff])*")
-"""What may touch a closing fence: such marks of any model, end tags (`</answer>`), characters that nobody sees."""
+_MARKS = re.compile(r"(?:<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]|END|###|[\u200b-\u200d\u2060\ufeff])*")
+"""What may touch a closing fence: marks of any model, stop words (` END`), end tags, characters that nobody sees."""
 
 _INSTRUCTION = re.compile(
     r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"
@@ -74,8 +74,8 @@ PROMPT_WORD = re.compile(
 _SURE_PROMPT_WORD = re.compile(r"instructions?:|guidelines:|(?:output|response|answer) format:")
 REQUIREMENT_LINE = re.compile(r"[ \t]*- id:|(?:non_)?functional_requirements:|constraints:|(?:- )?(?:N?FR|REQ)-?[0-9]")
 CUE = re.compile(
-    r"(?:(?:Your|The|Final) )?(?:[Oo]utput|[Aa]nswer|[Rr]esponse|Result|Assistant|AI|A)[ \t]*:[ \t]*"
-    r"|#{1,6} (?:(?:Your|The|Final) )?(?:Output|Answer|Response|Result):?[ \t]*"
+    r"(?:(?:Your|The|Final) )?(?:[Oo]utput|[Aa]nswer|[Rr]esponse|Result|Assistant|ASSISTANT|AI|A)[ \t]*:[ \t]*"
+    r"|#{1,6} (?:(?:Your|The|Final) )?(?:Output|Answer|Response|Result):?[ \t]*|###"
 )
 """The last line of a prompt, behind which the model writes on."""
 RULE = re.compile(r"-{3,}|={3,}|\*{3,}|_{3,}|</[\w-]{1,30}>")

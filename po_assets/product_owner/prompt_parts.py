@@ -42,11 +42,13 @@ _RULES = re.compile(
 )
 _NOTHING = frozenset(("none", "(none)", "n/a", "nan", "null", "-", "{}", "(empty)", "empty", "''", '""'))
 _PLACEHOLDER = re.compile(r"<.*>|\[.*\]|\{.*\}|\.\.\.|…")
+_CONCEPT_FOLLOWS = r"(?=[#*_\[<=]{1,6} ?CONCEPT\b|(?:PRODUCT )?CONCEPT:)"
 _SPEAKER = re.compile(
-    r"^[ \t]*(?:Human|User|Question|Input|Q):[ \t]+(?=[#*_\[<=]{1,6} ?CONCEPT\b|(?:PRODUCT )?CONCEPT:)",
-    re.IGNORECASE | re.MULTILINE,
+    rf"^[ \t]*(?:#{{1,4}} )?(?:Human|User|Question|Input|Q):[ \t]+{_CONCEPT_FOLLOWS}", re.IGNORECASE | re.MULTILINE
 )
 """Who asks, as transcripts have it before each question, on its line."""
+_TURN = re.compile(rf"(<[|\uff5c]\w{{1,30}}[|\uff5c]>|\[INST\])[ \t]*{_CONCEPT_FOLLOWS}", re.IGNORECASE)
+"""A mark of a chat template that touches the first section."""
 _TAG_ALONE = re.compile(r"\n[ \t]*(?:</?([\w-]{1,30})>|[-=*_]{3,30}|<!--[^\n]{0,30}-->)\Z")
 _SURELY_ABOUT_ANSWERS = re.compile(r"\bfenced\b|\bVISION\b.*\bREVIEW\b", re.DOTALL)
 _ADDRESSES = re.compile(r"(?:Now|Please|Think|Remember|Do not|Don't|Never|Always|Make sure|Ensure|Keep|Cite)\b[ ,]")
@@ -61,7 +63,8 @@ def split_prompt(prompt: str) -> PromptParts:
 
 def _foreign_parts(prompt: str) -> PromptParts:
     notes: list[str] = []
-    read = map(_unquoted, read_sections(lines_of(_SPEAKER.sub("", without_end_of_turn(prompt))), notes))
+    plain = _TURN.sub(r"\1\n", _SPEAKER.sub("", without_end_of_turn(prompt)))
+    read = map(_unquoted, read_sections(lines_of(plain), notes))
     sections = [_unquoted(section) for section in _with_prose_put_back(read)]
     sections = _without_last_example([one for section in sections for one in _parted(section)], notes)
     sections = list(_without_example_requirements(sections, notes))

@@ -63,6 +63,7 @@ def test_a_label_may_stand_on_a_line_of_its_own_in_the_fence() -> None:
         # Marks of any model, end tags and characters that nobody sees touch a closing fence.
         f"{blocks()}<\uff5cend\u2581of\u2581sentence\uff5c>",
         f"<review>{blocks()}</review></answer>[EOS]",
+        f"{blocks()} END",
         blocks().replace("\n```\n", "\n```</vision>\n"),
         blocks().replace("\n```", "\n```\u200b"),
         "```[VISION]\na: 1\n```\n```[REVIEW]\nb: 2\n```[|endofturn|]",

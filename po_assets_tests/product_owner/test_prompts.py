@@ -330,6 +330,13 @@ def test_no_prompt_takes_long(text: str) -> None:
         ("CONCEPT:\n{}\n\n---\n", "REQUIREMENTS:\n{}\n\n---\n"),
         ("CONCEPT:\n========\n{}\n***", "REQUIREMENTS:\n=============\n{}"),
         ("\n\nHuman: CONCEPT: {}", "REQUIREMENTS:\n{}\n\nAssistant:"),
+        ("### Human: CONCEPT: {}", "REQUIREMENTS:\n{}\nASSISTANT:"),
+        (
+            "<\uff5cbegin\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>CONCEPT:\n{}",
+            "REQUIREMENTS:\n{}<\uff5cAssistant\uff5c>",
+        ),
+        ("<s>[INST]CONCEPT: {}", "REQUIREMENTS:\n{}[/INST]"),
+        ("CONCEPT: {}", "REQUIREMENTS:\n{}\n\n###"),
         ("CONCEPT (idea): {}", "REQUIREMENTS (as YAML):\n{}"),
         ("<s>[INST]\nCONCEPT: {}", "REQUIREMENTS:\n{}\n[/INST]"),
         ("<|im_start|>user\nCONCEPT: {}", "REQUIREMENTS:\n{}<|im_end|>\n<|im_start|>assistant\n"),
