@@ -51,6 +51,8 @@ class _Part(_Strict):
 class _Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[_Part], Field(min_length=1)]
+    name: str = ""
+    """Who speaks (AutoGen says it); no chat template shows it."""
 
     def turn(self) -> dict[str, str]:
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -130,7 +132,7 @@ def _fields(body: dict[str, Any]) -> dict[str, Any]:
         known = "max_tokens" if name == "max_completion_tokens" else name
         if name in _NOTHING:
             if value not in _NOTHING[name]:
-                raise Refused(400, f"{name} is {shown(value)}, which this server does not do; leave it out.", name)
+                raise Refused(400, f"{name} is {shown(value)}, which this server does not do; leave it out.")
         elif known not in Asked.model_fields:
             raise Refused(400, f"{shown(name)} is not a field that this server knows; leave it out.")
         elif wanted.setdefault(known, value) != value:

@@ -120,7 +120,7 @@ def test_what_is_asked_reaches_the_engine() -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     messages = [
         {"role": "developer", "content": "Be brief."},
-        {"role": "user", "content": "one"},
+        {"role": "user", "content": "one", "name": "planner"},
         {"role": "assistant", "content": "one", "name": None, "tool_calls": []},
         {"role": "user", "content": parts},
     ]
