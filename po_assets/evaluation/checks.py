@@ -31,8 +31,8 @@ _NOT_ASKED = "not asked"
 _NO_STATUS = "No case has a right status, so nothing is known of the student's judgement."
 _GIVE_STATUS = "Give the cases a reference answer or a status."
 _SHOWN_CASES = 10
-_NAME = 24
-"""Characters of a case's name or tier in a table: longer ones would push the rest off the page."""
+_NAME = 36
+"""Characters of a case's name or tier in a table, enough for a UUID: longer ones would push the rest off the page."""
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,18 @@ def test_a_picture_that_cannot_be_drawn_is_a_note_on_the_page() -> None:
     assert 'The picture "Scores" could not be drawn.' in render_html(report_of(*both_sides([0.9] * 3)), uris)
 
 
+def test_no_link_to_a_case_leads_nowhere() -> None:
+    """A UUID is named as a whole; of a longer name the beginning, without a link."""
+    names = ["0d1f8f4e-6c1b-4f7e-9d55-2f0c2a2f4a11", "x" * 50]
+    sides = tuple(
+        [replace(a, case_id=name) for a, name in zip(side, names, strict=True)] for side in both_sides([0.1, 0.2])
+    )
+    page = render_html(report_of(*sides, of=[replace(case(1), case_id=name) for name in names]), {})
+    links = {address[1:] for address in _Outline(page).addresses}
+    assert names[0] in links
+    assert links <= set(re.findall(r'id="([^"]+)"', page))
+
+
 def test_the_page_needs_no_other_file() -> None:
     """Pictures are inside; there is no outside address."""
     baseline, student = both_sides([0.9] * 4)
