@@ -230,8 +230,9 @@ def _doubts(requirements: Mapping[Any, Any], record: TeacherRecord) -> Iterator[
     for name, text in answer.items():
         if foreign := [key for key in map(to_text, read_yaml(text).value) if key[:1].isupper() or " " in key]:
             yield f"the {name} has keys that no answer has: {', '.join(foreign[:3])[:_SHOWN]!r}"
-    if strip_reasoning(record.concept)[1]:
-        yield "the concept holds marks as of a model's reasoning (such as <think>)"
+    for name, text in (("concept", record.concept), ("EXISTING_VISION", record.existing_vision_yaml)):
+        if strip_reasoning(text)[1]:
+            yield f"the {name} holds marks as of a model's reasoning (such as <think>)"
     keys = [to_text(key) for key in requirements]
     small = any(key[:1].islower() for key in keys)
     of_prompt = (

@@ -30,7 +30,7 @@ from po_assets.product_owner.contract import (
     VISION,
     VISION_KEYS,
 )
-from po_assets.product_owner.documents import as_list, cited_ids, named, read_yaml, to_text
+from po_assets.product_owner.documents import as_list, cited_ids, named, read_yaml, to_text, written_value
 from po_assets.text import verb
 
 # "Here is the vision:" is a key without a value for YAML.
@@ -328,7 +328,8 @@ def _faults(texts: Mapping[str, str | None]) -> Iterator[str]:
         review[key] for key in ("requirements_alignment", "recommended_actions", "narrative")
     )
     if not isinstance(alignment, dict):
-        yield f"requirements_alignment must be a mapping, got {to_text(alignment)[:60]!r}"
+        said = written_value(texts[REVIEW] or "", "requirements_alignment") or to_text(alignment)
+        yield f"requirements_alignment must be a mapping, got {said[:60]!r}"
     if wrong := [key for key in ALIGNMENT_KEYS if not isinstance(alignment.get(key), list)]:
         yield f"requirements_alignment has no list {' and no list '.join(wrong)}"
     if not any(cited_ids(to_text(item)) for key in ALIGNMENT_KEYS for item in alignment[key]):
@@ -336,6 +337,7 @@ def _faults(texts: Mapping[str, str | None]) -> Iterator[str]:
     if len(as_list(actions)) < MIN_ACTIONS:
         yield f"recommended_actions holds {len(as_list(actions))}, at least {MIN_ACTIONS} are needed"
     if not isinstance(narrative, str):
-        yield f"narrative must be text, got {to_text(narrative)[:60]!r}"
+        said = written_value(texts[REVIEW] or "", "narrative") or to_text(narrative)
+        yield f"narrative must be text, got {said[:60]!r}"
     if (words := len(narrative.split())) > MAX_NARRATIVE_WORDS:
         yield f"narrative has {words} words, at most {MAX_NARRATIVE_WORDS} are allowed"

@@ -237,3 +237,9 @@ def test_requirements_that_ask_for_nothing_are_refused(requirements: str) -> Non
 def test_what_may_have_got_into_a_document_by_mistake_is_noted(texts: dict[str, str], note: str) -> None:
     """It is trained on, but not without a word."""
     assert note in normalize(line_of(teacher_row(texts))).notes
+
+
+def test_reasoning_in_an_existing_vision_is_noted() -> None:
+    """As in a concept: it stands in the prompt as it is."""
+    row = teacher_row(existing_vision_yaml=f"<think>Hm.</think>\n{VISION}")
+    assert "the EXISTING_VISION holds marks as of a model's reasoning" in normalize(line_of(row)).notes

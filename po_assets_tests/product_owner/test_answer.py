@@ -288,6 +288,8 @@ FAULTS = [
     (VISION, REVIEW.replace("FR0", "R0").replace("C0", "K0").replace("NR0", "N0"), "names a requirement id"),
     (VISION, REVIEW.replace("- Keep FR001 and FR002 as they are.\n", ""), "recommended_actions holds 1, at least 2"),
     (VISION, f"{NARRATIVE}narrative: 7", "narrative must be text, got '7'"),
+    (VISION, f"{NARRATIVE}narrative: no", "narrative must be text, got 'no'"),  # YAML makes False of it
+    (VISION, NO_MAPPING.replace("[]", "off"), "requirements_alignment must be a mapping, got 'off'"),
     (VISION, f"{NARRATIVE}narrative: {'word ' * 121}", "narrative has 121 words, at most 120"),
 ]
 
