@@ -50,8 +50,9 @@ _SPEAKER = re.compile(
 _TURN = re.compile(rf"(<[|\uff5c]\w{{1,30}}[|\uff5c]>|\[INST\])[ \t]*{_CONCEPT_FOLLOWS}", re.IGNORECASE)
 """A mark of a chat template that touches the first section."""
 _TAG_ALONE = re.compile(r"\n[ \t]*(?:</?([\w-]{1,30})>|[-=*_]{3,30}|<!--[^\n]{0,30}-->)\Z")
-_SURELY_ABOUT_ANSWERS = re.compile(r"\bfenced\b|\bVISION\b.*\bREVIEW\b", re.DOTALL)
+_SURELY_ABOUT_ANSWERS = re.compile(r"\bfenced\b|\bYAML blocks\b|\bVISION\b.*\bREVIEW\b", re.DOTALL)
 _ADDRESSES = re.compile(r"(?:Now|Please|Think|Remember|Do not|Don't|Never|Always|Make sure|Ensure|Keep|Cite)\b[ ,]")
+_COMMENT = re.compile(r"^#.*", re.MULTILINE)
 _FEWEST_KEYS = 3
 """So many keys of a vision tell one in a text; a single one may be a word of the concept."""
 
@@ -64,6 +65,8 @@ def split_prompt(prompt: str) -> PromptParts:
 def _foreign_parts(prompt: str) -> PromptParts:
     notes: list[str] = []
     plain = _TURN.sub(r"\1\n", _SPEAKER.sub("", without_end_of_turn(prompt)))
+    if plain.lstrip("\n").startswith("    "):  # a text in a program
+        plain = dedent(plain)
     read = map(_unquoted, read_sections(lines_of(plain), notes))
     sections = [_unquoted(section) for section in _with_prose_put_back(read)]
     sections = _without_last_example([one for section in sections for one in _parted(section)], notes)
@@ -192,6 +195,7 @@ def _is_prose(section: Section) -> bool:
 
 def _is_vision(text: str) -> bool:
     """Whether a vision is given away; a template to be filled in gives nothing away."""
+    text = _COMMENT.sub("", text).strip()
     name = read_yaml(text).value.get("product_name", text)
     return bool(text) and isinstance(name, str) and not _PLACEHOLDER.fullmatch(name.strip())
 

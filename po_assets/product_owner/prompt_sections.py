@@ -316,6 +316,9 @@ def _is_vision_form(document: Section) -> bool:
 def _stands_out(match: re.Match[str], document: Section, *, marked: bool) -> bool:
     """Whether a heading inside a document is one: there, `vision:` is a key as well, and `# Vision` a comment."""
     apart = not document.lines[-1].strip()
+    other = document.name.removeprefix("EXISTING_") not in match["name"].upper()
+    if marked and other and (match["name"].isupper() or match["mark"].strip() != "#"):
+        return True
     if "REQUIREMENTS" in match["name"].upper() and not match["rest"] and not _is_vision_form(document):
         return True
     if marked or not match["name"].isupper():

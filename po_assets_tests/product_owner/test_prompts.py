@@ -436,7 +436,14 @@ def test_requirements_in_several_blocks_are_one_document() -> None:
 @pytest.mark.parametrize(
     "closing",
     [
-        *("Answer:", "### Response:", CLOSING, f"## Task\n{CLOSING}", "---\nRespond in YAML."),
+        *(
+            "Answer:",
+            "### Response:",
+            "Return only the two YAML blocks.",
+            CLOSING,
+            f"## Task\n{CLOSING}",
+            "---\nRespond in YAML.",
+        ),
         "Return this: two fenced YAML blocks",
     ],
 )
@@ -467,6 +474,7 @@ def test_a_line_that_announces_the_requirements_is_no_part_of_the_concept(lead: 
 def test_a_template_of_dots_gives_no_vision_away() -> None:
     """Nothing is noted of it."""
     form = "```yaml VISION\n...\n```\n\n```yaml REVIEW\n...\n```"
+    assert split_prompt(f"{ASKED}\n\n## VISION\n\n## REVIEW\n") == QUESTION
     parts = split_prompt(f"{ASKED}\n\nAnswer in this form:\n\n{form}")
     assert parts == replace(QUESTION, notes=("text beside the REQUIREMENTS was left out: 'Answer in this form:'",))
 
@@ -496,3 +504,22 @@ def test_a_list_of_requirements_ends_before_the_closing_line() -> None:
     """So that the reason why it is refused is the list."""
     parts = split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n- FR001: Plan\n\n{CLOSING}")
     assert parts.requirements_yaml == "- FR001: Plan"
+
+
+@pytest.mark.parametrize(
+    "marks", ["# CONCEPT|# EXISTING VISION|# REQUIREMENTS", "## Concept|## Existing vision|## Requirements"]
+)
+def test_headings_need_no_blank_line_above(marks: str) -> None:
+    """In a document `# Vision` may be a comment; another section's name in capitals, or with more marks, is none."""
+    concept, existing, requirements = marks.split("|")
+    expected = replace(QUESTION, existing_vision_yaml=VISION.strip())
+    prompt = f"{concept}\nA planner\n{existing}\n{VISION}{requirements}\n{REQUIREMENTS}"
+    assert split_prompt(prompt) == expected
+    commented = VISION.replace("target_users", "# Vision\ntarget_users").strip()
+    assert split_prompt(prompt.replace(VISION.strip(), commented)).existing_vision_yaml == commented
+
+
+def test_a_prompt_may_be_indented_as_a_whole() -> None:
+    """As in a program's text."""
+    prompt = f"You are a Product Owner.\n\n{ASKED}\n\n{CLOSING}"
+    assert split_prompt("\n" + "\n".join(f"      {line}" if line else "" for line in prompt.split("\n"))) == QUESTION
