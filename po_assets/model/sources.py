@@ -186,20 +186,21 @@ def _refuse_unusable(folder: Path, spec: BaseModel, *, weights: bool) -> None:
         config = dict(json.loads((folder / "config.json").read_text()))
         text_config = dict(config.get("text_config") or config)
     except (OSError, ValueError, TypeError) as error:
-        problems.append(f"its config.json cannot be read ({type(error).__name__}).")
+        adapter = "; what is there is an adapter, no model" if (folder / "adapter_config.json").exists() else ""
+        problems.append(f"its config.json cannot be read ({type(error).__name__}){adapter}")
     if weights and (missing := _missing_weights(folder)):
-        problems.append(f"it lacks {missing} (pickled weights are not loaded, since they can run code).")
+        problems.append(f"it lacks {missing} (pickled weights are not loaded, since they can run code)")
     if "auto_map" in config and not _known_architecture(config):
-        problems.append(
-            f"its type {config.get('model_type')!r} needs Python code from the model's author, which is not run."
-        )
+        kind = repr(config.get("model_type"))
+        problems.append(f"its type {kind} needs Python code from the model's author, which is not run")
     context = text_config.get("max_position_embeddings")
     if isinstance(context, int) and context < spec.max_length:
-        problems.append(f"its context is {context} tokens, but max_length is {spec.max_length}; lower max_length.")
+        problems.append(f"its context is {context} tokens, but max_length is {spec.max_length}; lower max_length")
     if problems:
+        name = "" if spec.kind == "folder" else f"{spec.name!r} "
         raise UserError(
-            f"The base model {spec.name!r} in {str(folder)!r} cannot be used: {' '.join(problems)} Give another "
-            "base_model, or leave it empty for the profile's model."
+            f"The base model {name}in {str(folder)!r} cannot be used: {'; '.join(problems)}. Give another base_model, "
+            "or leave it empty for the profile's model."
         )
 
 

@@ -116,7 +116,11 @@ def train(
                 loss = engine.compute([StepRow(rows[i], dropout_seed(recipe.seed, step.number, i)) for i in step.rows])
                 norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm).item()
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise _diverged(f"The loss of step {step.number + 1} is {loss} with gradient norm {norm}", recipe)
+                    raise _diverged(
+                        f"The loss of step {step.number + 1} is {loss} with gradient norm {norm}",
+                        recipe,
+                        untrained=step.number == 0 and not math.isfinite(loss),
+                    )
                 for group in optimizer.param_groups:
                     group["lr"] = step.learning_rate
                 optimizer.step()
@@ -182,7 +186,12 @@ def _is_measured(record: StepRecord) -> bool:
     return record.step * _MEASUREMENTS // record.steps > (record.step - 1) * _MEASUREMENTS // record.steps
 
 
-def _diverged(what: str, recipe: TrainingSettings) -> UserError:
+def _diverged(what: str, recipe: TrainingSettings, *, untrained: bool = False) -> UserError:
+    if untrained:
+        return UserError(
+            f"{what}, before anything was learned: the base model's weights are damaged, or too large for the "
+            "precision. Get them again, or set precision to float32; the previous adapter is still in place."
+        )
     return UserError(
         f"{what}: the training diverged. Lower learning_rate (now {recipe.learning_rate:g}); the previous adapter is "
         "still in place."

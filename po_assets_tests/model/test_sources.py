@@ -66,6 +66,11 @@ def test_a_missing_folder_names_the_value_and_the_way_out(layout: Layout, name) 
             "its context is 1024 tokens, but max_length is 2048",
             id="a context shorter than the longest row",
         ),
+        pytest.param(
+            lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+            r"its config\.json cannot be read \(FileNotFoundError\); what is there is an adapter, no model",
+            id="an adapter",
+        ),
         *(
             pytest.param(
                 lambda folder, text=text: (folder / "config.json").write_text(text),

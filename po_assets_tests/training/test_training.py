@@ -1,5 +1,6 @@
 import errno
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from po_assets.errors import UserError
+from po_assets.model import load_base_model
 from po_assets.storage import Layout
 from po_assets.text import Progress
 from po_assets.training import gradients
@@ -95,6 +97,15 @@ def test_a_diverging_training_stops_with_advice(tiny: Path):
     """NaN is not trained on, and not published."""
     with pytest.raises(UserError, match=r"diverged.*Lower learning_rate \(now 1\)"):
         run_training(tiny, learning_rate=1.0, alpha=2**127)
+
+
+def test_a_base_model_that_computes_no_number_is_not_called_a_divergence(tiny: Path, tmp_path: Path):
+    """No learning rate helps it."""
+    base = load_base_model(tiny, "float32", device="cpu")
+    torch.nn.init.constant_(base.model.layers[0].self_attn.q_proj.weight, math.nan)
+    base.save_pretrained(shutil.copytree(tiny, tmp_path / "damaged"))
+    with pytest.raises(UserError, match=r"loss of step 1 is nan.*, before anything was learned: the base model's"):
+        run_training(tmp_path / "damaged")
 
 
 def fails(error: Exception) -> Any:
