@@ -239,6 +239,11 @@ def _not_read(text: str, blocks: Sequence[Block], unfenced: Sequence[int]) -> li
         found.append(
             f"line {unfenced[0] + 1} begins a document without a fence; write ```yaml VISION or ```yaml REVIEW above"
         )
+    for block in blocks:
+        keys = {line.partition(":")[0] for line in (block.text or "").split("\n")}
+        names = {key.lower().removeprefix("product_").removeprefix("owner_") for key in keys}
+        if {"vision", "review"} <= names or not (keys.isdisjoint(VISION_KEYS) or keys.isdisjoint(REVIEW_KEYS)):
+            found.append(f"the block in line {block.start + 1} holds both documents; put each into a fence of its own")
     if deep := _DEEP_FENCE.search(text):
         line = text.count("\n", 0, deep.start(1)) + 1
         found.append(f"the fence in line {line} is indented by four spaces or more, which makes it text")

@@ -371,6 +371,14 @@ def test_a_part_of_a_document_does_not_take_the_place_of_the_whole(part: str) ->
             f"{VISION}\n{REVIEW}",
             "line 1 begins a document without a fence; write ```yaml VISION or ```yaml REVIEW above",
         ),
+        (
+            f"```yaml\n{VISION}---\n{REVIEW}```",
+            "the block in line 1 holds both documents; put each into a fence of its own",
+        ),
+        (
+            "```yaml\nvision:\n  product_name: X\nreview:\n  status: aligned\n```",
+            "the block in line 1 holds both documents",
+        ),
         ("    " + ANSWER.replace("\n", "\n    "), "the fence in line 1 is indented by four spaces or more"),
         ('{"vision": "product_name: X\\nnon_goals: []"}', "it is JSON; write both documents as YAML, each in a fence"),
         (ANSWER.replace("\n", "\u2028"), "it holds U+2028 (line separator) where a line feed ends a line"),
