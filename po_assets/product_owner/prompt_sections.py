@@ -219,8 +219,10 @@ def _is_deeper(line: str, document: Section) -> bool:
 
 
 def _is_first_key(lines: Sequence[str], current: Section | None) -> bool:
-    """Whether a line is the key above all of a document (`requirements:`), and not the document's name once more."""
-    begins = current is not None and current.is_document and current.fenced is None and not current.started
+    """Whether a line is the key above all of a document (`requirements:`), and not a name of a section."""
+    if current is None or current.name not in {REQUIREMENTS, EXISTING_VISION}:
+        return False
+    begins = current.fenced is None and not current.started
     return begins and len(lines) > 1 and bool(_FIRST_KEY.fullmatch(lines[0])) and lines[1].startswith((" ", "- "))
 
 

@@ -500,6 +500,13 @@ def test_a_key_above_all_of_a_document_stays(form: str) -> None:
     )
 
 
+def test_an_existing_vision_may_stand_under_its_key() -> None:
+    """It is not the answer's."""
+    wrapped = "vision:\n  product_name: Planner\n  non_goals: []"
+    parts = split_prompt(ASKED.replace("REQ", f"EXISTING_VISION:\n{wrapped}\n\nREQ"))
+    assert parts == replace(QUESTION, existing_vision_yaml=wrapped)
+
+
 def test_a_list_of_requirements_ends_before_the_closing_line() -> None:
     """So that the reason why it is refused is the list."""
     parts = split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n- FR001: Plan\n\n{CLOSING}")
