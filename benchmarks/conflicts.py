@@ -37,7 +37,7 @@ from po_assets.evaluation.answers import AnswerCache, answer_cases, reference_li
 from po_assets.evaluation.contrast import contrast_cases, judge_contrasts
 from po_assets.evaluation.scoring import score_answers
 from po_assets.evaluation.settings import Decoding
-from po_assets.evaluation.statistics import confusion_matrix, summarize
+from po_assets.evaluation.statistics import confusion_matrix, macro_f1, summarize
 from po_assets.intake.landing import list_landing, snapshot
 from po_assets.intake.ledger import normalize_snapshot
 from po_assets.model import BaseModel, ensure_base_model
@@ -244,12 +244,11 @@ def _train_and_answer(layout: Layout, pairs: list[tuple[str, str]], study: Study
         contrast = judge_contrasts(
             contrast_cases(cases), scored, cache, load, decoding=decoding, limits=reference_limits(cases)
         )
-    summary = summarize(scored)
     return {
         "confusion": confusion_matrix(scored),
         "cases": len(scored),
-        "mean": summary.mean,
-        "macro_f1": summary.macro_f1,
+        "mean": summarize(scored).mean,
+        "macro_f1": macro_f1(confusion_matrix(scored)),
         "contrast": asdict(contrast) if contrast else None,
         "valid": sum(answer.valid for answer in scored),
         "steps": student.manifest.extra["steps"],

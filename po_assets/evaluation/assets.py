@@ -20,6 +20,7 @@ from po_assets.dag import (
     page_list,
     page_table,
     place,
+    rounded,
     short,
     stage_frames,
     user_errors_fail_the_step,
@@ -34,7 +35,7 @@ from po_assets.evaluation.gate import verdict_rows
 from po_assets.evaluation.report import answers_summary, evaluation_figures, reference_note
 from po_assets.evaluation.scoring import COLUMNS, ScoredAnswer, answers_frame
 from po_assets.evaluation.settings import ENGINE_VERSION, Decoding, GateProfile
-from po_assets.evaluation.statistics import judgement_rows, summarize
+from po_assets.evaluation.statistics import judgement, judgement_rows, summarize
 from po_assets.intake.assets import FRESHNESS, OWNERS
 from po_assets.model import BaseModel
 from po_assets.product_owner import METRIC_VERSION, PROMPT_VERSION
@@ -160,7 +161,8 @@ def _answers_result(
     tracked: AbstractContextManager[Tracked],
 ) -> dg.MaterializeResult[Any]:
     staged = stage_frames(path, [answers_frame(scored)])
-    summary = summarize(scored)
+    summary, judged = summarize(scored), judgement(scored)
+    statuses = {"status_accuracy": judged.right / judged.cases, "macro_f1": judged.macro_f1} if judged.cases else {}
     lowest = sorted(scored, key=lambda answer: answer.total)
     result: dg.MaterializeResult[Any] = dg.MaterializeResult(
         value=staged.with_manifest(inputs=inputs, config=config, code_version=CODE_VERSION),
@@ -171,11 +173,7 @@ def _answers_result(
             "mean_score": round(summary.mean, 3),
             "score_std": round(summary.std, 3),
             "valid_share": round(summary.valid_share, 3),
-            **(
-                {"status_accuracy": round(summary.status_accuracy, 3), "macro_f1": round(summary.macro_f1, 3)}
-                if summary.cases_with_status
-                else {}
-            ),
+            **rounded(statuses),
             "tokens_per_second": round(summary.tokens_per_second, 1),
             "lowest_cases": page_table(
                 [

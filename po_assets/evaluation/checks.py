@@ -274,22 +274,22 @@ def non_inferiority(found: Evidence) -> Verdict:
 @criterion
 def status_accuracy(found: Evidence) -> Verdict:
     """The status is right more often than by always giving the most frequent one; the metric does not see this."""
-    summary, judged = found.summary, found.judgement
+    judged = found.judgement
     if not judged.cases:
         return Verdict(False, _NO_STATUS, _GIVE_STATUS, required="a right status", value="no status")
-    guess = judged.guessed / judged.cases
+    share, guess = judged.right / judged.cases, judged.guessed / judged.cases
     right = ", ".join(f"{hits} of {of} {status}" for status, (hits, of, _, _) in judged.recalls.items())
     return Verdict(
         passed=judged.right > judged.guessed,
         required=f"more than {guess:.1%}",
-        value=(value := _told(summary.status_accuracy, guess, ".1%")),
+        value=(value := _told(share, guess, ".1%")),
         summary=f"{judged.right} of {judged.cases} answers give the right status "
-        f"({value}, macro-F1 {summary.macro_f1:.2f}); always giving the most frequent one would "
+        f"({value}, macro-F1 {judged.macro_f1:.2f}); always giving the most frequent one would "
         f"be right in {guess:.1%}. Right were {right}.",
         next_step="The metric does not see this. The check's table lists the wrong ones; more training rows of the "
         "status that is missed most usually help.",
         rows=_status_rows(found.student),
-        numbers={"status accuracy": summary.status_accuracy, "macro-F1": summary.macro_f1},
+        numbers={"status accuracy": share, "macro-F1": judged.macro_f1},
     )
 
 

@@ -155,10 +155,8 @@ def _plain(value: object) -> object:
 
 def evaluation_figures(found: Evidence) -> "dict[str, Figure]":
     """All pictures of an evaluation, by title: for Dagster's metadata and for the HTML page."""
-    least = found.profile.mean_score
     return {
-        "Scores by case": _case_scores(found.baseline, found.student, least),
-        "Score histogram": _score_histogram(found.baseline, found.student, least),
+        "Scores by case": _case_scores(found.baseline, found.student, found.profile.mean_score),
         "Student's statuses": _confusion_picture(confusion_matrix(found.student), "Student's statuses"),
         "Baseline's statuses": _confusion_picture(confusion_matrix(found.baseline), "Baseline's statuses"),
     }
@@ -238,17 +236,6 @@ def _case_scores(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswe
         axes.set_xticks([])
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    return figure
-
-
-def _score_histogram(baseline: Sequence[ScoredAnswer], student: Sequence[ScoredAnswer], threshold: float) -> "Figure":
-    """How many answers lie where, baseline and student."""
-    figure, axes = _figure((6.4, 3.0), "Scores", "score", "cases")
-    bins = [edge / 20 for edge in range(21)]
-    axes.hist([a.total for a in baseline], bins=bins, color=_BASELINE, alpha=0.7, label="baseline")
-    axes.hist([a.total for a in student], bins=bins, color=_STUDENT, alpha=0.7, label="student")
-    axes.axvline(threshold, color=_LINE, linestyle="--", label=f"mean asked for {threshold:g}")
-    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

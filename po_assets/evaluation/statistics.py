@@ -34,10 +34,6 @@ class Summary:
     """Sample standard deviation (n - 1): the cases stand for all that the student will meet. A little stricter than
     the population's; 0 for a single case."""
     valid_share: float
-    cases_with_status: int
-    """Cases that have a right status; the next two are over these, and 0 where there is none."""
-    status_accuracy: float
-    macro_f1: float
     answers_with_unknown_ids: int
     answers_with_invented_conflicts: int
     cut_answers: int
@@ -131,15 +127,11 @@ def summarize(answers: Sequence[ScoredAnswer]) -> Summary:
         raise ValueError("there are no answers to summarize")
     totals = np.array([answer.total for answer in answers])
     seconds = sum(answer.seconds for answer in answers)
-    known = [answer for answer in answers if answer.reference_status]
     return Summary(
         cases=len(answers),
         mean=float(totals.mean()),
         std=float(totals.std(ddof=1)) if len(answers) > 1 else 0.0,
         valid_share=_share(answer.valid for answer in answers),
-        cases_with_status=len(known),
-        status_accuracy=_share(answer.status_is_right for answer in known),
-        macro_f1=macro_f1(confusion_matrix(answers)),
         answers_with_unknown_ids=sum(bool(answer.unknown_ids) for answer in answers),
         answers_with_invented_conflicts=sum(answer.invented_conflicts > 0 for answer in answers),
         cut_answers=sum(answer.finish_reason == "length" for answer in answers),

@@ -115,7 +115,7 @@ def test_the_evaluations_page_opens_tables_and_pictures(ui: Server, page: Any) -
     for text in ("EVAL-01", "what cost points"):
         visible(page, text)
     page.keyboard.press("Escape")
-    page.locator("tr", has_text="score_histogram").get_by_text("[Show Markdown]").click()
+    page.locator("tr", has_text="student_statuses").get_by_text("[Show Markdown]").click()
     picture = page.locator('img[src^="data:image/png"]').first
     picture.wait_for(state="visible")
     page.wait_for_function("image => image.complete && image.naturalWidth > 100", arg=picture.element_handle())

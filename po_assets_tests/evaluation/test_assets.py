@@ -171,7 +171,7 @@ def test_the_metadata_shows_the_gate_the_pictures_and_the_report(finished: tuple
     }
     assert {name: metadata[name] for name in wanted} == wanted
     assert "| right statuses | 0 of 3 |" in metadata["judgement"]
-    for picture in ("scores_by_case", "score_histogram", "student_statuses", "baseline_statuses"):
+    for picture in ("scores_by_case", "student_statuses", "baseline_statuses"):
         assert "data:image/png;base64," in metadata[picture]
     assert "| EVAL-01 |" in metadata["lowest_cases"]
     assert "| what cost points |" in metadata["lowest_cases"]

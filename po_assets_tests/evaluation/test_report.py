@@ -169,7 +169,7 @@ def test_the_page_needs_no_other_file() -> None:
     baseline, student = both_sides([0.9] * 4)
     page = render_html(report_of(baseline, student), drawn(evaluation_figures(Evidence(baseline, student))))
     outside = [address for address in _Outline(page).addresses if not address.startswith("#")]
-    assert len(outside) == 4
+    assert len(outside) == 3
     assert all(address.startswith("data:image/png;base64,") for address in outside)
     assert not re.search(r"@import|url\(", page)
 
