@@ -46,6 +46,7 @@ PASSED_ON = (
     "PO_NUM_WORKERS",
     "PO_TEACHER_BASE_URL",
     "PO_TEACHER_MODEL",
+    "PO_TRACKING_URI",
 )
 """Settings that a run gets from where it was launched (`deploy/ray`) and its steps from it, shown on Ray's dashboard.
 

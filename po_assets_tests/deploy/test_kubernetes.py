@@ -268,7 +268,7 @@ def test_the_image_installs_sets_by_hash_and_builds_from_what_it_copies(tmp_path
     """The GPU's quantization, the launcher, the database, the store, workers in a pod; and a wheel of the context alone."""
     dockerfile = (FOLDER / "Dockerfile").read_text()
     assert re.findall(r"pip install (.*)", dockerfile) == ["--no-deps --no-build-isolation ."]
-    assert "RUN sh deploy/install.sh python run cuda fast kubernetes postgres ray s3\n" in dockerfile
+    assert "RUN sh deploy/install.sh python run cuda fast kubernetes mlflow postgres ray s3\n" in dockerfile
     for sources, target in re.findall(r"^COPY (?!--from)(.+) (\S+)$", dockerfile, re.MULTILINE):
         for source in sources.split():
             if (REPOSITORY / source).is_dir():

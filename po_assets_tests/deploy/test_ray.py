@@ -223,3 +223,14 @@ def test_runs_are_launched_with_the_settings_that_steps_get(settings: Path) -> N
     launcher = yaml.safe_load(settings.read_text())["run_launcher"]["config"]["ray"]
     assert launcher["env_vars"] == ["PO_EXECUTOR=ray", *PASSED_ON]
     assert set(launcher) == {"address", "env_vars"}
+
+
+def test_whatever_the_environment_sets_for_a_step_reaches_it() -> None:
+    """Every variable that the code names; keys are the nodes' own, messages are sent where the daemon is."""
+    named = {
+        name
+        for file in (REPOSITORY / "po_assets").rglob("*.py")
+        for name in re.findall(r'"(PO_[A-Z_]+)"', file.read_text())
+    }
+    elsewhere = {"PO_EXECUTOR", "PO_EVAL_KEY", "PO_SERVE_KEY", "PO_NOTIFY_WEBHOOK_URL", "PO_NOTIFY_WARNINGS"}
+    assert named - elsewhere == set(PASSED_ON)
