@@ -128,9 +128,10 @@ def read_alignment(review_yaml: str | None) -> dict[str, list[Any]]:
 
 
 def canonical_status(status: str, aliases: Mapping[str, str] = STATUS_ALIASES) -> str:
-    """The status in the data's own words: lower case, and what an alias stands for."""
+    """The status in the data's own words: lower case, joined by underscores, and what an alias stands for."""
     plain = status.strip().lower()
-    return aliases.get(plain, plain)
+    joined = re.sub(r"[ -]", "_", plain)
+    return aliases.get(plain) or aliases.get(joined, joined)
 
 
 def with_status(review_yaml: str, status: str) -> str:

@@ -166,6 +166,16 @@ def test_an_alias_of_a_status_is_read_as_that_status(written: str) -> None:
         normalize(line_of(teacher_row({"review": review})), {})
 
 
+@pytest.mark.parametrize("written", ["Needs Adjustment", "needs-adjustment", "'needs adjustment'"])
+def test_a_status_may_be_joined_otherwise(written: str) -> None:
+    """It has one meaning only; the row then says it in our words, and the note says so."""
+    normalized = normalize(line_of(teacher_row({"review": REVIEW.replace("needs_adjustment", written)})))
+    assert normalized.row["status"] == read_status(normalized.row["review_yaml"]) == "needs_adjustment"
+    assert "was read as 'needs_adjustment'" in normalized.notes
+    odd = line_of(teacher_row({"review": REVIEW.replace("needs_adjustment", "So so")}))
+    assert normalize(odd, {"so so": "needs_adjustment"}).row["status"] == "needs_adjustment"
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [
