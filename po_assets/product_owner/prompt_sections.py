@@ -29,8 +29,8 @@ from po_assets.product_owner.documents import read_yaml, to_text
 
 _NAME = (
     r"(?P<name>(?:PRODUCT[ _-])?(?:CONCEPT"
-    r"|(?:(?P<old>EXISTING|CURRENT|PREVIOUS|PRIOR|OLD)[ _-](?:PRODUCT[ _-])?)?VISION"
-    r"|REQUIREMENTS(?:[ _-](?:DOCUMENT|YAML))?))"
+    r"|(?:(?:(?P<old>EXISTING|CURRENT|PREVIOUS|PRIOR|OLD)[ _-](?:PRODUCT[ _-])?)?VISION|REQUIREMENTS)"
+    r"(?:[ _-](?:DOCUMENT|YAML))?))"
 )
 _HEADING = re.compile(
     rf"(?P<mark>[ \t\u200b\ufeff]{{0,3}}(?:#{{1,6}}[ \t]*)?(?:[0-9]{{1,2}}[.)][ \t]+)?(?:\*\*|__|[*_])?){_NAME}"

@@ -501,7 +501,10 @@ def test_a_key_above_all_of_a_document_stays(form: str) -> None:
 
 
 def test_an_existing_vision_may_stand_under_its_key() -> None:
-    """It is not the answer's."""
+    """It is not the answer's; the name may be that of the column."""
+    for text in (VISION.strip(), f"```yaml\n{VISION}```"):
+        parts = split_prompt(ASKED.replace("REQ", f"existing_vision_yaml:\n{text}\n\nREQ"))
+        assert parts == replace(QUESTION, existing_vision_yaml=VISION.strip())
     wrapped = "vision:\n  product_name: Planner\n  non_goals: []"
     parts = split_prompt(ASKED.replace("REQ", f"EXISTING_VISION:\n{wrapped}\n\nREQ"))
     assert parts == replace(QUESTION, existing_vision_yaml=wrapped)
