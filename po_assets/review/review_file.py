@@ -76,6 +76,8 @@ class Entry:
     """The greater the worse."""
     student_answer: str = ""
     """What the student wrote, to compare with; cases only."""
+    written: str = ""
+    """Digest of the answer as the file was written with it; empty in a file of an earlier version."""
 
     @property
     def key(self) -> Approved:
@@ -135,7 +137,7 @@ def write_review_file(path: UPath, candidates: Sequence[Entry]) -> None:
     entries = []
     for one in candidates:
         entry = {"candidate": one.kind, "id": one.identifier, "from": one.place, "why": list(one.why), "verdict": ""}
-        entry |= {"concept": plain(one.concept), "requirements": f"{plain(one.requirements)}\n"}
+        entry |= {"answer": one.key[2], "concept": plain(one.concept), "requirements": f"{plain(one.requirements)}\n"}
         entry |= {"status": one.status} if one.kind == "evaluation_case" else {}
         entry |= {"vision": f"{plain(one.vision)}\n", "review": f"{plain(one.review)}\n"}
         entry |= {"student_answer": f"{plain(one.student_answer)}\n"} if one.student_answer else {}
@@ -162,6 +164,7 @@ def read_review_file(path: UPath) -> list[Entry]:
             **{part: entry[part] for part in _PARTS},
             status=_word(entry, "status"),
             verdict=_word(entry, "verdict"),
+            written=_word(entry, "answer"),
         )
         for entry in entries
     ]
@@ -324,6 +327,15 @@ def _corrected(entry: Entry, original: Entry, name: str, landed: Landed) -> dict
         if getattr(entry, part).split() != getattr(original, part).split()
     ]
     same = all(plain(getattr(entry, part)) == plain(getattr(original, part)) for part in ("vision", "review"))
+    if not same and entry.written not in ("", original.key[2]):
+        if entry.key[2] == entry.written and not entry.verdict:
+            landed.untouched += 1
+        else:
+            landed.faults.append(
+                f"the answer of {original.place} has changed since this file was written: correct it there, and take "
+                "the entry out"
+            )
+        return None
     if same and entry.status in ("", original.status):
         if entry.verdict == RIGHT:
             landed.approved.append(entry.key)

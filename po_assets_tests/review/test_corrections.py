@@ -258,6 +258,21 @@ def test_a_correction_that_scores_too_little_lands_with_a_warning(layout: Layout
     assert "with a min_score of 0.82 it is left out of training, and so is the old one" in landed.notes[0]
 
 
+def test_what_changed_since_the_file_was_written_is_not_undone(layout: Layout) -> None:
+    """An entry that nobody touched leaves the newer reference alone; a correction of the old one is refused."""
+    case_id = disagreeing(layout)
+    one = next(one for one in collected(layout).candidates if one.identifier == case_id)
+    newer = layout.eval_cases.read_text().replace("narrative: ", "narrative: Once more. ")
+    layout.eval_cases.write_text(newer)
+    assert land_corrections(layout).cases == []
+    assert layout.eval_cases.read_text() == newer
+    edit(layout, case_id, verdict="right")
+    assert f"the answer of case {case_id} has changed since this file was written" in refused(layout)
+    edit(layout, case_id, verdict="")
+    better(layout, one)
+    assert "correct it there, and take the entry out" in refused(layout)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
