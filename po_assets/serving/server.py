@@ -152,7 +152,8 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         renewing = asyncio.create_task(desk.renew(newer, say)) if newer else None
-        yield
+        with contextlib.suppress(asyncio.CancelledError):  # by a second Ctrl-C
+            yield
         if renewing:
             renewing.cancel()
         desk.close()

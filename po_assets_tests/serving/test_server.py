@@ -254,8 +254,8 @@ def test_a_large_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def running(engine: EchoEngine) -> Iterator[int]:
-    """A real server; its port."""
+def running(engine: EchoEngine, *, forced: bool = False) -> Iterator[int]:
+    """A real server; its port. It is `forced` to end as by a second Ctrl-C."""
     made: list[uvicorn.Server] = []
     said: list[str] = []
     real = uvicorn.Server.run
@@ -267,7 +267,7 @@ def running(engine: EchoEngine) -> Iterator[int]:
             yield port
             assert said == [f"echo answers at http://127.0.0.1:{port}/v1"]
         finally:
-            made[0].should_exit = True
+            made[0].should_exit, made[0].force_exit = True, forced
             serving.result(20)
 
 
@@ -330,6 +330,20 @@ def test_a_server_that_is_stopped_tells_who_waits_without_a_traceback(
             time.sleep(0.5)
         assert waiting.result().startswith(b"HTTP/1.1 503")
         assert b"The server is being stopped; ask again later." in waiting.result()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_second_interrupt_ends_the_answer_that_is_being_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """The process would stay for it, and print a traceback."""
+    engine = EchoEngine(before=lambda: time.sleep(0.05))
+    body = json.dumps(asking("word " * 100)).encode()
+    with ThreadPoolExecutor(1) as clients:
+        with running(engine, forced=True) as port:
+            clients.submit(exchange, port, POST + b"content-length: %d\r\n\r\n" % len(body) + body)
+            time.sleep(0.3)
+        written = len(engine.written)
+        time.sleep(0.3)
+        assert 0 < len(engine.written) == written < 100
     assert "Traceback" not in capsys.readouterr().err
 
 
