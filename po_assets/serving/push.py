@@ -6,6 +6,7 @@ What a folder holds belongs to `training` and `export`; whether it may go out is
 import json
 import os
 from pathlib import Path
+from textwrap import shorten
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -93,12 +94,13 @@ def push(folder: Path, repository: str, faults: list[str], *, force: bool = Fals
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        way_out = (
-            "Try again later." if status >= 500 else "Is the right name given, and does the token have its rights?"
-        )
+        way_out = "Is the right name given, and does the token have its rights?"
         if status in (401, 403):
             way_out = "Give a token with the right to write in HF_TOKEN, or log in with `hf auth login`."
-        raise UserError(f"{endpoint} refused to take {repository!r} (HTTP {status}). {unchanged}. {way_out}") from error
+        elif status == 429 or status >= 500:
+            way_out = "Try again later."
+        said = f"HTTP {status}: {shorten(error.server_message or 'without a reason', 300)}"
+        raise UserError(f"{endpoint} refused to take {repository!r} ({said}). {unchanged}. {way_out}") from error
     except Exception as error:  # which HTTP library the client uses, and what that raises, is the client's own matter
         reason = first_line(error.__cause__ or error)
         raise UserError(

@@ -22,6 +22,8 @@ class Hub:
     exists: bool = True
     down_at: str = ""
     """Part of a path at which the server hangs up instead of answering."""
+    refusal: tuple[int, str] | None = None
+    """Status and words in which a commit is refused."""
     files: dict[str, bytes | str] = field(default_factory=lambda: {".gitattributes": b"", "old.gguf": b"old"})
     blobs: set[str] = field(default_factory=set)
     commits: list[str] = field(default_factory=list)
@@ -56,7 +58,7 @@ class _Handler(Handler):
             hub.blobs.add(hashlib.sha256(content).hexdigest())
             self.reply({})
         elif self.headers.get("authorization") != f"Bearer {TOKEN}":
-            self.reply({"error": "no"}, 401, {"x-error-message": "Invalid credentials in Authorization header"})
+            self.reply({}, 401, {"x-error-message": "Invalid credentials in Authorization header"})
         elif path == "/api/repos/create":
             hub.exists = True
             self.reply({"url": f"{hub.url}/{REPOSITORY}"})
@@ -75,6 +77,8 @@ class _Handler(Handler):
                 for one in json.loads(content)["objects"]
             ]
             self.reply({"transfer": "basic", "objects": objects})
+        elif "/commit/" in path and hub.refusal:
+            self.reply({"error": hub.refusal[1]}, hub.refusal[0])
         elif "/commit/" in path:
             hub.commit([json.loads(line) for line in content.splitlines()])
             self.reply({"commitUrl": f"{hub.url}/{REPOSITORY}/commit/c0ffee", "commitOid": "c0ffee"})

@@ -131,9 +131,12 @@ def test_what_the_hub_refuses_is_one_sentence_with_the_way_out(
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     status, said = push(capsys)
     assert (status, said.count("\n")) == (1, 1)
-    assert "(HTTP 401). Nothing was changed there. Give a token with the right to write in HF_TOKEN" in said
-    assert (hub.files, hub.commits) == (before, [])
+    assert "(HTTP 401: Invalid credentials in Authorization header). Nothing was changed there. Give a token" in said
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.exists, hub.refusal = True, (429, "Too many\ncommits")
+    assert "(HTTP 429: Too many commits). Nothing was changed there. Try again later." in push(capsys)[1]
+    assert (hub.files, hub.commits) == (before, [])
+    hub.exists, hub.refusal = False, None
     assert push(capsys, "--create")[0] == 0
     assert len(hub.commits) == 1
 
