@@ -5,12 +5,13 @@ How they are shown, corrected and taken back belongs to `review_file`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from po_assets.dataset.cases import read_eval_cases
 from po_assets.errors import UserError
 from po_assets.intake.normalization import replaced_record
 from po_assets.product_owner.contract import GATE_WORST_SCORE
-from po_assets.review.review_file import Entry, Kind, entry_of_case, entry_of_row, read_approved
+from po_assets.review.review_file import CORRECTIONS, Entry, Kind, entry_of_case, entry_of_row, read_approved
 from po_assets.review.settings import ReviewSettings
 from po_assets.storage import Layout, file_digest, read_manifest, read_rows
 
@@ -50,8 +51,9 @@ def collect(layout: Layout, settings: ReviewSettings, score_tolerance: float) ->
 
 
 def _rows(layout: Layout, tolerance: float) -> Iterator[Entry]:
-    """Rows whose declared score is not the metric's, unless a correction has replaced them."""
-    replaced = {replaced_record(row["metadata"]) for row in read_rows(layout.normalized)}
+    """Rows whose declared score is not the metric's, unless a correction has replaced them, or will in the next run."""
+    landed = chain.from_iterable(map(read_rows, layout.incoming.glob(f"{CORRECTIONS}-{'[0-9a-f]' * 10}.jsonl")))
+    replaced = {replaced_record(row.get("metadata") or {}) for row in chain(read_rows(layout.normalized), landed)}
     for row in read_rows(layout.normalized):
         declared, metric = row["declared_score"], row["metric_score"]
         if declared is None or abs(declared - metric) <= tolerance or row["record_id"] in replaced:

@@ -47,6 +47,8 @@ _HEADER = """\
 """
 RIGHT = "right"
 """The verdict on an answer that needs no correction."""
+CORRECTIONS = "corrections"
+"""How the names of landed files of corrected rows begin."""
 _PARTS = ("concept", "requirements", "vision", "review")
 _APPROVED_KEYS = ("candidate", "id", "answer")
 
@@ -238,7 +240,7 @@ def land_corrections(layout: Layout) -> Landed:
         records = (dict(zip(_APPROVED_KEYS, known, strict=True)) for known in everything)
         land_lines(layout.approved_answers, map(orjson.dumps, records))
     if landed.rows:
-        landed.file = land_new_file(layout, "corrections", landed.rows)
+        landed.file = land_new_file(layout, CORRECTIONS, landed.rows)
     if landed.cases:
         land_lines(layout.eval_cases.resolve(), corrected_cases)  # a project's file is linked there
     if landed.rows or landed.cases or landed.approved:

@@ -258,6 +258,14 @@ def test_a_correction_that_scores_too_little_lands_with_a_warning(layout: Layout
     assert "with a min_score of 0.82 it is left out of training, and so is the old one" in landed.notes[0]
 
 
+def test_a_row_whose_correction_waits_for_the_next_run_is_no_candidate(layout: Layout) -> None:
+    """Two corrections of one row would both be trained on."""
+    one = collected(layout).candidates[0]
+    better(layout, one)
+    land_corrections(layout)
+    assert one.identifier not in {other.identifier for other in collected(layout).candidates}
+
+
 def test_what_changed_since_the_file_was_written_is_not_undone(layout: Layout) -> None:
     """An entry that nobody touched leaves the newer reference alone; a correction of the old one is refused."""
     case_id = disagreeing(layout)
