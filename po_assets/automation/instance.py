@@ -18,6 +18,7 @@ from upath import UPath
 from po_assets.errors import UserError
 from po_assets.storage import lock
 from po_assets.storage.layout import HOME_VARIABLE, OF_A_RUN, history_fault
+from po_assets.text import shown
 
 
 @contextlib.contextmanager
@@ -26,6 +27,7 @@ def opened_instance() -> Iterator[dg.DagsterInstance]:
 
     Raises:
         UserError: Dagster's own database fails, now or in the block: the disk is full, or somebody took a right away.
+            Or what its dagster.yaml names is not there.
     """
     home = os.environ[HOME_VARIABLE]
     try:
@@ -33,7 +35,7 @@ def opened_instance() -> Iterator[dg.DagsterInstance]:
             # Where none can be had (another user's file, a disk without locks) all is as Dagster itself does it.
             with contextlib.suppress(OSError):
                 locked.enter_context(lock(UPath(home) / ".history.lock", wait=True))
-            instance = dg.DagsterInstance.get()
+            instance = _opened(home)
         with instance:
             yield instance
     except (DBAPIError, sqlite3.Error) as error:
@@ -41,6 +43,21 @@ def opened_instance() -> Iterator[dg.DagsterInstance]:
         raise UserError(
             f"Dagster's history in {home} cannot be written to ({reason}). Make room there or get "
             "the right to write, then run again: what was finished is kept."
+        ) from error
+
+
+def _opened(home: str) -> dg.DagsterInstance:
+    try:
+        return dg.DagsterInstance.get()
+    except (DBAPIError, sqlite3.Error):
+        raise
+    except Exception as error:
+        # Every kind of storage has errors of its own; that of PostgreSQL hides the server's words behind its own.
+        said = " ".join(str(error.__cause__ or error).split())
+        fault = said.partition("Error 1: ")[2] or said  # of a configuration; before it stands all that it could hold
+        raise UserError(
+            f"Dagster's instance in {home} cannot be opened ({shown(fault, 300)}). Correct its dagster.yaml, or set "
+            "the variable, or start the server, that it names."
         ) from error
 
 

@@ -17,6 +17,8 @@ from upath import UPath
 from po_assets import cli
 from po_assets.automation import run
 from po_assets.automation.executors import LOCK, PROCESS_TAG, end_orphaned_runs, orphaned_runs, process_tag, root_of
+from po_assets.automation.instance import opened_instance
+from po_assets.errors import UserError
 from po_assets.storage import lock
 from po_assets_tests.automation.live import LOCATION
 from po_assets_tests.automation.workplace import REPOSITORY, Workplace, make_workplace
@@ -235,3 +237,25 @@ def test_an_instance_that_cannot_be_found_is_one_sentence(
     monkeypatch.setenv("PO_ARTIFACTS_ROOT", str(tmp_path))
     assert cli.main(["run"]) == 1
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("{env: NOT_SET}", 'the environment variable "NOT_SET" which is not set'),
+        ("postgresql+psycopg2://dagster:secret@127.0.0.1:1/dagster", "127.0.0.1"),
+    ],
+)
+def test_an_instance_whose_database_cannot_be_had_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, expected: str
+) -> None:
+    """A variable that its dagster.yaml names and a server that is not there; without the password."""
+    pytest.importorskip("dagster_postgres")
+    (tmp_path / "dagster.yaml").write_text(f"storage: {{postgres: {{postgres_url: {url}}}}}")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with pytest.raises(UserError) as refused, opened_instance():
+        pass
+    said = str(refused.value)
+    assert said.startswith(f"Dagster's instance in {tmp_path} cannot be opened (")
+    assert expected in said
+    assert "secret" not in said
