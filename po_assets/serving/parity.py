@@ -36,9 +36,6 @@ _CONTEXT = 4_096
 """Tokens of prompt and answer for which llama.cpp makes room: what the profile `paper` trains at most."""
 _SHOWN = 400
 
-Turns = Sequence[Turn]
-"""A conversation."""
-
 
 @dataclass(frozen=True)
 class Said:
@@ -159,7 +156,9 @@ def _score(case: EvalCase, text: str) -> float:
     return score_product_owner(case.requirements_yaml, answer.vision_yaml or "", answer.review_yaml or "").total
 
 
-def ask_model(answering: AnsweringModel, asked: Sequence[Turns], *, max_tokens: int = MAX_TOKENS) -> list[Said]:
+def ask_model(
+    answering: AnsweringModel, asked: Sequence[Sequence[Turn]], *, max_tokens: int = MAX_TOKENS
+) -> list[Said]:
     """What a loaded model answers to each conversation, greedily and without grammar, as other runtimes are asked."""
     from po_assets.evaluation.generate import Request, batches_by_length, complete_batch
 
@@ -178,7 +177,7 @@ def ask_model(answering: AnsweringModel, asked: Sequence[Turns], *, max_tokens: 
     ]
 
 
-def ask_gguf(gguf: Path, asked: Sequence[Turns], *, max_tokens: int = MAX_TOKENS) -> list[Said]:
+def ask_gguf(gguf: Path, asked: Sequence[Sequence[Turn]], *, max_tokens: int = MAX_TOKENS) -> list[Said]:
     """The same of a GGUF file, by llama.cpp (the package `xllamacpp`), with the template and stop tokens in the file.
 
     Raises:

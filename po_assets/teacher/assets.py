@@ -221,11 +221,11 @@ def _sum_faults(report: BatchReport, rows: list[dict[str, Any]]) -> list[str]:
     """Where the report is not the sum of the batch's rows."""
     added, accepted = totals(rows), sum(row["outcome"] == AttemptOutcome.ACCEPTED for row in rows)
     pairs: tuple[tuple[str, float, float], ...] = (
-        ("requests of the batch", report.requests, added.requests),
+        ("requests of the batch", report.requests, added["requests"]),
         ("accepted payloads", report.accepted, accepted),
-        ("tokens", report.tokens, added.tokens),
+        ("tokens", report.tokens, added["tokens"]),
         ("payloads over all states", report.payloads, report.accepted + report.given_up + report.open),
-        ("cost", report.cost, added.cost),
+        ("cost", report.cost, added["cost"]),
     )
     return [
         f"{what}: the report says {said:,}, adding up gives {sum_:,}"

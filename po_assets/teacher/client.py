@@ -119,7 +119,7 @@ class TeacherClient:
                     return self._refused_by_status(error.code, error.code, error)
                 return self._fault("server error in the answer", error, cut=True, again=True)
             case json.JSONDecodeError():
-                return Fault("not a chat completion", self._redacted(f"no JSON came: {error.doc[:100]!r}"), again=True)
+                return self._fault("not a chat completion", f"no JSON came: {error.doc[:100]!r}", again=True)
         # The client wraps what happens before the response begins; what happens after it comes as it is.
         wrapped = isinstance(error, openai.APIConnectionError)
         cause = error.__cause__ or error if wrapped else error
@@ -132,14 +132,14 @@ class TeacherClient:
             return Fault("time-out", detail, again=True)
         if never_arrived and _WRONG_CERTIFICATE in said:
             detail = f"{self._llm.base_url}: {cause}; SSL_CERT_FILE names a file with certificates of your own"
-            return Fault("certificate refused", self._redacted(detail), stops=True, free=True)
+            return self._fault("certificate refused", detail, stops=True, free=True)
         if never_arrived:
-            return Fault("no connection", self._redacted(f"{self._llm.base_url}: {cause}"), again=True, free=True)
+            return self._fault("no connection", f"{self._llm.base_url}: {cause}", again=True, free=True)
         if _NEVER_ENCODED in kinds or (wrapped and _NEVER_SENT in kinds):
             # Any other payload would be refused in the same way: all have the same headers and settings.
-            return Fault("request cannot be sent", self._redacted(said), stops=True, free=True)
+            return self._fault("request cannot be sent", said, stops=True, free=True)
         if wrapped or _TRANSPORT in kinds:
-            return Fault("connection lost", self._redacted(said), cut=True, again=True)
+            return self._fault("connection lost", said, cut=True, again=True)
         return self._fault("not a chat completion", error, again=True)
 
     def _options(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class TeacherClient:
             else:
                 received.take(json.loads(await response.read()))
 
-    def _refused_by_status(self, status: Any, code: object, error: Exception, wait: float | None = None) -> Fault:
+    def _refused_by_status(self, status: Any, code: object, error: object, wait: float | None = None) -> Fault:
         if code == _OUT_OF_MONEY:
             return self._fault("account without credit", error, stops=True, free=True)
         if status in _USELESS:
@@ -174,8 +174,8 @@ class TeacherClient:
             return self._fault(f"{kind} ({status})", error, again=True, wait=wait, free=True)
         return self._fault(f"request refused ({status})", error, free=True)
 
-    def _fault(self, reason: str, error: Exception, **options: Any) -> Fault:
-        return Fault(reason, self._redacted(str(error) or type(error).__name__), **options)
+    def _fault(self, reason: str, said: object, **options: Any) -> Fault:
+        return Fault(reason, self._redacted(str(said) or type(said).__name__), **options)
 
     def _redacted(self, text: str) -> str:
         """Servers repeat the key in their error messages, and HTTP libraries as Python writes it, with escapes."""

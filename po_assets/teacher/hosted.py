@@ -184,7 +184,7 @@ class HostedBatches(TeacherClient):
         )
         if found.status == "failed":
             said = "; ".join(str(error.message) for error in (found.errors and found.errors.data) or [])
-            fault = self._fault("batch refused", ValueError(said or "without a reason"), stops=True, free=True)
+            fault = self._fault("batch refused", said or "without a reason", stops=True, free=True)
         return {name: replies.get(name) or Reply(fault=fault) for name in wanted}
 
     def _read(self, line: bytes, replies: dict[str, Reply]) -> None:
@@ -202,7 +202,7 @@ class HostedBatches(TeacherClient):
         if isinstance(status, int) and status != 200:
             said = body.get("error") if isinstance(body, dict) else None
             said = said if isinstance(said, dict) else {"message": body}
-            return Reply(fault=self._refused_by_status(status, said.get("code"), ValueError(str(said.get("message")))))
+            return Reply(fault=self._refused_by_status(status, said.get("code"), said.get("message")))
         received = Received()
         try:
             received.take(body or {"error": error})

@@ -110,12 +110,12 @@ def settle(history: Sequence[Scored]) -> list[Scored]:
     """
     good = [scored for scored in history if scored.accepted]
     chosen = next((scored for scored in good if scored.attempt.landed_in), good[0] if good else None)
-    surplus: dict[str, Any] = {
-        "outcome": AttemptOutcome.SURPLUS,
-        "reason": "another was accepted",
-        "detail": "one row is enough",
-    }
-    return [replace(scored, **surplus) if scored.accepted and scored is not chosen else scored for scored in history]
+    return [
+        replace(scored, outcome=AttemptOutcome.SURPLUS, reason="another was accepted", detail="one row is enough")
+        if scored.accepted and scored is not chosen
+        else scored
+        for scored in history
+    ]
 
 
 def next_kind(history: Sequence[Scored], tries: int, max_output_tokens: int) -> str | None:
@@ -172,22 +172,14 @@ def ledger_rows(
             }
 
 
-@dataclass(frozen=True)
-class Totals:
-    """Sums over the ledger rows of a batch."""
-
-    requests: int
-    tokens: int
-    cost: float
-    estimated_cost: float
-    """The part of the cost that no bill says, counted as the most it can be."""
-
-
-def totals(rows: Sequence[dict[str, Any]]) -> Totals:
-    """The sums over these rows of a ledger."""
-    tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
-    cost, estimated = (sum(row["cost"] for row in some) for some in (rows, [row for row in rows if row["estimated"]]))
-    return Totals(len(rows), tokens, float(cost), float(estimated))
+def totals(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The sums over these rows of a ledger; no bill says `estimated_cost`, which is counted as the most it can be."""
+    return {
+        "requests": len(rows),
+        "tokens": sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows),
+        "cost": float(sum(row["cost"] for row in rows)),
+        "estimated_cost": float(sum(row["cost"] for row in rows if row["estimated"])),
+    }
 
 
 def outcome_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
@@ -201,8 +193,8 @@ def outcome_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
             "reason": reason or "–",
             "requests": len(group),
             "share": f"{len(group) / len(rows):.1%}",
-            "tokens": totals(group).tokens,
-            "cost": totals(group).cost,
+            "tokens": totals(group)["tokens"],
+            "cost": totals(group)["cost"],
             "example": _example(group[0]),
         }
         for (outcome, reason), group in sorted(groups.items(), key=lambda item: -len(item[1]))

@@ -222,7 +222,7 @@ def _account(
         given_up=settled - accepted,
         open=len(keys) - settled,
         answers=sum(scored.answered for key in keys for scored in histories[key]),
-        **asdict(totals([row for row in rows if row["in_batch"]])),
+        **totals([row for row in rows if row["in_batch"]]),
         **plan.model_dump(include={"max_rows", "max_tokens", "max_cost", "min_acceptance"}),
         left_out=left_out,
         seconds=round(batch.seconds, 3),
