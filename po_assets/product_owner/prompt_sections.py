@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from po_assets.product_owner.blocks import (
+    PROMPT_WORD,
     REQUIREMENT_LINE,
     Block,
     fenced_blocks,
+    is_closing,
     is_plain_key,
     label_in,
     remark_in,
@@ -261,12 +263,20 @@ def _goes_on_in(block: Block, document: Section) -> bool:
 
 def _only_announces(document: Section, block: Block) -> bool:
     """Whether nothing but prose stands between a document's name, alone on its line, and the block that it is in."""
-    lines = document.lines
-    if lines[0].strip() or len(lines) > _FIRST or any(map(KEY_AT_MARGIN.match, lines)):
+    prose = [line.strip() for line in document.lines if line.strip()]
+    if document.lines[0].strip() or len(prose) > _FIRST or any(map(_is_no_lead, prose)):
         return False
     if document.name == REQUIREMENTS and not block.label:
         return any(map(REQUIREMENT_LINE.match, (block.text or "").split("\n")))
-    return block.label == document.name or (block.label, document.name) == (VISION, EXISTING_VISION)
+    # Behind more than a line, the vision is the prose, and the block a form to be filled in.
+    old = (block.label, document.name, len(prose)) == (VISION, EXISTING_VISION, 1)
+    return block.label == document.name or old
+
+
+def _is_no_lead(line: str) -> bool:
+    """Whether a line is no sentence that leads to a document, but a key, an instruction, an example's, or *none*."""
+    patterns = (KEY_AT_MARGIN, PROMPT_WORD, _EXAMPLE)
+    return " " not in line or is_closing(line) or any(pattern.match(line) for pattern in patterns)
 
 
 def _takes_end_off(section: Section) -> bool:

@@ -417,6 +417,8 @@ def test_prose_between_a_heading_and_its_block_is_no_part_of_anything(lead: str,
     parts = split_prompt(f"CONCEPT: A planner\n\n{heading}\n{lead}\n\n```yaml\n{REQUIREMENTS}```")
     assert replace(parts, notes=()) == QUESTION
     assert parts.notes == (f"text beside the REQUIREMENTS was left out: {' '.join(lead.split())!r}",) or "Three" in lead
+    if "Three" in lead:
+        return
     existing = f"CONCEPT: A planner\n\nEXISTING_VISION:\n{lead}\n```yaml\n{VISION}```\n\nREQUIREMENTS:\n{REQUIREMENTS}"
     assert replace(split_prompt(existing), notes=()) == replace(QUESTION, existing_vision_yaml=VISION.strip())
 
@@ -533,3 +535,12 @@ def test_a_prompt_may_be_indented_as_a_whole() -> None:
     """As in a program's text."""
     prompt = f"You are a Product Owner.\n\n{ASKED}\n\n{CLOSING}"
     assert split_prompt("\n" + "\n".join(f"      {line}" if line else "" for line in prompt.split("\n"))) == QUESTION
+
+
+@pytest.mark.parametrize("existing", ["", "None", "Be first.\n\nBe fair."])
+@pytest.mark.parametrize("lead", ["Answer in this form:", "Output format:", "Example:"])
+def test_a_form_behind_an_existing_vision_is_not_the_vision(existing: str, lead: str) -> None:
+    """The block is told by its keys alone."""
+    form = "```yaml\nproduct_name: X\nproduct_summary: Y\n```"
+    parts = split_prompt(f"{ASKED}\n\nEXISTING_VISION:\n{existing}\n\n{lead}\n{form}")
+    assert "X" not in str(parts.existing_vision_yaml)
