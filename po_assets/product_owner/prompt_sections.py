@@ -263,8 +263,10 @@ def _goes_on_in(block: Block, document: Section) -> bool:
 
 def _only_announces(document: Section, block: Block) -> bool:
     """Whether nothing but prose stands between a document's name, alone on its line, and the block that it is in."""
+    if document.lines[0].strip() or len(document.lines) > _FIRST:
+        return False
     prose = [line.strip() for line in document.lines if line.strip()]
-    if document.lines[0].strip() or len(prose) > _FIRST or any(map(_is_no_lead, prose)):
+    if any(map(_is_no_lead, prose)):
         return False
     if document.name == REQUIREMENTS and not block.label:
         return any(map(REQUIREMENT_LINE.match, (block.text or "").split("\n")))

@@ -298,6 +298,7 @@ def test_any_text_is_split_without_an_exception(text: str) -> None:
         'CONCEPT:\n"""\n' + " " * 100_000,
         "CONCEPT:\na\n" + "</task>\n" * 20_000 + "`" * 50_000,
         "CONCEPT:\n" + "\n\n \n" * 30_000 + "x",
+        "CONCEPT:\nx\n\nREQUIREMENTS:\n" + "a line of prose\n```yaml\nfoo: 1\n```\n" * 20_000,
     ],
 )
 def test_no_prompt_takes_long(text: str) -> None:
