@@ -21,10 +21,14 @@ from po_assets.intake.checks import TableEvidence
 from po_assets.intake.ledger import CLOSED_BY, Balance, Outcome, balance
 from po_assets.intake.normalization import input_digest
 from po_assets.product_owner import ParsedAnswer, PromptParts, parse_answer, read_status, read_yaml, split_prompt
+from po_assets.product_owner.contract import VISION_KEYS
 from po_assets.product_owner.templates import Prompt
 from po_assets.storage import open_buffered, read_manifest, read_rows
 
-_VISION_SECTION = re.compile(r"(?:```yaml )?VISION:?\s*", re.IGNORECASE)
+_VISION_SECTION = re.compile(
+    rf"^(?:```yaml )?VISION:?\s*(?:```\w*\s*)?^[- ]*(?:{'|'.join(VISION_KEYS)}):", re.IGNORECASE | re.MULTILINE
+)
+"""A concept may have a line `Vision:` of its own; a key below it tells the document."""
 _TELLING_SUMMARY_CHARACTERS = 40
 """A product summary this long does not stand in a prompt by chance."""
 
@@ -69,7 +73,7 @@ class TrainingRow:
     def given_away(self) -> str:
         """What the prompt holds of the vision that the answer must contain; empty for nothing."""
         asked = self.parts.concept or self.prompt
-        if self.parts.vision_yaml is not None or any(map(_VISION_SECTION.fullmatch, asked.splitlines())):
+        if self.parts.vision_yaml is not None or _VISION_SECTION.search(asked):
             return "a VISION stands in the prompt"
         summary = read_yaml(self.answer.vision_yaml).value.get("product_summary")
         told = _plain(summary) if isinstance(summary, str) else ""

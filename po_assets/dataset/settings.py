@@ -141,7 +141,7 @@ def _prompt(name: str) -> Prompt:
     settings = os.environ.get("PO_SETTINGS")
     path = (Path(settings).parent if settings else Path()) / Path(name).expanduser()
     try:
-        return read_prompt(path.read_text(encoding="utf-8"), _name(name))
+        return read_prompt(path.read_text(encoding="utf-8-sig"), _name(name))
     except OSError as error:
         raise UserError(
             f"The prompt {name!r} cannot be read: {error.strerror} ({path.absolute()}). Name a template file, or one "

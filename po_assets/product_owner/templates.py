@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
+from jinja2 import DictLoader, StrictUndefined, TemplateNotFound, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
 from po_assets.errors import all_faults
@@ -22,7 +22,8 @@ from po_assets.product_owner.prompts import PromptParts, build_prompt, own_parts
 VARIABLES = ("concept", "requirements_yaml", "existing_vision_yaml")
 """What a template gets: texts without white space around them, the YAML ones without a fence; the last may be empty."""
 _NEEDED = VARIABLES[:2]
-_ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined)
+_ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, loader=DictLoader({}))
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 _SYSTEM = re.compile(r"\{%[-+]?\s*block\s+system\b.*?%\}(.*?)\{%[-+]?\s*endblock\b.*?%\}", re.DOTALL)
 _MARKS = {f"\ue000{number}\ue001": name for number, name in enumerate(VARIABLES)}  # private-use characters
 _MARK = re.compile("(\ue000[0-2]\ue001)")
@@ -79,10 +80,12 @@ def read_prompt(text: str, name: str) -> Prompt:
         UserError: with every fault of the file: it is no Jinja template, names an unknown variable or lacks a needed
             one, or the question cannot be found again in what it writes.
     """
+    text = _COMMENT.sub("", text)
     system = _SYSTEM.search(text)
     source = _SYSTEM.sub("", text, count=1).strip()
     faults: list[str] = []
     try:
+        _ENVIRONMENT.compile(text)  # a block that stands twice is found here only
         blocks = [block.name for block in _ENVIRONMENT.parse(text).find_all(nodes.Block)]
         faults += [
             f"its block {name!r} would stand in the user's text; did you mean {{% block system %}}?"
@@ -102,6 +105,10 @@ def read_prompt(text: str, name: str) -> Prompt:
             faults.append(fault)
     except TemplateSyntaxError as error:
         faults.append(f"it is no Jinja template: line {error.lineno}: {str(error.message).rstrip('.')}.")
+    except TemplateNotFound as error:
+        faults.append(
+            f"it takes {error.name!r} from another file; a prompt must be whole, as it goes with the adapter."
+        )
     except Exception as error:  # noqa: BLE001 - a template runs what its author wrote, and may fail there in any way
         faults = faults or [f"it fails with {type(error).__name__}: {str(error).rstrip('.')}."]
     if faults:

@@ -309,8 +309,9 @@ def test_no_eval_overlap_sees_a_reference_answer(layout: Layout) -> None:
 
 
 def test_a_whole_vision_in_a_training_prompt_is_named(layout: Layout) -> None:
-    """Here in a file changed by hand."""
+    """Here in a file changed by hand; a line `Vision:` of a concept is none."""
     rows = list(read_rows(layout.supervised))
+    rows[2]["prompt"] = rows[2]["prompt"].replace("REQUIREMENTS:", "Vision:\nThe first choice.\n\nREQUIREMENTS:")
     rows[3]["prompt"] = rows[3]["prompt"].replace("REQUIREMENTS:", "VISION:\nproduct_name: x\n\nREQUIREMENTS:")
     rewrite(layout, rows)
     (offender,) = table(judged(layout, "answer_not_in_prompt"))

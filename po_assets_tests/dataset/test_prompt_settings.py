@@ -45,6 +45,8 @@ def test_files_are_named_from_the_folder_of_the_settings(template: str, monkeypa
     assert settings.own.system == "You guard the vision."
     before = settings.fingerprint()
     assert before == PromptSettings(template=template).fingerprint() != PromptSettings().fingerprint()
+    Path(template).write_text(OURS, encoding="utf-8-sig")  # as some editors save it
+    assert settings.fingerprint() == before
     Path(template).write_text(OURS.replace("Go.", "Go on."))
     assert settings.fingerprint() != before
 

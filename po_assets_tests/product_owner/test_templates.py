@@ -63,6 +63,12 @@ def test_another_system_text_is_another_prompt() -> None:
     assert ours.digest != read_prompt(OURS.replace("Idea", "Concept"), "ours").digest
 
 
+def test_a_system_block_in_a_comment_is_none() -> None:
+    """The text that was tried before stays beside the one that counts."""
+    tried = read_prompt("{# {% block system %}Old.{% endblock %} #}\n" + OURS, "ours")
+    assert (tried.system, tried.source) == (read_prompt(OURS, "ours").system, read_prompt(OURS, "ours").source)
+
+
 @pytest.mark.parametrize(
     ("text", "sentences"),
     [
@@ -88,7 +94,14 @@ def test_another_system_text_is_another_prompt() -> None:
             "{{ concept }} / {{ requirements_yaml }}{{ concept.__class__.__mro__ }}",
             ["it fails with SecurityError: access to attribute '__class__' of 'str' object is unsafe."],
         ),
-        ("{% include 'other' %}{{ concept }} / {{ requirements_yaml }}", ["it fails with TypeError: no loader"]),
+        (
+            "{% include 'other' %}{{ concept }} / {{ requirements_yaml }}",
+            ["it takes 'other' from another file; a prompt must be whole"],
+        ),
+        (
+            "{% block system %}A{% endblock %}{{ concept }} / {{ requirements_yaml }}{% block system %}B{% endblock %}",
+            ["it is no Jinja template: line 1: block 'system' defined twice."],
+        ),
     ],
 )
 def test_a_faulty_file_is_told_of_with_all_its_faults(text: str, sentences: list[str]) -> None:
