@@ -76,13 +76,10 @@ fuzz: .venv/.fuzz ## look for landed input that breaks an invariant: make fuzz S
 	@$(BIN)/python -m benchmarks.fuzz --seconds $(SECONDS) --corpus .fuzz/corpus
 
 # Exported by make, not written into a command: the path may have spaces and quotes.
-ui: export VIRTUAL_ENV = $(CURDIR)/.venv
-ui: export PATH := $(CURDIR)/$(BIN):$(PATH)
 ui-ray: export DAGSTER_HOME = $(CURDIR)/deploy/ray
 
 ui: .venv/.runtime ## open the Dagster UI on http://127.0.0.1:3000, on the same instance
-	@$(BIN)/python -P po_assets/automation/instance.py
-	@$(BIN)/dg dev --host 127.0.0.1 --port 3000
+	@$(BIN)/po-assets ui
 
 ui-ray: .venv/.ray ## the same on Ray: each step a Ray job, those that compute with the model on a GPU of their own
 	@$(BIN)/po-assets ui-ray

@@ -90,7 +90,7 @@ def test_no_module_is_a_command_of_its_own() -> None:
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
     }
-    assert modules <= {"cli.py", "automation/instance.py", "storage/workers.py"}
+    assert modules <= {"cli.py", "storage/workers.py"}
     assert not list(PACKAGE.rglob("__main__.py"))
 
 

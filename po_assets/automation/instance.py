@@ -1,4 +1,4 @@
-"""Dagster's instance, as every command of ours opens it. `make ui` runs this file first, to have the history made.
+"""Dagster's instance, as every command of ours opens it.
 
 Dagster makes its databases in an empty DAGSTER_HOME without keeping other processes away: two that start at the same
 moment make the same tables, and one of them dies. So the first one makes them under a lock, and the others wait.
@@ -7,7 +7,6 @@ moment make the same tables, and one of them dies. So the first one makes them u
 import contextlib
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,21 +72,3 @@ def check_history() -> None:
         )
     if fault := history_fault(Path(home), OF_A_RUN):
         raise UserError(fault)
-
-
-def make_history() -> None:
-    """Make the databases before processes of Dagster itself open them, which take no lock.
-
-    Raises:
-        UserError: as `check_history` and `opened_instance`.
-    """
-    check_history()
-    with opened_instance():
-        pass
-
-
-if __name__ == "__main__":
-    try:
-        make_history()
-    except UserError as refused:
-        sys.exit(f"error: {refused}")

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from po_assets.automation.catch_up import root_tag
 from po_assets.automation.executors import NEVER_RETRIED, end_orphaned_runs, hold_root, process_tag
-from po_assets.automation.instance import check_history, make_history, opened_instance
+from po_assets.automation.instance import check_history, opened_instance
 from po_assets.automation.jobs import main_job
 from po_assets.automation.project import (
     REPOSITORY,
@@ -132,7 +132,8 @@ def _ui(options: argparse.Namespace) -> NoReturn:
     with listen("127.0.0.1", options.port) as free:  # else daemons that launch runs would go on without a UI
         port = str(free.getsockname()[1])
     _prepare(options)
-    make_history()  # Dagster's own processes, which all open it at once, take no lock to make its databases
+    with opened_instance():  # Dagster's own processes, which all open it at once, take no lock to make its databases
+        pass
     os.environ["PYTHONSAFEPATH"] = "1"  # a gql.py in the folder where this is started is not Dagster's
     command = [sys.executable, "-m", "dagster", "dev", "--module-name", "po_assets.definitions"]
     command += ["--working-directory", str(REPOSITORY), "--host", "127.0.0.1", "--port", port]

@@ -18,7 +18,7 @@ from upath import UPath
 from po_assets.automation import executors
 from po_assets.automation.catch_up import ROOT_TAG, gate_problem, made_elsewhere, refuse_below_failed_gate, root_tag
 from po_assets.automation.executors import PROCESS_TAG, process_tag
-from po_assets.automation.instance import make_history, opened_instance
+from po_assets.automation.instance import check_history, opened_instance
 from po_assets.automation.landing import new_teacher_data
 from po_assets.dag import Artifacts, read_gate
 from po_assets.definitions import defs
@@ -214,7 +214,7 @@ def test_a_history_opens_where_no_lock_can_be_had(tmp_path: Path, monkeypatch: p
         assert instance.get_run_records() == []
     monkeypatch.delenv("DAGSTER_HOME")
     with pytest.raises(UserError, match="DAGSTER_HOME is not set"):
-        make_history()
+        check_history()
 
 
 @pytest.mark.slow

@@ -17,8 +17,11 @@ import pytest
 import yaml
 from ray.job_submission import JobSubmissionClient
 
+from po_assets.automation import ray
 from po_assets.automation.ray import PASSED_ON, steps_at_once, unmet_needs
 from po_assets.dag.compute import POOL
+from po_assets.errors import UserError
+from po_assets.serving.server import listen
 from po_assets.storage import Layout
 from po_assets.training.student import adapter_problem
 from po_assets_tests.automation.live import wait_until
@@ -234,3 +237,11 @@ def test_whatever_the_environment_sets_for_a_step_reaches_it() -> None:
     }
     elsewhere = {"PO_EXECUTOR", "PO_EVAL_KEY", "PO_SERVE_KEY", "PO_NOTIFY_WEBHOOK_URL", "PO_NOTIFY_WARNINGS"}
     assert named - elsewhere == set(PASSED_ON)
+
+
+def test_a_ui_whose_port_is_taken_starts_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster's own start goes on without a page, and its daemons launch runs."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "local_head", pytest.fail)
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="Take another port with --port"):
+        ray.ui_on_ray(taken.getsockname()[1])
