@@ -20,8 +20,15 @@ from po_assets.errors import UserError, all_faults
 from po_assets.intake.formats import FINISHED, read_record
 from po_assets.intake.lines import Reason, Rejected, read_object
 from po_assets.intake.normalization import holds_anything, input_digest
-from po_assets.intake.record import TeacherRecord
-from po_assets.product_owner import STATUSES, read_alignment, read_status, read_yaml, requirement_entries
+from po_assets.intake.record import TeacherRecord, is_answer
+from po_assets.product_owner import (
+    STATUSES,
+    parse_answer,
+    read_alignment,
+    read_status,
+    read_yaml,
+    requirement_entries,
+)
 from po_assets.product_owner.documents import canonical_status, with_status
 from po_assets.product_owner.templates import BUILT_IN, Prompt
 from po_assets.storage import open_buffered
@@ -223,7 +230,7 @@ def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
         raise _FaultyCase(f"it must be a mapping, got {row!r:.60}")
     row = _with_documents_as_text(row)
     own = any(key in row for key in _REFERENCE) or (
-        "requirements_yaml" in row and not any(key in row for key in (*_TEACHERS_ANSWER, *FINISHED))
+        "requirements_yaml" in row and not any(key in row for key in _TEACHERS_ANSWER) and not _holds_answer(row)
     )
     case, concept_id, notes = _of_own_form(row) if own else _of_record(row)
     faults = [
@@ -250,6 +257,12 @@ def _read_case(row: Any) -> tuple[EvalCase, str, list[str]]:
     if faults:
         raise _FaultyCase(*faults)
     return replace(case, status=declared or reviewed), concept_id, notes
+
+
+def _holds_answer(row: Mapping[str, Any]) -> bool:
+    """Whether a finished answer, or one block of it, stands beside the columns."""
+    answers = (parse_answer(row[key]) for key in FINISHED if is_answer(row, key))
+    return any(answer.vision_yaml or answer.review_yaml for answer in answers)
 
 
 def _of_own_form(row: Mapping[str, Any]) -> tuple[EvalCase, str, list[str]]:

@@ -54,6 +54,8 @@ _ENDS = re.compile(rf"{_REASONS.pattern}|(?:is_|was_)?truncated|stopped_limit", 
 _ON_CALLS = "the answer rests on tool calls, which are not taken; only a user's text and the answer to it are read"
 _SHOWN = 100
 _KEY_SHOWN = 30
+_WITHIN = re.compile(r"[\w,(-][a-z0-9_,.;:!?)]|\s.|.\s", re.DOTALL)
+"""Two characters between which a text goes on."""
 
 
 @dataclass(frozen=True)
@@ -259,9 +261,10 @@ def _text(content: object, place: str, left_out: list[str], role: str) -> str | 
         elif kind in _CALLS:
             left_out.append(kind)
         elif kind in _TEXT_PARTS and isinstance(text, str):
-            glued = texts and not (texts[-1][-1:].isspace() or text[:1].isspace())
-            # A user's parts are paragraphs, and a fence begins a line; other parts may go on within a sentence.
-            texts.append(f"\n\n{text}" if glued and (role == "user" or text.startswith(("```", "~~~"))) else text)
+            # Parts are paragraphs, or go on in mid-sentence; an answer's end anywhere, but a fence begins a line.
+            within = texts and _WITHIN.fullmatch(texts[-1][-1:] + text[:1])
+            paragraph = role != "assistant" or text.startswith(("```", "~~~"))
+            texts.append(f"\n\n{text}" if texts and paragraph and not within else text)
         else:
             raise Rejected(Reason.SCHEMA, f"{place} holds a part of type {str(kind)[:40]!r}; only text is read")
     return "".join(texts)

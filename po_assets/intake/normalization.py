@@ -62,7 +62,8 @@ _NOTHING = re.compile(
 _ABOUT_ENTRY = frozenset(("id", "priority", "type", "category", "status"))
 """Keys of a requirement that ask for nothing by themselves."""
 _CUT_MARK = re.compile(
-    r"(?:[\[<](?:output |text )?(?:truncated|cut off|to be continued)\b[^\[\]<>\n]{0,60}[\]>]"
+    r"(?:[\[<](?:output |text )?(?:cut off|to be continued"
+    r"|truncated(?:[ :,]{1,2}(?:(?:at )?[0-9]|(?:after|because|by|due|for)\b)[^\[\]<>\n]{0,60})?)[\]>]"
     r"|\[(?:\.\.\.|\u2026)\])['\"]?\s*\Z",
     re.IGNORECASE,
 )

@@ -1,8 +1,9 @@
 """What a model wrote, before anyone reads it as YAML: reasoning, fenced blocks, and where YAML ends and prose begins.
 
-Fences follow CommonMark with two differences, both against gluing documents together: a closing fence is indented no
-more than its opening one (a fence inside a text stays text), and a labelled fence inside an open block says that the
-open one was never closed. Which blocks make an answer belongs to `answer`, what a prompt holds to `prompt_parts`.
+Fences follow CommonMark with three differences, all against gluing documents together: a closing fence is indented no
+more than its opening one (a fence inside a text stays text), marks and end tags may touch it, and a labelled fence
+inside an open block says that the open one was never closed. Which blocks make an answer belongs to `answer`, what a
+prompt holds to `prompt_parts`.
 """
 
 import re
@@ -50,12 +51,13 @@ _KINDS = ("channel", "think", "thought", "reason", "reflect", "scratch", "analys
 _COMMON_WORDS = re.compile(r"</?(?:analysis|critique|deliberation|draft|plan(?:ning)?)\b", re.IGNORECASE)
 """Names of tags that a document may hold as well, such as `the <plan>basic</plan> tariff`."""
 _LINE_END = re.compile(r"[^\S\n]*(?:\n|\Z)")
-_END_OF_TURN = re.compile(
-    r"(?:<[|｜][\w▁]{1,30}[|｜]>(?:assistant)?|\[\|\w{1,30}\|\]|\[/INST\]|</s>|<eos>|<end_of_turn>|<start_of_turn>model)\Z"
-)
+_TURN_MARK = r"<[|｜][\w▁]{1,30}[|｜]>|\[\|\w{1,30}\|\]|\[/INST\]|</s>|<eos>|<end_of_turn>"
 """Marks of a server or a chat template."""
-_MARKS = re.compile(r"(?:<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]|END|###|[\u200b-\u200d\u2060\ufeff])*")
-"""What may touch a closing fence: marks of any model, stop words (` END`), end tags, characters that nobody sees."""
+_END_OF_TURN = re.compile(rf"(?:<\|\w{{1,30}}\|>assistant|<start_of_turn>model|{_TURN_MARK})\Z")
+_BEHIND_FENCE = re.compile(
+    rf"(?:{_TURN_MARK}|</[\w-]{{1,30}}>|\[(?:[A-Z]{{2,10}}|\^?[0-9]{{1,3}})\]|END|###|[\u200b-\u200d\u2060\ufeff])*"
+)
+"""What may touch a closing fence: marks, end tags, stop words (` END`), footnotes, characters that nobody sees."""
 
 _INSTRUCTION = re.compile(
     r"(?:Answer|Respond|Reply|Return|Write|Produce|Output|Provide|Please|Follow|Use|Give|Generate|Create|Emit|Do not"
@@ -121,7 +123,7 @@ def fenced_blocks(lines: Sequence[str], *, most_indent: int = 3, glued: bool = F
                 opened = (indent, fence, info, number)
         elif fence and indent <= opened[0]:
             same = fence[0] == opened[1][0] and len(fence) >= len(opened[1])
-            if same and _MARKS.fullmatch(info) and not label_in(info.split("<")[0]):
+            if same and _BEHIND_FENCE.fullmatch(info) and not label_in(info.split("<")[0]):
                 blocks.append(_block(lines, blocks, opened, number, closed=True))
                 opened = None
             elif label_in(info) or (

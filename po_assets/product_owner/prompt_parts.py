@@ -50,7 +50,7 @@ _SPEAKER = re.compile(
 _TURN = re.compile(rf"(<[|\uff5c]\w{{1,30}}[|\uff5c]>|\[INST\])[ \t]*{_CONCEPT_FOLLOWS}", re.IGNORECASE)
 """A mark of a chat template that touches the first section."""
 _TAG_ALONE = re.compile(r"\n[ \t]*(?:</?([\w-]{1,30})>|[-=*_]{3,30}|<!--[^\n]{0,30}-->)\Z")
-_SURELY_ABOUT_ANSWERS = re.compile(r"\bfenced\b|\bYAML blocks\b|\bVISION\b.*\bREVIEW\b", re.DOTALL)
+_SURELY_ABOUT_ANSWERS = re.compile(r"\b(?:fenced|YAML) (?:YAML |code )?blocks\b|\bVISION\b[^.]{0,60}\bREVIEW\b")
 _ADDRESSES = re.compile(r"(?:Now|Please|Think|Remember|Do not|Don't|Never|Always|Make sure|Ensure|Keep|Cite)\b[ ,]")
 _COMMENT = re.compile(r"^#.*", re.MULTILINE)
 _FEWEST_KEYS = 3
@@ -69,15 +69,20 @@ def _foreign_parts(prompt: str) -> PromptParts:
         plain = dedent(plain)
     read = map(_unquoted, read_sections(lines_of(plain), notes))
     sections = [_unquoted(section) for section in _with_prose_put_back(read)]
-    sections = _without_last_example([one for section in sections for one in _parted(section)], notes)
+    sections = [one for section in sections for one in _parted(section)]
+    sections = _without_last_example(list(_without_names(sections)), notes)
     sections = list(_without_example_requirements(sections, notes))
     found = [(section, _text(section, notes, last=section is sections[-1])) for section in sections]
-    concepts = [text for section, text in found if section.name == CONCEPT and text]
-    requirements = [text for section, text in found if section.name == REQUIREMENTS and (text or section.cut)]
+    names = [section.name for section in sections]
+    task, first = _task(sections) if names.count(CONCEPT) > 1 else (0, 0)
+    # What the task names and leaves empty is missing: an example's does not take its place.
+    empty = set(names[first:]) - {section.name for section, text in found[first:] if text}
+    given = [(section, text) for section, text in found if section.name not in empty]
+    concepts = [text for section, text in given if section.name == CONCEPT and text]
+    requirements = [text for section, text in given if section.name == REQUIREMENTS and (text or section.cut)]
     documents = [text for text in requirements if not text or _holds_requirements(text)]
     beside = [text for text in requirements if documents and text not in documents]
     notes += [f"text beside the REQUIREMENTS was left out: {text[:SHOWN]!r}" for text in beside]
-    task, first = _task(sections) if len(concepts) > 1 else (0, 0)
     existing = [text for section, text in found[first:] if section.name == EXISTING_VISION]
     visions = [text for section, text in found[task:] if section.name == VISION and _is_vision(text)]
     if any(section.reviewed for section in sections[task:]):
@@ -119,6 +124,13 @@ def _parted(section: Section) -> Iterator[Section]:
     yield vision
 
 
+def _without_names(sections: Sequence[Section]) -> Iterator[Section]:
+    """Without a section that is only a name above the same name (`<concept>` above `# Concept`)."""
+    for section, name in zip(sections, [*(section.name for section in sections[1:]), ""], strict=False):
+        if section.name != name or section.started or section.fenced is not None:
+            yield section
+
+
 def _unquoted(section: Section) -> Section:
     """The section with the text between triple quotes as its fenced block."""
     text = "\n".join(section.lines).strip() if section.fenced is None else ""
@@ -131,8 +143,10 @@ def _unquoted(section: Section) -> Section:
 def _without_last_example(sections: list[Section], notes: list[str]) -> list[Section]:
     """Without the example that a prompt gives behind its task: it is called one, or it has its answer beside it."""
     concepts = [number for number, section in enumerate(sections) if section.name == CONCEPT]
+    asked = any(section.name == REQUIREMENTS for section in sections[: concepts[-1]]) if concepts else False
     examples = [
-        sections[start].example or any(section.reviewed or _is_answer(section) for section in sections[start:end])
+        sections[start].example
+        or any(section.reviewed or (asked and _is_answer(section)) for section in sections[start:end])
         for start, end in itertools.pairwise([*concepts, len(sections)])
     ]
     if not examples or not examples[-1] or all(examples):
@@ -204,7 +218,7 @@ def _text(section: Section, notes: list[str], *, last: bool) -> str:
     beside = section.after
     if not section.is_document:
         text = "\n".join([*section.lines, *([section.fenced] if section.fenced else [])]).strip()
-        if last:
+        if last and section.fenced is None:
             text, closing = _without_closing(text)
             beside = [*beside, *closing]
         text = without_outer_fence(_without_tags(text))

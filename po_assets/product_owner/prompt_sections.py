@@ -65,7 +65,8 @@ _DECORATED = re.compile(rf"[ \t]{{0,3}}[=*~\[-]{{1,20}} ?{_NAME}:? ?[=*~\]-]{{1,
 _ANNOUNCES_BY_NAME = {
     word: re.compile(
         rf"(?!#).{{0,60}}\b{word}\b.{{0,40}}[:\uff1a]"
-        rf"|(?:Here|Below|These|The following) (?:is|are) (?:\w+ ){{0,3}}{word}\b[^:.]{{0,40}}\.",
+        r"|(?:Here|Below|These|The following) (?:is|are) (?:all )?(?:the|its|our|their) "
+        rf"(?:\w+ )?{word}\b[^:.]{{0,40}}\.",
         re.IGNORECASE,
     )
     for word in ("requirements", "vision", "concept")
@@ -116,9 +117,14 @@ class Section:
         return self.name != CONCEPT
 
     @property
+    def is_bare(self) -> bool:
+        """Whether it is YAML that stands in no fence, as far as is known."""
+        return self.is_document and self.fenced is None
+
+    @property
     def is_open(self) -> bool:
         """Whether a line of YAML may follow."""
-        return self.is_document and self.fenced is None and self.started
+        return self.is_bare and self.started
 
 
 def announcement(section: Section, *patterns: re.Pattern[str]) -> list[str]:
@@ -234,14 +240,9 @@ def _begun_by_block(block: Block, current: Section | None, notes: list[str]) -> 
     if current is not None and current.name == REQUIREMENTS and _goes_on_in(block, current):
         current.fenced = f"{(current.fenced or '').rstrip()}\n{block.text}"
         return current
-    if (
-        not label
-        and current is not None
-        and current.is_document
-        and current.fenced is None
-        and (not current.is_open or _only_announces(current, block))
-    ):
-        section = current
+    bare = None if label or current is None or not current.is_bare else current
+    if bare is not None and (not bare.started or _only_announces(bare, block)):
+        section = bare
     else:
         label = label or block.label
         if not label or label == REVIEW:
@@ -256,6 +257,8 @@ def _begun_by_block(block: Block, current: Section | None, notes: list[str]) -> 
 def _goes_on_in(block: Block, document: Section) -> bool:
     """Whether a block holds more sections of the REQUIREMENTS whose first ones stand in a block before it."""
     if not document.fenced or not block.text or block.label not in {"", REQUIREMENTS} or block.info.startswith("json"):
+        return False
+    if _EXAMPLE.fullmatch(next((line for line in reversed(document.after) if line.strip()), "")):
         return False
     before, more = (set(read_yaml(text, unique_keys=False).value) for text in (document.fenced, block.text))
     return bool(before) and not before & more and not more.isdisjoint(REQUIREMENT_SECTIONS)
@@ -327,11 +330,20 @@ def _is_vision_form(document: Section) -> bool:
     return document.name == REQUIREMENTS or not keys.isdisjoint(VISION_KEYS)
 
 
+def _style(heading: re.Match[str]) -> tuple[str, bool, bool]:
+    """How a heading is marked, whatever its number, and whether it is in capitals and has a colon."""
+    return re.sub(r"[0-9.)\s]", "", heading["mark"]), heading["name"].isupper(), bool(heading["colon"])
+
+
 def _stands_out(match: re.Match[str], document: Section, *, marked: bool) -> bool:
-    """Whether a heading inside a document is one: there, `vision:` is a key as well, and `# Vision` a comment."""
+    """Whether a heading inside a document is one: there, `vision:` is a key as well, and `# Vision` a comment.
+
+    Another section's name that is marked just as the document's own is a heading.
+    """
     apart = not document.lines[-1].strip()
     other = document.name.removeprefix("EXISTING_") not in match["name"].upper()
-    if marked and other and (match["name"].isupper() or match["mark"].strip() != "#"):
+    own = _HEADING.fullmatch(document.heading) if marked and other else None
+    if own is not None and _style(own) == _style(match):
         return True
     if "REQUIREMENTS" in match["name"].upper() and not match["rest"] and not _is_vision_form(document):
         return True

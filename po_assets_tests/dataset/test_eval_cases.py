@@ -201,6 +201,7 @@ def test_all_faults_of_the_file_are_named_at_once(tmp_path: Path) -> None:
         case(5) | {"case_id": "other"},
         case(8) | {"status": "fine"},
         case(9, "good") | {"status": None},
+        INPUT | {"case_id": "mine", "output": "yes"},
     )
     with pytest.raises(UserError) as raised:
         read_eval_cases(path)
@@ -221,6 +222,7 @@ def test_all_faults_of_the_file_are_named_at_once(tmp_path: Path) -> None:
         "or the form of cases (case_id, tier, concept,",
         "line 12: status is 'fine', expected is one of aligned, needs_adjustment, conflicts",
         "line 13: the reference review's status is 'good', expected is one of ",
+        "line 14: unknown key 'output'; remove it",
         "case_id 'case-5' stands twice",
         "case 'other' has the same input as 'case-5'; remove one of them",
     ):

@@ -157,6 +157,11 @@ READ: list[tuple[dict[str, Any], str, str]] = [
     (chat(USER, THINKING), "chat", "left out of the messages: thinking"),
     # Parts that belong together without a line end between them.
     (chat(USER | {"content": PROMPT.split("\n\n")}, ANSWER | {"content": TEXT.partition("\n\n")[::2]}), "chat", ""),
+    (
+        chat(USER | {"content": [PROMPT[: PROMPT.index("onfirm")], PROMPT[PROMPT.index("onfirm") :]]}, ANSWER),
+        "chat",
+        "",
+    ),
     (chat(USER, ANSWER | {"weight": 1}), "chat", ""),
     (chat(USER, NOT_THE_ANSWER, USER, ANSWER), "chat", "2 earlier messages before the last question were not read"),
     (

@@ -79,7 +79,8 @@ def test_an_answer_that_says_it_was_cut_is_refused(mark: str) -> None:
     with pytest.raises(Rejected, match="the REVIEW ends in") as rejected:
         normalize(line_of(teacher_row({"review": f"{REVIEW.strip()} {mark}\n"})))
     assert rejected.value.reason == Reason.ANSWER_CUT
-    assert normalize(line_of(teacher_row({"vision": f"{VISION}notes: long names are shown (truncated)\n"})))
+    for notes in ("long names are shown (truncated)", "Orders [cut off at 5 pm]", "Show <truncated cone>"):
+        assert normalize(line_of(teacher_row({"vision": f"{VISION}notes: {notes}\n"})))
 
 
 def test_the_record_id_depends_on_the_line_alone() -> None:

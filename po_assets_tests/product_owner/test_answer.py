@@ -79,6 +79,13 @@ def test_blocks_are_found_however_models_fence_them(text: str) -> None:
     assert (str(parsed.vision_yaml).strip(), str(parsed.review_yaml).strip(), parsed.missing) == ("a: 1", "b: 2", ())
 
 
+@pytest.mark.parametrize("behind", ["<details>", "[link]", "python", "Ending", "<br>x"])
+def test_a_fence_with_other_text_behind_it_closes_nothing(behind: str) -> None:
+    """As in CommonMark, but for end tags and marks of models."""
+    vision = f"a: |\n```{behind}\n1"
+    assert parse_answer(blocks(vision)).vision_yaml == vision
+
+
 NONE = "the VISION block is missing, the REVIEW block is missing"
 OPEN = "the VISION block is not closed"
 

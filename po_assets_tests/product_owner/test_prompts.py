@@ -150,6 +150,7 @@ def test_rules_behind_the_requirements_are_left_out_and_named(rules: str, form: 
         "title: P\nnotes: |\n  ```yaml VISION\n  a: 1\n  ```\nconstraints: []",
         "title: P\ninput: concept notes\nconstraints:\n- id: C001\n  description: |\n    x\n    ---\n    </div>",
         "title: P\n\nRules:\n- Be fair\n\nconstraints:\n- id: C001\n  description: x",
+        "title: P\n# CONCEPT\nconstraints:\n- id: C001\n  description: x\n## Vision\nvision: first",
     ],
 )
 def test_no_requirement_is_lost(requirements: str) -> None:
@@ -299,6 +300,7 @@ def test_any_text_is_split_without_an_exception(text: str) -> None:
         "CONCEPT:\na\n" + "</task>\n" * 20_000 + "`" * 50_000,
         "CONCEPT:\n" + "\n\n \n" * 30_000 + "x",
         "CONCEPT:\nx\n\nREQUIREMENTS:\n" + "a line of prose\n```yaml\nfoo: 1\n```\n" * 20_000,
+        "CONCEPT:\nAnswer " + "VISION " * 30_000,
     ],
 )
 def test_no_prompt_takes_long(text: str) -> None:
@@ -431,6 +433,9 @@ def test_requirements_in_several_blocks_are_one_document() -> None:
     for between in ("", "### Others\n"):
         parts = split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n```yaml\n{first}```\n{between}```yaml\n{second}```")
         assert replace(parts, notes=()) == QUESTION
+    example = "Example of a constraint:\n```yaml\nconstraints:\n- id: C009\n```"
+    parts = split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n```yaml\n{first}```\n{example}")
+    assert parts.requirements_yaml == first.strip()
     sample = 'Cite as here:\n```yaml\n- id: FR001\n```\n```json\n{"constraints": []}\n```'
     parts = split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n```yaml\n{REQUIREMENTS}```\n{sample}")
     assert replace(parts, notes=()) == QUESTION
@@ -460,7 +465,9 @@ def test_a_closing_line_is_never_a_section(closing: str) -> None:
     assert split_prompt(f"CONCEPT: A planner\n\nREQUIREMENTS:\n\n{closing}").requirements_yaml is None
     assert split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\n\nCONCEPT:\n\n{closing}").concept is None
     assert split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\n\nCONCEPT:\nA planner\n\n{closing}").concept == "A planner"
-    assert split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\n\nCONCEPT:\nReview tool for YAML").concept is not None
+    for concept in ("Review tool for YAML", "Give each courier a fenced yard.", '"""\nA desk.\n\nAnswer in YAML.\n"""'):
+        parts = split_prompt(f"REQUIREMENTS:\n{REQUIREMENTS}\n\nCONCEPT:\n{concept}")
+        assert parts.concept == concept.strip('"\n')
 
 
 @pytest.mark.parametrize("lead", ["Here are its requirements:", "These are the requirements to review."])
@@ -471,7 +478,25 @@ def test_a_line_that_announces_the_requirements_is_no_part_of_the_concept(lead: 
     assert replace(parts, notes=()) == QUESTION
     assert parts.notes == (f"text beside the REQUIREMENTS was left out: {lead!r}",)
     concept = "A planner\n\nThis is our vision:\n\nVISION:\nBe first.\n\nThese requirements of law bind it."
-    assert split_prompt(f"CONCEPT:\n{concept}\n\n{form.format(REQUIREMENTS)}").concept == concept
+    for end in ("", "\nThese are hard requirements for a team.", "\n\nBelow are only soft requirements."):
+        assert split_prompt(f"CONCEPT:\n{concept}{end}\n\n{form.format(REQUIREMENTS)}").concept == concept + end
+
+
+@pytest.mark.parametrize("name", ["CONCEPT", "REQUIREMENTS"])
+def test_an_example_does_not_take_the_place_of_what_the_task_leaves_empty(name: str) -> None:
+    """Its concept beside the task's requirements would be a question that nobody asked."""
+    example = f"CONCEPT: A desk\nREQUIREMENTS:\ntitle: Desk\n\n{format_answer(VISION, REVIEW)}\n\n"
+    task = ASKED.replace("A planner" if name == "CONCEPT" else REQUIREMENTS, "")
+    parts = split_prompt(f"{example}{task}\n\n{CLOSING}")
+    assert (parts.concept if name == "CONCEPT" else parts.requirements_yaml) is None
+
+
+def test_a_vision_given_away_makes_no_example_of_the_only_task() -> None:
+    """Where the name of the concept stands twice, or is explained."""
+    given = f"REQUIREMENTS:\n{REQUIREMENTS}\n\nVISION:\n{VISION}"
+    for start in ("<concept>\n# Concept\nA planner\n</concept>", "CONCEPT: the idea\n\nCONCEPT: A planner"):
+        parts = split_prompt(f"{start}\n\n{given}")
+        assert replace(parts, notes=()) == replace(QUESTION, vision_yaml=VISION.strip())
 
 
 def test_a_template_of_dots_gives_no_vision_away() -> None:
@@ -520,10 +545,15 @@ def test_a_list_of_requirements_ends_before_the_closing_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "marks", ["# CONCEPT|# EXISTING VISION|# REQUIREMENTS", "## Concept|## Existing vision|## Requirements"]
+    "marks",
+    [
+        "# CONCEPT|# EXISTING VISION|# REQUIREMENTS",
+        "## 1. Concept|## 2. Existing vision|## 3. Requirements",
+        "# Concept|# Existing vision|# Requirements",
+    ],
 )
 def test_headings_need_no_blank_line_above(marks: str) -> None:
-    """In a document `# Vision` may be a comment; another section's name in capitals, or with more marks, is none."""
+    """In a document `# Vision` may be a comment; another section's name, marked as its own is, begins that section."""
     concept, existing, requirements = marks.split("|")
     expected = replace(QUESTION, existing_vision_yaml=VISION.strip())
     prompt = f"{concept}\nA planner\n{existing}\n{VISION}{requirements}\n{REQUIREMENTS}"
