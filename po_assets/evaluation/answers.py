@@ -22,12 +22,13 @@ from po_assets.model import ChatTemplate
 from po_assets.product_owner import parse_answer, validate_answer
 from po_assets.product_owner.grammar import GrammarLimits, answer_grammar, limits_of
 from po_assets.storage import digest_of, full_disk_named, is_local, replace_file
-from po_assets.text import Progress, shown
+from po_assets.text import Progress, duration, shown
 from po_assets.training.memory import memory_named
 
 Log = Callable[[str], None]
 
 _LOG_SECONDS = 15.0
+_TELLING_TOKENS = 10  # after so many of a batch the speed is that of writing
 _EXPECTED_TOKENS = 300  # of an answer, until the first is finished
 
 
@@ -230,9 +231,10 @@ class _Meter:
             mean = sum(self.finished) / len(self.finished) if self.finished else _EXPECTED_TOKENS
             waiting = max(self._answers - len(self.finished) - rows, 0)
             left = tokens_left(mean, running=rows, written=self.longest, waiting=waiting) / speed
+            # Before that, the time is that of the prompts.
+            told = f", about {duration(left)} left" if self.finished or self.longest >= _TELLING_TOKENS else ""
             self._progress.say(
-                f"{self._name}: {len(self.finished)} of {self._answers} answers, {speed:.0f} tokens/s, "
-                f"about {left:.0f} s left"
+                f"{self._name}: {len(self.finished)} of {self._answers} answers, {speed:.0f} tokens/s{told}"
             )
 
     def finish(self) -> None:

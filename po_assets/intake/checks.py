@@ -213,8 +213,9 @@ def rejected_share(found: TableEvidence) -> Verdict:
         False,
         f"{rejected:,} of {amount(landed, 'landed row')} ({share:.1%}) {verb(rejected, 'was', 'were')} rejected, "
         f"at most {most:.1%} may be: {reasons}.",
-        next_step="Run `po-assets rejected edit`, correct the lines in the file that it writes, and take them in with "
-        "`po-assets rejected land`. (They stand verbatim, with the reason, in distillation/po_teacher_rejected.jsonl.)"
+        next_step=f"Run `{found.layout.command('rejected edit')}`, correct the lines in the file that it writes, and "
+        f"take them in with `{found.layout.command('rejected land')}`. (They stand verbatim, with the reason, in "
+        "distillation/po_teacher_rejected.jsonl.)"
         + (" Nothing is trained on this data until then, or until max_rejected_share is raised." if above else ""),
         rows=outcomes.example_rows(Outcome.REJECTED),
         numbers=numbers,

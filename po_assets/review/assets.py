@@ -109,9 +109,10 @@ def review_candidates(
 ) -> dg.MaterializeResult[Any]:
     """Collect the candidates and write the review file, unless it holds edits that were not taken yet."""
     layout = artifacts.layout
-    refuse_edited(layout.review_file, "po-assets review land", "materialize review_candidates again")
+    command = layout.command("review land")
+    refuse_edited(layout.review_file, command, "materialize review_candidates again")
     found = collect(layout, curation, selection.score_tolerance)
-    write_review_file(layout.review_file, found.candidates)
+    write_review_file(layout, found.candidates)
     for note in found.notes:
         context.log.warning(note)
     table = [
@@ -126,7 +127,7 @@ def review_candidates(
     metadata: dict[str, Any] = {
         "review_file": place(layout.review_file),
         "next_step": "Correct answers in the review file, or write `verdict: right` where they need no correction, "
-        "then run: po-assets review land",
+        f"then run: {command}",
     }
     for kind in KINDS:
         metadata[f"{kind}s"] = sum(one.kind == kind for one in found.candidates)

@@ -43,7 +43,7 @@ _HEADER = """\
 # Correct `row` (or `text`, where the line is not JSON). Leave everything else as it is; an entry that you delete or
 # leave unchanged stays rejected. Then
 #
-#     po-assets rejected land
+#     {command}
 #
 # checks all corrected lines before it lands any, as a new file in incoming/, and takes the old ones out of theirs.
 """
@@ -68,7 +68,8 @@ def export_rejected(layout: Layout) -> UPath:
         UserError: nothing was normalized yet, no line is rejected that could be corrected, or the file holds edits.
     """
     path = rejected_file(layout)
-    refuse_edited(path, "po-assets rejected land", "write it anew")
+    command = layout.command("rejected land")
+    refuse_edited(path, command, "write it anew")
     editable = (record for record in _quarantine(layout) if "only_the_first_bytes" not in record)
     whole = list(islice((record for record in editable if record.get("text", "").strip()), MOST_ENTRIES + 1))
     if not whole:
@@ -78,7 +79,7 @@ def export_rejected(layout: Layout) -> UPath:
             + (", none of them readable as text. See distillation/po_teacher_rejected.jsonl." if rejected else ".")
         )
     more = f"Only the first {MOST_ENTRIES} are here." if len(whole) > MOST_ENTRIES else ""
-    write_entries(path, _HEADER.format(more=more), [_entry(record) for record in whole[:MOST_ENTRIES]])
+    write_entries(path, _HEADER.format(more=more, command=command), [_entry(record) for record in whole[:MOST_ENTRIES]])
     return path
 
 
@@ -90,7 +91,7 @@ def land_rejected(layout: Layout, say: Callable[[str], object]) -> int:
             nothing was landed.
     """
     path = rejected_file(layout)
-    entries = read_entries(path, "Write it with `po-assets rejected edit`.")
+    entries = read_entries(path, f"Write it with `{layout.command('rejected edit')}`.")
     originals = {_place(record): record for record in _quarantine(layout)}
     corrected: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
     faults, unchanged, places = list[str](), 0, set[str]()
@@ -131,7 +132,7 @@ def edit_rejected(layout: Layout, say: Callable[[str], object]) -> int:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if editor and sys.stdin.isatty():
         subprocess.run([*shlex.split(editor), str(path)], check=False)  # noqa: S603 - the user's own editor
-    say(f"The rejected lines stand in {path}. Correct them, then run, with the same options: po-assets rejected land")
+    say(f"The rejected lines stand in {path}. Correct them, then run: {layout.command('rejected land')}")
     return 0
 
 

@@ -38,7 +38,7 @@ _HEADER = """\
 # what it is and is not shown again. Leave everything else as it is; an entry that you delete, or leave unchanged
 # without a verdict, stays what it is and comes back next time. Then
 #
-#     po-assets review land
+#     {command}
 #
 # checks all entries before it takes any.
 #   teacher_row      lands in incoming/ as a new row that replaces the old one; the row ledger says by which line.
@@ -134,8 +134,8 @@ def read_approved(layout: Layout) -> set[Approved]:
     return found
 
 
-def write_review_file(path: UPath, candidates: Sequence[Entry]) -> None:
-    """Write the candidates, in one step."""
+def write_review_file(layout: Layout, candidates: Sequence[Entry]) -> None:
+    """Write the candidates into the review file, in one step."""
     entries = []
     for one in candidates:
         entry = {"candidate": one.kind, "id": one.identifier, "from": one.place, "why": list(one.why), "verdict": ""}
@@ -144,7 +144,7 @@ def write_review_file(path: UPath, candidates: Sequence[Entry]) -> None:
         entry |= {"vision": f"{plain(one.vision)}\n", "review": f"{plain(one.review)}\n"}
         entry |= {"student_answer": f"{plain(one.student_answer)}\n"} if one.student_answer else {}
         entries.append(entry)
-    write_entries(path, _HEADER, entries)
+    write_entries(layout.review_file, _HEADER.format(command=layout.command("review land")), entries)
 
 
 def read_review_file(path: UPath) -> list[Entry]:

@@ -7,6 +7,7 @@ here can reach.
 
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -99,6 +100,16 @@ class Layout:
         files = (self.raw, self.eval_cases, self.adapter, self.synthetic_conflicts)
         return (self.incoming, *(file.parent for file in files))
 
+    def command(self, words: str) -> str:
+        """`po-assets` with these words, as it works on these artifacts: others than the default's have to be named."""
+        root = str(self.root) if "://" in str(self.root) else str(Path(self.root).absolute())
+        if root == beside_the_code():
+            return f"po-assets {words}"
+        if "://" in root:
+            return f"{ROOT_VARIABLE}={shlex.quote(root)} po-assets {words}"
+        # A project's settings lie beside its artifacts.
+        return f"po-assets {words} --data {shlex.quote(root.removesuffix('/artifacts'))}"
+
     def table(self, asset: str) -> UPath:
         """The JSONL file of a tabular asset.
 
@@ -121,10 +132,15 @@ class Layout:
 
 
 def default_root() -> str:
-    """`PO_ARTIFACTS_ROOT`, or `artifacts/` of the repository; of the current folder where the package is installed."""
+    """`PO_ARTIFACTS_ROOT`, or the artifacts beside the code."""
+    return os.environ.get(ROOT_VARIABLE) or beside_the_code()
+
+
+def beside_the_code() -> str:
+    """`artifacts/` of the repository; of the current folder where the package is installed."""
     repository = Path(__file__).resolve().parents[2]
     beside = repository if (repository / "pyproject.toml").is_file() else Path.cwd()
-    return os.environ.get(ROOT_VARIABLE) or str(beside / "artifacts")
+    return str(beside / "artifacts")
 
 
 def artifact_root(root: str) -> UPath:

@@ -106,7 +106,8 @@ def train(
     made = f", {len(comparisons):,} comparisons and {len(documents):,} documents of lessons" if len(rows) > own else ""
     progress.say(
         f"Training on {_shown_rows(steps, own)}{made} in {amount(len(steps), 'step')} of "
-        f"{amount(recipe.rows_per_step, 'row')} ({recipe.epochs:g} epochs); {engine.description}."
+        f"{amount(recipe.rows_per_step, 'row')} ({recipe.epochs:g} epochs"
+        f"{', in which documents count as rows' if documents else ''}); {engine.description}."
         + (f" Held out for the validation loss: {amount(len(held), 'row')} of other prompts." if held else "")
     )
     with _algorithms(recipe), checkpoints or contextlib.nullcontext(), engine:

@@ -68,7 +68,7 @@ def layout(landed: Layout, tmp_path: Path) -> Layout:
 
 def collected(layout: Layout, **settings: Any) -> Collected:
     found = collect(layout, ReviewSettings(**settings), 0.005)
-    write_review_file(layout.review_file, found.candidates)
+    write_review_file(layout, found.candidates)
     return found
 
 
@@ -131,7 +131,7 @@ def test_the_review_file_shows_documents_as_they_are(layout: Layout) -> None:
     """Block scalars without escapes, and the way to land them in the first lines; it reads back to the same."""
     candidates = collected(layout).candidates
     text = layout.review_file.read_text()
-    assert "po-assets review land" in text.split("- candidate")[0]
+    assert layout.command("review land") in text.split("- candidate")[0]
     assert "  review: |\n    status: " in text
     assert "\\n" not in text
     for one, entry in zip(candidates, read_review_file(layout.review_file), strict=True):

@@ -143,7 +143,7 @@ def test_the_command_says_what_comes_next(layout: Layout, monkeypatch: pytest.Mo
     monkeypatch.setenv("EDITOR", "false")
     told: list[str] = []
     assert edit_rejected(layout, told.append) == 0
-    assert told[0].endswith("Correct them, then run, with the same options: po-assets rejected land")
+    assert told[0].endswith(f"Correct them, then run: po-assets rejected land --data {layout.root}")
     layout.rejected.unlink()
     with pytest.raises(UserError, match="Materialize normalized_teacher first"):
         edit_rejected(layout, told.append)

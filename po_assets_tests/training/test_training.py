@@ -161,7 +161,7 @@ def test_lessons_take_the_place_of_rows_and_the_first_line_says_of_how_many(tiny
     lines: list[str] = []
     recipe, rows = tiny_recipe(tiny), tiny_rows(tiny)
     train(tiny_student(tiny, recipe), rows, recipe, Progress(lines.append), documents=[*rows, *rows[:6]])
-    told = "Training on 6 of 12 rows, 0 comparisons and 18 documents of lessons in 6 steps of 4 rows (2 epochs)"
+    told = "Training on 6 of 12 rows, 0 comparisons and 18 documents of lessons in 6 steps of 4 rows (2 epochs, in which documents count as rows)"
     assert lines[0].startswith(told)
     assert "epoch 0.50" in lines[-1]
 
