@@ -228,9 +228,12 @@ def _text(section: Section, notes: list[str], *, last: bool) -> str:
         lines, behind = _at_the_margin(section.lines)
         text, rest = yaml_part(lines)
         beside = [*beside, *rest, *behind]
-        if last and (not read_yaml(text).value or _closes(text, alone=True)):
+        is_prose = not read_yaml(text).value
+        if last and (is_prose or _closes(text, alone=True)):
             text, closing = _without_closing(text)
             beside = [*closing, *beside]
+        if is_prose:
+            text = _without_tags(text)
         first, _, rest_of_text = text.partition("\n\n")
         if first.strip().lower() in _NOTHING:
             text, beside = "", [rest_of_text, *beside]
@@ -273,6 +276,9 @@ def _without_tags(text: str) -> str:
 
 def _without_closing(text: str) -> tuple[str, list[str]]:
     """The text, and the instructions about the answer that end it, or are all of it."""
+    before, _, line = text.rpartition("\n")
+    if CUE.fullmatch(line):
+        text = f"{before}\n\n{line}"
     parts = re.split(r"(\n[ \t]*\n\s*)", text)
     end = len(parts)
     while end > 0 and _closes(parts[end - 1], alone=end == 1):

@@ -470,6 +470,22 @@ def test_a_closing_line_is_never_a_section(closing: str) -> None:
         assert parts.concept == concept.strip('"\n')
 
 
+def test_a_line_across_or_a_last_cue_is_no_part_of_a_text() -> None:
+    """Of a vision in prose, or of a concept, without a blank line above it."""
+    expected = replace(QUESTION, existing_vision_yaml="Be first.")
+    concept, requirements, existing = (
+        "CONCEPT:\nA planner",
+        f"REQUIREMENTS:\n{REQUIREMENTS}",
+        "EXISTING_VISION:\nBe first.",
+    )
+    for prompt in (
+        f"{concept}\n\n{existing}\n\n---\n\n{requirements}",
+        f"{concept}\n\n{requirements}\n\n{existing}\nOutput:",
+        f"{requirements}\n\n{existing}\n\n{concept}\nAnswer:",
+    ):
+        assert replace(split_prompt(prompt), notes=()) == expected
+
+
 @pytest.mark.parametrize("lead", ["Here are its requirements:", "These are the requirements to review."])
 @pytest.mark.parametrize("form", ["REQUIREMENTS:\n{}", "```yaml REQUIREMENTS\n{}```", "```yaml\n{}```"])
 def test_a_line_that_announces_the_requirements_is_no_part_of_the_concept(lead: str, form: str) -> None:
