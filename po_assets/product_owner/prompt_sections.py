@@ -338,17 +338,18 @@ def _style(heading: re.Match[str]) -> tuple[str, bool, bool]:
 def _stands_out(match: re.Match[str], document: Section, *, marked: bool) -> bool:
     """Whether a heading inside a document is one: there, `vision:` is a key as well, and `# Vision` a comment.
 
-    Another section's name that is marked just as the document's own is a heading.
+    Another section's name that is marked just as the document's own is a heading; `# Concept` in REQUIREMENTS is none.
     """
     apart = not document.lines[-1].strip()
     other = document.name.removeprefix("EXISTING_") not in match["name"].upper()
-    own = _HEADING.fullmatch(document.heading) if marked and other else None
+    foreign = document.name != REQUIREMENTS or bool(match["old"])
+    sure = foreign or match["name"].isupper() or match["mark"].strip() != "#"
+    own = _HEADING.fullmatch(document.heading) if marked and other and sure else None
     if own is not None and _style(own) == _style(match):
         return True
     if "REQUIREMENTS" in match["name"].upper() and not match["rest"] and not _is_vision_form(document):
         return True
     if marked or not match["name"].isupper():
         capital = match["name"][0].isupper() and document.plain
-        foreign = document.name != REQUIREMENTS or bool(match["old"])
         return apart and (marked or capital or foreign)
     return True

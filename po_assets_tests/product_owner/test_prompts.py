@@ -576,6 +576,8 @@ def test_headings_need_no_blank_line_above(marks: str) -> None:
     assert split_prompt(prompt) == expected
     commented = VISION.replace("target_users", "# Vision\ntarget_users").strip()
     assert split_prompt(prompt.replace(VISION.strip(), commented)).existing_vision_yaml == commented
+    commented = REQUIREMENTS.replace("constraints", "# Concept\nconstraints").strip()
+    assert split_prompt(f"# Concept\nA planner\n# Requirements\n{commented}").requirements_yaml == commented
 
 
 def test_a_prompt_may_be_indented_as_a_whole() -> None:
