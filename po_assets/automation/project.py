@@ -131,9 +131,9 @@ def settings_page(kinds: Mapping[str, type[Settings]]) -> str:
         "(`settings.yaml` of a project folder, `--config`, or what `PO_SETTINGS` names), resource by resource:",
         "",
         *("```yaml", "selection:", "  min_score: 0.9", "```", ""),
-        "Wrong names and values are refused before the first step: all those of a file at once, in the Launchpad those",
-        "of one resource. *Remade*: whether what was made with another value is out of date (rows, adapter, answers, or",
-        "a verdict); where it says no, at most a check or a part of a report changes.",
+        "Wrong names and values are refused before the first step: all those of a file at once, in the Launchpad",
+        "those of one resource. *Remade*: whether what was made with another value is out of date (rows, adapter,",
+        "answers, or a verdict); where it says no, at most a check or a part of a report changes.",
     ]
     for name, kind in kinds.items():
         profiles = _by_profile(name, kind)
