@@ -231,7 +231,7 @@ BECOME_NOBODY = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)
 @OTHER_USER
 @pytest.mark.parametrize("what", ["the folder", "its databases"])
 def test_a_history_of_another_user_is_one_sentence(open_path: Path, what: str) -> None:
-    """As after a run with sudo; asked of the command, and of what `make ui` asks first."""
+    """As after a run with sudo; asked of both commands, `ui` before it becomes Dagster's process."""
     home, root = open_path / "home", open_path / "artifacts"
     (home / "history").mkdir(parents=True)
     (home / "history" / "runs.db").touch()
@@ -240,13 +240,9 @@ def test_a_history_of_another_user_is_one_sentence(open_path: Path, what: str) -
         os.chown(path, 65534, 65534)
     before = files_below(open_path)
     environment = {**os.environ, "DAGSTER_HOME": str(home), "PO_ARTIFACTS_ROOT": str(root), "HOME": str(root)}
-    run = ("import sys, po_assets.automation.run, po_assets.definitions", "sys.exit(po_assets.cli.main(['run']))")
-    ui = (
-        "import pkgutil, runpy; from po_assets.automation import instance",
-        "runpy.run_path(instance.__file__, run_name='__main__')",
-    )
-    for imports, command in (run, ui):
-        code = f"import po_assets.cli; {imports}; {BECOME_NOBODY}; {command}"
+    imports = "import sys, po_assets.cli, po_assets.automation.run, po_assets.definitions, po_assets.serving.server"
+    for command in (["run"], ["ui", "--port", "0"]):
+        code = f"{imports}; {BECOME_NOBODY}; sys.exit(po_assets.cli.main({command}))"
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=False
         )
