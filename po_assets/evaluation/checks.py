@@ -123,9 +123,9 @@ def case_count(found: Evidence) -> Verdict:
         value=str(cases),
         summary=f"{amount(cases, 'case')} {verb(cases, 'was', 'were')} evaluated, {'' if exact else 'at least '}"
         f"{wanted} {verb(wanted, 'is', 'are')} wanted.",
-        next_step=f"Give artifacts/evaluation/po_eval_cases.jsonl its {wanted} cases and materialize eval_cases: with "
-        "fewer, a difference of 0.03 cannot be told from chance. For cases of your own, give the gate a profile of "
-        "your own (resource `gate`: name, case_count).",
+        next_step=f"Give evaluation/po_eval_cases.jsonl (in a project: cases/) its {wanted} cases and materialize "
+        "eval_cases: with fewer, a difference of 0.03 cannot be told from chance. For cases of your own, give the gate "
+        "a profile of your own (resource `gate`: name, case_count).",
         numbers={"cases": cases},
     )
 
