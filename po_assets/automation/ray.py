@@ -220,11 +220,10 @@ def add_ui_ray(parser: argparse.ArgumentParser) -> None:
 
 def ui_on_ray(port: int) -> int:
     """Start Ray, then the Dagster UI on it; both end together."""
-    from po_assets.serving.server import listen
+    from po_assets.serving.server import free_port
 
     check_history()
-    with listen("127.0.0.1", port) as free:  # else daemons that launch runs would go on without a UI
-        port = free.getsockname()[1]
+    port = free_port(port)  # as `po-assets ui` does
     # A shell's background job starts with SIGINT ignored, and so would the UI, which then could not be ended.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with local_head() as url:

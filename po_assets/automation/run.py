@@ -127,10 +127,9 @@ def _enter(options: argparse.Namespace, enter: Callable[[Path, Path | None], obj
 
 def _ui(options: argparse.Namespace) -> NoReturn:
     """Become Dagster's webserver, daemon and code server; they end with Ctrl-C, or as this process is told to."""
-    from po_assets.serving.server import listen
+    from po_assets.serving.server import free_port
 
-    with listen("127.0.0.1", options.port) as free:  # else daemons that launch runs would go on without a UI
-        port = str(free.getsockname()[1])
+    port = str(free_port(options.port))  # on one that is taken, daemons that launch runs would go on without a UI
     _prepare(options)
     with opened_instance():  # Dagster's own processes, which all open it at once, take no lock to make its databases
         pass

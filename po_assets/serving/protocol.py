@@ -104,10 +104,9 @@ def read_question(content: bytes, served: str) -> Asked:
     if not isinstance(body, dict):
         raise Refused(400, "The body must be a JSON object.")
     for message in body["messages"] if isinstance(body.get("messages"), list) else ():
-        for name in (
-            [name for name, value in message.items() if value in (None, [])] if isinstance(message, dict) else ()
-        ):
-            del message[name]  # null and an empty list (tool_calls) are absent
+        if isinstance(message, dict):  # null and an empty list (tool_calls) are absent
+            for name in [name for name, value in message.items() if value in (None, [])]:
+                del message[name]
     try:
         asked = Asked.model_validate(_fields(body))
     except ValidationError as error:

@@ -350,6 +350,12 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def free_port(port: int) -> int:
+    """The port, or for 0 a free one, at which nobody on this machine listens now. Raises `UserError` as `listen`."""
+    with listen("127.0.0.1", port) as listening:
+        return int(listening.getsockname()[1])
+
+
 def serve(
     engine: ModelEngine,
     listening: socket.socket,
